@@ -1,0 +1,2 @@
+//! The laelaps process.
+fn main() {}
