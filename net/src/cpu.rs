@@ -1,0 +1,233 @@
+//! How many core threads this process should run, and whether to pin them.
+//!
+//! ```text
+//!   affinity   sched_getaffinity: the CPUs we may run on
+//!   quota      cgroup v2 cpu.max, or v1 cpu.cfs_quota_us / cpu.cfs_period_us, from our own group
+//!              up to the root, the smallest wins; none visible = none
+//!   threads  = floor(min(|affinity|, quota)), at least 1; one less where there is a quota of 4 or
+//!              more, so that HTTP, telemetry and the kernel's workers don't get the cores throttled
+//!   pin      = the process has the CPUs of its set for itself: fewer than the machine has, and a
+//!              quota, if any, of just as many
+//! ```
+//!
+//! Invariant: what is read is reported next to what was decided.
+//!
+//! Failure: a file that can't be read or makes no sense counts as "no limit"; a pin that the kernel
+//! refuses is an error for the caller to log, nothing worse.
+
+#![expect(unsafe_code, reason = "sched_getaffinity and sched_setaffinity have no safe form in std")]
+
+use std::fs;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::path::{Path, PathBuf};
+
+/// What the machine offers and what follows from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CpuPlan {
+    /// The CPUs this process may run on, ascending; never empty.
+    pub affinity: Vec<usize>,
+    /// CPUs' worth of time that the control group allows, if it limits it.
+    pub quota: Option<f64>,
+    /// Core threads to run by default, at least 1.
+    pub threads: usize,
+    /// Whether to pin thread `i` to `affinity[i]`.
+    pub pin: bool,
+}
+
+impl CpuPlan {
+    /// Looks at this process.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell the affinity.
+    pub fn detect() -> io::Result<Self> {
+        let affinity = affinity()?;
+        let quota = fs::read_to_string("/proc/self/cgroup")
+            .ok()
+            .and_then(|groups| quota(Path::new("/sys/fs/cgroup"), &groups));
+        let machine =
+            online_cpus(&fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default());
+        Ok(Self::decide(affinity, quota, machine))
+    }
+
+    fn decide(affinity: Vec<usize>, quota: Option<f64>, machine: Option<usize>) -> Self {
+        let cpus = affinity.len();
+        let threads = match quota {
+            // A quota is positive and finite (see `ratio`), so the cast keeps its floor.
+            Some(quota) if quota < cpus as f64 => (quota.floor() as usize).max(1),
+            Some(_) | None => cpus,
+        };
+        let threads = if quota.is_some_and(|quota| quota >= 4.0) && threads > 1 {
+            threads - 1
+        } else {
+            threads
+        };
+        let own_set = machine.is_some_and(|machine| cpus < machine);
+        let whole_quota = quota.is_none_or(|quota| quota == cpus as f64);
+        Self { affinity, quota, threads, pin: own_set && whole_quota }
+    }
+}
+
+/// Pins the calling thread to one CPU.
+///
+/// # Errors
+/// There is no such CPU, or the process may not use it.
+pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    if cpu >= 8 * size_of::<libc::cpu_set_t>() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no such CPU"));
+    }
+    // SAFETY: a cpu_set_t is an array of integers, for which zero is a value.
+    let set_ref = unsafe { set.assume_init_mut() };
+    // SAFETY: `cpu` was checked to be inside the set.
+    unsafe { libc::CPU_SET(cpu, set_ref) };
+    // SAFETY: the pointer and the size are those of a live cpu_set_t; 0 is the calling thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set_ref) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn affinity() -> io::Result<Vec<usize>> {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    // SAFETY: the pointer and the size are those of a live cpu_set_t; 0 is the calling thread.
+    let result =
+        unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was zeroed, and zero is a value of an array of integers.
+    let set = unsafe { set.assume_init() };
+    let cpus = (0..8 * size_of::<libc::cpu_set_t>())
+        // SAFETY: `cpu` is inside the set.
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect::<Vec<_>>();
+    assert!(!cpus.is_empty(), "a running thread runs on some CPU");
+    Ok(cpus)
+}
+
+/// The smallest quota of our control groups, in CPUs. `groups` is `/proc/self/cgroup`.
+fn quota(root: &Path, groups: &str) -> Option<f64> {
+    let mut smallest: Option<f64> = None;
+    for line in groups.lines() {
+        // hierarchy:controllers:path; version 2 has number 0 and no controllers.
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (base, read): (PathBuf, fn(&Path) -> Option<f64>) = if controllers.is_empty() {
+            (root.to_owned(), quota_v2)
+        } else if controllers.split(',').any(|controller| controller == "cpu") {
+            let joint = root.join(controllers);
+            (if joint.is_dir() { joint } else { root.join("cpu") }, quota_v1)
+        } else {
+            continue;
+        };
+        // A private namespace shows paths that aren't there: those levels say nothing.
+        for level in Path::new(path.trim_start_matches('/')).ancestors() {
+            if let Some(found) = read(&base.join(level)) {
+                smallest = Some(smallest.map_or(found, |least| least.min(found)));
+            }
+        }
+    }
+    smallest
+}
+
+fn quota_v2(group: &Path) -> Option<f64> {
+    let text = fs::read_to_string(group.join("cpu.max")).ok()?;
+    let (quota, period) = text.trim().split_once(' ')?;
+    ratio(quota, period)
+}
+
+fn quota_v1(group: &Path) -> Option<f64> {
+    let quota = fs::read_to_string(group.join("cpu.cfs_quota_us")).ok()?;
+    let period = fs::read_to_string(group.join("cpu.cfs_period_us")).ok()?;
+    ratio(quota.trim(), period.trim())
+}
+
+/// `max` and `-1` are no limit.
+fn ratio(quota: &str, period: &str) -> Option<f64> {
+    let quota = quota.parse::<u32>().ok()?;
+    let period = period.parse::<u32>().ok()?;
+    (quota > 0 && period > 0).then(|| f64::from(quota) / f64::from(period))
+}
+
+/// How many CPUs a list such as `0-3,6` names.
+fn online_cpus(list: &str) -> Option<usize> {
+    list.trim().split(',').try_fold(0, |sum, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        Some(sum + last.checked_sub(first)? + 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(cpus: usize, quota: Option<f64>, machine: usize) -> (usize, bool) {
+        let plan = CpuPlan::decide((0..cpus).collect(), quota, Some(machine));
+        (plan.threads, plan.pin)
+    }
+
+    #[test]
+    fn threads_follow_the_smaller_of_affinity_and_quota() {
+        assert_eq!(plan(8, None, 8), (8, false));
+        assert_eq!(plan(8, Some(0.5), 8), (1, false));
+        assert_eq!(plan(8, Some(3.9), 8), (3, false));
+        assert_eq!(plan(8, Some(4.0), 8), (3, false));
+        assert_eq!(plan(2, Some(4.0), 8), (1, false));
+        assert_eq!(plan(1, Some(64.0), 8), (1, false));
+    }
+
+    #[test]
+    fn only_a_set_of_its_own_is_pinned() {
+        assert_eq!(plan(2, None, 8), (2, true));
+        assert_eq!(plan(2, Some(2.0), 8), (2, true));
+        assert_eq!(plan(2, Some(1.5), 8), (1, false));
+        assert!(!CpuPlan::decide(vec![0], None, None).pin);
+    }
+
+    #[test]
+    fn this_process_has_a_plan() {
+        let plan = CpuPlan::detect().unwrap();
+        assert!(plan.threads >= 1 && plan.threads <= plan.affinity.len());
+    }
+
+    #[test]
+    fn a_thread_can_be_pinned() {
+        let cpu = *CpuPlan::detect().unwrap().affinity.last().unwrap();
+        let thread = std::thread::Builder::new().name("pin".to_owned()).spawn(move || {
+            pin_current_thread(cpu).unwrap();
+            affinity().unwrap()
+        });
+        assert_eq!(thread.unwrap().join().unwrap(), [cpu]);
+        assert!(pin_current_thread(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn the_smallest_quota_on_the_way_up_wins() {
+        let root = std::env::temp_dir().join(format!("net-cgroup-{}", std::process::id()));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/cpu.max"), "150000 100000\n").unwrap();
+        fs::write(root.join("a/b/cpu.max"), "max 100000\n").unwrap();
+        assert_eq!(quota(&root, "0::/a/b\n"), Some(1.5));
+        assert_eq!(quota(&root, "0::/elsewhere\n"), None);
+        fs::create_dir_all(root.join("cpu,cpuacct/pod")).unwrap();
+        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_quota_us"), "-1\n").unwrap();
+        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_period_us"), "100000\n").unwrap();
+        let groups = "5:memory:/pod\n4:cpu,cpuacct:/pod\nnonsense\n";
+        assert_eq!(quota(&root, groups), None);
+        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_quota_us"), "50000\n").unwrap();
+        assert_eq!(quota(&root, groups), Some(0.5));
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn cpu_lists_are_counted() {
+        assert_eq!(online_cpus("0-3,6\n"), Some(5));
+        assert_eq!(online_cpus("0"), Some(1));
+        assert_eq!(online_cpus(""), None);
+        assert_eq!(online_cpus("3-1"), None);
+    }
+}

