@@ -1,1 +1,45 @@
-//! One shard's log, sans-IO.
+//! One shard's log, sans-IO: records go in, disk operations come out, completions make them durable.
+//!
+//! ```text
+//!              append                    poll_disk                  handle_disk
+//!   Record ------------> open batch ---> sealed ---> in flight ---> durable prefix
+//!                        (collects)      DiskOp::Write, data-synced     durable()
+//!
+//!   Format  -> an empty directory becomes a log       (before the first start)
+//!   Recovery -> the records of a log, then a Journal  (each start)
+//!   Journal -> append, commit, recycle                (while it runs)
+//!   inspect -> what a segment's bytes say             (offline tools)
+//! ```
+//!
+//! Nothing here does I/O, reads a clock, or draws a random number: the host does, and hands in what
+//! came of it. `docs/internals/journal-format.md` has every byte, and the failure analysis.
+//!
+//! Reading order: `lsn`, `identity`, `record`, `batch`, `segment`, `superblock`, `journal`,
+//! `commit`, `space`, `recovery`.
+
+#![forbid(unsafe_code)]
+
+mod block_buf;
+mod disk;
+mod format;
+mod identity;
+mod journal;
+pub mod limits;
+mod lsn;
+mod record;
+mod recovery;
+mod superblock;
+
+pub use block_buf::BlockBuf;
+pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
+pub use format::{Format, FormatError};
+pub use identity::{Chain, LogSeed};
+pub use journal::{
+    AppendError, Appended, Config, Journal, Poison, PoisonCause, SegmentInfo, Urgency,
+};
+pub use lsn::{
+    Epoch, Incarnation, JournalUuid, LogId, Lsn, QueueId, Sequence, ShardId, Slot, Term,
+};
+pub use record::{Level, Origin, Parts, Record, RecordError, RecordFlags, RecordKind};
+pub use recovery::{Evidence, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated};
+pub use superblock::{Geometry, NodeState, NodeSuperblock, SuperblockError};

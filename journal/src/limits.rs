@@ -1,0 +1,93 @@
+//! Every bound of the format and of the commit path, checked against each other at compile time.
+//!
+//! What is marked *format* is read by every later version and never changes; the rest are choices.
+
+use std::time::Duration;
+
+/// The version written in every header. *Format.* 0 until the format is frozen; then 1.
+pub const FORMAT_VERSION: u16 = 0;
+
+/// Unit of alignment, of tearing and of padding. *Format.*
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Bytes of the header that stands at the start of each segment: one block. *Format.*
+pub const SEGMENT_HEADER_BYTES: u64 = BLOCK_BYTES as u64;
+
+/// Bytes of a batch's header. *Format.*
+pub const BATCH_HEADER_BYTES: usize = 64;
+
+/// Bytes of a record's header. *Format.*
+pub const RECORD_HEADER_BYTES: usize = 32;
+
+/// Longest batch, header and padding included. *Format*: recovery refuses longer ones.
+pub const BATCH_BYTES_MAX: usize = 128 * 1024;
+
+/// Most payload in one record; longer messages are split. *Format.*
+pub const FRAGMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// Most bytes of optional parts in one record.
+pub const PARTS_BYTES_MAX: usize = 4096;
+
+/// Smallest segment a test may ask for.
+pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
+
+/// Largest segment.
+pub const SEGMENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Segments that messages never use: one for settlements on a full disk, one for copies.
+pub const RESERVE_SEGMENTS: u32 = 2;
+
+/// Segments a shard gets at format: the first one and the reserve.
+pub const FORMAT_SEGMENTS: u32 = 1 + RESERVE_SEGMENTS;
+
+/// Fewest segments a shard can work with: head, tail and the reserve.
+pub const SEGMENTS_MIN: u32 = FORMAT_SEGMENTS + 1;
+
+/// Bytes set aside for the settlement of each accepted message: its record, its share of the
+/// header of a full block, and of what a full block leaves over.
+pub const SETTLE_BYTES: u64 = 40;
+
+/// Most writes of batches in flight.
+pub const WRITES_IN_FLIGHT_MAX: usize = 8;
+
+/// Bytes of batches appended and not yet durable at which messages are put off.
+pub const BACKLOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How long a settlement waits for company when the disk is full.
+pub const PACK_WINDOW: Duration = Duration::from_millis(50);
+
+/// Idle time after which the durable mark is written.
+pub const DURABLE_MARK_IDLE: Duration = Duration::from_millis(200);
+
+/// How long after the disk was found full another segment is asked for.
+pub const SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes that recovery reads at once.
+pub const RECOVERY_READ_BYTES: usize = 1024 * 1024;
+
+/// Most shards of a directory.
+pub const SHARDS_MAX: u16 = 1024;
+
+const _: () = {
+    assert!(BATCH_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+    assert!(SEGMENT_BYTES_MIN.is_multiple_of(BLOCK_BYTES as u64));
+    assert!(SEGMENT_BYTES_MAX < u32::MAX as u64);
+    // The longest record fits into the longest batch.
+    assert!(
+        BATCH_HEADER_BYTES + RECORD_HEADER_BYTES + PARTS_BYTES_MAX + FRAGMENT_BYTES_MAX
+            <= BATCH_BYTES_MAX
+    );
+    // A chunk read by recovery holds a whole batch, wherever in the chunk it begins at a block.
+    assert!(
+        RECOVERY_READ_BYTES >= BATCH_BYTES_MAX && RECOVERY_READ_BYTES.is_multiple_of(BLOCK_BYTES)
+    );
+    // Settlements packed into full blocks take no more than was set aside for them.
+    let in_block = (BLOCK_BYTES - BATCH_HEADER_BYTES) / RECORD_HEADER_BYTES;
+    assert!((BLOCK_BYTES as u64) <= in_block as u64 * SETTLE_BYTES);
+};
+
+/// `bytes` rounded up to whole blocks.
+#[must_use]
+pub const fn block_ceil(bytes: usize) -> usize {
+    bytes.div_ceil(BLOCK_BYTES) * BLOCK_BYTES
+}
