@@ -1,0 +1,234 @@
+//! Fields of type `*`: any of the types that provide what the field requires.
+//!
+//! ```text
+//!  requires="delivery-state"   received accepted rejected released modified declared
+//!                              transactional-state
+//!  requires="outcome"          accepted rejected released modified declared
+//!  requires="target"           target coordinator
+//!  requires="message-id"       ulong uuid binary string
+//! ```
+//!
+//! A type that provides none of these is a decode error.
+
+use crate::codec::{Composite, DecodeError, Fault, Field, Reader, Value, Writer, read_code};
+use crate::composites::{
+    Accepted, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
+    TransactionalState,
+};
+
+/// The state of a delivery at one end [3.4].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is documented as a composite type")]
+pub enum DeliveryState<'a> {
+    Received(Received),
+    Accepted,
+    Rejected(Rejected<'a>),
+    Released,
+    Modified(Modified<'a>),
+    Declared(Declared<'a>),
+    TransactionalState(TransactionalState<'a>),
+}
+
+/// The state of a delivery that is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is documented as a composite type")]
+pub enum Outcome<'a> {
+    Accepted,
+    Rejected(Rejected<'a>),
+    Released,
+    Modified(Modified<'a>),
+    Declared(Declared<'a>),
+}
+
+/// What the target of an attach can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnyTarget<'a> {
+    /// A node.
+    Target(Target<'a>),
+    /// The coordinator of transactions.
+    Coordinator(Coordinator<'a>),
+}
+
+/// What the id of a message can be [3.2.11] to [3.2.14].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is named for its AMQP type")]
+pub enum MessageId<'a> {
+    Ulong(u64),
+    Uuid([u8; 16]),
+    Binary(&'a [u8]),
+    String(&'a str),
+}
+
+impl<'a> DeliveryState<'a> {
+    /// The outcome that this state is, if it is one. That of a transactional state counts only
+    /// when its transaction succeeds.
+    #[must_use]
+    pub const fn outcome(self) -> Option<Outcome<'a>> {
+        match self {
+            Self::Accepted => Some(Outcome::Accepted),
+            Self::Rejected(rejected) => Some(Outcome::Rejected(rejected)),
+            Self::Released => Some(Outcome::Released),
+            Self::Modified(modified) => Some(Outcome::Modified(modified)),
+            Self::Declared(declared) => Some(Outcome::Declared(declared)),
+            Self::Received(_) | Self::TransactionalState(_) => None,
+        }
+    }
+}
+
+impl<'a> From<Outcome<'a>> for DeliveryState<'a> {
+    fn from(outcome: Outcome<'a>) -> Self {
+        match outcome {
+            Outcome::Accepted => Self::Accepted,
+            Outcome::Rejected(rejected) => Self::Rejected(rejected),
+            Outcome::Released => Self::Released,
+            Outcome::Modified(modified) => Self::Modified(modified),
+            Outcome::Declared(declared) => Self::Declared(declared),
+        }
+    }
+}
+
+/// The numeric descriptors, to match on.
+mod descriptor {
+    use super::{
+        Accepted, Composite, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
+        TransactionalState,
+    };
+
+    pub(super) const RECEIVED: u64 = Received::SPEC.code;
+    pub(super) const ACCEPTED: u64 = Accepted::SPEC.code;
+    pub(super) const REJECTED: u64 = Rejected::SPEC.code;
+    pub(super) const RELEASED: u64 = Released::SPEC.code;
+    pub(super) const MODIFIED: u64 = Modified::SPEC.code;
+    pub(super) const TARGET: u64 = Target::SPEC.code;
+    pub(super) const COORDINATOR: u64 = Coordinator::SPEC.code;
+    pub(super) const DECLARED: u64 = Declared::SPEC.code;
+    pub(super) const TRANSACTIONAL_STATE: u64 = TransactionalState::SPEC.code;
+}
+
+impl<'a> Field<'a> for DeliveryState<'a> {
+    const SPEC: &'static str = "*";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let start = *reader;
+        Ok(match read_code(reader, crate::composites::code_of)? {
+            descriptor::ACCEPTED => {
+                Accepted::read_list(reader)?;
+                Self::Accepted
+            }
+            descriptor::RECEIVED => Self::Received(Received::read_list(reader)?),
+            descriptor::REJECTED => Self::Rejected(Rejected::read_list(reader)?),
+            descriptor::RELEASED => {
+                Released::read_list(reader)?;
+                Self::Released
+            }
+            descriptor::MODIFIED => Self::Modified(Modified::read_list(reader)?),
+            descriptor::DECLARED => Self::Declared(Declared::read_list(reader)?),
+            descriptor::TRANSACTIONAL_STATE => {
+                Self::TransactionalState(TransactionalState::read_list(reader)?)
+            }
+            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
+        })
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        match self {
+            Self::Received(received) => received.write_described(writer),
+            Self::Accepted => Accepted {}.write_described(writer),
+            Self::Rejected(rejected) => rejected.write_described(writer),
+            Self::Released => Released {}.write_described(writer),
+            Self::Modified(modified) => modified.write_described(writer),
+            Self::Declared(declared) => declared.write_described(writer),
+            Self::TransactionalState(state) => state.write_described(writer),
+        }
+    }
+}
+
+impl<'a> Field<'a> for Outcome<'a> {
+    const SPEC: &'static str = "*";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let start = *reader;
+        Ok(match read_code(reader, crate::composites::code_of)? {
+            descriptor::ACCEPTED => {
+                Accepted::read_list(reader)?;
+                Self::Accepted
+            }
+            descriptor::REJECTED => Self::Rejected(Rejected::read_list(reader)?),
+            descriptor::RELEASED => {
+                Released::read_list(reader)?;
+                Self::Released
+            }
+            descriptor::MODIFIED => Self::Modified(Modified::read_list(reader)?),
+            descriptor::DECLARED => Self::Declared(Declared::read_list(reader)?),
+            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
+        })
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        DeliveryState::from(*self).write(writer);
+    }
+}
+
+impl<'a> Field<'a> for AnyTarget<'a> {
+    const SPEC: &'static str = "*";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let start = *reader;
+        Ok(match read_code(reader, crate::composites::code_of)? {
+            descriptor::TARGET => Self::Target(Target::read_list(reader)?),
+            descriptor::COORDINATOR => Self::Coordinator(Coordinator::read_list(reader)?),
+            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
+        })
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        match self {
+            Self::Target(target) => target.write_described(writer),
+            Self::Coordinator(coordinator) => coordinator.write_described(writer),
+        }
+    }
+}
+
+impl<'a> Field<'a> for MessageId<'a> {
+    const SPEC: &'static str = "*";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let start = *reader;
+        match reader.value()? {
+            Value::Ulong(id) => Ok(Self::Ulong(id)),
+            Value::Uuid(id) => Ok(Self::Uuid(id)),
+            Value::Binary(id) => Ok(Self::Binary(id)),
+            Value::String(id) => Ok(Self::String(id)),
+            Value::Null
+            | Value::Boolean(_)
+            | Value::Ubyte(_)
+            | Value::Ushort(_)
+            | Value::Uint(_)
+            | Value::Byte(_)
+            | Value::Short(_)
+            | Value::Int(_)
+            | Value::Long(_)
+            | Value::Float(_)
+            | Value::Double(_)
+            | Value::Decimal32(_)
+            | Value::Decimal64(_)
+            | Value::Decimal128(_)
+            | Value::Char(_)
+            | Value::Timestamp(_)
+            | Value::Symbol(_)
+            | Value::List(_)
+            | Value::Map(_)
+            | Value::Array(_)
+            | Value::Described(_) => Err(start.fail(Fault::UnexpectedType(start.peek()?))),
+        }
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        writer.value(&match *self {
+            Self::Ulong(id) => Value::Ulong(id),
+            Self::Uuid(id) => Value::Uuid(id),
+            Self::Binary(id) => Value::Binary(id),
+            Self::String(id) => Value::String(id),
+        });
+    }
+}

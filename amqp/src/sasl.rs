@@ -1,0 +1,86 @@
+//! The bodies of SASL frames [5.3.3].
+//!
+//! ```text
+//!  server: mechanisms 0x40              challenge 0x42               outcome 0x44
+//!  client:             init 0x41                      response 0x43
+//! ```
+//!
+//! A body that is empty, unknown or has bytes after it is a decode error: there are no heartbeats
+//! before authentication.
+
+use std::fmt;
+
+use crate::codec::{Composite, DecodeError, Fault, Reader, Writer, read_code};
+use crate::composites::code_of;
+pub use crate::composites::{
+    SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome, SaslResponse,
+};
+pub use crate::definitions::SaslCode;
+
+/// The body of a SASL frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is documented as a composite type")]
+pub enum SaslBody<'a> {
+    Mechanisms(SaslMechanisms<'a>),
+    Init(SaslInit<'a>),
+    Challenge(SaslChallenge<'a>),
+    Response(SaslResponse<'a>),
+    Outcome(SaslOutcome<'a>),
+}
+
+const MECHANISMS: u64 = SaslMechanisms::SPEC.code;
+const INIT: u64 = SaslInit::SPEC.code;
+const CHALLENGE: u64 = SaslChallenge::SPEC.code;
+const RESPONSE: u64 = SaslResponse::SPEC.code;
+const OUTCOME: u64 = SaslOutcome::SPEC.code;
+
+impl<'a> SaslBody<'a> {
+    /// Decodes the body of a SASL frame.
+    ///
+    /// # Errors
+    /// Where it is malformed or unknown.
+    pub fn decode(body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(body);
+        let decoded = match read_code(&mut reader, code_of)? {
+            MECHANISMS => Self::Mechanisms(SaslMechanisms::read_list(&mut reader)?),
+            INIT => Self::Init(SaslInit::read_list(&mut reader)?),
+            CHALLENGE => Self::Challenge(SaslChallenge::read_list(&mut reader)?),
+            RESPONSE => Self::Response(SaslResponse::read_list(&mut reader)?),
+            OUTCOME => Self::Outcome(SaslOutcome::read_list(&mut reader)?),
+            _ => return Err(Reader::new(body).fail(Fault::UnexpectedDescriptor)),
+        };
+        if !reader.is_empty() {
+            return Err(reader.fail(Fault::TrailingBytes));
+        }
+        Ok(decoded)
+    }
+
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let writer = &mut Writer::new(out);
+        match self {
+            Self::Mechanisms(mechanisms) => mechanisms.write_described(writer),
+            Self::Init(init) => init.write_described(writer),
+            Self::Challenge(challenge) => challenge.write_described(writer),
+            Self::Response(response) => response.write_described(writer),
+            Self::Outcome(outcome) => outcome.write_described(writer),
+        }
+    }
+}
+
+impl fmt::Debug for SaslBody<'_> {
+    /// Without what the mechanisms exchange: it may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mechanisms(mechanisms) => mechanisms.fmt(f),
+            Self::Init(init) => {
+                f.debug_struct("SaslInit").field("mechanism", &init.mechanism).finish_non_exhaustive()
+            }
+            Self::Challenge(_) => f.write_str("SaslChallenge { .. }"),
+            Self::Response(_) => f.write_str("SaslResponse { .. }"),
+            Self::Outcome(outcome) => {
+                f.debug_struct("SaslOutcome").field("code", &outcome.code).finish_non_exhaustive()
+            }
+        }
+    }
+}
