@@ -18,6 +18,7 @@ pub mod delivery;
 pub mod error;
 pub mod frame;
 pub mod link;
+pub mod message;
 pub mod performative;
 pub mod polymorphic;
 pub mod sasl;

@@ -10,7 +10,7 @@
 //!
 //! A type that provides none of these is a decode error.
 
-use crate::codec::{Composite, DecodeError, Fault, Field, Reader, Value, Writer, read_code};
+use crate::codec::{Composite, DecodeError, Fault, Field, Reader, Value, Writer, code, read_code};
 use crate::composites::{
     Accepted, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
     TransactionalState,
@@ -193,33 +193,11 @@ impl<'a> Field<'a> for MessageId<'a> {
     const SPEC: &'static str = "*";
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        let start = *reader;
-        match reader.value()? {
-            Value::Ulong(id) => Ok(Self::Ulong(id)),
-            Value::Uuid(id) => Ok(Self::Uuid(id)),
-            Value::Binary(id) => Ok(Self::Binary(id)),
-            Value::String(id) => Ok(Self::String(id)),
-            Value::Null
-            | Value::Boolean(_)
-            | Value::Ubyte(_)
-            | Value::Ushort(_)
-            | Value::Uint(_)
-            | Value::Byte(_)
-            | Value::Short(_)
-            | Value::Int(_)
-            | Value::Long(_)
-            | Value::Float(_)
-            | Value::Double(_)
-            | Value::Decimal32(_)
-            | Value::Decimal64(_)
-            | Value::Decimal128(_)
-            | Value::Char(_)
-            | Value::Timestamp(_)
-            | Value::Symbol(_)
-            | Value::List(_)
-            | Value::Map(_)
-            | Value::Array(_)
-            | Value::Described(_) => Err(start.fail(Fault::UnexpectedType(start.peek()?))),
+        match reader.peek()? {
+            code::ULONG0 | code::SMALL_ULONG | code::ULONG => reader.ulong().map(Self::Ulong),
+            code::VBIN8 | code::VBIN32 => reader.binary().map(Self::Binary),
+            code::STR8 | code::STR32 => reader.string().map(Self::String),
+            _ => reader.uuid().map(Self::Uuid),
         }
     }
 

@@ -11,8 +11,8 @@
 //! specifications from one declaration; `composites.rs` holds all of them.
 
 use super::value::Symbols;
-use super::{DecodeError, Descriptor, Fault, Map, Multiple, Place, Reader, Symbol, Value, Writer};
 use super::{CompoundWriter, code};
+use super::{DecodeError, Descriptor, Fault, Map, Multiple, Place, Reader, Symbol, Value, Writer};
 
 /// A type that a field can have.
 pub trait Field<'a>: Sized {
@@ -191,9 +191,7 @@ impl<'a> Field<'a> for Multiple<'a> {
         let symbols = match reader.peek()? {
             code::ARRAY8 | code::ARRAY32 => {
                 let array = reader.array()?;
-                if !array.is_empty()
-                    && !matches!(array.element_code(), code::SYM8 | code::SYM32)
-                {
+                if !array.is_empty() && !matches!(array.element_code(), code::SYM8 | code::SYM32) {
                     return Err(start.fail(Fault::UnexpectedType(array.element_code())));
                 }
                 Symbols::Array(array)

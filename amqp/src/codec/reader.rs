@@ -237,6 +237,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    pub fn uuid(&mut self) -> Result<[u8; 16], DecodeError> {
+        match self.byte()? {
+            code::UUID => self.take_array(),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
     #[inline]
     pub fn binary(&mut self) -> Result<&'a [u8], DecodeError> {
         match self.byte()? {
@@ -341,8 +348,7 @@ impl<'a> Reader<'a> {
     fn skip_at(&mut self, depth_left: u32) -> Result<(), DecodeError> {
         let code = self.byte()?;
         if code == code::DESCRIBED {
-            let depth_left =
-                depth_left.checked_sub(1).ok_or_else(|| self.fail(Fault::TooDeep))?;
+            let depth_left = depth_left.checked_sub(1).ok_or_else(|| self.fail(Fault::TooDeep))?;
             self.skip_at(depth_left)?;
             return self.skip_at(depth_left);
         }
@@ -358,6 +364,28 @@ impl<'a> Reader<'a> {
             None => return Err(self.unexpected(code)),
         };
         self.take(len).map(|_| ())
+    }
+
+    /// Consumes a list by its size.
+    ///
+    /// # Errors
+    /// As [`Reader::skip`], and on any other type.
+    #[inline]
+    pub fn skip_list(&mut self) -> Result<(), DecodeError> {
+        self.list_body().map(|_| ())
+    }
+
+    /// Consumes a map by its size.
+    ///
+    /// # Errors
+    /// As [`Reader::skip`], and on any other type.
+    #[inline]
+    pub fn skip_map(&mut self) -> Result<(), DecodeError> {
+        match self.byte()? {
+            code::MAP8 => self.body(Prefix::Byte).map(|_| ()),
+            code::MAP32 => self.body(Prefix::Word).map(|_| ()),
+            other => Err(self.unexpected(other)),
+        }
     }
 
     /// Consumes the next value and verifies it to the bottom, in linear time.
@@ -450,18 +478,32 @@ impl Body<'_> {
             return Err(self.content.fail(Fault::SizeMismatch));
         }
         self.charge(elements_left)?;
+        let unread = self;
         for _ in 0..self.count {
             self.content.check_at(depth_left, elements_left)?;
         }
-        self.finish()
+        self.finish()?;
+        if is_map && self.count > 2 { unread.check_keys() } else { Ok(()) }
+    }
+
+    /// Checks that no two keys of a map are equal; its content was checked before. The one place
+    /// here that allocates: comparing in place would cost quadratic time.
+    fn check_keys(mut self) -> Result<(), DecodeError> {
+        let mut keys = Vec::new();
+        for _ in 0..self.count / 2 {
+            keys.extend(self.content.shallow_value()?.key());
+            self.content.skip()?;
+        }
+        keys.sort_unstable();
+        if keys.is_sorted_by(|a, b| a < b) {
+            Ok(())
+        } else {
+            Err(self.content.fail(Fault::DuplicateKey))
+        }
     }
 
     /// Checks constructor and elements of an array [1.6.24].
-    fn check_array(
-        mut self,
-        depth_left: u32,
-        elements_left: &mut u32,
-    ) -> Result<(), DecodeError> {
+    fn check_array(mut self, depth_left: u32, elements_left: &mut u32) -> Result<(), DecodeError> {
         // Some encoders leave out the constructor of an empty array.
         if self.count == 0 && self.content.is_empty() {
             return Ok(());
@@ -565,7 +607,9 @@ impl<'a> Reader<'a> {
             code::STR32 => Value::String(self.string_data(Prefix::Word)?),
             code::SYM8 => Value::Symbol(self.symbol_data(Prefix::Byte)?),
             code::SYM32 => Value::Symbol(self.symbol_data(Prefix::Word)?),
-            code::LIST0 | code::LIST8 | code::LIST32 => Value::List(List { raw: self.extent(code)? }),
+            code::LIST0 | code::LIST8 | code::LIST32 => {
+                Value::List(List { raw: self.extent(code)? })
+            }
             code::MAP8 | code::MAP32 => Value::Map(Map { raw: self.extent(code)? }),
             code::ARRAY8 | code::ARRAY32 => Value::Array(Array { raw: self.extent(code)? }),
             other => return Err(self.unexpected(other)),

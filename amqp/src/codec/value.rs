@@ -108,6 +108,52 @@ pub(super) enum Symbols<'a> {
     Array(Array<'a>),
 }
 
+/// A scalar as a map key: equal for equal values, whatever their encoding. Type, bits, bytes.
+pub(super) type Key<'a> = (u8, u128, &'a [u8]);
+
+impl<'a> Value<'a> {
+    /// The symbol, if it is one.
+    #[must_use]
+    pub const fn as_symbol(&self) -> Option<Symbol<'a>> {
+        if let Self::Symbol(symbol) = self { Some(*symbol) } else { None }
+    }
+
+    /// The string, if it is one.
+    #[must_use]
+    pub const fn as_string(&self) -> Option<&'a str> {
+        if let Self::String(string) = self { Some(*string) } else { None }
+    }
+
+    /// The value as a map key; `None` for what holds other values.
+    pub(super) fn key(&self) -> Option<Key<'a>> {
+        let signed = |value: i64| u128::from(value.cast_unsigned());
+        Some(match *self {
+            Self::Null => (code::NULL, 0, &[]),
+            Self::Boolean(v) => (code::BOOLEAN, u128::from(v), &[]),
+            Self::Ubyte(v) => (code::UBYTE, u128::from(v), &[]),
+            Self::Ushort(v) => (code::USHORT, u128::from(v), &[]),
+            Self::Uint(v) => (code::UINT, u128::from(v), &[]),
+            Self::Ulong(v) => (code::ULONG, u128::from(v), &[]),
+            Self::Byte(v) => (code::BYTE, signed(v.into()), &[]),
+            Self::Short(v) => (code::SHORT, signed(v.into()), &[]),
+            Self::Int(v) => (code::INT, signed(v.into()), &[]),
+            Self::Long(v) => (code::LONG, signed(v), &[]),
+            Self::Float(bits) => (code::FLOAT, u128::from(bits), &[]),
+            Self::Double(bits) => (code::DOUBLE, u128::from(bits), &[]),
+            Self::Decimal32(bits) => (code::DECIMAL32, u32::from_be_bytes(bits).into(), &[]),
+            Self::Decimal64(bits) => (code::DECIMAL64, u64::from_be_bytes(bits).into(), &[]),
+            Self::Decimal128(bits) => (code::DECIMAL128, u128::from_be_bytes(bits), &[]),
+            Self::Char(v) => (code::CHAR, u128::from(v), &[]),
+            Self::Timestamp(v) => (code::TIMESTAMP, signed(v), &[]),
+            Self::Uuid(bits) => (code::UUID, u128::from_be_bytes(bits), &[]),
+            Self::Binary(v) => (code::VBIN32, 0, v),
+            Self::String(v) => (code::STR32, 0, v.as_bytes()),
+            Self::Symbol(v) => (code::SYM32, 0, v.as_str().as_bytes()),
+            Self::List(_) | Self::Map(_) | Self::Array(_) | Self::Described(_) => return None,
+        })
+    }
+}
+
 impl<'a> Symbol<'a> {
     /// A symbol from a literal.
     ///
@@ -279,33 +325,7 @@ impl<'a> Multiple<'a> {
             Symbols::Array(array) => (&[][..], None, Some(array)),
         };
         let elements = array.into_iter().flat_map(|array| array.iter());
-        let symbols = elements.filter_map(|value| match value {
-            Value::Symbol(symbol) => Some(symbol),
-            Value::Null
-            | Value::Boolean(_)
-            | Value::Ubyte(_)
-            | Value::Ushort(_)
-            | Value::Uint(_)
-            | Value::Ulong(_)
-            | Value::Byte(_)
-            | Value::Short(_)
-            | Value::Int(_)
-            | Value::Long(_)
-            | Value::Float(_)
-            | Value::Double(_)
-            | Value::Decimal32(_)
-            | Value::Decimal64(_)
-            | Value::Decimal128(_)
-            | Value::Char(_)
-            | Value::Timestamp(_)
-            | Value::Uuid(_)
-            | Value::Binary(_)
-            | Value::String(_)
-            | Value::List(_)
-            | Value::Map(_)
-            | Value::Array(_)
-            | Value::Described(_) => None,
-        });
+        let symbols = elements.filter_map(|value| value.as_symbol());
         slice.iter().copied().chain(one).chain(symbols)
     }
 
@@ -333,9 +353,11 @@ impl<'a> Raw<'a> {
 
     fn elements(self) -> impl Iterator<Item = Value<'a>> + use<'a> {
         let mut content = self.checked_body().content;
-        std::iter::from_fn(move || {
-            if content.is_empty() { None } else { walked(content.shallow_value()) }
-        })
+        std::iter::from_fn(
+            move || {
+                if content.is_empty() { None } else { walked(content.shallow_value()) }
+            },
+        )
     }
 }
 
