@@ -17,6 +17,7 @@ use crate::lsn::{LogId, Lsn, ShardId};
 /// The seeds of one shard's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogSeed {
+    log: LogId,
     shard: ShardId,
     crc: u32,
     chain: Chain,
@@ -44,7 +45,13 @@ impl LogSeed {
         let high = u64::from_le_bytes(high.try_into().expect("eight bytes"));
         let chain = mix64(mix64(low).wrapping_add(high) ^ (u64::from(shard.0) << 48));
         let crc = crc32c::crc32c_append(crc32c::crc32c(&log.0), &shard.0.to_le_bytes());
-        Self { shard, crc, chain: Chain(chain) }
+        Self { log, shard, crc, chain: Chain(chain) }
+    }
+
+    /// Which log.
+    #[must_use]
+    pub const fn log(&self) -> LogId {
+        self.log
     }
 
     /// Whose log.

@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod block_buf;
 mod disk;
 mod format;
@@ -28,8 +29,10 @@ pub mod limits;
 mod lsn;
 mod record;
 mod recovery;
+mod segment;
 mod superblock;
 
+pub use batch::{BatchHeader, BatchRead, Records};
 pub use block_buf::BlockBuf;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use format::{Format, FormatError};
@@ -42,4 +45,8 @@ pub use lsn::{
 };
 pub use record::{Level, Origin, Parts, Record, RecordError, RecordFlags, RecordKind};
 pub use recovery::{Evidence, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated};
-pub use superblock::{Geometry, NodeState, NodeSuperblock, SuperblockError};
+pub use segment::{SegmentHeader, SegmentRead};
+pub use superblock::{
+    EPOCHS_MAX, Geometry, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock,
+    SuperblockError, Truncation,
+};

@@ -385,7 +385,7 @@ impl<'a> Parts<'a> {
     }
 
     fn unknown(&self) -> impl Iterator<Item = (u16, &'a [u8])> {
-        PartReader { rest: self.carried }
+        PartReader::new(self.carried)
             .map_while(Result::ok)
             .filter(|(code, _)| !part_is_known(*code))
     }
@@ -429,7 +429,7 @@ impl<'a> Parts<'a> {
 
     fn decode(area: &'a [u8]) -> Result<Self, RecordError> {
         let mut parts = Self::default();
-        for part in (PartReader { rest: area }) {
+        for part in PartReader::new(area) {
             let (code, bytes) = part?;
             if code == PART_DUPLICATE_ID {
                 parts.duplicate_id = Some(bytes);
@@ -464,8 +464,15 @@ fn exact<const N: usize>(bytes: &[u8]) -> Result<[u8; N], RecordError> {
     bytes.try_into().map_err(|_| RecordError::Parts)
 }
 
-struct PartReader<'a> {
+/// Walks over optional parts; after an error there is nothing more.
+pub(crate) struct PartReader<'a> {
     rest: &'a [u8],
+}
+
+impl<'a> PartReader<'a> {
+    pub(crate) fn new(area: &'a [u8]) -> Self {
+        Self { rest: area }
+    }
 }
 
 impl<'a> Iterator for PartReader<'a> {

@@ -1,6 +1,56 @@
-//! What a directory and a shard's log are, in two blocks written in turn.
+//! What a directory is, and where a shard's log begins: two blocks each, written in turn.
+//!
+//! ```text
+//!   0        4     6     8        12       16               24               32              40
+//!   | magic  | ver |shard| length | crc    | generation     | must know      | may know       |
+//!   40                              56
+//!   | log id                        | node or shard fields, then parts (type, length, bytes)*
+//!
+//!   node    56 journal uuid (16)   72 segment bytes (8)   80 block bytes (4)   84 shards (2)
+//!           86 state (1)   87 zero (1)   88 promised epoch (8)   96 parts
+//!   shard   56 head LSN (8)   64 chain before the head (8)   72 durable mark (8)
+//!           80 truncation: LSN (8)   88 epoch (8)   96 incarnation (4)
+//!           100 incarnation of the last opening (4)   104 clean (1)   105 zeros (7)   112 parts
+//!           part 1: the epoch table, (epoch 8, first LSN 8)*
+//! ```
+//!
+//! Little-endian; the checksum (unseeded: these blocks are where the seed is found) covers `length`
+//! bytes but itself. Generation g goes to block (g - 1) % 2, with data sync.
+//!
+//! Invariants: the highest valid generation wins. A write tears at most the older block. A format
+//! writes generation 1 into block 0 within one sector, which a power cut leaves old or new: a block
+//! that is neither zero nor valid has been written and was damaged later. So there are three answers:
+//! never written, good, and written but unreadable, and the last stops the start. A valid block of a
+//! newer version or with features that must be known stops it too; the older block is no way out.
+//! Parts that aren't known are kept.
 
-use crate::lsn::{Epoch, JournalUuid, LogId};
+use std::fmt;
+
+use crate::block_buf::BlockBuf;
+use crate::identity::Chain;
+use crate::limits::{
+    BLOCK_BYTES, FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BYTES,
+    SHARDS_MAX,
+};
+use crate::lsn::{Epoch, Incarnation, JournalUuid, LogId, Lsn, ShardId, Term};
+use crate::record::{PART_REQUIRED, PartReader, u16_at, u32_at, u64_at};
+
+/// Bytes of a superblock's file.
+pub const SUPERBLOCK_FILE_BYTES: usize = 2 * BLOCK_BYTES;
+
+/// Most reigns that the epoch table keeps; the oldest go first.
+pub const EPOCHS_MAX: usize = 64;
+
+const NODE_MAGIC: [u8; 4] = *b"LLnd";
+const SHARD_MAGIC: [u8; 4] = *b"LLsh";
+/// Stands where a shard's superblock has the number of its shard.
+const NODE_SHARD: u16 = u16::MAX;
+const FEATURES_KNOWN: u64 = 0;
+const CRC_AT: usize = 12;
+const FIELDS_AT: usize = 56;
+const NODE_PARTS_AT: usize = 96;
+const SHARD_PARTS_AT: usize = 112;
+const PART_EPOCHS: u16 = 1;
 
 /// What is fixed when a directory is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +59,18 @@ pub struct Geometry {
     pub segment_bytes: u64,
     /// How many shards.
     pub shards: u16,
+}
+
+impl Geometry {
+    /// Whether the numbers are within their bounds.
+    #[must_use]
+    pub const fn is_valid(&self) -> bool {
+        self.segment_bytes.is_multiple_of(BLOCK_BYTES as u64)
+            && self.segment_bytes >= SEGMENT_BYTES_MIN
+            && self.segment_bytes <= SEGMENT_BYTES_MAX
+            && self.shards >= 1
+            && self.shards <= SHARDS_MAX
+    }
 }
 
 /// Whether a log is whole.
@@ -36,33 +98,451 @@ pub struct NodeSuperblock {
     pub epoch_promised: Epoch,
     /// Whether the log is whole.
     pub state: NodeState,
+    /// Parts that this version doesn't know.
+    carried: Vec<u8>,
 }
 
 impl NodeSuperblock {
+    /// The first one of a directory.
+    pub(crate) fn first(log_id: LogId, journal_uuid: JournalUuid, geometry: Geometry) -> Self {
+        Self {
+            generation: 1,
+            log_id,
+            journal_uuid,
+            geometry,
+            epoch_promised: Epoch(1),
+            state: NodeState::Whole,
+            carried: Vec::new(),
+        }
+    }
+
     /// Reads the whole file `superblock` (8192 bytes; fewer, or none, where it is shorter or
     /// missing). `Ok(None)`: never written, so the directory is not formatted.
     ///
     /// # Errors
     /// It was written and can't be read or must not be used.
-    pub fn decode(_file: &[u8]) -> Result<Option<Self>, SuperblockError> {
-        panic!("not in yet")
+    pub fn decode(file: &[u8]) -> Result<Option<Self>, SuperblockError> {
+        newest(file, NODE_MAGIC, NODE_SHARD, |block| {
+            let fields = block.get(..NODE_PARTS_AT).ok_or(SuperblockError::Malformed)?;
+            let state = match fields[86] {
+                1 => NodeState::Whole,
+                2 => NodeState::Installing,
+                3.. | 0 => return Err(SuperblockError::Malformed),
+            };
+            let geometry =
+                Geometry { segment_bytes: u64_at(fields, 72), shards: u16_at(fields, 84) };
+            if !geometry.is_valid() || u32_at(fields, 80) as usize != BLOCK_BYTES {
+                return Err(SuperblockError::Malformed);
+            }
+            let mut carried = Vec::new();
+            read_parts(&block[NODE_PARTS_AT..], &mut carried, |_, _| Ok(false))?;
+            let mut journal_uuid = JournalUuid::default();
+            journal_uuid.0.copy_from_slice(&fields[56..72]);
+            Ok(Self {
+                generation: u64_at(fields, 16),
+                log_id: log_id_of(fields),
+                journal_uuid,
+                geometry,
+                epoch_promised: Epoch(u64_at(fields, 88)),
+                state,
+                carried,
+            })
+        })
+    }
+
+    /// Its block, and where that goes.
+    pub(crate) fn encode(&self) -> (BlockBuf, u64) {
+        let mut buf = BlockBuf::zeroed(BLOCK_BYTES);
+        let block = buf.as_mut_slice();
+        block[56..72].copy_from_slice(&self.journal_uuid.0);
+        block[72..80].copy_from_slice(&self.geometry.segment_bytes.to_le_bytes());
+        let block_bytes = u32::try_from(BLOCK_BYTES).expect("4096");
+        block[80..84].copy_from_slice(&block_bytes.to_le_bytes());
+        block[84..86].copy_from_slice(&self.geometry.shards.to_le_bytes());
+        block[86] = self.state as u8;
+        block[88..96].copy_from_slice(&self.epoch_promised.0.to_le_bytes());
+        let end = put_bytes(block, NODE_PARTS_AT, &self.carried);
+        let head = Head {
+            magic: NODE_MAGIC,
+            shard: NODE_SHARD,
+            generation: self.generation,
+            log_id: self.log_id,
+        };
+        head.finish(block, end);
+        (buf, block_offset(self.generation))
+    }
+}
+
+/// Everything at or beyond `at` that was written in `term` or before was cut off: it proves nothing
+/// and is never read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncation {
+    /// Where the log was cut.
+    pub at: Lsn,
+    /// The last term of what was cut.
+    pub term: Term,
+}
+
+impl Truncation {
+    /// Whether what this term wrote at `lsn` was cut off.
+    #[must_use]
+    pub fn covers(&self, lsn: Lsn, term: Term) -> bool {
+        lsn >= self.at && term <= self.term
+    }
+}
+
+/// A shard's superblock: file `shard-000/superblock`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSuperblock {
+    /// Goes up with each writing.
+    pub generation: u64,
+    /// Which log.
+    pub log_id: LogId,
+    /// Whose.
+    pub shard: ShardId,
+    /// Where the first live segment's first batch stands.
+    pub head: Lsn,
+    /// The chain before it.
+    pub head_chain: Chain,
+    /// Everything below was durable when this was written.
+    pub durable: Lsn,
+    /// What was cut off.
+    pub truncation: Truncation,
+    /// The number of the last opening.
+    pub incarnation: Incarnation,
+    /// The log was closed: nothing was under way.
+    pub clean: bool,
+    /// Where each reign began, oldest first.
+    pub epochs: Vec<(Epoch, Lsn)>,
+    carried: Vec<u8>,
+}
+
+impl ShardSuperblock {
+    /// The first one of a shard.
+    pub(crate) fn first(log_id: LogId, shard: ShardId, chain: Chain) -> Self {
+        let start = Lsn(SEGMENT_HEADER_BYTES);
+        Self {
+            generation: 1,
+            log_id,
+            shard,
+            head: start,
+            head_chain: chain,
+            durable: start,
+            truncation: Truncation { at: start, term: Term::default() },
+            incarnation: Incarnation(0),
+            clean: true,
+            epochs: vec![(Epoch(1), start)],
+            carried: Vec::new(),
+        }
+    }
+
+    /// Reads the whole file; see [`NodeSuperblock::decode`].
+    ///
+    /// # Errors
+    /// It was written and can't be read or must not be used here.
+    pub fn decode(
+        file: &[u8],
+        log_id: LogId,
+        shard: ShardId,
+    ) -> Result<Option<Self>, SuperblockError> {
+        let found = newest(file, SHARD_MAGIC, shard.0, |block| {
+            let fields = block.get(..SHARD_PARTS_AT).ok_or(SuperblockError::Malformed)?;
+            let (mut epochs, mut carried) = (Vec::new(), Vec::new());
+            read_parts(&block[SHARD_PARTS_AT..], &mut carried, |code, part| {
+                if code != PART_EPOCHS {
+                    return Ok(false);
+                }
+                let (rows, rest) = part.as_chunks::<16>();
+                epochs =
+                    rows.iter().map(|row| (Epoch(u64_at(row, 0)), Lsn(u64_at(row, 8)))).collect();
+                let sound = rest.is_empty() && rows.len() <= EPOCHS_MAX;
+                if sound { Ok(true) } else { Err(SuperblockError::Malformed) }
+            })?;
+            let truncation = Truncation {
+                at: Lsn(u64_at(fields, 80)),
+                term: Term {
+                    epoch: Epoch(u64_at(fields, 88)),
+                    incarnation: Incarnation(u32_at(fields, 96)),
+                },
+            };
+            Ok(Self {
+                generation: u64_at(fields, 16),
+                log_id: log_id_of(fields),
+                shard,
+                head: Lsn(u64_at(fields, 56)),
+                head_chain: Chain(u64_at(fields, 64)),
+                durable: Lsn(u64_at(fields, 72)),
+                truncation,
+                incarnation: Incarnation(u32_at(fields, 100)),
+                clean: fields[104] == 1,
+                epochs,
+                carried,
+            })
+        })?;
+        match found {
+            Some(found) if found.log_id != log_id => Err(SuperblockError::WrongLog(found.log_id)),
+            Some(found) if found.epochs.is_empty() => Err(SuperblockError::Malformed),
+            Some(_) | None => Ok(found),
+        }
+    }
+
+    /// Its block, and where that goes.
+    pub(crate) fn encode(&self) -> (BlockBuf, u64) {
+        assert!(self.durable >= self.head && self.epochs.len() <= EPOCHS_MAX);
+        let mut buf = BlockBuf::zeroed(BLOCK_BYTES);
+        let block = buf.as_mut_slice();
+        block[56..64].copy_from_slice(&self.head.0.to_le_bytes());
+        block[64..72].copy_from_slice(&self.head_chain.0.to_le_bytes());
+        block[72..80].copy_from_slice(&self.durable.0.to_le_bytes());
+        block[80..88].copy_from_slice(&self.truncation.at.0.to_le_bytes());
+        block[88..96].copy_from_slice(&self.truncation.term.epoch.0.to_le_bytes());
+        block[96..100].copy_from_slice(&self.truncation.term.incarnation.0.to_le_bytes());
+        block[100..104].copy_from_slice(&self.incarnation.0.to_le_bytes());
+        block[104] = u8::from(self.clean);
+        let rows = self
+            .epochs
+            .iter()
+            .flat_map(|(epoch, lsn)| epoch.0.to_le_bytes().into_iter().chain(lsn.0.to_le_bytes()));
+        let rows: Vec<u8> = rows.collect();
+        let rows_bytes = u16::try_from(rows.len()).expect("bounded by EPOCHS_MAX");
+        let end = put_bytes(block, SHARD_PARTS_AT, &PART_EPOCHS.to_le_bytes());
+        let end = put_bytes(block, end, &rows_bytes.to_le_bytes());
+        let end = put_bytes(block, end, &rows);
+        let end = put_bytes(block, end, &self.carried);
+        let head = Head {
+            magic: SHARD_MAGIC,
+            shard: self.shard.0,
+            generation: self.generation,
+            log_id: self.log_id,
+        };
+        head.finish(block, end);
+        (buf, block_offset(self.generation))
     }
 }
 
 /// Why a superblock can't be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SuperblockError {
-    /// Both blocks were written and neither checks.
+    /// It was written, and no block of it checks.
     Unreadable,
-    /// A later version wrote it.
-    NewerFormat {
-        /// Its version.
-        version: u16,
-    },
+    /// Another version of the broker wrote it.
+    Version(u16),
     /// It has features that must not be ignored.
     UnknownFeatures(u64),
-    /// It belongs to another log or shard.
-    WrongLog,
-    /// Its fields contradict each other.
+    /// It has a part that must not be ignored.
+    UnknownPart(u16),
+    /// It belongs to this other log.
+    WrongLog(LogId),
+    /// It belongs to another shard, or its fields contradict each other.
     Malformed,
+}
+
+impl fmt::Display for SuperblockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable => f.write_str("neither of its two blocks can be read"),
+            Self::Version(version) => {
+                write!(f, "it has format version {version}, this broker has {FORMAT_VERSION}")
+            }
+            Self::UnknownFeatures(bits) => write!(f, "it needs features {bits:#x}, unknown here"),
+            Self::UnknownPart(code) => write!(f, "it has a part {code:#06x} that must be known"),
+            Self::WrongLog(log) => write!(f, "it belongs to another log ({log})"),
+            Self::Malformed => f.write_str("its fields contradict each other"),
+        }
+    }
+}
+
+struct Head {
+    magic: [u8; 4],
+    shard: u16,
+    generation: u64,
+    log_id: LogId,
+}
+
+impl Head {
+    fn finish(&self, block: &mut [u8], end: usize) {
+        assert!(self.generation > 0 && end <= block.len());
+        let length = u32::try_from(end).expect("a block");
+        block[..4].copy_from_slice(&self.magic);
+        block[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        block[6..8].copy_from_slice(&self.shard.to_le_bytes());
+        block[8..12].copy_from_slice(&length.to_le_bytes());
+        block[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        block[24..32].copy_from_slice(&FEATURES_KNOWN.to_le_bytes());
+        block[40..56].copy_from_slice(&self.log_id.0);
+        let crc = crc_of(&block[..end]);
+        block[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+fn crc_of(block: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&block[..CRC_AT]), &block[CRC_AT + 4..])
+}
+
+fn put_bytes(block: &mut [u8], at: usize, bytes: &[u8]) -> usize {
+    block[at..at + bytes.len()].copy_from_slice(bytes);
+    at + bytes.len()
+}
+
+fn block_offset(generation: u64) -> u64 {
+    (generation - 1) % 2 * BLOCK_BYTES as u64
+}
+
+fn log_id_of(fields: &[u8]) -> LogId {
+    let mut log_id = LogId::default();
+    log_id.0.copy_from_slice(&fields[40..FIELDS_AT]);
+    log_id
+}
+
+/// Reads both blocks; the newest one that checks is decoded, and no older one takes its place.
+fn newest<T>(
+    file: &[u8],
+    magic: [u8; 4],
+    shard: u16,
+    decode: impl Fn(&[u8]) -> Result<T, SuperblockError>,
+) -> Result<Option<T>, SuperblockError> {
+    let written = file.iter().any(|byte| *byte != 0);
+    let valid = file.chunks_exact(BLOCK_BYTES).take(2).filter_map(|block| {
+        let covered = block.get(..u32_at(block, 8) as usize)?;
+        let checks = covered.len() >= FIELDS_AT
+            && covered[..4] == magic
+            && crc_of(covered) == u32_at(covered, CRC_AT);
+        checks.then_some(covered)
+    });
+    let Some(block) = valid.max_by_key(|block| u64_at(block, 16)) else {
+        return if written { Err(SuperblockError::Unreadable) } else { Ok(None) };
+    };
+    let (version, features) = (u16_at(block, 4), u64_at(block, 24));
+    if version != FORMAT_VERSION {
+        return Err(SuperblockError::Version(version));
+    }
+    if features & !FEATURES_KNOWN != 0 {
+        return Err(SuperblockError::UnknownFeatures(features & !FEATURES_KNOWN));
+    }
+    if u16_at(block, 6) != shard || u64_at(block, 16) == 0 {
+        return Err(SuperblockError::Malformed);
+    }
+    decode(block).map(Some)
+}
+
+/// Hands each part to `known`; what that doesn't take is kept in `carried`.
+fn read_parts(
+    area: &[u8],
+    carried: &mut Vec<u8>,
+    mut known: impl FnMut(u16, &[u8]) -> Result<bool, SuperblockError>,
+) -> Result<(), SuperblockError> {
+    for part in PartReader::new(area) {
+        let (code, bytes) = part.map_err(|_| SuperblockError::Malformed)?;
+        if known(code, bytes)? {
+            continue;
+        }
+        if code & PART_REQUIRED != 0 {
+            return Err(SuperblockError::UnknownPart(code));
+        }
+        let len = u16::try_from(bytes.len()).expect("read from a length of two bytes");
+        carried.extend_from_slice(&code.to_le_bytes());
+        carried.extend_from_slice(&len.to_le_bytes());
+        carried.extend_from_slice(bytes);
+    }
+    Ok(())
+}
+
+const _: () = {
+    // A format's first write of either kind stays within one sector of 512 bytes.
+    assert!(NODE_PARTS_AT <= 512 && SHARD_PARTS_AT + 4 + 16 <= 512);
+    assert!(SHARD_PARTS_AT + 4 + EPOCHS_MAX * 16 <= BLOCK_BYTES / 2);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: LogId = LogId([4; 16]);
+
+    fn node(generation: u64) -> NodeSuperblock {
+        let geometry = Geometry { segment_bytes: 65536, shards: 2 };
+        let mut node = NodeSuperblock::first(LOG, JournalUuid([9; 16]), geometry);
+        node.generation = generation;
+        node
+    }
+
+    fn file(blocks: &[&NodeSuperblock]) -> Vec<u8> {
+        let mut file = vec![0; SUPERBLOCK_FILE_BYTES];
+        for node in blocks {
+            let (buf, offset) = node.encode();
+            let offset = usize::try_from(offset).unwrap();
+            file[offset..offset + BLOCK_BYTES].copy_from_slice(buf.as_slice());
+        }
+        file
+    }
+
+    #[test]
+    fn never_written_good_and_unreadable_are_three_answers() {
+        assert_eq!(NodeSuperblock::decode(&[]), Ok(None));
+        assert_eq!(NodeSuperblock::decode(&[0; SUPERBLOCK_FILE_BYTES]), Ok(None));
+        let mut bytes = file(&[&node(1)]);
+        assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(1))));
+        bytes[60] ^= 1;
+        assert_eq!(NodeSuperblock::decode(&bytes), Err(SuperblockError::Unreadable));
+    }
+
+    #[test]
+    fn the_highest_valid_generation_wins() {
+        let mut bytes = file(&[&node(3), &node(4)]);
+        assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(4))));
+        bytes[BLOCK_BYTES + 30] ^= 1;
+        assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(3))));
+    }
+
+    #[test]
+    fn a_newer_version_or_feature_stops_even_if_an_older_block_is_good() {
+        for (at, error) in
+            [(4, SuperblockError::Version(8)), (24, SuperblockError::UnknownFeatures(8))]
+        {
+            let mut bytes = file(&[&node(3), &node(4)]);
+            let block = &mut bytes[BLOCK_BYTES..];
+            block[at] = 8;
+            let crc = crc_of(&block[..NODE_PARTS_AT]);
+            block[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(NodeSuperblock::decode(&bytes), Err(error));
+        }
+    }
+
+    #[test]
+    fn unknown_parts_are_kept_unless_they_must_be_known() {
+        let mut newer = node(1);
+        newer.carried = vec![7, 0, 1, 0, 42];
+        let read = NodeSuperblock::decode(&file(&[&newer])).unwrap().unwrap();
+        assert_eq!(read, newer);
+        newer.carried[1] = 0x80;
+        let error = NodeSuperblock::decode(&file(&[&newer])).unwrap_err();
+        assert_eq!(error, SuperblockError::UnknownPart(0x8007));
+    }
+
+    #[test]
+    fn a_shards_superblock_comes_back_and_only_to_its_own_log_and_shard() {
+        let mut shard = ShardSuperblock::first(LOG, ShardId(1), Chain(5));
+        shard.durable = Lsn(8192);
+        shard.incarnation = Incarnation(3);
+        shard.epochs.push((Epoch(2), Lsn(8192)));
+        let (buf, offset) = shard.encode();
+        assert_eq!(offset, 0);
+        let mut bytes = buf.as_slice().to_vec();
+        bytes.resize(SUPERBLOCK_FILE_BYTES, 0);
+        assert_eq!(ShardSuperblock::decode(&bytes, LOG, ShardId(1)), Ok(Some(shard)));
+        let other_shard = ShardSuperblock::decode(&bytes, LOG, ShardId(2));
+        assert_eq!(other_shard, Err(SuperblockError::Malformed));
+        let other_log = ShardSuperblock::decode(&bytes, LogId([1; 16]), ShardId(1));
+        assert_eq!(other_log, Err(SuperblockError::WrongLog(LOG)));
+    }
+
+    #[test]
+    fn no_flipped_bit_passes() {
+        let bytes = file(&[&node(1)]);
+        for bit in 0..NODE_PARTS_AT * 8 {
+            let mut hurt = bytes.clone();
+            hurt[bit / 8] ^= 1 << (bit % 8);
+            assert!(NodeSuperblock::decode(&hurt).is_err(), "bit {bit}");
+        }
+    }
 }
