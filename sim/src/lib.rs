@@ -1,1 +1,6 @@
 //! The deterministic world.
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod hits;
+pub mod rng;

@@ -1,0 +1,153 @@
+//! What happened, counted: seeds prove nothing unless the faults that they are for took place.
+//!
+//! Each [`Hit`] is one kind of event. A run counts its own, the suite adds them up, prints them and
+//! fails if one that it requires stayed at zero.
+
+use std::fmt;
+
+macro_rules! hits {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// One kind of thing that can happen in a run.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Hit { $($(#[$doc])* $name,)* }
+
+        impl Hit {
+            /// Every kind, in the order of the report.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its name in the report.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+hits! {
+    /// A write ended while one submitted before it had not.
+    Reordered => "reordered completions",
+    /// An operation took many times its usual time.
+    Slow => "slow operations",
+    /// A write never ended.
+    Hung => "hung writes",
+    /// A write ended with an I/O error.
+    WriteFailed => "failed writes",
+    /// A write ended short.
+    WriteShort => "short writes",
+    /// A read hit a block that can't be read.
+    ReadFailed => "failed reads",
+    /// A pre-write found no space.
+    NoSpace => "no space for a segment",
+    /// At a crash a write in flight left nothing.
+    Lost => "writes lost",
+    /// At a crash a write in flight left some of its sectors.
+    Torn => "writes torn",
+    /// At a crash a write in flight was there, whole, though nobody had been told.
+    Whole => "writes whole, not answered",
+    /// At a power cut a sector that had reached the cache and not the disk was lost.
+    CacheLost => "unsynced sectors lost",
+    /// At a crash a segment's file was being made.
+    PrewriteCut => "pre-writes cut",
+    /// The header of a segment was written over an older one.
+    Recycled => "segments recycled",
+    /// At a crash the log's tail stood in front of batches of an older use of the file.
+    RecycledTail => "recycled tails",
+    /// Power cuts.
+    PowerCut => "power cuts",
+    /// Process crashes that kept what had reached the kernel.
+    Kill => "kills",
+    /// A crash while the shards were recovering.
+    CrashInRecovery => "crashes in recovery",
+    /// A crash while links or connections were being drained or closed.
+    CrashInDrain => "crashes while draining",
+    /// A start after a crash.
+    Restart => "restarts",
+    /// A start that cut a torn tail.
+    TailCut => "torn tails cut",
+    /// A stop that drained everything.
+    CleanStop => "clean stops",
+    /// The process ended itself, as it must.
+    Fatal => "designed deaths",
+    /// A start that refused: the log could not be read.
+    StartRefused => "starts refused",
+    /// Producers were refused, or held back, for want of space.
+    DiskFull => "full disk",
+    /// A message in several frames or fragments.
+    LargeMessage => "messages over 64 KiB",
+    /// A queue that a connection uses and that lives on another shard.
+    Crossed => "links to another shard",
+    /// The same name asked for on two shards at once.
+    CreateRace => "creation races",
+    /// A connection that was cut.
+    ConnectionLost => "connections lost",
+    /// A link drain that was answered.
+    Drained => "drains answered",
+    /// A message that came a second time.
+    Redelivered => "redeliveries",
+    /// A settlement that the broker confirmed.
+    Confirmed => "settlements confirmed",
+    /// A message accepted.
+    Accepted => "messages accepted",
+    /// A message refused.
+    Refused => "messages refused",
+    /// The second member lagged behind while somebody waited for it.
+    BackupLagged => "waits for the second member",
+}
+
+/// How often each of them happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hits([u64; Hit::ALL.len()]);
+
+impl Default for Hits {
+    fn default() -> Self {
+        Self([0; Hit::ALL.len()])
+    }
+}
+
+impl Hits {
+    /// It happened once more.
+    pub fn add(&mut self, hit: Hit) {
+        self.0[hit as usize] += 1;
+    }
+
+    /// How often it happened.
+    pub fn get(&self, hit: Hit) -> u64 {
+        self.0[hit as usize]
+    }
+
+    /// Adds another run's.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
+    }
+
+    /// Those of `required` that never happened.
+    pub fn missing(&self, required: &[Hit]) -> Vec<Hit> {
+        required.iter().copied().filter(|hit| self.get(*hit) == 0).collect()
+    }
+}
+
+impl fmt::Display for Hits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Hit::ALL.iter().try_for_each(|hit| writeln!(f, "  {:>10}  {}", self.get(*hit), hit.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_happened_is_named() {
+        let mut hits = Hits::default();
+        hits.add(Hit::Torn);
+        let mut sum = Hits::default();
+        sum.merge(&hits);
+        sum.merge(&hits);
+        assert_eq!(sum.get(Hit::Torn), 2);
+        assert_eq!(sum.missing(&[Hit::Torn, Hit::Lost]), [Hit::Lost]);
+        assert!(sum.to_string().contains("2  writes torn"));
+    }
+}
