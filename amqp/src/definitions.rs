@@ -48,6 +48,24 @@ newtype_fields! {
     Timestamp = "timestamp" as timestamp;
 }
 
+/// What the specification says about a restricted type with a fixed set of choices.
+#[derive(Clone, Copy, Debug)]
+pub struct ChoicesSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// The choices in order.
+    pub choices: &'static [ChoiceSpec],
+}
+
+/// What the specification says about one choice.
+#[derive(Clone, Copy, Debug)]
+pub struct ChoiceSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// Writes its value.
+    pub write: fn(&mut Writer<'_>),
+}
+
 /// Declares an enum over a fixed set of wire values, with its `Field` implementation.
 macro_rules! choices {
     ($(
@@ -90,8 +108,14 @@ macro_rules! choices {
             }
         )*
 
-        /// The restricted types with a fixed set of choices: name, and the names of the choices.
-        pub const CHOICES: &[(&str, &[&str])] = &[ $( ($spec, &[ $( $choice_spec, )* ]), )* ];
+        /// The restricted types with a fixed set of choices.
+        pub const CHOICES: &[ChoicesSpec] = &[ $( ChoicesSpec {
+            name: $spec,
+            choices: &[ $( ChoiceSpec {
+                name: $choice_spec,
+                write: |writer| $name::$choice.write(writer),
+            }, )* ],
+        }, )* ];
     };
 }
 
@@ -166,7 +190,6 @@ impl Default for Role {
     }
 }
 
-#[expect(clippy::derivable_impls, reason = "the enums come from one macro")]
 impl Default for SaslCode {
     /// A blank outcome must not be a success.
     fn default() -> Self {

@@ -81,10 +81,7 @@ pub enum FrameError {
 /// # Errors
 /// Where it is malformed or larger than `max_frame_size`.
 #[inline]
-pub fn parse(
-    bytes: &[u8],
-    max_frame_size: u32,
-) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
+pub fn parse(bytes: &[u8], max_frame_size: u32) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let Some(size) = bytes.first_chunk::<4>() else { return Ok(None) };
     let size = u32::from_be_bytes(*size);
     if (size as usize) < HEADER_LEN {

@@ -12,7 +12,7 @@ use crate::codec::{Composite, DecodeError, Fault, Reader, Writer, read_code};
 use crate::composites::code_of;
 pub use crate::composites::{
     Accepted, Attach, Begin, Close, Coordinator, Declared, Detach, Disposition, End, Error, Flow,
-    Modified, Open, Received, Rejected, Released, Source, Target, Transfer, TransactionalState,
+    Modified, Open, Received, Rejected, Released, Source, Target, TransactionalState, Transfer,
 };
 pub use crate::polymorphic::{AnyTarget, DeliveryState, Outcome};
 

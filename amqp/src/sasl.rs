@@ -12,9 +12,7 @@ use std::fmt;
 
 use crate::codec::{Composite, DecodeError, Fault, Reader, Writer, read_code};
 use crate::composites::code_of;
-pub use crate::composites::{
-    SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome, SaslResponse,
-};
+pub use crate::composites::{SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome, SaslResponse};
 pub use crate::definitions::SaslCode;
 
 /// The body of a SASL frame.
@@ -73,9 +71,10 @@ impl fmt::Debug for SaslBody<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mechanisms(mechanisms) => mechanisms.fmt(f),
-            Self::Init(init) => {
-                f.debug_struct("SaslInit").field("mechanism", &init.mechanism).finish_non_exhaustive()
-            }
+            Self::Init(init) => f
+                .debug_struct("SaslInit")
+                .field("mechanism", &init.mechanism)
+                .finish_non_exhaustive(),
             Self::Challenge(_) => f.write_str("SaslChallenge { .. }"),
             Self::Response(_) => f.write_str("SaslResponse { .. }"),
             Self::Outcome(outcome) => {

@@ -421,13 +421,13 @@ impl<'a> Reader<'a> {
                 _ => self.variable(prefix).map(|_| ()),
             },
             Some(Layout::Compound(prefix)) => {
-                let body = self.body(prefix)?;
+                let depth_left = self.deeper(depth_left)?;
                 let is_map = matches!(code, code::MAP8 | code::MAP32);
-                body.check_compound(is_map, self.deeper(depth_left)?, elements_left)
+                self.body(prefix)?.check_compound(is_map, depth_left, elements_left)
             }
             Some(Layout::Array(prefix)) => {
-                let body = self.body(prefix)?;
-                body.check_array(self.deeper(depth_left)?, elements_left)
+                let depth_left = self.deeper(depth_left)?;
+                self.body(prefix)?.check_array(depth_left, elements_left)
             }
             None => Err(self.unexpected(code)),
         }

@@ -17,9 +17,10 @@ use super::reader::{Body, Raw};
 use super::{DEPTH_MAX, ELEMENTS_MAX, Reader, code};
 
 /// Any AMQP value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant is named for its AMQP type")]
 pub enum Value<'a> {
+    #[default]
     Null,
     Boolean(bool),
     Ubyte(u8),
@@ -420,12 +421,6 @@ impl Default for Multiple<'_> {
 impl<'a> From<&'a [Symbol<'a>]> for Multiple<'a> {
     fn from(symbols: &'a [Symbol<'a>]) -> Self {
         Self { symbols: Symbols::Slice(symbols) }
-    }
-}
-
-impl Default for Value<'_> {
-    fn default() -> Self {
-        Self::Null
     }
 }
 
