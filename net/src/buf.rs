@@ -47,7 +47,8 @@ impl Pages {
     /// Gives the memory to the process for good.
     pub fn leak(self) -> (&'static mut [u8], StaticRegion) {
         let memory: &'static mut [u8] = Box::leak(Box::new(self.map)).as_mut();
-        let region = StaticRegion { addr: memory.as_ptr().addr(), bytes: memory.len() };
+        let region =
+            StaticRegion { addr: memory.as_mut_ptr().expose_provenance(), bytes: memory.len() };
         (memory, region)
     }
 }

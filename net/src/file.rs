@@ -27,9 +27,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::buf::Pages;
+use crate::now;
 
 /// Bytes that [`DataFile::prewrite`] writes at a time.
 pub const PREWRITE_CHUNK: usize = 1 << 20;
@@ -294,7 +295,7 @@ impl DirectoryLock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path).map_err(io_error)?;
-        let start = Instant::now();
+        let start = now();
         loop {
             match file.try_lock() {
                 Ok(()) => break,

@@ -36,3 +36,9 @@ pub use ring::{
     ACCEPT_RETRY, Completion, DiskRead, DiskWrite, Doorbell, FileId, ListenerId, MemoryUse,
     RecvLease, Ring, RingConfig, RingError, RingStats, SPIN_MAX, SocketId, TcpListen,
 };
+
+/// The clock of the reactor: what waits and rests are measured by.
+#[expect(clippy::disallowed_methods, reason = "the kernel side is where time comes from")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}

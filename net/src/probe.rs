@@ -12,7 +12,12 @@
 //! Failure: none but the refusal itself. It costs some hundred microseconds.
 
 use std::fmt;
+use std::fs;
 use std::io;
+
+use io_uring::{Probe, opcode};
+
+use crate::uring;
 
 /// What the probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,9 +92,58 @@ impl std::error::Error for Refusal {}
 /// # Errors
 /// The [`Refusal`].
 pub fn probe() -> Result<Capabilities, Refusal> {
-    Err(Refusal {
-        cause: RefusalCause::Other,
-        error: io::Error::from(io::ErrorKind::Unsupported),
-        kernel: String::new(),
-    })
+    let ring = uring::setup(8, 16).map_err(refusal)?;
+    let mut operations = Probe::new();
+    ring.submitter().register_probe(&mut operations).map_err(refusal)?;
+    if !NEEDED.iter().all(|&code| operations.is_supported(code)) {
+        return Err(refusal(io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+    uring::try_buffers(&ring).map_err(refusal)?;
+    Ok(Capabilities { kernel: kernel_release() })
+}
+
+/// The operations that the engine uses. Multishot receive (6.0) can't be asked for; the setup flag
+/// `DEFER_TASKRUN` (6.1) stands for it.
+const NEEDED: [u8; 11] = [
+    opcode::AcceptMulti::CODE,
+    opcode::AsyncCancel2::CODE,
+    opcode::Connect::CODE,
+    opcode::Fsync::CODE,
+    opcode::MsgRingData::CODE,
+    opcode::PollAdd::CODE,
+    opcode::Read::CODE,
+    opcode::RecvMulti::CODE,
+    opcode::Send::CODE,
+    opcode::Write::CODE,
+    opcode::WriteFixed::CODE,
+];
+
+/// Puts an error of the setup into words.
+pub(crate) fn refusal(error: io::Error) -> Refusal {
+    let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let cause = classify(error.raw_os_error(), &sysctl, &status);
+    Refusal { cause, error, kernel: kernel_release() }
+}
+
+fn classify(errno: Option<i32>, sysctl: &str, status: &str) -> RefusalCause {
+    let filtered = status.lines().any(|line| {
+        line.strip_prefix("Seccomp:").is_some_and(|mode| matches!(mode.trim(), "1" | "2"))
+    });
+    match errno {
+        Some(libc::EPERM) if filtered && sysctl.trim() != "2" => RefusalCause::Seccomp,
+        Some(libc::EPERM) if matches!(sysctl.trim(), "1" | "2") => RefusalCause::Sysctl,
+        Some(libc::EPERM) => RefusalCause::Seccomp,
+        Some(libc::ENOSYS) if filtered => RefusalCause::Seccomp,
+        Some(libc::ENOSYS) => RefusalCause::Absent,
+        Some(libc::EINVAL) => RefusalCause::OldKernel,
+        Some(libc::ENOMEM) => RefusalCause::Memory,
+        Some(libc::EMFILE | libc::ENFILE) => RefusalCause::Descriptors,
+        Some(_) | None => RefusalCause::Other,
+    }
+}
+
+fn kernel_release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if release.is_empty() { "unknown".to_owned() } else { release.trim().to_owned() }
 }

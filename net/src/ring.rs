@@ -29,6 +29,7 @@ use crate::buf::StaticRegion;
 use crate::file::DataFile;
 use crate::probe::Refusal;
 use crate::uring::Uring;
+use crate::uring::slab::Key;
 
 pub use crate::uring::{Doorbell, RecvLease};
 
@@ -72,37 +73,28 @@ impl Default for RingConfig {
 
 /// A TCP socket of one ring: a slot and a generation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SocketId {
-    pub(crate) slot: u32,
-    pub(crate) generation: u32,
-}
+pub struct SocketId(pub(crate) Key);
 
 impl SocketId {
     /// The slot: small, dense, reused after [`Completion::Closed`]. Good for a table of connections.
     pub fn slot(self) -> usize {
-        self.slot as usize
+        self.0.slot as usize
     }
 }
 
 impl fmt::Debug for SocketId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "socket {}.{}", self.slot, self.generation)
+        write!(f, "socket {}.{}", self.0.slot, self.0.generation)
     }
 }
 
 /// A listening socket of one ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ListenerId {
-    pub(crate) slot: u32,
-    pub(crate) generation: u32,
-}
+pub struct ListenerId(pub(crate) Key);
 
 /// A file given to one ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FileId {
-    pub(crate) slot: u32,
-    pub(crate) generation: u32,
-}
+pub struct FileId(pub(crate) Key);
 
 /// Where and how to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +176,8 @@ pub enum Completion {
         /// The receive buffer, on loan.
         lease: RecvLease,
     },
-    /// Nothing more will be received: `Ok` when the peer ended its stream, `Err` when it broke.
+    /// Nothing more will be received: `Ok` when the peer ended its stream, `Err` when it broke. The
+    /// kernel tells a break once: where a send was told, this one may be `Ok`.
     ReceiveEnded {
         /// The socket.
         socket: SocketId,

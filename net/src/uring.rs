@@ -1,135 +1,503 @@
-//! The io_uring engine. Not here yet: a ring can't be made, so nothing can be called on one.
+//! The io_uring engine: one ring, its operations, and the loop around `io_uring_enter`.
+//!
+//! ```text
+//!   command -> slab slot -> submission entry -> [SQ, or the backlog while it is full]
+//!
+//!   wait:  1 prepare   backlog, starved receives, rested listeners, free buffers published
+//!          2 enter     submit; block unless something is ready; maybe poll first
+//!          3 reap      at most `completions_per_wait_max`: slot -> completion -> caller
+//!
+//!   drop:  1 close every socket and listener, cancel the bell     4 close the ring
+//!          2 wait until no operation is left (disk included)      5 free the memory
+//!          3 take files, memory and buffers back from the kernel
+//! ```
+//!
+//! Setup: `SINGLE_ISSUER | DEFER_TASKRUN | TASKRUN_FLAG`, `SUBMIT_ALL`, `CLAMP` is off so that a size
+//! that isn't given is an error. Completions are posted only inside our own `enter`.
+//!
+//! Invariants: each operation under way is a slot of `ops`, which owns its memory; `start` is the only
+//! place that writes an entry with an address in it. What is cancelled is still waited for, and a
+//! cancelled operation that succeeded all the same is honoured.
+//!
+//! Failure: an error of `enter` other than "nothing yet" or "try again" loses the ring. A drop that
+//! can't drain within `DRAIN_MAX` leaks the memory that the kernel may still write to.
 
+#![expect(unsafe_code, reason = "submission entries carry addresses")]
+
+mod buffers;
+mod disk;
+mod doorbell;
+mod ops;
+pub(crate) mod slab;
+mod sockets;
+
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use self::buffers::Buffers;
+use self::disk::FileSlot;
+use self::ops::{Op, UserData};
+use self::slab::{Key, Slab};
+use self::sockets::{Listener, Socket};
 use crate::buf::StaticRegion;
-use crate::file::DataFile;
-use crate::probe::probe;
-use crate::ring::{
-    Completion, DiskRead, DiskWrite, FileId, ListenerId, MemoryUse, RingConfig, RingError,
-    RingStats, SocketId, TcpListen,
-};
+use crate::now;
+use crate::probe::refusal;
+use crate::ring::{Completion, RingConfig, RingError, RingStats, SocketId};
 
-/// Bytes on loan from a receive buffer.
-#[derive(Debug)]
-pub struct RecvLease {
-    never: Uring,
+pub use self::buffers::RecvLease;
+pub use self::doorbell::Doorbell;
+
+/// How long a dropped ring waits for its last operations.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// The largest send in one operation, in bytes; a longer buffer takes several.
+const SEND_BYTES_MAX: usize = 1 << 30;
+
+pub(crate) struct Uring {
+    /// First, so that it is closed before the memory below is freed.
+    ring: IoUring,
+    ops: Slab<Op>,
+    buffers: Buffers,
+    bell: Doorbell,
+    sockets: Slab<Socket>,
+    listeners: Slab<Listener>,
+    files: Slab<FileSlot>,
+    files_max: usize,
+    /// The kernel has a table of `files_max` files.
+    file_table: bool,
+    /// The registered memory; a region's place is its number in the kernel.
+    regions: Vec<StaticRegion>,
+    /// Sockets whose receive waits for a free buffer; some may have changed their mind.
+    starved: VecDeque<SocketId>,
+    /// Entries that found the submission queue full.
+    backlog: VecDeque<squeue::Entry>,
+    ready: Vec<Completion>,
+    reaped: Vec<cqueue::Entry>,
+    reap_max: usize,
+    pace: Pace,
+    counters: RingStats,
+    dropping: bool,
 }
 
-/// A bell that ends a ring's wait from any thread.
-#[derive(Debug, Clone)]
-pub struct Doorbell {
-    never: Uring,
+/// Makes a ring with all the flags we rely on; the probe uses it too.
+pub(crate) fn setup(entries: u32, completions: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_cqsize(completions)
+        .build(entries)
 }
 
-impl Doorbell {
-    /// Ends the ring's wait, now or the next one.
-    pub fn knock(&self) {
-        match self.never {}
-    }
+/// Asks for a buffer ring of one small buffer, which needs Linux 5.19 and memory.
+pub(crate) fn try_buffers(ring: &IoUring) -> io::Result<()> {
+    Buffers::new(ring, 1, 256).map(|mut buffers| buffers.unregister(ring))
 }
-
-impl RecvLease {
-    /// Bytes received, at least 1.
-    pub fn bytes(&self) -> usize {
-        match self.never {}
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Uring {}
 
 impl Uring {
-    pub(crate) fn new(_: RingConfig) -> Result<Self, RingError> {
-        match probe() {
-            Ok(_) => Err(RingError::Config("this build has no engine")),
-            Err(refusal) => Err(RingError::Refused(refusal)),
-        }
+    pub(crate) fn new(config: RingConfig) -> Result<Self, RingError> {
+        let setup_error = |part| move |error| RingError::Setup { part, error };
+        let ring = setup(config.entries, config.completions)
+            .map_err(|error| RingError::Refused(refusal(error)))?;
+        let buffers = Buffers::new(&ring, config.recv_buffers, config.recv_buffer_bytes)
+            .map_err(setup_error("receive buffers"))?;
+        // SAFETY: the descriptor is the ring's own, and the ring lives beyond the call.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        let bell = Doorbell::new(descriptor).map_err(setup_error("doorbell"))?;
+        // A table beyond the limit on descriptors is refused: then files are looked up each time.
+        let file_table = ring.submitter().register_files_sparse(config.files_max).is_ok();
+        let mut uring = Self {
+            ring,
+            ops: Slab::new(),
+            buffers,
+            bell,
+            sockets: Slab::new(),
+            listeners: Slab::new(),
+            files: Slab::new(),
+            files_max: config.files_max as usize,
+            file_table,
+            regions: Vec::new(),
+            starved: VecDeque::new(),
+            backlog: VecDeque::new(),
+            ready: Vec::new(),
+            reaped: Vec::new(),
+            reap_max: config.completions_per_wait_max,
+            pace: Pace::new(config.spin),
+            counters: RingStats::default(),
+            dropping: false,
+        };
+        uring.start(Op::Bell);
+        Ok(uring)
     }
 
     pub(crate) fn wait(
         &mut self,
-        _: Option<Duration>,
-        _: &mut Vec<Completion>,
+        timeout: Option<Duration>,
+        completions: &mut Vec<Completion>,
     ) -> Result<(), RingError> {
-        match *self {}
+        self.prepare();
+        let entered = self.enter(timeout);
+        self.reap();
+        completions.append(&mut self.ready);
+        entered.map_err(RingError::Wait)
     }
 
-    pub(crate) fn listen(&mut self, _: TcpListen) -> io::Result<(ListenerId, SocketAddr)> {
-        match *self {}
+    pub(crate) fn bytes(&self, lease: &RecvLease) -> &[u8] {
+        self.buffers.bytes(lease)
     }
 
-    pub(crate) fn stop_listening(&mut self, _: ListenerId) {
-        match *self {}
-    }
-
-    pub(crate) fn connect(&mut self, _: SocketAddr) -> io::Result<SocketId> {
-        match *self {}
-    }
-
-    pub(crate) fn start_receive(&mut self, _: SocketId) {
-        match *self {}
-    }
-
-    pub(crate) fn pause_receive(&mut self, _: SocketId) {
-        match *self {}
-    }
-
-    pub(crate) fn bytes(&self, _: &RecvLease) -> &[u8] {
-        match *self {}
-    }
-
-    pub(crate) fn release(&mut self, _: RecvLease) {
-        match *self {}
-    }
-
-    pub(crate) fn send(&mut self, _: SocketId, _: Vec<u8>) {
-        match *self {}
-    }
-
-    pub(crate) fn shutdown_write(&mut self, _: SocketId) {
-        match *self {}
-    }
-
-    pub(crate) fn close(&mut self, _: SocketId) {
-        match *self {}
-    }
-
-    pub(crate) fn add_file(&mut self, _: DataFile) -> Result<FileId, DataFile> {
-        match *self {}
-    }
-
-    pub(crate) fn remove_file(&mut self, _: FileId) {
-        match *self {}
-    }
-
-    pub(crate) fn write_durable(&mut self, _: DiskWrite) {
-        match *self {}
-    }
-
-    pub(crate) fn read(&mut self, _: DiskRead) {
-        match *self {}
-    }
-
-    pub(crate) fn sync_data(&mut self, _: FileId, _: u64) {
-        match *self {}
-    }
-
-    pub(crate) fn register_memory(&mut self, _: &[StaticRegion]) -> MemoryUse {
-        match *self {}
+    pub(crate) fn release(&mut self, lease: RecvLease) {
+        self.buffers.release(lease);
     }
 
     pub(crate) fn doorbell(&self) -> Doorbell {
-        match *self {}
+        self.bell.clone()
     }
 
-    pub(crate) fn knock(&mut self, _: &Doorbell) {
-        match *self {}
+    pub(crate) fn knock(&mut self, bell: &Doorbell) {
+        self.start(Op::Knock(bell.clone()));
     }
 
     pub(crate) fn stats(&self) -> RingStats {
-        match *self {}
+        RingStats {
+            leases_out: u32::from(self.buffers.out()),
+            sockets: u32::try_from(self.sockets.len()).unwrap_or(u32::MAX),
+            operations: u32::try_from(self.ops.len()).unwrap_or(u32::MAX),
+            ..self.counters
+        }
+    }
+
+    /// Gives an operation to the kernel: into the slab first, then its entry into the queue.
+    fn start(&mut self, op: Op) -> Key {
+        let key = self.ops.insert(op);
+        let entry = self.entry(key).user_data(UserData::operation(key).encode());
+        self.push(entry);
+        key
+    }
+
+    /// Asks the kernel to end an operation early; its last completion still comes.
+    fn cancel(&mut self, key: Key) {
+        let builder = CancelBuilder::user_data(UserData::operation(key).encode()).all();
+        let entry = opcode::AsyncCancel2::new(builder).build();
+        self.push(entry.user_data(UserData::Cancel.encode()));
+    }
+
+    fn entry(&self, key: Key) -> squeue::Entry {
+        let op = self.ops.get(key).expect("an operation is in the slab before its entry is made");
+        match op {
+            Op::Accept(listener) => {
+                let fd = Fd(self.listener(*listener).socket.as_raw_fd());
+                opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
+            }
+            Op::Connect { socket, addr } => {
+                let fd = Fd(self.socket(*socket).socket.as_raw_fd());
+                opcode::Connect::new(fd, addr.as_ptr().cast(), addr.len()).build()
+            }
+            Op::Receive(socket) => {
+                let fd = Fd(self.socket(*socket).socket.as_raw_fd());
+                opcode::RecvMulti::new(fd, buffers::GROUP).build()
+            }
+            Op::Send { socket, buf, sent } => {
+                let fd = Fd(self.socket(*socket).socket.as_raw_fd());
+                let rest = &buf[*sent..];
+                let bytes = rest.len().min(SEND_BYTES_MAX) as u32;
+                opcode::Send::new(fd, rest.as_ptr(), bytes)
+                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                    .build()
+            }
+            Op::Write(write) => self.write_entry(write),
+            Op::Read(read) => self.read_entry(read),
+            Op::Sync { file, .. } => self.sync_entry(*file),
+            Op::Knock(bell) => {
+                let heard = UserData::Knock.encode();
+                opcode::MsgRingData::new(Fd(bell.ring()), 0, heard, None).build()
+            }
+            Op::Bell => opcode::PollAdd::new(Fd(self.bell.eventfd()), libc::POLLIN as u32)
+                .multi(true)
+                .build(),
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if !self.backlog.is_empty() {
+            self.backlog.push_back(entry);
+            return;
+        }
+        if self.try_push(&entry) {
+            return;
+        }
+        // An error of this enter comes again at the next wait, which reports it.
+        self.counters.enters += 1;
+        let _ = self.ring.submit();
+        if !self.try_push(&entry) {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        let mut queue = self.ring.submission();
+        // SAFETY: an entry's addresses are those of memory that a slot of `ops` owns on the heap or
+        // lent for good, and a slot is emptied at the operation's last completion only (`handle`) or
+        // leaked (`drop`); a cancel carries no address. Descriptors in it stay open as long, because
+        // a socket, listener or bell is dropped after its last operation.
+        let pushed = unsafe { queue.push(entry) };
+        pushed.is_ok()
+    }
+
+    /// What can go on since the last wait.
+    fn prepare(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                break;
+            }
+        }
+        self.buffers.publish();
+        self.feed_starved();
+        self.wake_listeners();
+    }
+
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let at_hand = !self.ready.is_empty()
+            || !self.backlog.is_empty()
+            || !self.ring.completion().is_empty();
+        let timeout = if at_hand { Some(Duration::ZERO) } else { self.shorten(timeout) };
+        if timeout == Some(Duration::ZERO) {
+            return self.submit();
+        }
+        if self.pace.worthwhile() {
+            self.submit()?;
+            if self.poll(timeout)? {
+                self.counters.spin_hits += 1;
+                return Ok(());
+            }
+        }
+        self.counters.enters += 1;
+        let submitter = self.ring.submitter();
+        harmless(match timeout {
+            None => submitter.submit_and_wait(1),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        })
+    }
+
+    /// The caller's timeout, but no longer than the first listener rests.
+    fn shorten(&self, timeout: Option<Duration>) -> Option<Duration> {
+        let Some(rest) = self.listeners.iter().filter_map(|(_, l)| l.resting_until).min() else {
+            return timeout;
+        };
+        let rest = rest.saturating_duration_since(now());
+        Some(timeout.map_or(rest, |timeout| timeout.min(rest)))
+    }
+
+    /// Enters without blocking, if there is anything to enter for.
+    fn submit(&mut self) -> io::Result<()> {
+        let queue = self.ring.submission();
+        let overflowed = queue.cq_overflow();
+        let idle = queue.is_empty() && !queue.taskrun() && !overflowed;
+        drop(queue);
+        if idle {
+            return Ok(());
+        }
+        self.counters.overflows += u64::from(overflowed);
+        self.counters.enters += 1;
+        harmless(self.ring.submit())
+    }
+
+    /// Watches for completions without blocking; whether there are some.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let until = now() + timeout.map_or(self.pace.cap, |timeout| timeout.min(self.pace.cap));
+        loop {
+            if self.ring.submission().taskrun() {
+                self.submit()?;
+            }
+            if !self.ring.completion().is_empty() {
+                return Ok(true);
+            }
+            if now() >= until {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut reaped = mem::take(&mut self.reaped);
+        reaped.extend(self.ring.completion().take(self.reap_max));
+        if !reaped.is_empty() {
+            self.pace.arrived();
+        }
+        self.counters.completions += reaped.len() as u64;
+        for completion in reaped.drain(..) {
+            self.handle(&completion);
+        }
+        self.reaped = reaped;
+    }
+
+    fn handle(&mut self, completion: &cqueue::Entry) {
+        let result = completion.result();
+        let buffer = cqueue::buffer_select(completion.flags());
+        let more = cqueue::more(completion.flags());
+        let user_data = UserData::decode(completion.user_data());
+        let key = match user_data {
+            Some(UserData::Operation { slot, .. }) => self.ops.key(slot),
+            Some(UserData::Cancel | UserData::Knock) => return,
+            None => None,
+        };
+        let Some(key) = key.filter(|&key| user_data.is_some_and(|data| data.names(key))) else {
+            if let Some(buffer) = buffer {
+                self.buffers.refuse(buffer);
+            }
+            debug_assert!(false, "a completion for no operation: {completion:?}");
+            return;
+        };
+        if more {
+            let op = self.ops.get(key).expect("the slab just named this key");
+            match op {
+                Op::Accept(listener) => self.accepted(*listener, result, more),
+                Op::Receive(socket) => self.received(*socket, result, buffer, more),
+                Op::Bell => self.bell.heard(),
+                Op::Connect { .. }
+                | Op::Send { .. }
+                | Op::Write(_)
+                | Op::Read(_)
+                | Op::Sync { .. }
+                | Op::Knock(_) => unreachable!("only multishot operations complete more than once"),
+            }
+            return;
+        }
+        let op = self.ops.remove(key).expect("the slab just named this key");
+        match op {
+            Op::Accept(listener) => self.accepted(listener, result, more),
+            Op::Connect { socket, addr: _ } => self.connected(socket, result),
+            Op::Receive(socket) => self.received(socket, result, buffer, more),
+            Op::Send { socket, buf, sent } => self.sent(socket, buf, sent, result),
+            Op::Write(disk) | Op::Read(disk) => {
+                self.disk_done(disk.file, disk.tag, Some(disk.memory.back()), result);
+            }
+            Op::Sync { file, tag } => self.disk_done(file, tag, None, result),
+            Op::Knock(bell) => {
+                if result < 0 {
+                    bell.knock();
+                }
+            }
+            Op::Bell => {
+                self.bell.heard();
+                if !self.dropping {
+                    self.start(Op::Bell);
+                }
+            }
+        }
+    }
+
+    /// Ends every operation but the journal's, which end by themselves. Whether all did in time.
+    fn drain(&mut self) -> bool {
+        self.dropping = true;
+        for key in self.sockets.keys() {
+            self.close(SocketId(key));
+        }
+        for key in self.listeners.keys() {
+            self.stop_listening(crate::ring::ListenerId(key));
+        }
+        let bells = self.ops.iter().filter(|(_, op)| matches!(op, Op::Bell));
+        for key in bells.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.cancel(key);
+        }
+        let until = now() + DRAIN_MAX;
+        let mut completions = Vec::new();
+        while !self.ops.is_empty() {
+            let left = until.saturating_duration_since(now());
+            if left.is_zero() || self.wait(Some(left), &mut completions).is_err() {
+                return false;
+            }
+            self.forget(&mut completions);
+        }
+        self.forget(&mut completions);
+        true
+    }
+
+    /// Drops completions that nobody will see, with their leases taken home.
+    fn forget(&mut self, completions: &mut Vec<Completion>) {
+        completions.append(&mut self.ready);
+        for completion in completions.drain(..) {
+            if let Completion::Received { lease, .. } = completion {
+                self.release(lease);
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if !self.drain() {
+            mem::forget(mem::replace(&mut self.ops, Slab::new()));
+            self.buffers.leak();
+            self.forget(&mut Vec::new());
+            return;
+        }
+        // Bells that others still have keep the kernel's ring alive: it must hold nothing of ours.
+        self.buffers.unregister(&self.ring);
+        let submitter = self.ring.submitter();
+        let _ = submitter.unregister_files();
+        let _ = submitter.unregister_buffers();
+    }
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// Answers of `io_uring_enter` that only mean "nothing yet" or "take completions first".
+fn harmless(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            Some(_) | None => Err(error),
+        },
+    }
+}
+
+/// Whether polling before blocking pays: only while completions come closer together than the cap.
+struct Pace {
+    cap: Duration,
+    /// The smoothed time between two waits that found something.
+    gap: Duration,
+    last: Option<Instant>,
+}
+
+/// A gap counts as no longer than this, so that one pause doesn't end polling for long.
+const GAP_MAX: Duration = Duration::from_millis(1);
+
+impl Pace {
+    fn new(cap: Duration) -> Self {
+        Self { cap, gap: GAP_MAX, last: None }
+    }
+
+    fn worthwhile(&self) -> bool {
+        self.gap < self.cap
+    }
+
+    fn arrived(&mut self) {
+        if self.cap.is_zero() {
+            return;
+        }
+        let now = now();
+        if let Some(last) = self.last.replace(now) {
+            let gap = now.saturating_duration_since(last).min(GAP_MAX);
+            self.gap = self.gap - self.gap / 8 + gap / 8;
+        }
     }
 }

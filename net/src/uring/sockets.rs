@@ -1,0 +1,429 @@
+//! Listeners and sockets of the io_uring engine.
+//!
+//! ```text
+//!   receiving   Off --start--> On --pause--> Stopping --last completion--> Off, or On if resumed
+//!                ^              |  ENOBUFS
+//!                +--- pause --- Starved --a buffer is free--> On
+//!               On, Stopping --end or error--> Ended
+//!
+//!   sending     idle --send--> one operation with the kernel, the rest queued --> idle
+//!               an error: that send and all after it fail
+//!
+//!   closing     close: cancel, shut down both ways -> the last operation ends -> fd closed, Closed
+//! ```
+//!
+//! Invariants: an operation's socket is in the table (it is removed when it has none), so a completion
+//! always finds its socket. The shutdown makes sure that a receive or send ends even if the kernel
+//! missed its cancel. Sockets are blocking ones: io_uring waits for readiness itself, and would
+//! answer `EAGAIN` on a non-blocking one.
+//!
+//! Failure: a peer's reset ends in `ReceiveEnded` and `Sent` errors; the caller closes.
+
+#![expect(unsafe_code, reason = "an accepted descriptor comes as a number")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Instant;
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use super::Uring;
+use super::ops::Op;
+use super::slab::Key;
+use crate::now;
+use crate::ring::{ACCEPT_RETRY, Completion, ListenerId, SocketId, TcpListen};
+
+pub(super) struct Listener {
+    pub(super) socket: socket2::Socket,
+    accepting: Option<Key>,
+    pub(super) resting_until: Option<Instant>,
+    closing: bool,
+}
+
+pub(super) struct Socket {
+    pub(super) socket: socket2::Socket,
+    connecting: Option<Key>,
+    receiving: Receiving,
+    sending: Option<Key>,
+    unsent: VecDeque<Vec<u8>>,
+    /// The errno that broke the sending side.
+    broken: Option<i32>,
+    shutdown_wanted: bool,
+    closing: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Off,
+    On(Key),
+    Stopping { resume: bool },
+    Starved,
+    Ended,
+}
+
+impl Socket {
+    fn new(socket: socket2::Socket) -> Self {
+        Self {
+            socket,
+            connecting: None,
+            receiving: Receiving::Off,
+            sending: None,
+            unsent: VecDeque::new(),
+            broken: None,
+            shutdown_wanted: false,
+            closing: false,
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let receiving = match self.receiving {
+            Receiving::On(_) | Receiving::Stopping { .. } => true,
+            Receiving::Off | Receiving::Starved | Receiving::Ended => false,
+        };
+        !receiving && self.sending.is_none() && self.connecting.is_none()
+    }
+}
+
+/// Commands.
+impl Uring {
+    pub(crate) fn listen(&mut self, listen: TcpListen) -> io::Result<(ListenerId, SocketAddr)> {
+        let socket = tcp_socket(listen.addr)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(listen.reuse_port)?;
+        socket.bind(&listen.addr.into())?;
+        socket.listen(i32::from(listen.backlog))?;
+        let addr = inet(socket.local_addr()?)?;
+        let listener = Listener { socket, accepting: None, resting_until: None, closing: false };
+        let id = ListenerId(self.listeners.insert(listener));
+        self.accept(id);
+        Ok((id, addr))
+    }
+
+    pub(crate) fn stop_listening(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.get_mut(id.0).filter(|listener| !listener.closing)
+        else {
+            return;
+        };
+        listener.closing = true;
+        listener.resting_until = None;
+        // An error would mean that it doesn't listen; the cancel ends the accept too.
+        let _ = listener.socket.shutdown(Shutdown::Both);
+        match listener.accepting {
+            Some(key) => self.cancel(key),
+            None => self.finish_listener(id),
+        }
+    }
+
+    pub(crate) fn connect(&mut self, addr: SocketAddr) -> io::Result<SocketId> {
+        let socket = tcp_socket(addr)?;
+        socket.set_tcp_nodelay(true)?;
+        let id = SocketId(self.sockets.insert(Socket::new(socket)));
+        let key = self.start(Op::Connect { socket: id, addr: Box::new(addr.into()) });
+        self.socket_mut(id).connecting = Some(key);
+        Ok(id)
+    }
+
+    pub(crate) fn start_receive(&mut self, id: SocketId) {
+        let Some(socket) = self.open_socket(id) else { return };
+        match socket.receiving {
+            Receiving::Off => self.receive(id),
+            Receiving::Stopping { .. } => socket.receiving = Receiving::Stopping { resume: true },
+            Receiving::On(_) | Receiving::Starved | Receiving::Ended => {}
+        }
+    }
+
+    pub(crate) fn pause_receive(&mut self, id: SocketId) {
+        let Some(socket) = self.open_socket(id) else { return };
+        match socket.receiving {
+            Receiving::On(key) => {
+                socket.receiving = Receiving::Stopping { resume: false };
+                self.cancel(key);
+            }
+            Receiving::Stopping { .. } => socket.receiving = Receiving::Stopping { resume: false },
+            Receiving::Starved => socket.receiving = Receiving::Off,
+            Receiving::Off | Receiving::Ended => {}
+        }
+    }
+
+    pub(crate) fn send(&mut self, id: SocketId, buf: Vec<u8>) {
+        let Some(socket) = self.open_socket(id) else {
+            let result = Err(io::ErrorKind::NotConnected.into());
+            self.ready.push(Completion::Sent { socket: id, buf, result });
+            return;
+        };
+        if let Some(errno) = socket.broken {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.ready.push(Completion::Sent { socket: id, buf, result });
+            return;
+        }
+        socket.unsent.push_back(buf);
+        self.send_next(id);
+    }
+
+    pub(crate) fn shutdown_write(&mut self, id: SocketId) {
+        let Some(socket) = self.open_socket(id) else { return };
+        socket.shutdown_wanted = true;
+        self.send_next(id);
+    }
+
+    pub(crate) fn close(&mut self, id: SocketId) {
+        let Some(socket) = self.open_socket(id) else { return };
+        socket.closing = true;
+        // Not connected (any more) is as good.
+        let _ = socket.socket.shutdown(Shutdown::Both);
+        let receiving = match socket.receiving {
+            Receiving::On(key) => Some(key),
+            Receiving::Off | Receiving::Stopping { .. } | Receiving::Starved | Receiving::Ended => {
+                None
+            }
+        };
+        let under_way = [receiving, socket.sending, socket.connecting];
+        for key in under_way.into_iter().flatten() {
+            self.cancel(key);
+        }
+        self.fail_unsent(id, libc::ECANCELED);
+        self.finish_socket(id);
+    }
+}
+
+/// Completions.
+impl Uring {
+    pub(super) fn accepted(&mut self, id: ListenerId, result: i32, more: bool) {
+        if result >= 0 {
+            // SAFETY: the kernel just opened this descriptor for us, and nobody else knows of it.
+            let fd = unsafe { OwnedFd::from_raw_fd(result) };
+            self.welcome(id, socket2::Socket::from(fd));
+        } else {
+            self.accept_failed(id, -result);
+        }
+        if more {
+            return;
+        }
+        let listener = self.listener_mut(id);
+        listener.accepting = None;
+        if listener.closing {
+            self.finish_listener(id);
+        } else if listener.resting_until.is_none() {
+            self.accept(id);
+        }
+    }
+
+    /// A connection that came after the listener was stopped, or is broken already, is dropped.
+    fn welcome(&mut self, id: ListenerId, socket: socket2::Socket) {
+        let ready = socket.set_tcp_nodelay(true).and_then(|()| inet(socket.peer_addr()?));
+        if let Ok(peer) = ready
+            && !self.listener(id).closing
+        {
+            let socket = SocketId(self.sockets.insert(Socket::new(socket)));
+            self.ready.push(Completion::Accepted { listener: id, socket, peer });
+        }
+    }
+
+    fn accept_failed(&mut self, id: ListenerId, errno: i32) {
+        let transient = matches!(
+            errno,
+            libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO
+        );
+        let listener = self.listener_mut(id);
+        if !transient && !listener.closing {
+            listener.resting_until = Some(now() + ACCEPT_RETRY);
+            let error = io::Error::from_raw_os_error(errno);
+            self.ready.push(Completion::AcceptFailed { listener: id, error });
+        }
+    }
+
+    pub(super) fn connected(&mut self, id: SocketId, result: i32) {
+        self.socket_mut(id).connecting = None;
+        let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
+        self.ready.push(Completion::Connected { socket: id, result });
+        self.finish_socket(id);
+    }
+
+    pub(super) fn received(&mut self, id: SocketId, result: i32, buffer: Option<u16>, more: bool) {
+        let closing = self.socket(id).closing;
+        match (buffer, u32::try_from(result)) {
+            (Some(buffer), Ok(bytes)) if bytes > 0 => {
+                let lease = self.buffers.lend(buffer, bytes);
+                if closing {
+                    self.release(lease);
+                } else {
+                    self.ready.push(Completion::Received { socket: id, lease });
+                }
+            }
+            (Some(buffer), _) => self.buffers.refuse(buffer),
+            (None, _) => {}
+        }
+        if more {
+            return;
+        }
+        let socket = self.socket_mut(id);
+        let resume = match socket.receiving {
+            Receiving::On(_) => true,
+            Receiving::Stopping { resume } => resume,
+            Receiving::Off | Receiving::Starved | Receiving::Ended => {
+                unreachable!("{id:?} received without receiving")
+            }
+        };
+        socket.receiving = Receiving::Off;
+        if closing {
+            self.finish_socket(id);
+            return;
+        }
+        match -result {
+            0 => self.receive_ended(id, Ok(())),
+            libc::ENOBUFS if resume => {
+                socket.receiving = Receiving::Starved;
+                self.starved.push_back(id);
+                self.counters.recv_starved += 1;
+            }
+            // Data, whose multishot the kernel chose to end here; or nothing at all.
+            i32::MIN..0 | libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
+                if resume {
+                    self.receive(id);
+                }
+            }
+            errno => self.receive_ended(id, Err(io::Error::from_raw_os_error(errno))),
+        }
+    }
+
+    fn receive_ended(&mut self, id: SocketId, result: io::Result<()>) {
+        self.socket_mut(id).receiving = Receiving::Ended;
+        self.ready.push(Completion::ReceiveEnded { socket: id, result });
+    }
+
+    pub(super) fn sent(&mut self, id: SocketId, buf: Vec<u8>, sent: usize, result: i32) {
+        let sent = sent + usize::try_from(result).unwrap_or(0);
+        let closing = self.socket(id).closing;
+        self.socket_mut(id).sending = None;
+        if sent == buf.len() {
+            self.ready.push(Completion::Sent { socket: id, buf, result: Ok(()) });
+            self.send_next(id);
+        } else if !closing && (result > 0 || matches!(-result, libc::EINTR | libc::EAGAIN)) {
+            let key = self.start(Op::Send { socket: id, buf, sent });
+            self.socket_mut(id).sending = Some(key);
+        } else {
+            // A stream socket that takes nothing, or was cut short by a close.
+            let errno = if result < 0 { -result } else { libc::ECANCELED };
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.ready.push(Completion::Sent { socket: id, buf, result });
+            self.socket_mut(id).broken = Some(errno);
+            self.fail_unsent(id, errno);
+        }
+        self.finish_socket(id);
+    }
+}
+
+/// Steps.
+impl Uring {
+    /// Arms the receives that found no buffer: as many as there are free buffers now.
+    pub(super) fn feed_starved(&mut self) {
+        for _ in 0..self.starved.len().min(usize::from(self.buffers.free())) {
+            let Some(id) = self.starved.pop_front() else { return };
+            let starved = |socket: &mut Socket| socket.receiving == Receiving::Starved;
+            if self.open_socket(id).is_some_and(starved) {
+                self.receive(id);
+            }
+        }
+    }
+
+    /// Goes on accepting where the rest is over.
+    pub(super) fn wake_listeners(&mut self) {
+        if self.listeners.iter().all(|(_, listener)| listener.resting_until.is_none()) {
+            return;
+        }
+        let now = now();
+        for id in self.listeners.keys().into_iter().map(ListenerId) {
+            let listener = self.listener_mut(id);
+            if listener.resting_until.is_some_and(|until| until <= now) {
+                listener.resting_until = None;
+                self.accept(id);
+            }
+        }
+    }
+
+    fn accept(&mut self, id: ListenerId) {
+        let key = self.start(Op::Accept(id));
+        self.listener_mut(id).accepting = Some(key);
+    }
+
+    fn receive(&mut self, id: SocketId) {
+        let key = self.start(Op::Receive(id));
+        self.socket_mut(id).receiving = Receiving::On(key);
+    }
+
+    /// Starts the next send, or ends our half of the stream behind the last one.
+    fn send_next(&mut self, id: SocketId) {
+        loop {
+            let socket = self.socket_mut(id);
+            if socket.sending.is_some() || socket.closing {
+                return;
+            }
+            let Some(buf) = socket.unsent.pop_front() else {
+                if mem::take(&mut socket.shutdown_wanted) {
+                    // A peer that is gone made it needless.
+                    let _ = socket.socket.shutdown(Shutdown::Write);
+                }
+                return;
+            };
+            if buf.is_empty() {
+                self.ready.push(Completion::Sent { socket: id, buf, result: Ok(()) });
+                continue;
+            }
+            let key = self.start(Op::Send { socket: id, buf, sent: 0 });
+            self.socket_mut(id).sending = Some(key);
+            return;
+        }
+    }
+
+    fn fail_unsent(&mut self, id: SocketId, errno: i32) {
+        for buf in mem::take(&mut self.socket_mut(id).unsent) {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.ready.push(Completion::Sent { socket: id, buf, result });
+        }
+    }
+
+    fn finish_socket(&mut self, id: SocketId) {
+        let socket = self.socket(id);
+        if socket.closing && socket.idle() {
+            drop(self.sockets.remove(id.0));
+            self.ready.push(Completion::Closed { socket: id });
+        }
+    }
+
+    fn finish_listener(&mut self, id: ListenerId) {
+        drop(self.listeners.remove(id.0));
+        self.ready.push(Completion::ListenerClosed { listener: id });
+    }
+
+    /// A socket of the caller's that isn't closing.
+    fn open_socket(&mut self, id: SocketId) -> Option<&mut Socket> {
+        self.sockets.get_mut(id.0).filter(|socket| !socket.closing)
+    }
+
+    pub(super) fn socket(&self, id: SocketId) -> &Socket {
+        self.sockets.get(id.0).expect("a socket outlives its operations")
+    }
+
+    fn socket_mut(&mut self, id: SocketId) -> &mut Socket {
+        self.sockets.get_mut(id.0).expect("a socket outlives its operations")
+    }
+
+    pub(super) fn listener(&self, id: ListenerId) -> &Listener {
+        self.listeners.get(id.0).expect("a listener outlives its operations")
+    }
+
+    fn listener_mut(&mut self, id: ListenerId) -> &mut Listener {
+        self.listeners.get_mut(id.0).expect("a listener outlives its operations")
+    }
+}
+
+fn tcp_socket(addr: SocketAddr) -> io::Result<socket2::Socket> {
+    socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))
+}
+
+fn inet(addr: SockAddr) -> io::Result<SocketAddr> {
+    addr.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}

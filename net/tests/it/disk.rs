@@ -1,0 +1,235 @@
+//! Files of one ring, on the disk that holds the build.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use net::buf::{Pages, StaticRegion};
+use net::file::{self, DataFile, DirectoryLock, FileOpen, LockError};
+use net::{Completion, DiskRead, DiskWrite, FileId, MemoryUse, RingConfig};
+
+use crate::Core;
+
+const BLOCK: usize = 4096;
+
+/// A directory that is removed in the end, beside the test's binary: `/tmp` may be memory.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let beside = std::env::current_exe().unwrap();
+        let path = beside.with_file_name(format!("net-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn create(path: &Path, bytes: u64) -> DataFile {
+    let file = file::open(path, FileOpen { create: true, write: true, direct: true }).unwrap();
+    file.prewrite(bytes).unwrap();
+    file
+}
+
+fn blocks(count: usize) -> (Vec<&'static mut [u8]>, StaticRegion) {
+    let (memory, region) = Pages::new(count * BLOCK).unwrap().leak();
+    (memory.chunks_mut(BLOCK).collect(), region)
+}
+
+/// Writes block `n` of the file from each buffer, all at once, several rounds, then reads them back.
+fn write_and_read_back(core: &mut Core, file: FileId, mut buffers: Vec<&'static mut [u8]>) {
+    let count = buffers.len();
+    for round in 1..=20u8 {
+        for (at, buf) in buffers.drain(..).enumerate() {
+            buf.fill(round ^ at as u8);
+            let (offset, tag) = ((at * BLOCK) as u64, at as u64);
+            core.ring.write_durable(DiskWrite { file, offset, buf, len: BLOCK, tag });
+        }
+        let mut back = (0..count).map(|_| None).collect::<Vec<_>>();
+        for _ in 0..count {
+            let Completion::Disk { tag, buf, result } = core.next() else {
+                panic!("something else than a disk completion");
+            };
+            assert_eq!(result.unwrap(), BLOCK as u32);
+            let slot = &mut back[tag as usize];
+            assert!(slot.is_none(), "tag {tag} came twice");
+            *slot = buf;
+        }
+        buffers.extend(back.into_iter().flatten());
+        assert_eq!(buffers.len(), count);
+    }
+    for (at, buf) in buffers.into_iter().enumerate() {
+        buf.fill(0);
+        let (offset, tag) = ((at * BLOCK) as u64, at as u64);
+        core.ring.read(DiskRead { file, offset, buf, len: BLOCK, tag });
+    }
+    for _ in 0..count {
+        let Completion::Disk { tag, buf: Some(buf), result } = core.next() else {
+            panic!("something else than a read");
+        };
+        assert_eq!(result.unwrap(), BLOCK as u32);
+        assert!(buf.iter().all(|&byte| byte == 20 ^ tag as u8));
+    }
+}
+
+#[test]
+fn several_durable_writes_in_flight() {
+    let scratch = Scratch::new("writes");
+    let mut core = Core::new(RingConfig::default());
+    let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
+    let (buffers, _) = blocks(16);
+    write_and_read_back(&mut core, file, buffers);
+}
+
+#[test]
+fn registered_memory_writes_the_same() {
+    let scratch = Scratch::new("registered");
+    let mut core = Core::new(RingConfig::default());
+    let (mut buffers, first) = blocks(8);
+    let (more, second) = blocks(4);
+    // Memory that isn't registered works beside memory that is.
+    let (unregistered, _) = blocks(2);
+    assert_eq!(core.ring.register_memory(&[first, second]), MemoryUse::Registered);
+    assert!(matches!(core.ring.register_memory(&[first]), MemoryUse::Unregistered(_)));
+    buffers.extend(more);
+    buffers.extend(unregistered);
+    let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
+    write_and_read_back(&mut core, file, buffers);
+}
+
+#[test]
+fn the_kernels_word_is_handed_on() {
+    let scratch = Scratch::new("word");
+    let path = scratch.0.join("a");
+    drop(create(&path, 2 * 4096));
+    let mut core = Core::new(RingConfig::default());
+    let read_only = FileOpen { create: false, write: false, direct: true };
+    let file = core.ring.add_file(file::open(&path, read_only).unwrap()).unwrap();
+    let (mut buffers, _) = blocks(2);
+    // A read over the end is short, one beyond it is empty, a write where none may be is refused.
+    for (offset, expected) in [(4096, Some(4096)), (8192, Some(0)), (0, None)] {
+        let (two, tag) = (buffers.pop().unwrap(), offset);
+        match expected {
+            Some(_) => core.ring.read(DiskRead { file, offset, buf: two, len: BLOCK, tag }),
+            None => core.ring.write_durable(DiskWrite { file, offset, buf: two, len: BLOCK, tag }),
+        }
+        let Completion::Disk { buf: Some(buf), result, .. } = core.next() else {
+            panic!("something else than a disk completion");
+        };
+        match expected {
+            Some(bytes) => assert_eq!(result.unwrap(), bytes),
+            None => assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF)),
+        }
+        buffers.push(buf);
+    }
+    core.ring.sync_data(file, 77);
+    assert!(matches!(core.next(), Completion::Disk { tag: 77, buf: None, result: Ok(0) }));
+}
+
+#[test]
+fn a_removed_file_ends_its_writes_first() {
+    let scratch = Scratch::new("removed");
+    let config = RingConfig { files_max: 1, ..RingConfig::default() };
+    let mut core = Core::new(config);
+    for round in 0..3 {
+        let path = scratch.0.join(format!("{round}"));
+        let file = core.ring.add_file(create(&path, 8 * 4096)).unwrap();
+        let other = create(&scratch.0.join(format!("{round}-other")), 4096);
+        drop(core.ring.add_file(other).unwrap_err());
+        for (at, buf) in blocks(8).0.into_iter().enumerate() {
+            buf.fill(9);
+            let (offset, tag) = ((at * BLOCK) as u64, at as u64);
+            core.ring.write_durable(DiskWrite { file, offset, buf, len: BLOCK, tag });
+        }
+        core.ring.remove_file(file);
+        for _ in 0..8 {
+            assert!(matches!(core.next(), Completion::Disk { result: Ok(4096), .. }));
+        }
+        assert_eq!(fs::read(path).unwrap(), [9; 8 * BLOCK]);
+    }
+}
+
+#[test]
+fn a_dropped_ring_finishes_its_writes() {
+    let scratch = Scratch::new("dropped");
+    let path = scratch.0.join("a");
+    let mut core = Core::new(RingConfig::default());
+    let file = core.ring.add_file(create(&path, 32 * 4096)).unwrap();
+    for (at, buf) in blocks(32).0.into_iter().enumerate() {
+        buf.fill(5);
+        let (offset, tag) = ((at * BLOCK) as u64, at as u64);
+        core.ring.write_durable(DiskWrite { file, offset, buf, len: BLOCK, tag });
+    }
+    drop(core);
+    assert_eq!(fs::read(path).unwrap(), [5; 32 * BLOCK]);
+}
+
+#[test]
+#[should_panic(expected = "was not removed")]
+fn a_dead_file_id_is_a_bug() {
+    let scratch = Scratch::new("dead");
+    let mut core = Core::new(RingConfig::default());
+    let file = core.ring.add_file(create(&scratch.0.join("a"), 4096)).unwrap();
+    core.ring.remove_file(file);
+    core.ring.sync_data(file, 0);
+}
+
+#[test]
+fn a_prewritten_file_is_zeroes_of_its_size() {
+    let scratch = Scratch::new("prewritten");
+    let path = scratch.0.join("a");
+    let bytes = (file::PREWRITE_CHUNK * 2 + BLOCK) as u64;
+    let file = create(&path, bytes);
+    assert_eq!(file.bytes().unwrap(), bytes);
+    assert!(fs::read(&path).unwrap().iter().all(|&byte| byte == 0));
+    let (mut buffers, _) = blocks(1);
+    let buf = &mut *buffers[0];
+    buf.fill(3);
+    file.write_durable_at(buf, 4096).unwrap();
+    buf.fill(0);
+    file.read_at(buf, 4096).unwrap();
+    assert!(buf.iter().all(|&byte| byte == 3));
+    file::sync_directory(&scratch.0).unwrap();
+    if let Some(alignment) = file.alignment() {
+        assert!(file.direct() && alignment.is_power_of_two());
+    }
+    let again = file::open(&path, FileOpen { create: true, write: true, direct: true });
+    assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn memory_is_told_from_disk() {
+    let memory = file::volume(Path::new("/dev/shm")).unwrap();
+    assert_eq!((memory.kind.as_str(), memory.volatile), ("tmpfs", true));
+    let disk = file::volume(&std::env::current_exe().unwrap()).unwrap();
+    assert!(!disk.volatile && disk.free_bytes > 0, "{disk:?}");
+    assert!(file::volume(Path::new("/nowhere")).is_err());
+}
+
+#[test]
+fn a_directory_has_one_holder() {
+    let scratch = Scratch::new("lock");
+    let lock = |wait, told: &mut Vec<String>| {
+        DirectoryLock::acquire(&scratch.0, wait, |holder, _| told.push(holder.to_owned()))
+    };
+    let mut told = Vec::new();
+    let held = lock(Duration::ZERO, &mut told).unwrap();
+    let error = lock(Duration::from_millis(250), &mut told).unwrap_err();
+    let me = format!("process {}", std::process::id());
+    assert!(matches!(&error, LockError::Held { holder, .. } if *holder == me), "{error}");
+    assert!(told.len() >= 2 && told.iter().all(|holder| *holder == me), "{told:?}");
+    let waiting = scratch.0.clone();
+    let waiter = std::thread::Builder::new()
+        .name("waiter".to_owned())
+        .spawn(move || DirectoryLock::acquire(&waiting, crate::PATIENCE, |_, _| {}).map(drop));
+    std::thread::sleep(Duration::from_millis(50));
+    drop(held);
+    waiter.unwrap().join().unwrap().unwrap();
+    let missing = DirectoryLock::acquire(&scratch.0.join("no"), Duration::ZERO, |_, _| {});
+    assert!(matches!(missing, Err(LockError::Io { .. })));
+}

@@ -1,0 +1,521 @@
+//! Sockets of one ring against blocking sockets of the standard library.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use net::{Completion, RingConfig, TcpListen};
+
+use crate::{Core, PATIENCE, now};
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at % 251) as u8).collect()
+}
+
+fn pair(core: &mut Core) -> (net::SocketId, TcpStream) {
+    let (_, addr) = core.listen();
+    let client = TcpStream::connect(addr).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_write_timeout(Some(PATIENCE)).unwrap();
+    (core.accepted(), client)
+}
+
+/// A socket with `SO_LINGER` 0, so that dropping it resets the connection.
+fn resetting(stream: TcpStream) -> TcpStream {
+    let socket = socket2::Socket::from(stream);
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    socket.into()
+}
+
+#[test]
+fn bytes_go_both_ways_and_the_end_is_seen() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, mut client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    client.write_all(b"from the client").unwrap();
+    assert_eq!(core.received(), (socket, b"from the client".to_vec()));
+    core.ring.send(socket, b"to the ".to_vec());
+    core.ring.send(socket, Vec::new());
+    core.ring.send(socket, b"client".to_vec());
+    core.ring.shutdown_write(socket);
+    for expected in [&b"to the "[..], b"", b"client"] {
+        match core.next() {
+            Completion::Sent { buf, result, .. } => {
+                result.unwrap();
+                assert_eq!(buf, expected);
+            }
+            other => panic!("{other:?} instead of a send"),
+        }
+    }
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "to the client");
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(matches!(core.next(), Completion::ReceiveEnded { result: Ok(()), .. }));
+    core.ring.close(socket);
+    assert!(matches!(core.next(), Completion::Closed { socket: closed } if closed == socket));
+    assert_eq!(core.ring.stats().sockets, 0);
+    assert_eq!(core.ring.stats().leases_out, 0);
+}
+
+#[test]
+fn an_old_id_reaches_nobody() {
+    let mut core = Core::new(RingConfig::default());
+    let (_, addr) = core.listen();
+    let _first = TcpStream::connect(addr).unwrap();
+    let old = core.accepted();
+    core.ring.close(old);
+    assert!(matches!(core.next(), Completion::Closed { .. }));
+    let mut client = TcpStream::connect(addr).unwrap();
+    let new = core.accepted();
+    assert_eq!(old.slot(), new.slot());
+    core.ring.close(old);
+    core.ring.start_receive(old);
+    core.ring.send(old, b"lost".to_vec());
+    match core.next() {
+        Completion::Sent { socket, buf, result } => {
+            assert_eq!((socket, &buf[..]), (old, &b"lost"[..]));
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::NotConnected);
+        }
+        other => panic!("{other:?} instead of a failed send"),
+    }
+    core.ring.start_receive(new);
+    client.write_all(b"here").unwrap();
+    assert_eq!(core.received(), (new, b"here".to_vec()));
+}
+
+#[test]
+fn a_slow_reader_gets_a_large_buffer_in_order() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, mut client) = pair(&mut core);
+    let bytes = pattern(24 << 20);
+    let (first, second) = bytes.split_at(17 << 20);
+    core.ring.send(socket, first.to_vec());
+    core.ring.send(socket, second.to_vec());
+    // Nobody reads: the kernel takes what fits, and neither send may be over.
+    let early = core.settle(Duration::from_millis(100));
+    assert!(early.is_empty(), "{early:?}");
+    let reader = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
+        let mut got = vec![0; 24 << 20];
+        client.read_exact(&mut got).unwrap();
+        got
+    });
+    for expected in [first, second] {
+        match core.next() {
+            Completion::Sent { buf, result, .. } => {
+                result.unwrap();
+                assert!(buf == expected);
+            }
+            other => panic!("{other:?} instead of a send"),
+        }
+    }
+    assert!(reader.unwrap().join().unwrap() == bytes);
+}
+
+#[test]
+fn few_buffers_starve_and_recover() {
+    let config = RingConfig { recv_buffers: 2, recv_buffer_bytes: 256, ..RingConfig::default() };
+    let mut core = Core::new(config);
+    let (_, addr) = core.listen();
+    let expected = pattern(64 << 10);
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = TcpStream::connect(addr).unwrap();
+        client.write_all(&expected).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        clients.push(client);
+    }
+    let sockets = clients.iter().map(|_| core.accepted()).collect::<Vec<_>>();
+    sockets.into_iter().for_each(|socket| core.ring.start_receive(socket));
+    let mut got = vec![Vec::new(); 4];
+    let mut kept = Vec::new();
+    let mut ended = 0;
+    while ended < 4 {
+        match core.next() {
+            Completion::Received { socket, lease } => {
+                got[socket.slot()].extend_from_slice(core.ring.bytes(&lease));
+                kept.push(lease);
+            }
+            Completion::ReceiveEnded { result, .. } => {
+                result.unwrap();
+                ended += 1;
+            }
+            other => panic!("{other:?} instead of bytes"),
+        }
+        // Both buffers are kept until there is no other, so every round starves somebody.
+        if kept.len() == 2 {
+            let starving = core.settle(Duration::from_micros(1));
+            core.seen.extend(starving);
+            kept.drain(..).for_each(|lease| core.ring.release(lease));
+        } else if core.seen.is_empty() {
+            kept.drain(..).for_each(|lease| core.ring.release(lease));
+        }
+    }
+    kept.drain(..).for_each(|lease| core.ring.release(lease));
+    assert!(got.iter().all(|bytes| *bytes == expected));
+    assert!(core.ring.stats().recv_starved > 100, "{:?}", core.ring.stats());
+    assert_eq!(core.ring.stats().leases_out, 0);
+}
+
+#[test]
+fn a_paused_receive_holds_the_peer_back() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    core.ring.pause_receive(socket);
+    let nothing = core.settle(Duration::from_millis(50));
+    assert!(nothing.is_empty(), "{nothing:?}");
+    let mut writer = client.try_clone().unwrap();
+    let expected = pattern(32 << 20);
+    let sent = expected.clone();
+    let writer = std::thread::Builder::new()
+        .name("writer".to_owned())
+        .spawn(move || writer.write_all(&sent).unwrap())
+        .unwrap();
+    let nothing = core.settle(Duration::from_millis(200));
+    assert!(nothing.is_empty(), "{nothing:?}");
+    assert!(!writer.is_finished(), "32 MiB went somewhere though nobody receives");
+    let mut got = Vec::new();
+    let mut pauses = 0;
+    while got.len() < expected.len() {
+        core.ring.start_receive(socket);
+        got.extend(core.received().1);
+        if got.len() / (1 << 20) > pauses {
+            pauses += 1;
+            core.ring.pause_receive(socket);
+            core.ring.start_receive(socket);
+            core.ring.pause_receive(socket);
+        }
+    }
+    writer.join().unwrap();
+    assert!(got == expected);
+}
+
+#[test]
+fn a_reset_ends_both_ways() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    core.ring.send(socket, vec![0; 64 << 20]);
+    core.ring.send(socket, b"behind".to_vec());
+    core.turn(Duration::from_millis(20));
+    drop(resetting(client));
+    let mut failed = Vec::new();
+    let mut ended = false;
+    while failed.len() < 2 || !ended {
+        match core.next() {
+            Completion::Sent { buf, result, .. } => failed.push((buf.len(), result.is_err())),
+            Completion::ReceiveEnded { .. } => ended = true,
+            other => panic!("{other:?} after a reset"),
+        }
+    }
+    assert_eq!(failed, [(64 << 20, true), (6, true)]);
+    core.ring.send(socket, b"later".to_vec());
+    assert!(matches!(core.next(), Completion::Sent { result: Err(_), .. }));
+    core.ring.close(socket);
+    assert!(matches!(core.next(), Completion::Closed { .. }));
+}
+
+#[test]
+fn a_reset_is_told_from_an_end() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    core.turn(Duration::from_millis(20));
+    drop(resetting(client));
+    match core.next() {
+        Completion::ReceiveEnded { result, .. } => {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        other => panic!("{other:?} after a reset"),
+    }
+}
+
+#[test]
+fn a_close_ends_what_is_under_way_and_comes_last() {
+    let mut core = Core::new(RingConfig::default());
+    let (socket, mut client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    core.ring.send(socket, vec![0; 64 << 20]);
+    core.ring.send(socket, b"queued".to_vec());
+    core.turn(Duration::from_millis(20));
+    client.write_all(b"too late").unwrap();
+    core.ring.close(socket);
+    core.ring.close(socket);
+    let mut sent = 0;
+    loop {
+        match core.next() {
+            Completion::Sent { result, .. } => {
+                assert!(result.is_err());
+                sent += 1;
+            }
+            Completion::Closed { .. } => break,
+            other => panic!("{other:?} of a closing socket"),
+        }
+    }
+    assert_eq!(sent, 2);
+    let late = core.settle(Duration::from_millis(20));
+    assert!(late.is_empty(), "{late:?}");
+    let stats = core.ring.stats();
+    // What is left: the accept and the doorbell's poll.
+    assert_eq!((stats.sockets, stats.operations, stats.leases_out), (0, 2, 0));
+}
+
+#[test]
+fn a_thousand_connections_echo() {
+    const CONNECTIONS: usize = 1000;
+    let mut core = Core::new(RingConfig::default());
+    let (_, addr) = core.listen();
+    let mut ids = Vec::new();
+    for _ in 0..CONNECTIONS {
+        ids.push(core.ring.connect(addr).unwrap());
+    }
+    let (mut echoed, mut closed) = (0, 0);
+    let mut served = Vec::new();
+    while closed < 2 * CONNECTIONS {
+        match core.next() {
+            Completion::Accepted { socket, .. } => {
+                served.push(socket);
+                core.ring.start_receive(socket);
+            }
+            Completion::Connected { socket, result } => {
+                result.unwrap();
+                core.ring.start_receive(socket);
+                core.ring.send(socket, format!("hello from {socket:?}").into_bytes());
+            }
+            Completion::Received { socket, lease } => {
+                let bytes = core.ring.bytes(&lease).to_vec();
+                core.ring.release(lease);
+                if ids.contains(&socket) {
+                    assert_eq!(bytes, format!("hello from {socket:?}").as_bytes());
+                    echoed += 1;
+                    core.ring.close(socket);
+                } else {
+                    core.ring.send(socket, bytes);
+                }
+            }
+            Completion::ReceiveEnded { socket, result } => {
+                assert!(served.contains(&socket));
+                result.unwrap();
+                core.ring.close(socket);
+            }
+            Completion::Sent { result, .. } => result.unwrap(),
+            Completion::Closed { .. } => closed += 1,
+            other => panic!("{other:?} while echoing"),
+        }
+    }
+    assert_eq!(echoed, CONNECTIONS);
+    assert_eq!((core.ring.stats().sockets, core.ring.stats().leases_out), (0, 0));
+}
+
+#[test]
+fn a_refused_connection_says_so() {
+    let mut core = Core::new(RingConfig::default());
+    let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = core.ring.connect(addr).unwrap();
+    match core.next() {
+        Completion::Connected { result, .. } => {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+        other => panic!("{other:?} instead of a refusal"),
+    }
+    core.ring.close(socket);
+    assert!(matches!(core.next(), Completion::Closed { .. }));
+}
+
+#[test]
+fn a_stopped_listener_frees_its_address() {
+    let mut core = Core::new(RingConfig::default());
+    let (listener, addr) = core.listen();
+    let again = core.ring.listen(TcpListen { addr, reuse_port: false, backlog: 1 });
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
+    core.ring.stop_listening(listener);
+    core.ring.stop_listening(listener);
+    let closed = core.next();
+    assert!(matches!(closed, Completion::ListenerClosed { listener: id } if id == listener));
+    let refused = TcpStream::connect_timeout(&addr, PATIENCE).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    core.ring.listen(TcpListen { addr, reuse_port: false, backlog: 1 }).unwrap();
+    assert!(core.settle(Duration::from_millis(10)).is_empty());
+}
+
+#[test]
+fn rings_share_a_port() {
+    let mut first = Core::new(RingConfig::default());
+    let mut second = Core::new(RingConfig::default());
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listen = |addr| TcpListen { addr, reuse_port: true, backlog: 128 };
+    let (_, addr) = first.ring.listen(listen(any)).unwrap();
+    second.ring.listen(listen(addr)).unwrap();
+    let _clients = (0..64).map(|_| TcpStream::connect(addr).unwrap()).collect::<Vec<_>>();
+    let until = now() + PATIENCE;
+    while first.seen.len() + second.seen.len() < 64 {
+        assert!(now() < until, "connections got lost");
+        first.turn(Duration::from_millis(1));
+        second.turn(Duration::from_millis(1));
+    }
+    assert!(!first.seen.is_empty() && !second.seen.is_empty());
+}
+
+#[test]
+fn a_tiny_completion_queue_overflows_without_loss() {
+    let config = RingConfig {
+        entries: 8,
+        completions: 8,
+        completions_per_wait_max: 3,
+        recv_buffers: 64,
+        recv_buffer_bytes: 256,
+        ..RingConfig::default()
+    };
+    let mut core = Core::new(config);
+    let (_, addr) = core.listen();
+    let mut clients = (0..40).map(|_| TcpStream::connect(addr).unwrap()).collect::<Vec<_>>();
+    let mut sockets = Vec::new();
+    for _ in 0..40 {
+        sockets.push(core.accepted());
+    }
+    for socket in &sockets {
+        core.ring.start_receive(*socket);
+        core.ring.send(*socket, vec![1; 100]);
+    }
+    for client in &mut clients {
+        client.write_all(&[2; 300]).unwrap();
+    }
+    let (mut bytes, mut sends) = (0, 0);
+    while bytes < 40 * 300 || sends < 40 {
+        match core.next() {
+            Completion::Received { lease, .. } => {
+                bytes += lease.bytes();
+                core.ring.release(lease);
+            }
+            Completion::Sent { result, .. } => {
+                result.unwrap();
+                sends += 1;
+            }
+            other => panic!("{other:?} in a crowded ring"),
+        }
+    }
+    assert!(core.ring.stats().overflows > 0, "{:?}", core.ring.stats());
+}
+
+#[test]
+fn a_dropped_ring_ends_everything_under_way() {
+    let start = now();
+    let mut core = Core::new(RingConfig::default());
+    let (_, addr) = core.listen();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(addr).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"unread").unwrap();
+        clients.push(client);
+    }
+    let sockets = clients.iter().map(|_| core.accepted()).collect::<Vec<_>>();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        if index % 2 == 0 {
+            core.ring.start_receive(socket);
+        }
+        core.ring.send(socket, vec![0; 16 << 20]);
+    }
+    core.ring.connect(addr).unwrap();
+    let seen = core.settle(Duration::from_millis(20));
+    core.drop_all(seen);
+    let bell = core.ring.doorbell();
+    drop(core);
+    bell.knock();
+    assert!(now() - start < Duration::from_secs(5), "a drop must not wait for its bound");
+    for mut client in clients {
+        let mut rest = Vec::new();
+        // The end or a reset, but not a connection that stays open.
+        if let Err(error) = client.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+    }
+    assert!(TcpStream::connect(addr).is_err());
+}
+
+#[test]
+fn polling_finds_what_blocking_would() {
+    let spin = Duration::from_micros(50);
+    let mut core = Core::new(RingConfig { spin, ..RingConfig::default() });
+    let (socket, client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    let mut client = resetting(client);
+    let echo = std::thread::Builder::new().name("echo".to_owned()).spawn(move || {
+        let mut buf = [0; 32];
+        for _ in 0..2000 {
+            client.write_all(&[7; 32]).unwrap();
+            client.read_exact(&mut buf).unwrap();
+        }
+    });
+    let mut bytes = 0;
+    while bytes < 2000 * 32 {
+        match core.next() {
+            Completion::Received { lease, .. } => {
+                bytes += lease.bytes();
+                let reply = core.ring.bytes(&lease).to_vec();
+                core.ring.release(lease);
+                core.ring.send(socket, reply);
+            }
+            Completion::Sent { result, .. } => result.unwrap(),
+            other => panic!("{other:?} while echoing"),
+        }
+    }
+    while core.ring.stats().operations > 3 {
+        core.turn(Duration::from_millis(10));
+    }
+    echo.unwrap().join().unwrap();
+    let rest = core.settle(Duration::from_millis(20));
+    core.drop_all(rest);
+    // Whether polling ever pays depends on the machine; that it loses nothing doesn't.
+    assert!(core.ring.stats().completions >= 4000);
+}
+
+#[test]
+fn out_of_descriptors_rests_and_goes_on() {
+    // The limit is the process's: a child of its own has it lowered.
+    const CHILD: &str = "NET_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(CHILD).is_none() {
+        let status = std::process::Command::new("sh")
+            .args(["-c", "ulimit -n 48 && exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "sockets::out_of_descriptors_rests_and_goes_on"])
+            .env(CHILD, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let mut core = Core::new(RingConfig::default());
+    let (_, addr) = core.listen();
+    let mut sockets = Vec::new();
+    let mut ours = Vec::new();
+    // Our own ends take descriptors too; the last connections wait in the backlog.
+    while let Ok(client) = TcpStream::connect(addr) {
+        ours.push(client);
+    }
+    let freed = ours.split_off(ours.len() / 2);
+    drop(ours);
+    loop {
+        match core.next() {
+            Completion::Accepted { socket, .. } => sockets.push(socket),
+            Completion::AcceptFailed { error, .. } => {
+                assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+                break;
+            }
+            other => panic!("{other:?} while accepting"),
+        }
+    }
+    let before = sockets.len();
+    sockets.drain(..).for_each(|socket| core.ring.close(socket));
+    drop(freed);
+    let mut more = 0;
+    while more == 0 {
+        match core.next() {
+            Completion::Accepted { .. } => more += 1,
+            Completion::Closed { .. } | Completion::AcceptFailed { .. } => {}
+            other => panic!("{other:?} while accepting again"),
+        }
+    }
+    assert!(before > 0 && more > 0);
+}
