@@ -316,6 +316,7 @@ mod tests {
         LogSeed::new(LogId([3; 16]), ShardId(1))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to begin at")]
     fn sealed(records: u64, opens_segment: bool) -> (BlockBuf, Chain) {
         let now = Instant::now();
         let mut batch = OpenBatch::new(Lsn(4096), 8192, opens_segment, now, now);

@@ -1,22 +1,55 @@
 //! A running log: append, commit, recycle.
+//!
+//! ```text
+//!   1 append         admitted (space) -> copied into the open batch (commit), gets its LSN
+//!   2 poll_disk      batches first, then the superblock (keeper), then pre-writing (space)
+//!   3 handle_disk    the durable prefix grows
+//!   4 set_committed  the owner says how far the promise is kept
+//!   5 recycle_head   new head LSN and chain into the superblock, durably; then the slot is free
+//!   6 close          everything written, then a superblock that says so
+//! ```
+//!
+//! Invariants: head <= committed <= durable <= appended; recycling passes neither the committed
+//! watermark nor the durable LSN. Every batch is written with data sync, at every level.
+//! A write or sync that fails, ends short, or takes longer than `write_bound` poisons the journal:
+//! `durable()` stands still, nothing more is taken or written, and the process has to end. A file
+//! system without space for another segment is only a smaller budget.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::disk::{DiskDone, DiskError, DiskOp, FileId};
-use crate::lsn::Lsn;
-use crate::record::Record;
+use crate::canary::Canaries;
+#[cfg(feature = "canary")]
+use crate::canary::Canary;
+use crate::commit::{Commit, Place, Wish};
+use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
+use crate::fragment;
+use crate::identity::LogSeed;
+use crate::keeper::Keeper;
+use crate::limits::{
+    BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, DURABLE_MARK_IDLE, FRAGMENT_BYTES_MAX,
+    PARTS_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN, WRITES_IN_FLIGHT_MAX,
+    block_ceil,
+};
+use crate::lsn::{Lsn, ShardId, Slot, Term};
+use crate::record::{Record, RecordFlags, RecordKind};
+use crate::space::{Claim, Room, Space};
+use crate::superblock::ShardSuperblock;
 
 /// The knobs of one shard's journal.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Most batches being written at once, 1 to 8.
     pub writes_in_flight_max: usize,
-    /// Most segment files this shard may have: its disk budget.
+    /// Most segment files this shard may have: its disk budget. At least 4.
     pub segments_max: u32,
     /// How long records that nobody waits for may wait for company.
     pub flush_window: Duration,
     /// How long a write may take before the disk counts as stuck.
     pub write_bound: Duration,
+    /// The rule that a test breaks.
+    #[cfg(feature = "canary")]
+    pub canary: Option<Canary>,
 }
 
 impl Default for Config {
@@ -26,6 +59,17 @@ impl Default for Config {
             segments_max: 64,
             flush_window: Duration::from_millis(5),
             write_bound: Duration::from_secs(30),
+            #[cfg(feature = "canary")]
+            canary: None,
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn canaries(&self) -> Canaries {
+        Canaries {
+            #[cfg(feature = "canary")]
+            broken: self.canary,
         }
     }
 }
@@ -55,12 +99,24 @@ pub enum AppendError {
     Full,
     /// Space or the disk's answer is on its way: withhold credit and try again soon.
     Busy,
-    /// The message can't be stored in any number of fragments, or its parts are too long.
+    /// The message has more fragments than can be counted, or its parts are too long.
     TooLarge,
     /// A write failed before; nothing more is taken, the process has to end.
     Poisoned,
     /// The journal was closed.
     Closed,
+}
+
+impl fmt::Display for AppendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "the journal is full: consume messages, or give it more disk",
+            Self::Busy => "the journal is waiting for its disk: try again soon",
+            Self::TooLarge => "the record is too large for the journal",
+            Self::Poisoned => "the journal has failed: the process must be started again",
+            Self::Closed => "the journal is closed",
+        })
+    }
 }
 
 /// The first failure of a journal: nothing is durable after it, and nothing is taken any more.
@@ -72,6 +128,19 @@ pub struct Poison {
     pub file: FileId,
     /// Where in it, bytes.
     pub offset: u64,
+}
+
+impl fmt::Display for Poison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            PoisonCause::Failed(error) => {
+                write!(f, "writing {} at byte {}: {error}", self.file, self.offset)
+            }
+            PoisonCause::Hung => {
+                write!(f, "writing {} at byte {}: no answer in time", self.file, self.offset)
+            }
+        }
+    }
 }
 
 /// What poisoned a journal.
@@ -94,106 +163,496 @@ pub struct SegmentInfo {
     pub end_lsn: Lsn,
 }
 
+/// What the log uses and what it has, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Segments between head and tail, both included.
+    pub segments_live: u64,
+    /// Segment files of this shard.
+    pub segments_made: u32,
+    /// Bytes that could still be appended, the reserve included.
+    pub free_bytes: u64,
+    /// Messages for whose settlements space is set aside.
+    pub unsettled: u64,
+    /// How much room that leaves.
+    pub room: Room,
+}
+
 /// One shard's log, running.
 #[derive(Debug)]
 pub struct Journal {
-    durable: Lsn,
+    shard: ShardId,
+    segment_bytes: u64,
+    config: Config,
+    commit: Commit,
+    space: Space,
+    keeper: Keeper,
+    committed: Lsn,
+    op_next: u64,
+    /// When the last batch became durable: the beginning of the idle period.
+    idle_since: Option<Instant>,
+    poison: Option<Poison>,
+    closing: bool,
+}
+
+/// All that a journal begins with; recovery puts it together.
+#[derive(Debug)]
+pub(crate) struct Resume {
+    pub(crate) superblock: ShardSuperblock,
+    pub(crate) segment_bytes: u64,
+    pub(crate) config: Config,
+    pub(crate) commit: Commit,
+    pub(crate) space: Space,
+    pub(crate) op_next: u64,
 }
 
 impl Journal {
-    /// Appends a record; a payload over `fragment_bytes_max` is split. Copied once, into the batch.
-    pub fn append(
-        &mut self,
-        _now: Instant,
-        _record: &Record<'_>,
-        _urgency: Urgency,
-    ) -> Result<Appended, AppendError> {
-        panic!("the commit path is not in yet")
+    pub(crate) fn new(resume: Resume) -> Self {
+        let Resume { superblock, segment_bytes, config, commit, space, op_next } = resume;
+        assert!((1..=WRITES_IN_FLIGHT_MAX).contains(&config.writes_in_flight_max));
+        assert!(config.segments_max >= SEGMENTS_MIN, "a log needs {SEGMENTS_MIN} segments");
+        assert!(commit.durable() >= superblock.head);
+        Self {
+            shard: superblock.shard,
+            segment_bytes,
+            config,
+            committed: commit.durable(),
+            commit,
+            space,
+            keeper: Keeper::new(superblock),
+            op_next,
+            idle_since: None,
+            poison: None,
+            closing: false,
+        }
     }
 
-    /// Appends a copy of a live record from the head, which may use the reserve.
+    /// Appends a record; a payload over `fragment_bytes_max()` is split. It is copied once, into the
+    /// batch.
+    ///
+    /// # Errors
+    /// Why it was not taken. Messages meet `Full` before settlements do: accepting a message sets
+    /// aside the bytes of its settlement.
+    pub fn append(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        urgency: Urgency,
+    ) -> Result<Appended, AppendError> {
+        let due = match urgency {
+            Urgency::Now => now,
+            Urgency::Window => now + self.config.flush_window,
+        };
+        let claim = if record.kind.may_use_reserve() {
+            Claim::Shrink
+        } else {
+            Claim::Grow { settlements: settlements_of(record) }
+        };
+        let appended = self.append_as(now, record, claim, Wish { due, forced: false })?;
+        match record.kind {
+            RecordKind::Settle => self.space.count_settled(),
+            RecordKind::Message | RecordKind::Reference => {
+                self.space.count_accepted(settlements_of(record));
+            }
+            RecordKind::DeliveryCount
+            | RecordKind::QueueCreate
+            | RecordKind::QueueDelete
+            | RecordKind::NextSequence
+            | RecordKind::NextQueueId
+            | RecordKind::AddressCreate
+            | RecordKind::AddressDelete
+            | RecordKind::Prepare
+            | RecordKind::Decide => {}
+        }
+        Ok(appended)
+    }
+
+    /// Appends a copy of a record that lives in the head, so that the head can be recycled. It may
+    /// use the reserve and is written at once.
+    ///
+    /// # Errors
+    /// Why it was not taken.
     pub fn append_copy(
         &mut self,
-        _now: Instant,
-        _record: &Record<'_>,
+        now: Instant,
+        record: &Record<'_>,
     ) -> Result<Appended, AppendError> {
-        panic!("the commit path is not in yet")
+        self.append_as(now, record, Claim::Shrink, Wish { due: now, forced: true })
     }
 
     /// Takes the answer to an operation.
-    pub fn handle_disk(&mut self, _now: Instant, _done: DiskDone) {
-        panic!("the commit path is not in yet")
+    ///
+    /// # Panics
+    /// If the answer is to no operation in flight.
+    pub fn handle_disk(&mut self, now: Instant, done: DiskDone) {
+        if self.poison.is_some() {
+            return;
+        }
+        if let Some(flight) = self.commit.flight(done.id) {
+            let file = self.segment_file(flight.slot);
+            let (offset, bytes) = (flight.offset, flight.bytes);
+            if let Err(error) = written_whole(&done, bytes) {
+                return self.fail(file, offset, PoisonCause::Failed(error));
+            }
+            self.commit.handle_written(done.id);
+            self.idle_since = Some(now);
+        } else if let Some(flight) = self.keeper.flight().filter(|flight| flight.id == done.id) {
+            let (offset, bytes) = (flight.offset, flight.bytes);
+            if let Err(error) = written_whole(&done, bytes) {
+                let file = FileId::ShardSuperblock(self.shard);
+                return self.fail(file, offset, PoisonCause::Failed(error));
+            }
+            for slot in self.keeper.handle_written() {
+                self.space.release(slot);
+            }
+        } else if let Some((_, slot)) = self.space.making().filter(|(id, _)| *id == done.id) {
+            match done.result {
+                Ok(_) => self.space.handle_made(),
+                Err(DiskError::NoSpace) => self.space.handle_no_space(now),
+                Err(error @ (DiskError::Io(_) | DiskError::Short { .. })) => {
+                    self.fail(self.segment_file(slot), 0, PoisonCause::Failed(error));
+                }
+            }
+        } else {
+            panic!("an answer to {:?}, which is not in flight", done.id);
+        }
     }
 
-    /// Takes the time; due when [`poll_timeout`](Self::poll_timeout) says.
-    pub fn handle_timeout(&mut self, _now: Instant) {
-        panic!("the commit path is not in yet")
+    /// Takes the time; due when [`poll_timeout`](Self::poll_timeout) says, harmless at any other
+    /// moment. Poll the disk afterwards.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poison.is_some() {
+            return;
+        }
+        let bound = self.config.write_bound;
+        let is_late = |since: Instant| now.saturating_duration_since(since) >= bound;
+        let batch = self.commit.oldest_flight().filter(|flight| is_late(flight.since));
+        let batch = batch.map(|flight| (self.segment_file(flight.slot), flight.offset));
+        let mark = self.keeper.flight().filter(|flight| is_late(flight.since));
+        let mark = mark.map(|flight| (FileId::ShardSuperblock(self.shard), flight.offset));
+        if let Some((file, offset)) = batch.or(mark) {
+            self.fail(file, offset, PoisonCause::Hung);
+        }
     }
 
     /// The next thing to do on the disk, if any.
-    pub fn poll_disk(&mut self, _now: Instant) -> Option<DiskOp> {
-        panic!("the commit path is not in yet")
+    pub fn poll_disk(&mut self, now: Instant) -> Option<DiskOp> {
+        if self.poison.is_some() {
+            return None;
+        }
+        let id = OpId(self.op_next);
+        let op = self
+            .poll_batch(id, now)
+            .or_else(|| self.poll_superblock(id, now))
+            .or_else(|| self.poll_make(id, now));
+        if op.is_some() {
+            self.op_next += 1;
+        }
+        op
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is next due.
+    /// When [`handle_timeout`](Self::handle_timeout) and then [`poll_disk`](Self::poll_disk) are
+    /// next due, if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        panic!("the commit path is not in yet")
+        if self.poison.is_some() {
+            return None;
+        }
+        let seal = self.seal_at().filter(|_| self.commit.has_write_slot());
+        let hung = self.commit.oldest_flight().map(|flight| flight.since);
+        let hung_mark = self.keeper.flight().map(|flight| flight.since);
+        let hung = [hung, hung_mark].into_iter().flatten().min();
+        let hung = hung.map(|since| since + self.config.write_bound);
+        let idle = self.mark_at();
+        [seal, hung, idle, self.space.retry_at()].into_iter().flatten().min()
     }
 
-    /// Everything below this is committed at its level (monotone; never beyond `durable()` where
-    /// there is one member). Recycling never passes it.
-    pub fn set_committed(&mut self, _lsn: Lsn) {
-        panic!("the commit path is not in yet")
+    /// Everything below `lsn` is committed at its level. It never goes back; a value beyond
+    /// `durable()` counts as `durable()` (this log can't know more than it has).
+    pub fn set_committed(&mut self, lsn: Lsn) {
+        self.committed = self.committed.max(lsn.min(self.commit.durable()));
     }
 
     /// How many messages in the log are not settled: space is set aside for their settlements. The
     /// journal counts by itself from there; say it after recovery and when a queue is deleted.
-    pub fn set_unsettled(&mut self, _messages: u64) {
-        panic!("the commit path is not in yet")
+    pub fn set_unsettled(&mut self, messages: u64) {
+        self.space.set_unsettled(messages);
     }
 
-    /// The oldest segment, if it could be recycled as far as durability and the watermark go.
+    /// The oldest segment, if durability and the committed watermark allow to recycle it.
     #[must_use]
     pub fn head_segment(&self) -> Option<SegmentInfo> {
-        panic!("the commit path is not in yet")
+        let head = self.space.head()?;
+        let (next, _) = self.space.after_head()?;
+        let end_lsn = self.space.first_lsn(next);
+        let reached = self.committed.min(self.commit.durable());
+        (reached > end_lsn).then(|| SegmentInfo {
+            number: head.number,
+            first_lsn: self.space.first_lsn(head.number),
+            end_lsn,
+        })
     }
 
     /// Gives the head segment up. The caller knows that nothing in it lives and that its copies are
-    /// committed.
+    /// committed. Its file is used again once the superblock that says so is durable.
     ///
     /// # Panics
     /// If `head_segment()` is none.
     pub fn recycle_head(&mut self) {
-        panic!("the commit path is not in yet")
+        let head = self.head_segment().expect("recycled only as far as it is committed");
+        let (_, chain) = self.space.after_head().expect("there is a segment after the head");
+        let slot = self.space.drop_head();
+        self.keeper.want_head(head.end_lsn, chain, slot);
     }
 
     /// Takes nothing more; writes what is open and then a mark that the end was clean.
     pub fn close(&mut self) {
-        panic!("the commit path is not in yet")
+        self.closing = true;
     }
 
     /// Whether everything is written after [`close`](Self::close).
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        panic!("the commit path is not in yet")
+        self.poison.is_none() && self.closing && self.commit.is_idle() && self.keeper.is_clean()
     }
 
     /// The end of the contiguous durable prefix.
     #[must_use]
     pub fn durable(&self) -> Lsn {
-        self.durable
+        self.commit.durable()
     }
 
     /// The end of what was appended.
     #[must_use]
     pub fn appended(&self) -> Lsn {
-        panic!("the commit path is not in yet")
+        self.commit.appended()
+    }
+
+    /// Where the log begins.
+    #[must_use]
+    pub fn head(&self) -> Lsn {
+        self.keeper.head()
+    }
+
+    /// As far as [`set_committed`](Self::set_committed) went.
+    #[must_use]
+    pub fn committed(&self) -> Lsn {
+        self.committed
+    }
+
+    /// Bytes appended and not durable yet; near [`BACKLOG_BYTES_MAX`] withhold credit.
+    #[must_use]
+    pub fn backlog_bytes(&self) -> u64 {
+        self.appended().since(self.durable())
+    }
+
+    /// Most payload that one record can carry here; more is split.
+    #[must_use]
+    pub fn fragment_bytes_max(&self) -> usize {
+        fragment_bytes_max(self.segment_bytes)
+    }
+
+    /// What is used and what is left.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let next = self.commit.next();
+        Usage {
+            segments_live: self.space.segments_len() as u64,
+            segments_made: self.space.files(),
+            free_bytes: self.space.free_bytes(next),
+            unsettled: self.space.unsettled(),
+            room: self.space.room(next),
+        }
+    }
+
+    /// Whose log.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The seeds of this log, to decode a record that was read back.
+    #[must_use]
+    pub fn seed(&self) -> &LogSeed {
+        self.commit.seed()
+    }
+
+    /// Under which term it writes.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.commit.term()
     }
 
     /// The first failure, if there was one.
     #[must_use]
     pub fn poisoned(&self) -> Option<&Poison> {
-        panic!("the commit path is not in yet")
+        self.poison.as_ref()
     }
+
+    fn segment_file(&self, slot: Slot) -> FileId {
+        FileId::Segment { shard: self.shard, slot }
+    }
+
+    fn fail(&mut self, file: FileId, offset: u64, cause: PoisonCause) {
+        self.poison = Some(Poison { cause, file, offset });
+    }
+
+    fn append_as(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        claim: Claim,
+        wish: Wish,
+    ) -> Result<Appended, AppendError> {
+        if self.poison.is_some() {
+            return Err(AppendError::Poisoned);
+        }
+        if self.closing {
+            return Err(AppendError::Closed);
+        }
+        let fragments = fragment::split(record, self.fragment_bytes_max());
+        let Some(fragments) = fragments.filter(|_| record.parts_len() <= PARTS_BYTES_MAX) else {
+            return Err(AppendError::TooLarge);
+        };
+        self.admit(claim, fragments.clone())?;
+        let mut whole: Option<Appended> = None;
+        for fragment in fragments {
+            let bytes = fragment.encoded_len();
+            if self.commit.is_open() && !self.commit.open_fits(bytes) {
+                self.seal();
+            }
+            if !self.commit.is_open() {
+                let place = self.place(bytes);
+                self.commit.open(place, now, wish);
+            }
+            let (lsn, end) = self.commit.push(&fragment, wish);
+            whole = Some(Appended { lsn: whole.map_or(lsn, |whole| whole.lsn), end });
+        }
+        Ok(whole.expect("a record has at least one fragment"))
+    }
+
+    fn admit<'a>(
+        &self,
+        claim: Claim,
+        fragments: impl Iterator<Item = Record<'a>> + Clone,
+    ) -> Result<(), AppendError> {
+        let grows = matches!(claim, Claim::Grow { .. });
+        if grows && self.backlog_bytes() >= BACKLOG_BYTES_MAX {
+            return Err(AppendError::Busy);
+        }
+        let mut whole = fragments.clone();
+        let fits_open = whole.next().is_some_and(|only| self.commit.open_fits(only.encoded_len()));
+        if fits_open && whole.next().is_none() && !grows {
+            return Ok(());
+        }
+        let batches =
+            fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.encoded_len()) as u64);
+        if self.space.admits(claim, self.commit.next(), batches) {
+            Ok(())
+        } else if self.space.expects_room() {
+            Err(AppendError::Busy)
+        } else {
+            Err(AppendError::Full)
+        }
+    }
+
+    /// Where the next batch goes: behind the last one, or at the start of the next segment.
+    fn place(&mut self, record_bytes: usize) -> Place {
+        let next = self.commit.next();
+        let needed = block_ceil(BATCH_HEADER_BYTES + record_bytes) as u64;
+        if let Some(tail) = self.space.tail()
+            && self.space.tail_room(next) >= needed
+        {
+            assert!(tail.chain_before.is_some(), "its first batch was sealed before");
+            return Place { first_lsn: next, slot: tail.slot, opens_segment: false };
+        }
+        let number = self.space.tail().map_or(next.0 / self.segment_bytes, |tail| tail.number + 1);
+        let slot = self.space.open_segment(number);
+        Place { first_lsn: self.space.first_lsn(number), slot, opens_segment: true }
+    }
+
+    fn seal(&mut self) {
+        if let Some(chain_before) = self.commit.seal() {
+            self.space.set_tail_chain(chain_before);
+        }
+    }
+
+    /// When the open batch is to be sealed.
+    fn seal_at(&self) -> Option<Instant> {
+        self.commit.seal_at(self.space.room(self.commit.next()))
+    }
+
+    fn poll_batch(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
+        if !self.commit.has_write_slot() {
+            return None;
+        }
+        let is_due = || self.closing || self.seal_at().is_some_and(|at| at <= now);
+        if !self.commit.has_sealed() && self.commit.is_open() && is_due() {
+            self.seal();
+        }
+        let sealed = self.commit.submit(id, now)?;
+        self.idle_since = None;
+        let file = self.segment_file(sealed.slot);
+        Some(DiskOp::Write { id, file, offset: sealed.offset, buf: sealed.buf })
+    }
+
+    /// When the durable mark is to be written: once in an idle period.
+    fn mark_at(&self) -> Option<Instant> {
+        let is_news = self.commit.durable() > self.keeper.durable_mark();
+        let is_idle = self.commit.is_idle() && self.keeper.is_idle();
+        let since = self.idle_since.filter(|_| is_news && is_idle && !self.closing)?;
+        Some(since + DURABLE_MARK_IDLE)
+    }
+
+    fn poll_superblock(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
+        if self.mark_at().is_some_and(|at| at <= now) {
+            self.keeper.want_mark();
+        }
+        if self.closing && self.commit.is_idle() && self.keeper.is_idle() && !self.is_closed() {
+            self.keeper.want_clean();
+        }
+        let (buf, offset) = self.keeper.submit(id, now, self.commit.durable())?;
+        Some(DiskOp::Write { id, file: FileId::ShardSuperblock(self.shard), offset, buf })
+    }
+
+    fn poll_make(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
+        if self.closing {
+            return None;
+        }
+        let slot = self.space.poll_make(id, now)?;
+        Some(DiskOp::Prewrite { id, file: self.segment_file(slot), bytes: self.segment_bytes })
+    }
+}
+
+/// Settlements that a record will need: one for a message that it completes.
+fn settlements_of(record: &Record<'_>) -> u64 {
+    match record.kind {
+        RecordKind::Message | RecordKind::Reference => {
+            u64::from(record.flags.has(RecordFlags::LAST))
+        }
+        RecordKind::Settle
+        | RecordKind::DeliveryCount
+        | RecordKind::QueueCreate
+        | RecordKind::QueueDelete
+        | RecordKind::NextSequence
+        | RecordKind::NextQueueId
+        | RecordKind::AddressCreate
+        | RecordKind::AddressDelete
+        | RecordKind::Prepare
+        | RecordKind::Decide => 0,
+    }
+}
+
+/// Most payload of one record in segments of this size: with its header and the longest parts it
+/// must fit into one batch, and that into a segment.
+pub(crate) fn fragment_bytes_max(segment_bytes: u64) -> usize {
+    let segment = usize::try_from(segment_bytes - SEGMENT_HEADER_BYTES).unwrap_or(usize::MAX);
+    let batch = segment.min(BATCH_BYTES_MAX);
+    let payload = batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - PARTS_BYTES_MAX;
+    payload.min(FRAGMENT_BYTES_MAX)
+}
+
+fn written_whole(done: &DiskDone, bytes: u32) -> Result<(), DiskError> {
+    let written = done.result?;
+    if written == bytes { Ok(()) } else { Err(DiskError::Short { bytes: written }) }
 }

@@ -21,24 +21,32 @@
 
 mod batch;
 mod block_buf;
+mod canary;
+mod commit;
 mod disk;
 mod format;
+mod fragment;
 mod identity;
 mod journal;
+mod keeper;
 pub mod limits;
 mod lsn;
 mod record;
 mod recovery;
 mod segment;
+mod space;
 mod superblock;
 
 pub use batch::{BatchHeader, BatchRead, Records};
 pub use block_buf::BlockBuf;
+#[cfg(feature = "canary")]
+pub use canary::Canary;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use format::{Format, FormatError};
+pub use fragment::{Gather, Gathered};
 pub use identity::{Chain, LogSeed};
 pub use journal::{
-    AppendError, Appended, Config, Journal, Poison, PoisonCause, SegmentInfo, Urgency,
+    AppendError, Appended, Config, Journal, Poison, PoisonCause, SegmentInfo, Urgency, Usage,
 };
 pub use lsn::{
     Epoch, Incarnation, JournalUuid, LogId, Lsn, QueueId, Sequence, ShardId, Slot, Term,
@@ -46,6 +54,7 @@ pub use lsn::{
 pub use record::{Level, Origin, Parts, Record, RecordError, RecordFlags, RecordKind};
 pub use recovery::{Evidence, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated};
 pub use segment::{SegmentHeader, SegmentRead};
+pub use space::Room;
 pub use superblock::{
     EPOCHS_MAX, Geometry, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock,
     SuperblockError, Truncation,

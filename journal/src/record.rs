@@ -237,6 +237,12 @@ impl<'a> Record<'a> {
         RECORD_HEADER_BYTES + self.parts.encoded_len() + self.payload.len()
     }
 
+    /// Bytes of its optional parts when encoded.
+    #[must_use]
+    pub fn parts_len(&self) -> usize {
+        self.parts.encoded_len()
+    }
+
     /// Writes the record, which will stand at `lsn`, over the whole of `out`.
     ///
     /// # Panics
@@ -274,16 +280,23 @@ impl<'a> Record<'a> {
         if length > bytes.len() || length < RECORD_HEADER_BYTES + parts_len {
             return Err(RecordError::Length);
         }
-        let record = &bytes[..length];
-        if seed.record_crc(lsn, &record[4..]) != u32_at(header, 0) {
+        if seed.record_crc(lsn, &bytes[4..length]) != u32_at(header, 0) {
             return Err(RecordError::Checksum);
         }
+        Self::parse(&bytes[..length]).map(|record| (record, length))
+    }
+
+    /// Reads a record whose length and checksum were found to be right.
+    pub(crate) fn parse(record: &'a [u8]) -> Result<Self, RecordError> {
+        let header = record.first_chunk::<RECORD_HEADER_BYTES>().ok_or(RecordError::Length)?;
         let flags = u16_at(header, 10);
         if flags & !RecordFlags::KNOWN != 0 {
             return Err(RecordError::UnknownFlags(flags));
         }
-        let (parts, payload) = record[RECORD_HEADER_BYTES..].split_at(parts_len);
-        let decoded = Self {
+        let (parts, payload) = record[RECORD_HEADER_BYTES..]
+            .split_at_checked(usize::from(u16_at(header, 12)))
+            .ok_or(RecordError::Length)?;
+        Ok(Self {
             kind: RecordKind::from_code(header[8]).ok_or(RecordError::UnknownKind(header[8]))?,
             level: Level::from_code(header[9]).ok_or(RecordError::UnknownLevel(header[9]))?,
             flags: RecordFlags(flags),
@@ -292,8 +305,7 @@ impl<'a> Record<'a> {
             sequence: Sequence(u64_at(header, 24)),
             parts: Parts::decode(parts)?,
             payload,
-        };
-        Ok((decoded, length))
+        })
     }
 }
 

@@ -1,12 +1,48 @@
 //! From the bytes of a log to its records, and to a journal that goes on behind them.
+//!
+//! ```text
+//!   1 Superblock  read the shard's superblock: head, chain, durable mark, truncation
+//!   2 Headers     read the first block of each segment file
+//!   3 Replay      walk over the batches; hand out their records (`replay`)
+//!   4 Scan        look behind the end for proof that it is none (`scan`)
+//!   5 Sync        make durable what was accepted beyond the durable mark
+//!   6 Mark        write the superblock: end, truncation, incarnation + 1, not clean
+//!   7             Journal
+//! ```
+//!
+//! Torn or damaged: the log ends at the first place X that nothing valid stands at. If a later batch
+//! or the superblock says that more than X had been durable, what stood at X was promised: damage,
+//! and the start stops. If nothing does, it was never promised: it is cut off.
+//!
+//! Invariants: before step 6 nothing is written, and every error comes before it or is its failure.
+//! Step 6 is one block with data sync; the other block stays whole; so a crash at any step leaves a
+//! log that recovers to the same records. Step 5 comes first: after a killed process the cache shows
+//! writes that were never synced, and step 6 calls them durable. Every opening has a new incarnation,
+//! and the truncation covers all that went before it: what was cut off can't come back.
+//! A block that can't be read is neither torn nor damaged: it is an error of its own.
 
+mod replay;
+mod scan;
+
+use std::collections::VecDeque;
+use std::fmt;
 use std::time::Instant;
 
-use crate::disk::{DiskDone, DiskError, DiskOp, FileId};
-use crate::journal::{Config, Journal};
-use crate::lsn::{Lsn, ShardId, Slot};
+use crate::block_buf::BlockBuf;
+use crate::commit::{Commit, Start};
+use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
+use crate::identity::LogSeed;
+use crate::journal::{Config, Journal, Resume};
+use crate::limits::{BLOCK_BYTES, FORMAT_SEGMENTS, SEGMENT_HEADER_BYTES};
+use crate::lsn::{Epoch, Incarnation, LogId, Lsn, ShardId, Slot, Term};
 use crate::record::{Record, RecordError};
-use crate::superblock::{NodeSuperblock, SuperblockError};
+use crate::segment::{SegmentHeader, SegmentRead};
+use crate::space::{Files, Space};
+use crate::superblock::{
+    NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock, SuperblockError, Truncation,
+};
+use replay::{Candidate, Origin, ReadAt, Replay, Step};
+use scan::{Found, Range, Scan};
 
 /// A segment file that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +53,40 @@ pub struct SlotFile {
     pub bytes: u64,
 }
 
-/// Reads one shard's log.
+/// Reads one shard's log. One operation is in flight at a time.
 #[derive(Debug)]
-pub struct Recovery {}
+pub struct Recovery {
+    seed: LogSeed,
+    shard: ShardId,
+    segment_bytes: u64,
+    epoch_promised: Epoch,
+    config: Config,
+    slots: Vec<SlotFile>,
+    stage: Stage,
+    flight: Option<OpId>,
+    op_next: u64,
+    /// Known from the first stage on.
+    superblock: Option<ShardSuperblock>,
+    headers: Vec<SegmentRead>,
+    /// Known from the third stage on.
+    replay: Option<Replay>,
+    cut: Option<Truncated>,
+    clean: bool,
+    outcome: Option<Result<RecoveryOutcome, RecoveryError>>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Superblock,
+    /// The slot whose first block is next.
+    Headers(usize),
+    Replay(Option<ReadAt>),
+    Scan(Scan),
+    /// Files still to be synced.
+    Sync(VecDeque<Slot>),
+    Mark,
+    Over,
+}
 
 /// A log that was read to its end.
 #[derive(Debug)]
@@ -37,20 +104,22 @@ pub struct RecoveryOutcome {
 pub struct Truncated {
     /// Where the log ends now.
     pub lsn: Lsn,
-    /// How many bytes of batches lay beyond.
+    /// How many bytes of batches lay beyond, as far as their headers could be read.
     pub bytes: u64,
     /// How many batches.
     pub batches: u64,
 }
 
-/// Why a log can't be opened. Nothing has been written then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a log can't be opened. Nothing has been written then (but for `Unwritable`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecoveryError {
-    /// The shard's superblock.
+    /// The shard's superblock can't be used.
     Superblock(SuperblockError),
+    /// The shard's superblock was never written although the node is formatted.
+    NotFormatted,
     /// What had been durable is not there or doesn't check.
     Damaged {
-        /// In which file, where there is one.
+        /// In which file; the superblock's where the segment is missing.
         file: FileId,
         /// Where in it.
         offset: u64,
@@ -59,7 +128,7 @@ pub enum RecoveryError {
         /// What shows that it had been durable.
         evidence: Evidence,
     },
-    /// The disk could not read or write: nothing is known about the bytes.
+    /// The disk could not read: nothing is known about the bytes.
     Unreadable {
         /// Which file.
         file: FileId,
@@ -68,12 +137,26 @@ pub enum RecoveryError {
         /// Why.
         error: DiskError,
     },
-    /// A later version wrote it.
-    NewerFormat {
-        /// Where in the log.
-        lsn: Lsn,
+    /// The disk could not sync what was read or write the superblock.
+    Unwritable {
+        /// Which file.
+        file: FileId,
+        /// Why.
+        error: DiskError,
+    },
+    /// Another version wrote it.
+    Version {
+        /// In which file.
+        file: FileId,
         /// Its version.
         version: u16,
+    },
+    /// A segment of another log lies in the directory.
+    WrongLog {
+        /// In which file.
+        file: FileId,
+        /// Which log.
+        log_id: LogId,
     },
     /// A record that this version must not skip, or can't read.
     Record {
@@ -82,8 +165,40 @@ pub enum RecoveryError {
         /// What is wrong.
         error: RecordError,
     },
-    /// The shard's own superblock was never written although the node is formatted.
-    NotFormatted,
+}
+
+impl fmt::Display for RecoveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superblock(error) => write!(
+                f,
+                "the shard's superblock: {error}; restore it or the directory from a copy"
+            ),
+            Self::NotFormatted => f.write_str(
+                "the shard's superblock is missing although the directory was formatted; \
+                 restore the directory from a copy",
+            ),
+            Self::Damaged { file, offset, lsn, evidence } => write!(
+                f,
+                "{file} is damaged at byte {offset} (LSN {lsn}): {evidence}; nothing was changed; \
+                 restore the file, or take the messages before it with `journal export`"
+            ),
+            Self::Unreadable { file, offset, error } => write!(
+                f,
+                "{file} can't be read at byte {offset}: {error}; nothing was changed; see to the disk"
+            ),
+            Self::Unwritable { file, error } => {
+                write!(f, "{file} can't be written: {error}; see to the disk")
+            }
+            Self::Version { file, version } => {
+                write!(f, "{file} has format version {version}; start the broker that wrote it")
+            }
+            Self::WrongLog { file, log_id } => {
+                write!(f, "{file} belongs to another log ({log_id}); move it away")
+            }
+            Self::Record { lsn, error } => write!(f, "the record at LSN {lsn}: {error}"),
+        }
+    }
 }
 
 /// What shows that bytes had been durable.
@@ -100,36 +215,425 @@ pub enum Evidence {
     DurableMark(Lsn),
 }
 
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LaterBatch { lsn, durable } => write!(
+                f,
+                "the batch at LSN {lsn} was written when everything below {durable} was durable"
+            ),
+            Self::DurableMark(mark) => write!(f, "everything below LSN {mark} was durable"),
+        }
+    }
+}
+
 impl Recovery {
     /// A recovery of `shard` of a formatted node, with the segment files that its directory has.
+    ///
+    /// # Panics
+    /// If the node has no such shard.
     #[must_use]
-    pub fn new(
-        _node: &NodeSuperblock,
-        _shard: ShardId,
-        _slots: &[SlotFile],
-        _config: Config,
-    ) -> Self {
-        panic!("not in yet")
+    pub fn new(node: &NodeSuperblock, shard: ShardId, slots: &[SlotFile], config: Config) -> Self {
+        assert!(shard.0 < node.geometry.shards, "{shard:?} of {:?}", node.geometry);
+        Self {
+            seed: LogSeed::new(node.log_id, shard),
+            shard,
+            segment_bytes: node.geometry.segment_bytes,
+            epoch_promised: node.epoch_promised,
+            config,
+            slots: slots.to_vec(),
+            stage: Stage::Superblock,
+            flight: None,
+            op_next: 0,
+            superblock: None,
+            headers: Vec::new(),
+            replay: None,
+            cut: None,
+            clean: false,
+            outcome: None,
+        }
     }
 
-    /// The next thing to do on the disk, if any.
+    /// The next thing to do on the disk, if any. Take all records before.
     pub fn poll_disk(&mut self) -> Option<DiskOp> {
-        panic!("not in yet")
+        if self.flight.is_some() {
+            return None;
+        }
+        let id = OpId(self.op_next);
+        let op = match &mut self.stage {
+            Stage::Superblock => {
+                let buf = BlockBuf::take(SUPERBLOCK_FILE_BYTES);
+                DiskOp::Read { id, file: FileId::ShardSuperblock(self.shard), offset: 0, buf }
+            }
+            Stage::Headers(next) => {
+                let file = FileId::Segment { shard: self.shard, slot: self.slots[*next].slot };
+                DiskOp::Read { id, file, offset: 0, buf: BlockBuf::take(BLOCK_BYTES) }
+            }
+            Stage::Replay(wanted) => {
+                let at = (*wanted)?;
+                let file = FileId::Segment { shard: self.shard, slot: at.slot };
+                DiskOp::Read { id, file, offset: at.offset, buf: BlockBuf::take(at.bytes) }
+            }
+            Stage::Scan(scan) => {
+                let at = scan.step().expect("a scan that is over has moved on");
+                let file = FileId::Segment { shard: self.shard, slot: at.slot };
+                DiskOp::Read { id, file, offset: at.offset, buf: BlockBuf::take(at.bytes) }
+            }
+            Stage::Sync(files) => {
+                let slot = *files.front().expect("a sync that is over has moved on");
+                DiskOp::Sync { id, file: FileId::Segment { shard: self.shard, slot } }
+            }
+            Stage::Mark => {
+                let (buf, offset) = self.superblock().encode();
+                DiskOp::Write { id, file: FileId::ShardSuperblock(self.shard), offset, buf }
+            }
+            Stage::Over => return None,
+        };
+        self.op_next += 1;
+        self.flight = Some(id);
+        Some(op)
     }
 
     /// Takes the answer to an operation.
-    pub fn handle_disk(&mut self, _now: Instant, _done: DiskDone) {
-        panic!("not in yet")
+    ///
+    /// # Panics
+    /// If the answer is to no operation in flight.
+    pub fn handle_disk(&mut self, _now: Instant, done: DiskDone) {
+        let id = self.flight.take().expect("an operation is in flight");
+        assert_eq!(id, done.id, "an answer to another operation");
+        let handled = match done.result {
+            Ok(bytes) => self.handle_done(bytes as usize, done.buf),
+            Err(error) => Err(self.io_error(error)),
+        };
+        if let Err(error) = handled {
+            self.end(Err(error));
+        }
     }
 
     /// The next record, in order. None: more has to be read, or it is over. Ask until none before
     /// the next `poll_disk`; whatever was handed out counts only if the outcome is no error.
     pub fn poll_record(&mut self) -> Option<(Lsn, Record<'_>)> {
-        panic!("not in yet")
+        let mut failed = None;
+        // Find out first whether there is a record, so that the borrow of it is the last one.
+        while let Stage::Replay(None) = self.stage {
+            let replay = self.replay.as_mut().expect("set with the stage");
+            match replay.peek_record() {
+                Some(Ok(())) => break,
+                Some(Err((lsn, error))) => {
+                    failed = Some(RecoveryError::Record { lsn, error });
+                    break;
+                }
+                None => self.walk(),
+            }
+        }
+        if let Some(error) = failed {
+            self.end(Err(error));
+        }
+        match self.stage {
+            Stage::Replay(None) => self.replay.as_mut().and_then(Replay::take_record),
+            Stage::Superblock
+            | Stage::Headers(_)
+            | Stage::Replay(Some(_))
+            | Stage::Scan(_)
+            | Stage::Sync(_)
+            | Stage::Mark
+            | Stage::Over => None,
+        }
     }
 
     /// The end, once.
     pub fn poll_outcome(&mut self) -> Option<Result<RecoveryOutcome, RecoveryError>> {
-        panic!("not in yet")
+        self.outcome.take()
+    }
+
+    fn superblock(&self) -> &ShardSuperblock {
+        self.superblock.as_ref().expect("read in the first stage")
+    }
+
+    fn end(&mut self, outcome: Result<RecoveryOutcome, RecoveryError>) {
+        self.stage = Stage::Over;
+        self.outcome = Some(outcome);
+    }
+
+    fn segment_file(&self, slot: Slot) -> FileId {
+        FileId::Segment { shard: self.shard, slot }
+    }
+
+    fn io_error(&mut self, error: DiskError) -> RecoveryError {
+        let superblock = FileId::ShardSuperblock(self.shard);
+        let (file, offset) = match &mut self.stage {
+            Stage::Superblock => (superblock, 0),
+            Stage::Headers(next) => {
+                let slot = self.slots[*next].slot;
+                (self.segment_file(slot), 0)
+            }
+            Stage::Replay(at) => {
+                let at = at.expect("it was being read");
+                (self.segment_file(at.slot), at.offset)
+            }
+            Stage::Scan(scan) => {
+                let at = scan.step().expect("it was being read");
+                (self.segment_file(at.slot), at.offset)
+            }
+            Stage::Sync(files) => {
+                let slot = *files.front().expect("it was being synced");
+                return RecoveryError::Unwritable { file: self.segment_file(slot), error };
+            }
+            Stage::Mark => return RecoveryError::Unwritable { file: superblock, error },
+            Stage::Over => unreachable!("nothing is asked for when it is over"),
+        };
+        RecoveryError::Unreadable { file, offset, error }
+    }
+
+    fn handle_done(&mut self, bytes: usize, buf: Option<BlockBuf>) -> Result<(), RecoveryError> {
+        let read = buf.as_ref().map_or(&[][..], |buf| &buf.as_slice()[..bytes.min(buf.len())]);
+        match &mut self.stage {
+            Stage::Superblock => {
+                let superblock = ShardSuperblock::decode(read, self.seed.log(), self.shard);
+                let superblock = superblock.map_err(RecoveryError::Superblock)?;
+                let superblock = superblock.ok_or(RecoveryError::NotFormatted)?;
+                let in_segment = superblock.head.0 % self.segment_bytes;
+                if in_segment != SEGMENT_HEADER_BYTES || superblock.durable < superblock.head {
+                    return Err(RecoveryError::Superblock(SuperblockError::Malformed));
+                }
+                self.superblock = Some(superblock);
+                self.stage = Stage::Headers(0);
+                self.begin_replay_when_ready();
+            }
+            Stage::Headers(next) => {
+                let file = FileId::Segment { shard: self.shard, slot: self.slots[*next].slot };
+                let header = SegmentHeader::decode(&self.seed, self.segment_bytes, read);
+                if let SegmentRead::WrongLog(log_id) = header {
+                    return Err(RecoveryError::WrongLog { file, log_id });
+                }
+                if let SegmentRead::Version(version) = header {
+                    return Err(RecoveryError::Version { file, version });
+                }
+                *next += 1;
+                self.headers.push(header);
+                self.begin_replay_when_ready();
+            }
+            Stage::Replay(wanted) => {
+                *wanted = None;
+                let replay = self.replay.as_mut().expect("set with the stage");
+                replay.handle_read(buf.expect("a read brings its buffer back"), bytes);
+            }
+            Stage::Scan(scan) => {
+                let found = scan.handle_read(read);
+                let is_over = scan.step().is_none();
+                if let Err(found) = found {
+                    return Err(self.proof(found));
+                }
+                if is_over {
+                    self.accept();
+                }
+            }
+            Stage::Sync(files) => {
+                files.pop_front();
+                if files.is_empty() {
+                    self.stage = Stage::Mark;
+                }
+            }
+            Stage::Mark => {
+                if bytes != BLOCK_BYTES {
+                    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+                    return Err(self.io_error(DiskError::Short { bytes }));
+                }
+                self.finish();
+            }
+            Stage::Over => unreachable!("nothing is asked for when it is over"),
+        }
+        Ok(())
+    }
+
+    fn begin_replay_when_ready(&mut self) {
+        if self.headers.len() < self.slots.len() {
+            return;
+        }
+        let candidates = self.slots.iter().zip(&self.headers).filter_map(|(file, read)| {
+            let header = header_of(read)?;
+            Some(Candidate { slot: file.slot, header })
+        });
+        let candidates = candidates.collect();
+        let superblock = self.superblock();
+        let origin = Origin {
+            seed: self.seed,
+            segment_bytes: self.segment_bytes,
+            head: superblock.head,
+            chain: superblock.head_chain,
+            truncation: superblock.truncation,
+        };
+        self.replay = Some(Replay::new(&origin, candidates, self.config.canaries()));
+        self.stage = Stage::Replay(None);
+        self.walk();
+    }
+
+    /// Goes on with the replay until there are records, something to read, or the end.
+    fn walk(&mut self) {
+        let replay = self.replay.as_mut().expect("set with the stage");
+        match replay.step() {
+            Step::Records => {}
+            Step::Read(at) => self.stage = Stage::Replay(Some(at)),
+            Step::Version(version) => {
+                let tail = replay.live().back().expect("a batch stands in a segment").slot;
+                let file = self.segment_file(tail);
+                self.end(Err(RecoveryError::Version { file, version }));
+            }
+            Step::End => self.begin_scan(),
+        }
+    }
+
+    fn begin_scan(&mut self) {
+        let replay = self.replay.as_ref().expect("it has ended");
+        let (end, tail) = (replay.lsn(), replay.live().back().copied());
+        let mark = self.superblock().durable;
+        if mark > end {
+            let error = self.damaged(Evidence::DurableMark(mark));
+            return self.end(Err(error));
+        }
+        let others = self.slots.iter().zip(&self.headers).filter(|(file, read)| {
+            let is_live = replay.live().iter().any(|segment| segment.slot == file.slot);
+            let is_older = header_of(read).is_some_and(|header| header.first_lsn < end);
+            !is_live && !is_older
+        });
+        let whole = |file: &SlotFile| Range {
+            slot: file.slot,
+            offset: SEGMENT_HEADER_BYTES,
+            end: file.bytes.min(self.segment_bytes),
+        };
+        let mut ranges: Vec<_> = others.map(|(file, _)| whole(file)).collect();
+        if let Some(tail) = tail {
+            let start = tail.number * self.segment_bytes;
+            let offset = end.since(Lsn(start));
+            ranges.push(Range { slot: tail.slot, offset, end: self.segment_bytes });
+        }
+        let truncation = self.superblock().truncation;
+        let mut scan = Scan::new(self.seed, self.segment_bytes, truncation, end, ranges);
+        let is_over = scan.step().is_none();
+        self.stage = Stage::Scan(scan);
+        if is_over {
+            self.accept();
+        }
+    }
+
+    fn proof(&self, found: Found) -> RecoveryError {
+        match found {
+            Found::Proof { lsn, durable } => self.damaged(Evidence::LaterBatch { lsn, durable }),
+            Found::Version { version, .. } => {
+                let (file, _) = self.place_of_end();
+                RecoveryError::Version { file, version }
+            }
+        }
+    }
+
+    fn damaged(&self, evidence: Evidence) -> RecoveryError {
+        let lsn = self.replay.as_ref().expect("it has ended").lsn();
+        let (file, offset) = self.place_of_end();
+        RecoveryError::Damaged { file, offset, lsn, evidence }
+    }
+
+    /// The file and offset where the log ends: in the tail; else the file whose header can't be
+    /// read; else the superblock, which names a segment that is not there.
+    fn place_of_end(&self) -> (FileId, u64) {
+        let replay = self.replay.as_ref().expect("it has ended");
+        if let Some(tail) = replay.live().back() {
+            let offset = replay.lsn().since(Lsn(tail.number * self.segment_bytes));
+            if offset < self.segment_bytes {
+                return (self.segment_file(tail.slot), offset);
+            }
+        }
+        let mut files = self.slots.iter().zip(&self.headers);
+        let unreadable = files.find(|(_, read)| matches!(read, SegmentRead::Unreadable));
+        unreadable.map_or((FileId::ShardSuperblock(self.shard), 0), |(file, _)| {
+            (self.segment_file(file.slot), 0)
+        })
+    }
+
+    /// The end is right: what was accepted becomes durable, then the superblock says so.
+    fn accept(&mut self) {
+        let replay = self.replay.as_ref().expect("it has ended");
+        let Stage::Scan(scan) = &self.stage else { unreachable!("called by the scan") };
+        self.cut = scan.cut();
+        let (end, mark) = (replay.lsn(), self.superblock().durable);
+        let beyond_mark = replay
+            .live()
+            .iter()
+            .filter(|segment| end > mark && Lsn((segment.number + 1) * self.segment_bytes) > mark);
+        let files: VecDeque<_> = beyond_mark.map(|segment| segment.slot).collect();
+
+        let headers = self.headers.iter().filter_map(header_of).map(|header| header.term);
+        let (scanned, incarnation) = scan.terms();
+        let terms = headers.chain([scanned, replay.term()]);
+        let (last, incarnation) = terms
+            .fold((scanned, incarnation), |(last, incarnation), term| {
+                (last.max(term), incarnation.max(term.incarnation))
+            });
+        let superblock = self.superblock.as_mut().expect("read in the first stage");
+        let incarnation = incarnation.max(superblock.incarnation);
+        let (epoch, _) = *superblock.epochs.last().expect("checked when it was read");
+        self.clean = superblock.clean && superblock.durable == end && self.cut.is_none();
+        superblock.generation += 1;
+        superblock.durable = end;
+        superblock.clean = false;
+        superblock.incarnation = Incarnation(incarnation.0 + 1);
+        let epoch = epoch.max(last.epoch).max(self.epoch_promised);
+        superblock.truncation = Truncation { at: end, term: Term { epoch, incarnation } };
+        self.stage = if files.is_empty() { Stage::Mark } else { Stage::Sync(files) };
+    }
+
+    fn finish(&mut self) {
+        let replay = self.replay.take().expect("it has ended");
+        let superblock = self.superblock.take().expect("read in the first stage");
+        let end = replay.lsn();
+        let mut live = replay.live().clone();
+        // A segment without a batch is opened anew, so that its header is of the new term.
+        let first = |number: u64| Lsn(number * self.segment_bytes + SEGMENT_HEADER_BYTES);
+        if live.back().is_some_and(|tail| first(tail.number) == end) {
+            live.pop_back();
+        }
+        let mut files = Files::default();
+        for (file, read) in self.slots.iter().zip(&self.headers) {
+            let is_live = live.iter().any(|segment| segment.slot == file.slot);
+            let is_made = !matches!(read, SegmentRead::Blank) || file.slot.0 < FORMAT_SEGMENTS;
+            if is_live {
+                continue;
+            } else if is_made && file.bytes >= self.segment_bytes {
+                files.ready.push(file.slot);
+            } else {
+                files.remake.push(file.slot);
+            }
+        }
+        let start = Start {
+            seed: self.seed,
+            term: Term {
+                epoch: superblock.truncation.term.epoch,
+                incarnation: superblock.incarnation,
+            },
+            segment_bytes: self.segment_bytes,
+            writes_in_flight_max: self.config.writes_in_flight_max,
+            chain: replay.chain(),
+            next: end,
+            durable: end,
+        };
+        let journal = Journal::new(Resume {
+            superblock,
+            segment_bytes: self.segment_bytes,
+            config: self.config.clone(),
+            commit: Commit::new(&start, self.config.canaries()),
+            space: Space::new(self.segment_bytes, self.config.segments_max, live, files),
+            op_next: self.op_next,
+        });
+        let (truncated, clean) = (self.cut, self.clean);
+        self.end(Ok(RecoveryOutcome { journal, truncated, clean }));
+    }
+}
+
+fn header_of(read: &SegmentRead) -> Option<SegmentHeader> {
+    match read {
+        SegmentRead::Header(header) => Some(*header),
+        SegmentRead::Blank
+        | SegmentRead::Unreadable
+        | SegmentRead::Version(_)
+        | SegmentRead::WrongLog(_) => None,
     }
 }

@@ -1,0 +1,264 @@
+//! Group commit: when a batch is sealed, which writes are in flight, and what is durable.
+//!
+//! ```text
+//!   open ----(full | due and a write slot free)----> sealed queue ----> in flight ----> durable
+//!            due: at once if somebody waits,                            |A|B|C|D|
+//!                 else the end of the flush window                       ok   ok     durable = end A
+//! ```
+//!
+//! There is no timer that holds a batch back from an idle disk: the first record that somebody waits
+//! for is written at once, and what comes while the disk is busy shares the next write.
+//!
+//! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes run;
+//! `durable` is the end of the contiguous prefix, never of the furthest write; no batch is submitted
+//! whose durable field exceeds our own durable LSN.
+//! A write that fails, is short, or hangs ends all this: the journal is poisoned by its owner.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::batch::{OpenBatch, Seal};
+use crate::block_buf::BlockBuf;
+use crate::canary::{Canaries, Canary};
+use crate::disk::OpId;
+use crate::identity::{Chain, LogSeed};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_HEADER_BYTES, PACK_WINDOW, RECORD_HEADER_BYTES};
+use crate::lsn::{Lsn, Slot, Term};
+use crate::record::Record;
+use crate::space::Room;
+
+#[derive(Debug)]
+pub(crate) struct Commit {
+    seed: LogSeed,
+    term: Term,
+    segment_bytes: u64,
+    writes_in_flight_max: usize,
+    canaries: Canaries,
+    /// The chain after the last sealed batch.
+    chain: Chain,
+    /// Where the next batch may begin, while none is open.
+    next: Lsn,
+    open: Option<Open>,
+    sealed: VecDeque<Sealed>,
+    /// In the order of the log.
+    flights: VecDeque<Flight>,
+    durable: Lsn,
+}
+
+#[derive(Debug)]
+struct Open {
+    batch: OpenBatch,
+    slot: Slot,
+    opens_segment: bool,
+}
+
+/// A batch with all its bytes, on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) slot: Slot,
+    pub(crate) offset: u64,
+    pub(crate) buf: BlockBuf,
+    durable: Lsn,
+    end: Lsn,
+}
+
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) id: OpId,
+    pub(crate) slot: Slot,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u32,
+    pub(crate) since: Instant,
+    pub(crate) done: bool,
+    end: Lsn,
+}
+
+/// Where a commit begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) seed: LogSeed,
+    pub(crate) term: Term,
+    pub(crate) segment_bytes: u64,
+    pub(crate) writes_in_flight_max: usize,
+    pub(crate) chain: Chain,
+    pub(crate) next: Lsn,
+    pub(crate) durable: Lsn,
+}
+
+/// Where a new batch goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) first_lsn: Lsn,
+    pub(crate) slot: Slot,
+    pub(crate) opens_segment: bool,
+}
+
+/// When a record wants to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    pub(crate) due: Instant,
+    /// Not to be held back on a full disk.
+    pub(crate) forced: bool,
+}
+
+impl Commit {
+    pub(crate) fn new(start: &Start, canaries: Canaries) -> Self {
+        Self {
+            seed: start.seed,
+            term: start.term,
+            segment_bytes: start.segment_bytes,
+            writes_in_flight_max: start.writes_in_flight_max,
+            canaries,
+            chain: start.chain,
+            next: start.next,
+            open: None,
+            sealed: VecDeque::new(),
+            flights: VecDeque::new(),
+            durable: start.durable,
+        }
+    }
+
+    pub(crate) fn seed(&self) -> &LogSeed {
+        &self.seed
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.term
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Where the next batch would begin if the open one were sealed now.
+    pub(crate) fn next(&self) -> Lsn {
+        self.open.as_ref().map_or(self.next, |open| open.batch.end())
+    }
+
+    /// The end of the last record.
+    pub(crate) fn appended(&self) -> Lsn {
+        self.open.as_ref().map_or(self.next, |open| open.batch.record_end())
+    }
+
+    pub(crate) fn open_fits(&self, record_bytes: usize) -> bool {
+        self.open.as_ref().is_some_and(|open| open.batch.fits(record_bytes))
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Nothing is open, waiting or in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_none() && self.sealed.is_empty() && self.flights.is_empty()
+    }
+
+    pub(crate) fn open(&mut self, place: Place, now: Instant, wish: Wish) {
+        assert!(self.open.is_none(), "one batch is open at a time");
+        assert!(place.first_lsn >= self.next, "the log only grows");
+        let in_segment = place.first_lsn.0 % self.segment_bytes;
+        let room = usize::try_from(self.segment_bytes - in_segment).unwrap_or(usize::MAX);
+        let bytes_max = room.min(BATCH_BYTES_MAX);
+        let batch = OpenBatch::new(place.first_lsn, bytes_max, place.opens_segment, now, wish.due);
+        self.open = Some(Open { batch, slot: place.slot, opens_segment: place.opens_segment });
+    }
+
+    /// Copies a record into the open batch, which must have room for it.
+    pub(crate) fn push(&mut self, record: &Record<'_>, wish: Wish) -> (Lsn, Lsn) {
+        let batch = &mut self.open.as_mut().expect("opened by the caller").batch;
+        batch.due = batch.due.min(wish.due);
+        batch.forced |= wish.forced;
+        batch.push(&self.seed, record)
+    }
+
+    /// Makes the open batch final. Returns the chain before it if it opens a segment.
+    pub(crate) fn seal(&mut self) -> Option<Chain> {
+        let open = self.open.take().expect("asked only while one is open");
+        let first_lsn = open.batch.first_lsn();
+        let chain_before = self.chain;
+        let durable =
+            if self.canaries.has(Canary::DurableFieldBeyondOwn) { first_lsn } else { self.durable };
+        assert!(durable <= first_lsn, "a batch can't vouch for itself");
+        let seal =
+            Seal { term: self.term, durable, chain_before, segment_bytes: self.segment_bytes };
+        let (buf, end, chain) = open.batch.seal(&self.seed, &seal);
+        let in_segment = first_lsn.0 % self.segment_bytes;
+        let offset = if open.opens_segment { 0 } else { in_segment };
+        self.chain = chain;
+        self.next = end;
+        self.sealed.push_back(Sealed { slot: open.slot, offset, buf, durable, end });
+        open.opens_segment.then_some(chain_before)
+    }
+
+    /// When the open batch is to be sealed, as far as it alone goes. None: when it is full.
+    pub(crate) fn seal_at(&self, room: Room) -> Option<Instant> {
+        let batch = &self.open.as_ref()?.batch;
+        // A block counts as full when not even a bare settlement and a bit fit any more.
+        let is_full = batch.padding() < RECORD_HEADER_BYTES + BATCH_HEADER_BYTES;
+        if batch.forced || is_full {
+            return Some(batch.due);
+        }
+        match room {
+            Room::Plenty => Some(batch.due),
+            Room::Scarce => Some(batch.due.max(batch.since + PACK_WINDOW)),
+            Room::Packed => None,
+        }
+    }
+
+    /// Whether another write may be submitted.
+    pub(crate) fn has_write_slot(&self) -> bool {
+        let running = self.flights.iter().filter(|flight| !flight.done).count();
+        running < self.writes_in_flight_max
+    }
+
+    pub(crate) fn has_sealed(&self) -> bool {
+        !self.sealed.is_empty()
+    }
+
+    /// The next write, now in flight.
+    pub(crate) fn submit(&mut self, id: OpId, now: Instant) -> Option<Sealed> {
+        if !self.has_write_slot() {
+            return None;
+        }
+        let sealed = self.sealed.pop_front()?;
+        let vouched = sealed.durable <= self.durable;
+        assert!(vouched || self.canaries.has(Canary::DurableFieldBeyondOwn));
+        self.flights.push_back(Flight {
+            id,
+            slot: sealed.slot,
+            offset: sealed.offset,
+            bytes: u32::try_from(sealed.buf.len()).expect("a batch is small"),
+            since: now,
+            done: false,
+            end: sealed.end,
+        });
+        if self.canaries.has(Canary::AckBeforeDurable) {
+            self.durable = sealed.end;
+        }
+        Some(sealed)
+    }
+
+    pub(crate) fn flight(&self, id: OpId) -> Option<&Flight> {
+        self.flights.iter().find(|flight| flight.id == id)
+    }
+
+    /// The oldest write that has not ended.
+    pub(crate) fn oldest_flight(&self) -> Option<&Flight> {
+        self.flights.iter().find(|flight| !flight.done)
+    }
+
+    /// A write ended well: the durable prefix grows over all that ended before it.
+    pub(crate) fn handle_written(&mut self, id: OpId) {
+        let flight = self.flights.iter_mut().find(|flight| flight.id == id);
+        let flight = flight.expect("the caller looked it up");
+        assert!(!flight.done, "an operation is answered once");
+        flight.done = true;
+        if self.canaries.has(Canary::PrefixNotContiguous) {
+            self.durable = self.durable.max(flight.end);
+        }
+        while self.flights.front().is_some_and(|flight| flight.done) {
+            let flight = self.flights.pop_front().expect("there is a front");
+            self.durable = self.durable.max(flight.end);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Where the log's segments live, and who may still use what is free.
+//!
+//! ```text
+//!   log    head                    tail                      files, by slot
+//!          | seg 7 | seg 8 | seg 9 ....|                     ready:   pre-written, nobody's
+//!                                                            making:  being pre-written
+//!   free = room in the tail + ready segments                 max:     the disk budget
+//!
+//!   free   0 ......... 1 segment + set aside ...... 2 segments + set aside ............ all
+//!            Packed      |       Scarce               |       Plenty
+//!            settlements |  settlements wait          |  messages are taken
+//!            fill blocks |  for company               |
+//! ```
+//!
+//! Each accepted message sets aside the bytes of its settlement in a full block. So whatever is in
+//! the log can be settled: while `Scarce`, blocks that are not full eat at most one segment; when
+//! `Packed`, a block is written only full, and full blocks fit into what was set aside. The last
+//! reserved segment is for the copies that recycling the head needs.
+//!
+//! Invariants: a slot is in exactly one place (a segment, ready, released but not yet free); a slot
+//! is claimed for a segment the moment its first batch opens, so that nothing that was taken can
+//! lack a place later. A full file system is a smaller budget, not a failure: asked again every
+//! second.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::disk::OpId;
+use crate::identity::Chain;
+use crate::limits::{RESERVE_SEGMENTS, SEGMENT_HEADER_BYTES, SETTLE_BYTES, SPACE_RETRY};
+use crate::lsn::{Lsn, Slot};
+
+/// How much room is left, and so how settlements are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Messages are taken.
+    Plenty,
+    /// Messages are not taken; settlements wait up to 50 ms for company.
+    Scarce,
+    /// Settlements are written in full blocks only.
+    Packed,
+}
+
+/// A segment of the live log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) slot: Slot,
+    /// Known once its first batch is sealed.
+    pub(crate) chain_before: Option<Chain>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Space {
+    segment_bytes: u64,
+    segments_max: u32,
+    /// Head first, tail last, without gaps.
+    segments: VecDeque<Segment>,
+    ready: VecDeque<Slot>,
+    /// Files that are there but not known to be written through.
+    remake: VecDeque<Slot>,
+    making: Option<(OpId, Slot)>,
+    /// Numbers below are taken.
+    slot_next: u32,
+    /// How many files there are, those to be remade included.
+    files: u32,
+    /// How many slots the superblock still has to let go.
+    releasing: u32,
+    retry_at: Option<Instant>,
+    unsettled: u64,
+}
+
+/// What an append wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Makes state bigger: leaves the reserve alone, and what is set aside.
+    Grow {
+        /// Settlements that it will need.
+        settlements: u64,
+    },
+    /// Makes state smaller or moves it: takes what there is.
+    Shrink,
+}
+
+impl Space {
+    pub(crate) fn new(
+        segment_bytes: u64,
+        segments_max: u32,
+        segments: VecDeque<Segment>,
+        others: Files,
+    ) -> Self {
+        let known = segments.iter().map(|segment| segment.slot);
+        let known = known.chain(others.ready.iter().chain(&others.remake).copied());
+        let (mut files, mut slot_next) = (0, 0);
+        for slot in known {
+            files += 1;
+            slot_next = slot_next.max(slot.0 + 1);
+        }
+        Self {
+            segment_bytes,
+            segments_max,
+            segments,
+            ready: others.ready.into(),
+            remake: others.remake.into(),
+            making: None,
+            slot_next,
+            files,
+            releasing: 0,
+            retry_at: None,
+            unsettled: 0,
+        }
+    }
+
+    pub(crate) fn tail(&self) -> Option<&Segment> {
+        self.segments.back()
+    }
+
+    pub(crate) fn head(&self) -> Option<&Segment> {
+        self.segments.front()
+    }
+
+    /// The segment after the head, if its place in the chain is known.
+    pub(crate) fn after_head(&self) -> Option<(u64, Chain)> {
+        let next = self.segments.get(1)?;
+        next.chain_before.map(|chain| (next.number, chain))
+    }
+
+    pub(crate) fn first_lsn(&self, number: u64) -> Lsn {
+        Lsn(number * self.segment_bytes + SEGMENT_HEADER_BYTES)
+    }
+
+    fn usable_bytes(&self) -> u64 {
+        self.segment_bytes - SEGMENT_HEADER_BYTES
+    }
+
+    /// Bytes between `next`, where the next batch may begin, and the end of the tail.
+    pub(crate) fn tail_room(&self, next: Lsn) -> u64 {
+        self.tail().map_or(0, |tail| Lsn((tail.number + 1) * self.segment_bytes).since(next))
+    }
+
+    fn set_aside(&self, settlements: u64) -> u64 {
+        (self.unsettled + settlements).saturating_mul(SETTLE_BYTES)
+    }
+
+    pub(crate) fn free_bytes(&self, next: Lsn) -> u64 {
+        self.tail_room(next) + self.ready.len() as u64 * self.usable_bytes()
+    }
+
+    pub(crate) fn room(&self, next: Lsn) -> Room {
+        let free = self.free_bytes(next).saturating_sub(self.set_aside(0));
+        if free >= u64::from(RESERVE_SEGMENTS) * self.usable_bytes() {
+            Room::Plenty
+        } else if free >= self.usable_bytes() {
+            Room::Scarce
+        } else {
+            Room::Packed
+        }
+    }
+
+    /// Whether batches of these sizes (whole blocks, in order) may be appended behind `next`.
+    pub(crate) fn admits(
+        &self,
+        claim: Claim,
+        next: Lsn,
+        batches: impl Iterator<Item = u64>,
+    ) -> bool {
+        let (mut room, mut slots, mut bytes) = (self.tail_room(next), 0, 0);
+        for batch in batches {
+            if batch > room {
+                slots += 1;
+                room = self.usable_bytes();
+            }
+            assert!(batch <= room, "a batch of {batch} bytes in a segment");
+            room -= batch;
+            bytes += batch;
+        }
+        let ready = self.ready.len() as u64;
+        match claim {
+            Claim::Shrink => slots <= ready,
+            Claim::Grow { settlements } => {
+                let reserve = u64::from(RESERVE_SEGMENTS);
+                let kept = reserve * self.usable_bytes() + self.set_aside(settlements);
+                slots + reserve <= ready && self.free_bytes(next) >= bytes + kept
+            }
+        }
+    }
+
+    /// Whether more room is on its way.
+    pub(crate) fn expects_room(&self) -> bool {
+        let can_make = self.files < self.segments_max || !self.remake.is_empty();
+        self.releasing > 0 || (can_make && self.retry_at.is_none())
+    }
+
+    /// Takes a ready slot for the next segment.
+    pub(crate) fn open_segment(&mut self, number: u64) -> Slot {
+        if let Some(tail) = self.tail() {
+            assert_eq!(tail.number + 1, number, "segments follow each other");
+        }
+        let slot = self.ready.pop_front().expect("admitted only with a slot");
+        self.segments.push_back(Segment { number, slot, chain_before: None });
+        slot
+    }
+
+    pub(crate) fn set_tail_chain(&mut self, chain: Chain) {
+        let tail = self.segments.back_mut().expect("its first batch is being sealed");
+        assert!(tail.chain_before.is_none(), "a segment has one first batch");
+        tail.chain_before = Some(chain);
+    }
+
+    /// Gives up the head; its slot is free once the superblock says so, by [`Self::release`].
+    pub(crate) fn drop_head(&mut self) -> Slot {
+        assert!(self.segments.len() > 1, "the tail is never recycled");
+        self.releasing += 1;
+        self.segments.pop_front().expect("more than one").slot
+    }
+
+    pub(crate) fn release(&mut self, slot: Slot) {
+        assert!(self.releasing > 0 && !self.ready.contains(&slot));
+        self.releasing -= 1;
+        self.ready.push_back(slot);
+    }
+
+    /// Which file to pre-write next, if one is wanted now.
+    pub(crate) fn poll_make(&mut self, id: OpId, now: Instant) -> Option<Slot> {
+        if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return None;
+        }
+        let ready = self.ready.len() as u64 * self.usable_bytes();
+        let wanted = (u64::from(RESERVE_SEGMENTS) + 1) * self.usable_bytes() + self.set_aside(0);
+        if ready >= wanted {
+            return None;
+        }
+        let slot = match self.remake.front() {
+            Some(slot) => *slot,
+            None if self.files < self.segments_max => Slot(self.slot_next),
+            None => return None,
+        };
+        self.retry_at = None;
+        self.making = Some((id, slot));
+        Some(slot)
+    }
+
+    pub(crate) fn making(&self) -> Option<(OpId, Slot)> {
+        self.making
+    }
+
+    pub(crate) fn handle_made(&mut self) {
+        let (_, slot) = self.making.take().expect("one was being made");
+        if self.remake.front() == Some(&slot) {
+            self.remake.pop_front();
+        } else {
+            self.files += 1;
+            self.slot_next = slot.0 + 1;
+        }
+        self.ready.push_back(slot);
+    }
+
+    pub(crate) fn handle_no_space(&mut self, now: Instant) {
+        self.making = None;
+        self.retry_at = Some(now + SPACE_RETRY);
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    pub(crate) fn count_accepted(&mut self, messages: u64) {
+        self.unsettled += messages;
+    }
+
+    pub(crate) fn count_settled(&mut self) {
+        self.unsettled = self.unsettled.saturating_sub(1);
+    }
+
+    pub(crate) fn set_unsettled(&mut self, messages: u64) {
+        self.unsettled = messages;
+    }
+
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.unsettled
+    }
+
+    pub(crate) fn segments_len(&self) -> usize {
+        self.segments.len()
+    }
+
+    pub(crate) fn files(&self) -> u32 {
+        self.files
+    }
+}
+
+/// Files that recovery found outside the live log.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Written through.
+    pub(crate) ready: Vec<Slot>,
+    /// Nothing is known about them: they are pre-written again before they are used.
+    pub(crate) remake: Vec<Slot>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 65536;
+    const START: Lsn = Lsn(4096);
+
+    fn space(slots: u32, segments_max: u32) -> Space {
+        let files = Files { ready: (0..slots).map(Slot).collect(), remake: Vec::new() };
+        Space::new(S, segments_max, VecDeque::new(), files)
+    }
+
+    #[test]
+    fn messages_leave_the_reserve_and_settlements_may_use_it() {
+        let mut space = space(3, 3);
+        let grow = Claim::Grow { settlements: 1 };
+        assert!(space.admits(grow, START, [4096].into_iter()));
+        space.open_segment(0);
+        let at_end = Lsn(S);
+        assert!(!space.admits(grow, at_end, [4096].into_iter()));
+        assert!(space.admits(Claim::Shrink, at_end, [4096].into_iter()));
+        assert_eq!(space.room(at_end), Room::Plenty);
+        space.count_accepted(1);
+        assert_eq!(space.room(at_end), Room::Scarce);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_not_given_to_messages() {
+        let mut space = space(4, 4);
+        space.open_segment(0);
+        space.set_unsettled((S - 4096) / SETTLE_BYTES);
+        let grow = Claim::Grow { settlements: 1 };
+        assert!(!space.admits(grow, Lsn(S), [4096].into_iter()));
+        space.set_unsettled(0);
+        assert!(space.admits(grow, Lsn(S), [4096].into_iter()));
+    }
+
+    #[test]
+    fn a_full_file_system_is_asked_again_and_is_no_failure() {
+        let now = start();
+        let mut space = space(2, 8);
+        assert_eq!(space.poll_make(OpId(1), now), Some(Slot(2)));
+        assert_eq!(space.poll_make(OpId(2), now), None, "one at a time");
+        space.handle_no_space(now);
+        assert!(!space.expects_room());
+        assert_eq!(space.poll_make(OpId(2), now), None);
+        let later = now + SPACE_RETRY;
+        assert_eq!(space.poll_make(OpId(2), later), Some(Slot(2)));
+        space.handle_made();
+        assert_eq!(space.poll_make(OpId(3), later), None, "the reserve and a spare are there");
+    }
+
+    #[test]
+    fn files_of_which_nothing_is_known_are_made_again() {
+        let now = start();
+        let files = Files { ready: (0..3).map(Slot).collect(), remake: vec![Slot(3), Slot(4)] };
+        let mut space = Space::new(S, 9, VecDeque::new(), files);
+        space.open_segment(0);
+        assert_eq!(space.poll_make(OpId(1), now), Some(Slot(3)));
+        space.handle_made();
+        assert_eq!((space.files(), space.slot_next), (5, 5));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to begin at")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+}
