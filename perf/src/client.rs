@@ -1,0 +1,376 @@
+//! A blocking AMQP 1.0 client: one connection, one session, some links.
+//!
+//! ```text
+//!   connect ─▶ sender / receiver ─▶ send … next_outcome      ─▶ close
+//!                                   receive … accept
+//!
+//!   every call that waits:  write what is pending ─▶ read ─▶ engine ─▶ events into queues
+//! ```
+//! Sends are pipelined: [`Client::send`] waits for credit only, [`Client::next_outcome`] for the next
+//! answer. [`Client::close`] returns when the broker has answered the close, and by the broker's
+//! promise every settlement sent before is committed then.
+//!
+//! Failure: each wait has the bound given to [`Client::connect`]; a peer that closes, refuses or is
+//! silent is a [`ClientError`]. After an error the client is of no more use.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use amqp::codec::{Reader, Writer};
+use amqp::connection::{BeginError, CloseReason, Config, Connection, Event, Sasl, SendError, Side};
+use amqp::delivery::{DeliveryId, Outcome};
+use amqp::error::Error;
+use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::message::{Header, Sections, write_header};
+use amqp::session::SessionId;
+use bytes::Bytes;
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum ClientError {
+    /// The socket.
+    Io(io::Error),
+    /// The connection is over.
+    Closed(CloseReason),
+    /// The peer ended the session, or refused or detached a link.
+    Detached(Option<Error>),
+    /// Nothing came within the bound.
+    TimedOut(&'static str),
+    /// The message cannot be sent on this link.
+    Refused(SendError),
+    /// No session or link could be begun.
+    NotBegun(BeginError),
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "the connection failed: {error}"),
+            Self::Closed(reason) => write!(f, "the connection is closed: {reason:?}"),
+            Self::Detached(Some(error)) => {
+                write!(f, "the broker detached: {:?} {}", error.condition, error.description)
+            }
+            Self::Detached(None) => f.write_str("the broker detached"),
+            Self::TimedOut(what) => write!(f, "waited in vain for {what}"),
+            Self::Refused(why) => write!(f, "the message cannot be sent: {why:?}"),
+            Self::NotBegun(why) => write!(f, "no session or link could be begun: {why:?}"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}
+
+impl From<io::Error> for ClientError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A message that was received and is to be settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// The link it came on.
+    pub link: LinkId,
+    /// Names it until it is settled.
+    pub delivery: DeliveryId,
+    /// The encoded message.
+    pub message: Bytes,
+}
+
+/// A connection with one session.
+pub struct Client {
+    stream: TcpStream,
+    connection: Connection,
+    session: Option<SessionId>,
+    wait: Duration,
+    out: Vec<u8>,
+    opened: bool,
+    attached: Vec<LinkId>,
+    outcomes: VecDeque<(DeliveryId, Outcome)>,
+    received: VecDeque<Received>,
+    closed: Option<CloseReason>,
+    detached: Option<Option<Error>>,
+}
+
+impl Client {
+    /// Connect, open and begin a session. No call waits longer than `wait`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn connect(
+        addr: SocketAddr,
+        container_id: &str,
+        sasl: Sasl,
+        wait: Duration,
+    ) -> Result<Self, ClientError> {
+        let stream = TcpStream::connect_timeout(&addr, wait)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(wait))?;
+        let config = Config { container_id: container_id.to_owned(), sasl, ..Config::default() };
+        let mut client = Self {
+            stream,
+            connection: Connection::new(config, Side::Client, clock()),
+            session: None,
+            wait,
+            out: Vec::new(),
+            opened: false,
+            attached: Vec::new(),
+            outcomes: VecDeque::new(),
+            received: VecDeque::new(),
+            closed: None,
+            detached: None,
+        };
+        client.until("open", |client| client.opened)?;
+        client.connection.begin().map_err(ClientError::NotBegun)?;
+        client.until("begin", |client| client.session.is_some())?;
+        Ok(client)
+    }
+
+    /// A link to send messages to an address.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn sender(&mut self, address: &str) -> Result<LinkId, ClientError> {
+        let link = self.new_link("sender", address);
+        let link = self
+            .connection
+            .attach_sender(self.begun_session()?, link)
+            .map_err(ClientError::NotBegun)?;
+        self.until("attach", |client| client.attached.contains(&link))?;
+        Ok(link)
+    }
+
+    /// A link to receive messages from an address; `credit` are sent ahead.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn receiver(&mut self, address: &str, credit: u32) -> Result<LinkId, ClientError> {
+        let link = self.new_link("receiver", address);
+        let link = self
+            .connection
+            .attach_receiver(self.begun_session()?, link)
+            .map_err(ClientError::NotBegun)?;
+        self.until("attach", |client| client.attached.contains(&link))?;
+        self.connection.grant_credit(link, credit);
+        self.flush()?;
+        Ok(link)
+    }
+
+    /// Send a message, unsettled, as soon as there is credit.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn send(&mut self, link: LinkId, message: &[u8]) -> Result<DeliveryId, ClientError> {
+        self.until("credit", |client| client.connection.can_send(link))?;
+        self.connection.send(link, &[message], false).map_err(ClientError::Refused)
+    }
+
+    /// What became of the next message: each is answered once, in any order.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn next_outcome(&mut self) -> Result<(DeliveryId, Outcome), ClientError> {
+        self.until("an outcome", |client| !client.outcomes.is_empty())?;
+        Ok(self.outcomes.pop_front().expect("there is one"))
+    }
+
+    /// The next message; its link's credit is not renewed by itself.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn receive(&mut self) -> Result<Received, ClientError> {
+        self.until("a message", |client| !client.received.is_empty())?;
+        Ok(self.received.pop_front().expect("there is one"))
+    }
+
+    /// Allow so many more messages from now on.
+    pub fn grant(&mut self, link: LinkId, credit: u32) {
+        self.connection.grant_credit(link, credit);
+    }
+
+    /// Settle a message: done with it. Sent with the next call that waits.
+    pub fn accept(&mut self, received: &Received) {
+        self.connection.settle(received.link, received.delivery, Outcome::Accepted);
+    }
+
+    /// Close in order. When it returns well, every settlement before it is committed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn close(mut self) -> Result<(), ClientError> {
+        self.connection.close(None);
+        match self.until("close", |client| client.closed.is_some()) {
+            Ok(()) | Err(ClientError::Closed(CloseReason::Closed(None))) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn begun_session(&self) -> Result<SessionId, ClientError> {
+        self.session.ok_or(ClientError::NotBegun(BeginError::NotOpen))
+    }
+
+    fn new_link(&self, kind: &str, address: &str) -> NewLink {
+        let address = Some(address.to_owned());
+        NewLink {
+            name: format!("{kind}-{}", self.attached.len()),
+            source: LinkSource { address: address.clone(), ..LinkSource::default() },
+            target: LinkTarget { address, ..LinkTarget::default() },
+            ..NewLink::default()
+        }
+    }
+
+    /// Write and read until the condition holds.
+    fn until(
+        &mut self,
+        what: &'static str,
+        holds: impl Fn(&Self) -> bool,
+    ) -> Result<(), ClientError> {
+        let deadline = clock() + self.wait;
+        self.take_events();
+        while !holds(self) {
+            if let Some(reason) = self.closed.take() {
+                return Err(ClientError::Closed(reason));
+            }
+            if let Some(error) = self.detached.take() {
+                return Err(ClientError::Detached(error));
+            }
+            self.turn(deadline, what)?;
+        }
+        self.flush()
+    }
+
+    fn turn(&mut self, deadline: Instant, what: &'static str) -> Result<(), ClientError> {
+        self.flush()?;
+        let now = clock();
+        if now >= deadline {
+            return Err(ClientError::TimedOut(what));
+        }
+        let wake = self.connection.poll_timeout().map_or(deadline, |at| at.min(deadline));
+        let longest = wake.saturating_duration_since(now).max(Duration::from_millis(1));
+        self.stream.set_read_timeout(Some(longest))?;
+        let mut bytes = [0; 64 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.connection.handle_eof(clock()),
+            Ok(count) => self.connection.handle_bytes(clock(), &bytes[..count]),
+            Err(error) if is_timeout(&error) => self.connection.handle_timeout(clock()),
+            Err(error) => return Err(error.into()),
+        }
+        self.take_events();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), ClientError> {
+        while self.connection.poll_transmit(&mut self.out) {
+            self.stream.write_all(&self.out)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) {
+        while let Some(event) = self.connection.poll_event() {
+            match event {
+                Event::Opened(_) => self.opened = true,
+                Event::SessionBegun { session } => self.session = Some(session),
+                Event::Attached { link, .. } => self.attached.push(link),
+                Event::Transfer { link, delivery, message, .. } => {
+                    self.received.push_back(Received { link, delivery, message });
+                }
+                Event::Disposition { link, delivery, outcome, settled } => {
+                    if let Some(outcome) = outcome {
+                        self.outcomes.push_back((delivery, outcome));
+                    }
+                    if !settled {
+                        self.connection.settle_outgoing(link, delivery);
+                    }
+                }
+                Event::Detached { error, .. } | Event::Ended { error, .. } => {
+                    self.detached = Some(error);
+                }
+                Event::DetachReceived { link, closed, error } => {
+                    self.connection.detach(link, closed, None);
+                    self.detached = Some(error);
+                }
+                Event::EndReceived { session, error } => {
+                    self.connection.end(session, None);
+                    self.detached = Some(error);
+                }
+                Event::CloseReceived { error } => {
+                    self.connection.close(None);
+                    self.closed = Some(CloseReason::Closed(error));
+                }
+                Event::Closed { reason } => self.closed = Some(reason),
+                Event::CreditChanged { link, drain: true, .. } => self.connection.drained(link),
+                Event::CreditChanged { drain: false, .. }
+                | Event::SendReady { .. }
+                | Event::Drained { .. } => {}
+                // A client asks for links; a broker that asks for one gets no answer.
+                Event::AttachReceived { .. } | Event::SaslPlain(_) | Event::SaslAnonymous => {}
+            }
+        }
+    }
+}
+
+/// A message with `durable` set and one data section.
+pub fn durable_message(body: &[u8]) -> Vec<u8> {
+    /// The descriptor of a data section [3.2.6].
+    const DATA: u64 = 0x75;
+    let mut message = Vec::with_capacity(body.len() + 16);
+    write_header(&Header { durable: Some(true), ..Header::default() }, &mut message);
+    let mut writer = Writer::new(&mut message);
+    writer.descriptor(DATA);
+    writer.binary(body);
+    message
+}
+
+/// The bytes of a message's one data section; `None` for other bodies.
+pub fn data_of(message: &[u8]) -> Option<&[u8]> {
+    let sections = Sections::scan(message).ok()?;
+    let mut reader = Reader::new(&message[sections.body]);
+    reader.descriptor().ok()?;
+    reader.binary().ok()
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tool that talks to the world reads its clock")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_gives_its_body_back() {
+        for body in [&b""[..], b"x", &[7; 70_000]] {
+            let message = durable_message(body);
+            assert_eq!(data_of(&message), Some(body));
+            assert!(Sections::scan(&message).expect("our own").is_durable());
+        }
+        assert_eq!(data_of(b"\x00"), None);
+    }
+
+    #[test]
+    fn nobody_listening_is_an_error_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        drop(listener);
+        let refused = Client::connect(addr, "test", Sasl::None, Duration::from_secs(1));
+        assert!(matches!(refused, Err(ClientError::Io(_))));
+    }
+
+    #[test]
+    fn a_silent_peer_is_an_error_within_the_bound() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let refused = Client::connect(addr, "test", Sasl::None, Duration::from_millis(50));
+        assert!(matches!(refused, Err(ClientError::TimedOut("open"))));
+    }
+}
