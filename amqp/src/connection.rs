@@ -1,19 +1,50 @@
 //! One AMQP 1.0 connection, sans-IO, in both roles.
 //!
-//! Getters; `handle_*` takes an input; commands; `poll_*` hands out outputs until there are none.
+//! ```text
+//!  socket --handle_bytes--> input -> frame -> performative -> session -> link -> poll_event
+//!                             |  parked while the host owes an answer that the next frame needs
+//!  socket <-poll_transmit--- out  <- frames, in the order of the commands
+//!                             ^ flows and dispositions are gathered, and written when polled
+//! ```
+//!
+//! Four kinds of methods: getters; `handle_*` takes an input; commands; `poll_*` hands out outputs
+//! until there are none. After any input or command: poll events, then bytes, then the timeout.
+//! Read from the socket only while [`Connection::wants_read`].
+//!
+//! Invariants: nothing that a peer sends makes it panic or hold memory beyond the bounds of
+//! [`Config`]; an id names one session or link for ever; commands for what is gone do nothing;
+//! `Closed` is the last event.
+//!
+//! Failure: a fault ends what its scope says (link, session or connection) with an error on the
+//! wire and an event, and input for what ended is dropped until the peer has answered.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::definitions::Role;
+use crate::delivery::tags::TagKeys;
 use crate::delivery::{DeliveryId, Outcome};
 use crate::error::Error;
-use crate::link::{AcceptLink, LinkId, NewLink};
-use crate::session::SessionId;
+use crate::frame::MAX_FRAME_SIZE_MIN;
+use crate::link::{AcceptLink, Link, LinkId, NewLink};
+use crate::session::{Session, SessionId};
 
 mod event;
+mod handshake;
+mod input;
+mod links;
+mod output;
+mod sessions;
+mod slots;
+pub(crate) mod state;
+mod transfers;
 
 pub use event::{CloseReason, Event, Password, RemoteOpen, SaslCode, SaslPlain};
+
+use slots::Slots;
+use state::{ConnectionState, LinkState, SessionState};
 
 /// Which end of the connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +66,7 @@ pub struct Config {
     pub max_frame_size: u32,
     /// The highest channel that we take. Default 255.
     pub channel_max: u16,
-    /// The highest handle that we take, a session. Default 1,023.
+    /// The highest handle that we take, a session; at most 65,535. Default 1,023.
     pub handle_max: u32,
     /// Silence of the peer after which we close; half of it is advertised. Default 60 s.
     pub idle_time_out: Option<Duration>,
@@ -147,159 +178,370 @@ pub enum BeginError {
     NameInUse,
 }
 
-/// An AMQP 1.0 connection.
+/// An AMQP 1.0 connection: see the head of the file.
 #[derive(Debug)]
 pub struct Connection {
     config: Config,
     side: Side,
-    started: Instant,
+    state: ConnectionState,
+    /// What the host last said the time is.
+    now: Instant,
+    last_received: Instant,
+    last_sent: Instant,
+    /// When the handshake, or the wait for the peer's close, is over.
+    deadline: Instant,
+
+    /// The beginning of a frame, or all that is parked.
+    input: Vec<u8>,
+    /// The next frame waits for a `detach` or `end` that the host owes.
+    stalled: bool,
+    /// PLAIN came without credentials, and they were asked for.
+    plain_challenged: bool,
+    /// `Closed` was told: the host wants nothing more.
+    over: bool,
+    out: Vec<u8>,
+    events: VecDeque<Event>,
+
+    /// The peer's limits; those of an unopened connection before its open.
+    remote_max_frame_size: u32,
+    remote_channel_max: u16,
+    remote_idle_time_out: Option<Duration>,
+
+    sessions: Slots<Session>,
+    links: Slots<Link>,
+    /// Sessions by our channel and by the peer's.
+    local_channels: Vec<Option<u32>>,
+    remote_channels: Vec<Option<u32>>,
+    /// The link that an attach with this name, and this role of ours, is about.
+    names: BTreeMap<(Box<str>, bool), u32>,
+    /// Sessions with a disposition or flow of their own due, and links with a flow due.
+    due_sessions: Vec<u32>,
+    due_links: Vec<u32>,
+    tag_keys: TagKeys,
+    /// Bytes in unfinished incoming messages.
+    reassembly_bytes: u64,
 }
 
 impl Connection {
     /// A new connection. A client's first bytes are ready to be polled.
+    ///
+    /// # Panics
+    /// If the config is wrong in itself: `max_frame_size` below 512, a server's SASL that offers
+    /// nothing or a client's that is a server's, properties that are not an encoded map.
     pub fn new(config: Config, side: Side, now: Instant) -> Self {
-        Self { config, side, started: now }
+        assert!(config.max_frame_size >= MAX_FRAME_SIZE_MIN, "max_frame_size is below 512");
+        assert!(config.handle_max <= 65_535, "handle_max is above 65,535");
+        let fits = match (&config.sasl, side) {
+            (Sasl::None, Side::Client | Side::Server) => true,
+            (Sasl::Server { anonymous, plain, bare: _ }, Side::Server) => *anonymous || *plain,
+            (Sasl::Anonymous | Sasl::Plain { .. }, Side::Client) => true,
+            (Sasl::Server { .. }, Side::Client) => false,
+            (Sasl::Anonymous | Sasl::Plain { .. }, Side::Server) => false,
+        };
+        assert!(fits, "the SASL settings are those of the other side, or offer nothing");
+        let deadline = now + config.handshake_timeout;
+        let tag_keys = TagKeys::new(config.tag_seed);
+        let mut connection = Self {
+            config,
+            side,
+            state: ConnectionState::HeaderWait,
+            now,
+            last_received: now,
+            last_sent: now,
+            deadline,
+            input: Vec::new(),
+            stalled: false,
+            plain_challenged: false,
+            over: false,
+            out: Vec::new(),
+            events: VecDeque::new(),
+            remote_max_frame_size: MAX_FRAME_SIZE_MIN,
+            remote_channel_max: u16::MAX,
+            remote_idle_time_out: None,
+            sessions: Slots::new(),
+            links: Slots::new(),
+            local_channels: Vec::new(),
+            remote_channels: Vec::new(),
+            names: BTreeMap::new(),
+            due_sessions: Vec::new(),
+            due_links: Vec::new(),
+            tag_keys,
+            reassembly_bytes: 0,
+        };
+        connection.greet();
+        connection
     }
 
     // Getters.
 
-    /// Whether the host should read on: false while the host owes an answer to SASL or open, while
-    /// too many bytes wait to be written, and once the connection is over.
+    /// Whether the host should read on: false while the host owes an answer that the next frame
+    /// needs, while many bytes wait to be written, and once the peer has nothing more to say.
     pub fn wants_read(&self) -> bool {
-        true
+        self.state != ConnectionState::Closed
+            && !self.is_parked()
+            && self.out.len() < self.config.transmit_bytes_max
     }
 
-    /// Bytes that the next `poll_transmit` hands out at least.
+    /// Bytes that the next `poll_transmit` hands out, without the flows and dispositions that it
+    /// adds.
     pub fn transmit_bytes_pending(&self) -> usize {
-        0
+        self.out.len()
     }
 
     /// The connection is over and all is written: shut down the writing half.
     pub fn is_drained(&self) -> bool {
-        false
+        self.over && self.out.is_empty()
     }
 
     /// Drained, and the peer has closed too, or its time is up: close the socket.
     pub fn is_finished(&self) -> bool {
-        false
+        self.is_drained() && self.state == ConnectionState::Closed
     }
 
-    /// Deliveries that may be sent on this link now, by its credit alone.
-    pub fn link_credit(&self, _link: LinkId) -> u32 {
-        0
+    /// Deliveries that may be sent (we send) or may still come (we receive), by credit alone.
+    pub fn link_credit(&self, link: LinkId) -> u32 {
+        self.live_link(link).map_or(0, |link| link.credit)
     }
 
-    /// Whether `send` would take a message.
-    pub fn can_send(&self, _link: LinkId) -> bool {
-        false
+    /// Whether `send` would take a message that is small enough.
+    pub fn can_send(&self, link: LinkId) -> bool {
+        self.sendable(link).is_ok()
     }
 
     /// The session of a link.
-    pub fn link_session(&self, _link: LinkId) -> Option<SessionId> {
-        None
+    pub fn link_session(&self, link: LinkId) -> Option<SessionId> {
+        Some(self.session_id(self.live_link(link)?.session))
     }
 
     // Inputs.
 
     /// Bytes from the peer. Violations become a close frame and an event.
-    pub fn handle_bytes(&mut self, _now: Instant, _bytes: &[u8]) {}
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
+        self.now = now;
+        self.last_received = now;
+        self.take_input(bytes);
+    }
 
     /// The peer will send no more bytes.
-    pub fn handle_eof(&mut self, _now: Instant) {}
+    pub fn handle_eof(&mut self, now: Instant) {
+        self.now = now;
+        self.finish(CloseReason::Eof);
+    }
 
     /// Time passed: call it at or after `poll_timeout`.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        self.check_timers();
+    }
 
     // Commands. A command for what is gone does nothing.
 
     /// Server: answers `SaslPlain` or `SaslAnonymous`.
-    pub fn sasl_outcome(&mut self, _code: SaslCode) {}
+    pub fn sasl_outcome(&mut self, code: SaslCode) {
+        if self.side == Side::Server && self.state == ConnectionState::SaslPending {
+            self.answer_sasl(code);
+            self.resume_input();
+        }
+    }
 
     /// Server: answers `Opened` with our open.
-    pub fn open(&mut self) {}
-
-    /// Client: begins a session; `SessionBegun` tells when it is up.
-    pub fn begin(&mut self) -> Result<SessionId, BeginError> {
-        Err(BeginError::NotOpen)
+    pub fn open(&mut self) {
+        if self.state.next(state::ConnectionEvent::LocalOpen).is_some() {
+            self.write_open();
+            self.step(state::ConnectionEvent::LocalOpen);
+            self.resume_input();
+        }
     }
 
-    /// Client: asks for a link that we send on; `Attached` or `Detached` tells.
+    /// Begins a session; `SessionBegun` tells when it is up.
+    ///
+    /// # Errors
+    /// `NotOpen` before `Opened` and from the close on; `Exhausted` above the peer's channel-max.
+    pub fn begin(&mut self) -> Result<SessionId, BeginError> {
+        self.begin_session()
+    }
+
+    /// Asks for a link that we send on; `Attached` or `Detached` tells.
+    ///
+    /// # Errors
+    /// `NotOpen` where the session is not up; `Exhausted` above the peer's handle-max.
     pub fn attach_sender(
         &mut self,
-        _session: SessionId,
-        _link: NewLink,
+        session: SessionId,
+        link: NewLink,
     ) -> Result<LinkId, BeginError> {
-        Err(BeginError::NotOpen)
+        self.attach(session, link, Role::Sender)
     }
 
-    /// Client: asks for a link that we receive on; `Attached` or `Detached` tells.
+    /// Asks for a link that we receive on; `Attached` or `Detached` tells. Credit may be granted
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`Connection::attach_sender`].
     pub fn attach_receiver(
         &mut self,
-        _session: SessionId,
-        _link: NewLink,
+        session: SessionId,
+        link: NewLink,
     ) -> Result<LinkId, BeginError> {
-        Err(BeginError::NotOpen)
+        self.attach(session, link, Role::Receiver)
     }
 
     /// Answers `AttachReceived`: the link is up.
-    pub fn accept_link(&mut self, _link: LinkId, _accept: AcceptLink) {}
+    pub fn accept_link(&mut self, link: LinkId, accept: AcceptLink) {
+        if self.is_in(link, LinkState::AttachReceived) {
+            self.accept(link.index, &accept);
+        }
+    }
 
     /// Answers `AttachReceived`: attach with null terminus, then detach with the error [2.6.3].
     /// The id names nothing from now on.
-    pub fn refuse_link(&mut self, _link: LinkId, _error: Error) {}
+    pub fn refuse_link(&mut self, link: LinkId, error: Error) {
+        if self.is_in(link, LinkState::AttachReceived) {
+            self.refuse(link.index, error);
+        } else {
+            self.detach(link, true, Some(error));
+        }
+    }
 
     /// As receiver: sets the link's credit to this many deliveries from now (absolute).
-    pub fn grant_credit(&mut self, _link: LinkId, _credit: u32) {}
+    pub fn grant_credit(&mut self, link: LinkId, credit: u32) {
+        if let Some(receiver) = self.live_link_mut(link)
+            && receiver.role == Role::Receiver
+        {
+            receiver.grant(credit);
+            self.link_flow_due(link.index);
+        }
+    }
 
     /// As receiver: asks the sender to use up the credit now or give it back; `Drained` tells.
-    pub fn drain(&mut self, _link: LinkId) {}
+    pub fn drain(&mut self, link: LinkId) {
+        if let Some(receiver) = self.live_link_mut(link)
+            && receiver.role == Role::Receiver
+        {
+            receiver.drain = true;
+            self.link_flow_due(link.index);
+        }
+    }
 
     /// As sender: sends a message given in parts. It is copied; a message that the window cuts in
     /// two waits inside, one a session.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was changed.
     pub fn send(
         &mut self,
-        _link: LinkId,
-        _parts: &[&[u8]],
-        _settled: bool,
+        link: LinkId,
+        parts: &[&[u8]],
+        settled: bool,
     ) -> Result<DeliveryId, SendError> {
-        Err(SendError::Gone)
+        self.send_message(link, parts, settled)
     }
 
     /// As sender: no more messages for now. Answers a drain: the remaining credit is given back.
-    pub fn drained(&mut self, _link: LinkId) {}
+    pub fn drained(&mut self, link: LinkId) {
+        if self.live_link(link).is_some_and(|link| link.drain_owed) {
+            self.answer_drain(link.index);
+        }
+    }
 
     /// As receiver: settles a delivery with its outcome. Neighbours with the same outcome share a
     /// disposition.
-    pub fn settle(&mut self, _link: LinkId, _delivery: DeliveryId, _outcome: Outcome) {}
+    pub fn settle(&mut self, link: LinkId, delivery: DeliveryId, outcome: Outcome) {
+        if self.live_link(link).is_some() {
+            self.settle_incoming(link.index, delivery.0, outcome);
+        }
+    }
 
     /// As sender: settles a delivery whose outcome came unsettled.
-    pub fn settle_outgoing(&mut self, _link: LinkId, _delivery: DeliveryId) {}
+    pub fn settle_outgoing(&mut self, link: LinkId, delivery: DeliveryId) {
+        if self.live_link(link).is_some() {
+            self.settle_sent(link.index, delivery.0);
+        }
+    }
 
     /// Detaches a link: answers `DetachReceived` (with the peer's own `closed`), or begins it
     /// (`Detached` tells when the peer has answered).
-    pub fn detach(&mut self, _link: LinkId, _closed: bool, _error: Option<Error>) {}
+    pub fn detach(&mut self, link: LinkId, closed: bool, error: Option<Error>) {
+        if self.live_link(link).is_some() {
+            self.detach_link(link.index, closed, error.as_ref());
+            self.resume_input();
+        }
+    }
 
-    /// Ends a session: answers `EndReceived`, or begins it (`Ended` tells).
-    pub fn end(&mut self, _session: SessionId, _error: Option<Error>) {}
+    /// Ends a session: answers `EndReceived`, or begins it (`Ended` tells). Its links are gone.
+    pub fn end(&mut self, session: SessionId, error: Option<Error>) {
+        if self.sessions.is_live(session.index, session.generation) {
+            self.end_session(session.index, error.as_ref());
+            self.resume_input();
+        }
+    }
 
     /// Closes the connection: answers `CloseReceived` or `Opened`, or begins it (`Closed` tells).
-    pub fn close(&mut self, _error: Option<Error>) {}
+    /// Before the peer's open there is nobody to tell: it is over at once.
+    pub fn close(&mut self, error: Option<Error>) {
+        self.close_connection(error);
+    }
 
     // Outputs.
 
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        Some(self.started + self.config.handshake_timeout)
+        self.next_timer()
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let _ = self.side;
-        None
+        self.events.pop_front()
     }
 
     /// Appends all bytes for the peer; whether there were any.
-    pub fn poll_transmit(&mut self, _out: &mut Vec<u8>) -> bool {
-        false
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> bool {
+        self.gather_output();
+        if self.out.is_empty() {
+            return false;
+        }
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.out);
+        } else {
+            out.append(&mut self.out);
+        }
+        self.last_sent = self.now;
+        true
+    }
+
+    // Details.
+
+    fn session_id(&self, index: u32) -> SessionId {
+        SessionId { index, generation: self.sessions.generation(index) }
+    }
+
+    fn link_id(&self, index: u32) -> LinkId {
+        LinkId { index, generation: self.links.generation(index) }
+    }
+
+    fn live_link(&self, id: LinkId) -> Option<&Link> {
+        let link = self.links.get(id.index)?;
+        let live = self.links.is_live(id.index, id.generation) && !link.silent;
+        live.then_some(link)
+    }
+
+    fn live_link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.live_link(id)?;
+        self.links.get_mut(id.index)
+    }
+
+    fn is_in(&self, id: LinkId, state: LinkState) -> bool {
+        self.live_link(id).is_some_and(|link| link.state == state)
+    }
+
+    /// The session of a link, which lives as long as its links.
+    fn session_of(&mut self, link: u32) -> Option<&mut Session> {
+        let session = self.links.get(link)?.session;
+        self.sessions.get_mut(session)
+    }
+
+    fn is_mapped(&self, session: u32) -> bool {
+        self.state == ConnectionState::Opened
+            && self.sessions.get(session).is_some_and(|s| s.state == SessionState::Mapped)
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use crate::definitions::SaslCode;
 use crate::delivery::{DeliveryId, Outcome};
 use crate::error::Error;
 use crate::link::{LinkId, RemoteAttach};
@@ -157,21 +158,6 @@ pub enum CloseReason {
     CloseTimeout,
     /// The peer's bytes ended without a close.
     Eof,
-}
-
-/// The code of a SASL outcome [5.3.3.6].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SaslCode {
-    /// Authenticated.
-    Ok,
-    /// Wrong credentials, or a mechanism that was not offered.
-    Auth,
-    /// System error.
-    Sys,
-    /// System error, permanent.
-    SysPerm,
-    /// System error, temporary: try again.
-    SysTemp,
 }
 
 /// Credentials of SASL PLAIN (RFC 4616).

@@ -1,0 +1,359 @@
+//! The beginning and the end of a connection: protocol headers, SASL, open, close.
+//!
+//! ```text
+//!  server   <- AMQP.3 header      AMQP.3 header, mechanisms ->        [5.3]
+//!           <- init               (SaslPlain | SaslAnonymous: the host verifies)
+//!                                 outcome ->                          not ok: over
+//!           <- AMQP.0 header      AMQP.0 header ->                    [2.2]
+//!           <- open               (Opened: the host decides)  open ->
+//!  a header that does not fit is answered with the one that would, and the connection is over
+//! ```
+//!
+//! Invariants: after an outcome that is not ok nothing more is taken; a refused open is answered
+//! by an open and then a close, since clients wait for the first [2.7.1]; credentials are wiped
+//! from the buffer that held them.
+
+use std::time::Duration;
+
+use super::state::{ConnectionEvent, ConnectionState};
+use super::{CloseReason, Connection, Event, RemoteOpen, Sasl, SaslCode, SaslPlain, Side};
+use super::{Password, Slots};
+use crate::codec::{Multiple, Symbol};
+use crate::error::{Error, Fault, PeerViolation};
+use crate::frame::{self, MAX_FRAME_SIZE_MIN, ProtocolId};
+use crate::link::{borrow_map, borrow_symbols, own_map, own_symbols};
+use crate::performative::{Close, Open, Performative};
+use crate::sasl::{SaslBody, SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome};
+
+const ANONYMOUS: Symbol<'_> = Symbol::new("ANONYMOUS");
+const PLAIN: Symbol<'_> = Symbol::new("PLAIN");
+
+/// The shortest idle-time-out that we promise to keep [2.4.5].
+const IDLE_TIME_OUT_MIN: Duration = Duration::from_millis(100);
+
+impl Connection {
+    /// Moves the connection; false, and nothing changed, where its state does not allow the event.
+    pub(super) fn step(&mut self, event: ConnectionEvent) -> bool {
+        match self.state.next(event) {
+            Some(next) => {
+                self.state = next;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A client's first bytes.
+    pub(super) fn greet(&mut self) {
+        match (self.side, &self.config.sasl) {
+            (Side::Server, _) => {}
+            (Side::Client, Sasl::None) => {
+                self.out.extend_from_slice(&ProtocolId::Amqp.header());
+                self.write_open();
+            }
+            (Side::Client, Sasl::Anonymous | Sasl::Plain { .. } | Sasl::Server { .. }) => {
+                self.out.extend_from_slice(&ProtocolId::Sasl.header());
+            }
+        }
+    }
+
+    /// The peer's protocol header; none where it is not one of AMQP 1.0.0.
+    pub(super) fn on_header(&mut self, header: Option<ProtocolId>) {
+        let expected = match (self.state, &self.config.sasl) {
+            (ConnectionState::AmqpHeaderWait, _) | (_, Sasl::None) => ProtocolId::Amqp,
+            (_, Sasl::Server { bare: true, .. }) if header == Some(ProtocolId::Amqp) => {
+                ProtocolId::Amqp
+            }
+            (_, Sasl::Server { .. } | Sasl::Anonymous | Sasl::Plain { .. }) => ProtocolId::Sasl,
+        };
+        if header != Some(expected) {
+            if self.side == Side::Server {
+                self.out.extend_from_slice(&expected.header());
+            }
+            return self.finish(CloseReason::HeaderMismatch);
+        }
+        if self.side == Side::Server {
+            self.out.extend_from_slice(&expected.header());
+        }
+        if expected == ProtocolId::Amqp {
+            self.step(ConnectionEvent::AmqpHeader);
+            return;
+        }
+        self.step(ConnectionEvent::SaslHeader);
+        if let Sasl::Server { anonymous, plain, bare: _ } = self.config.sasl {
+            let mechanisms = [PLAIN, ANONYMOUS];
+            let offered = match (plain, anonymous) {
+                (true, true) => &mechanisms[..],
+                (true, false) => &mechanisms[..1],
+                (false, true | false) => &mechanisms[1..],
+            };
+            let sasl_server_mechanisms = Multiple::from(offered);
+            let body = SaslBody::Mechanisms(SaslMechanisms { sasl_server_mechanisms });
+            frame::write_sasl(&mut self.out, &body);
+        }
+    }
+
+    /// A SASL frame.
+    pub(super) fn on_sasl(&mut self, body: &[u8]) -> Result<(), Fault> {
+        match (self.side, self.state, SaslBody::decode(body)?) {
+            (Side::Server, ConnectionState::SaslWait, SaslBody::Init(init))
+                if !self.plain_challenged =>
+            {
+                self.on_sasl_init(&init);
+            }
+            (Side::Server, ConnectionState::SaslWait, SaslBody::Response(response))
+                if self.plain_challenged =>
+            {
+                self.on_plain(response.response);
+            }
+            (Side::Client, ConnectionState::SaslWait, SaslBody::Mechanisms(offered)) => {
+                self.choose_mechanism(&offered);
+            }
+            (Side::Client, ConnectionState::SaslPending, SaslBody::Outcome(outcome)) => {
+                if outcome.code == SaslCode::Ok {
+                    self.out.extend_from_slice(&ProtocolId::Amqp.header());
+                    self.write_open();
+                    self.step(ConnectionEvent::SaslDone);
+                } else {
+                    self.finish(CloseReason::SaslFailed(outcome.code));
+                }
+            }
+            (
+                Side::Client | Side::Server,
+                _,
+                SaslBody::Mechanisms(_)
+                | SaslBody::Init(_)
+                | SaslBody::Challenge(_)
+                | SaslBody::Response(_)
+                | SaslBody::Outcome(_),
+            ) => return Err(PeerViolation::SaslState.into()),
+        }
+        Ok(())
+    }
+
+    fn on_sasl_init(&mut self, init: &SaslInit<'_>) {
+        let Sasl::Server { anonymous, plain, bare: _ } = self.config.sasl else {
+            return self.finish(CloseReason::SaslFailed(SaslCode::Auth));
+        };
+        if plain && init.mechanism == PLAIN {
+            match init.initial_response {
+                Some(response) => self.on_plain(response),
+                None => {
+                    self.plain_challenged = true;
+                    let body = SaslBody::Challenge(SaslChallenge { challenge: &[] });
+                    frame::write_sasl(&mut self.out, &body);
+                }
+            }
+        } else if anonymous && init.mechanism == ANONYMOUS {
+            self.step(ConnectionEvent::SaslStep);
+            self.events.push_back(Event::SaslAnonymous);
+        } else {
+            self.step(ConnectionEvent::SaslStep);
+            self.answer_sasl(SaslCode::Auth);
+        }
+    }
+
+    /// `authzid NUL user NUL password` (RFC 4616).
+    fn on_plain(&mut self, response: &[u8]) {
+        self.step(ConnectionEvent::SaslStep);
+        let mut fields = response.splitn(3, |byte| *byte == 0);
+        let mut text = || std::str::from_utf8(fields.next()?).ok();
+        let (authzid, user) = (text(), text());
+        match (authzid, user, fields.next()) {
+            (Some(authzid), Some(user), Some(password)) if !user.is_empty() => {
+                self.events.push_back(Event::SaslPlain(Box::new(SaslPlain {
+                    authzid: authzid.to_owned(),
+                    user: user.to_owned(),
+                    password: Password::new(password),
+                })));
+            }
+            (Some(_) | None, Some(_) | None, Some(_) | None) => self.answer_sasl(SaslCode::Auth),
+        }
+    }
+
+    fn choose_mechanism(&mut self, offered: &SaslMechanisms<'_>) {
+        let (mechanism, response) = match &self.config.sasl {
+            Sasl::Plain { user, password } => {
+                (PLAIN, [b"\0", user.as_bytes(), b"\0", password.reveal()].concat())
+            }
+            Sasl::None | Sasl::Anonymous | Sasl::Server { .. } => (ANONYMOUS, Vec::new()),
+        };
+        if !offered.sasl_server_mechanisms.contains(mechanism.as_str()) {
+            return self.finish(CloseReason::SaslFailed(SaslCode::Auth));
+        }
+        let init = SaslInit {
+            mechanism,
+            initial_response: Some(&response),
+            hostname: self.config.hostname.as_deref(),
+        };
+        frame::write_sasl(&mut self.out, &SaslBody::Init(init));
+        self.step(ConnectionEvent::SaslStep);
+    }
+
+    /// Server: the outcome, by the host or because no host could say yes.
+    pub(super) fn answer_sasl(&mut self, code: SaslCode) {
+        let outcome = SaslOutcome { code, additional_data: None };
+        frame::write_sasl(&mut self.out, &SaslBody::Outcome(outcome));
+        if code == SaslCode::Ok {
+            self.step(ConnectionEvent::SaslDone);
+        } else {
+            self.finish(CloseReason::SaslFailed(code));
+        }
+    }
+
+    pub(super) fn write_open(&mut self) {
+        let config = &self.config;
+        let offered = borrow_symbols(&config.offered_capabilities);
+        let desired = borrow_symbols(&config.desired_capabilities);
+        // Half of the real threshold, so that a peer that is a little late survives [2.4.5].
+        let advertised = config.idle_time_out.map(|silence| {
+            u32::try_from(silence.as_millis() / 2).unwrap_or(u32::MAX).max(1)
+        });
+        let open = Open {
+            container_id: &config.container_id,
+            hostname: config.hostname.as_deref(),
+            max_frame_size: config.max_frame_size,
+            channel_max: config.channel_max,
+            idle_time_out: advertised,
+            offered_capabilities: Multiple::from(&offered[..]),
+            desired_capabilities: Multiple::from(&desired[..]),
+            properties: borrow_map(config.properties.as_deref()),
+            ..Open::default()
+        };
+        frame::write(&mut self.out, 0, &Performative::Open(open));
+    }
+
+    pub(super) fn on_open(&mut self, open: &Open<'_>) -> Result<(), Fault> {
+        let event = match self.side {
+            Side::Server => ConnectionEvent::RemoteOpenToServer,
+            Side::Client => ConnectionEvent::RemoteOpenToClient,
+        };
+        if self.state.next(event).is_none() {
+            return Err(PeerViolation::ConnectionState.into());
+        }
+        if open.max_frame_size < MAX_FRAME_SIZE_MIN {
+            return Err(PeerViolation::MaxFrameSizeTooSmall.into());
+        }
+        let idle_time_out = match open.idle_time_out {
+            None | Some(0) => None,
+            Some(ms) => Some(Duration::from_millis(u64::from(ms))),
+        };
+        if idle_time_out.is_some_and(|silence| silence < IDLE_TIME_OUT_MIN) {
+            return Err(PeerViolation::IdleTimeOutTooShort.into());
+        }
+        self.step(event);
+        self.remote_max_frame_size = open.max_frame_size;
+        self.remote_channel_max = open.channel_max;
+        self.remote_idle_time_out = idle_time_out;
+        self.events.push_back(Event::Opened(Box::new(RemoteOpen {
+            container_id: open.container_id.to_owned(),
+            hostname: open.hostname.map(str::to_owned),
+            max_frame_size: open.max_frame_size,
+            channel_max: open.channel_max,
+            idle_time_out,
+            offered_capabilities: own_symbols(&open.offered_capabilities),
+            desired_capabilities: own_symbols(&open.desired_capabilities),
+            properties: open.properties.as_ref().map(own_map),
+        })));
+        Ok(())
+    }
+
+    pub(super) fn on_close(&mut self, close: &Close<'_>) -> Result<(), Fault> {
+        let error = close.error.as_ref().map(Error::from_wire);
+        let closing = self.state == ConnectionState::CloseSent;
+        if !self.step(ConnectionEvent::RemoteClose) {
+            return Err(PeerViolation::ConnectionState.into());
+        }
+        if closing {
+            self.announce_end(CloseReason::Closed(error));
+        } else {
+            self.events.push_back(Event::CloseReceived { error });
+        }
+        Ok(())
+    }
+
+    /// The host's close.
+    pub(super) fn close_connection(&mut self, error: Option<Error>) {
+        match self.state {
+            ConnectionState::CloseReceived => {
+                self.write_close(error.as_ref());
+                self.step(ConnectionEvent::LocalClose);
+                self.announce_end(CloseReason::Closed(error));
+            }
+            ConnectionState::OpenReceived | ConnectionState::Opened => {
+                if self.state == ConnectionState::OpenReceived {
+                    self.write_open();
+                }
+                self.write_close(error.as_ref());
+                self.step(ConnectionEvent::LocalClose);
+                self.deadline = self.now + self.config.close_timeout;
+                self.forget_all();
+                self.resume_input();
+            }
+            ConnectionState::HeaderWait
+            | ConnectionState::SaslWait
+            | ConnectionState::SaslPending
+            | ConnectionState::AmqpHeaderWait
+            | ConnectionState::OpenWait => self.finish(CloseReason::Closed(error)),
+            ConnectionState::CloseSent | ConnectionState::Closed => {}
+        }
+    }
+
+    /// A fault that ends the connection: close with its error where the peer can understand one.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        let error = fault.to_error();
+        match self.state {
+            ConnectionState::HeaderWait
+            | ConnectionState::SaslWait
+            | ConnectionState::SaslPending
+            | ConnectionState::AmqpHeaderWait
+            | ConnectionState::CloseSent
+            | ConnectionState::Closed => return self.finish(CloseReason::Violation(error)),
+            ConnectionState::OpenWait | ConnectionState::OpenReceived => {
+                if self.side == Side::Server {
+                    self.write_open();
+                }
+                self.write_close(Some(&error));
+            }
+            ConnectionState::Opened | ConnectionState::CloseReceived => {
+                self.write_close(Some(&error));
+            }
+        }
+        self.step(ConnectionEvent::LocalClose);
+        self.deadline = self.now + self.config.close_timeout;
+        self.announce_end(CloseReason::Violation(error));
+    }
+
+    /// Over at once: nothing is written but what waits already.
+    pub(super) fn finish(&mut self, reason: CloseReason) {
+        self.step(ConnectionEvent::Abandon);
+        self.announce_end(reason);
+    }
+
+    fn announce_end(&mut self, reason: CloseReason) {
+        self.forget_all();
+        if !self.over {
+            self.over = true;
+            self.events.push_back(Event::Closed { reason });
+        }
+    }
+
+    /// Sessions and links are gone; ids of theirs name nothing.
+    fn forget_all(&mut self) {
+        self.sessions = Slots::new();
+        self.links = Slots::new();
+        self.local_channels.clear();
+        self.remote_channels.clear();
+        self.names.clear();
+        self.due_sessions.clear();
+        self.due_links.clear();
+        self.reassembly_bytes = 0;
+        self.stalled = false;
+    }
+
+    pub(super) fn write_close(&mut self, error: Option<&Error>) {
+        self.write_dispositions();
+        let close = Close { error: error.map(Error::to_wire) };
+        frame::write(&mut self.out, 0, &Performative::Close(close));
+    }
+}

@@ -1,0 +1,498 @@
+//! Messages in and out: the hot path.
+//!
+//! ```text
+//!  in    window - 1 -> link by handle -> first:  id rises, tag is free, credit - 1
+//!                                        more:   gathered, within max-message-size
+//!                                        last:   one event with the whole message
+//!  out   send: credit - 1, one transfer or several by the peer's max-frame-size; what the window
+//!        does not let pass waits in `unfinished`, one message a session, before all others
+//! ```
+//!
+//! A message in one frame costs one copy and one allocation, that of its `Bytes`.
+//!
+//! Invariants: an id is given when the first transfer is written, so that ids on the wire have no
+//! gaps; an aborted delivery leaves nothing behind [2.6.14]; credit counts deliveries, windows
+//! count frames.
+
+use bytes::Bytes;
+
+use super::state::LinkState;
+use super::{Connection, Event, SendError};
+use crate::definitions::{DeliveryId, Handle, ReceiverSettleMode, Role, SenderSettleMode};
+use crate::delivery::Outcome;
+use crate::delivery::tags::Tag;
+use crate::error::{Fault, LimitExceeded, PeerViolation, Unsupported};
+use crate::frame::FrameWriter;
+use crate::link::{LinkId, Partial};
+use crate::performative::{DeliveryState, Transfer};
+use crate::session::{Incoming, Outgoing, Session, Settling, Unfinished};
+
+/// The largest message that `send` takes, in bytes: what fits one frame of any peer's.
+const SEND_BYTES_MAX: u64 = i32::MAX as u64;
+
+impl Connection {
+    pub(super) fn on_transfer(
+        &mut self,
+        session_index: u32,
+        transfer: &Transfer<'_>,
+        payload: &[u8],
+    ) -> Result<(), Fault> {
+        let Some(session) = self.sessions.get_mut(session_index) else { return Ok(()) };
+        session.count_incoming_frame()?;
+        let index = session
+            .link_by_remote_handle(transfer.handle.0)
+            .ok_or(PeerViolation::HandleUnattached)?;
+        let flow_due = session.flow_due;
+        let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+        let result = if link.state == LinkState::DetachSent {
+            // Dropped until the peer's detach; its ids are used up all the same.
+            if let Some(id) = transfer.delivery_id {
+                let _: Result<(), PeerViolation> = session.count_incoming_delivery(id.0);
+            }
+            Ok(())
+        } else if link.role == Role::Sender {
+            Err(PeerViolation::TransferFromReceiver.into())
+        } else if link.partial.is_some() {
+            self.on_continuation(session_index, index, transfer, payload)
+        } else {
+            self.on_first_transfer(session_index, index, transfer, payload)
+        };
+        if flow_due {
+            self.session_due(session_index);
+        }
+        result
+    }
+
+    fn on_first_transfer(
+        &mut self,
+        session_index: u32,
+        index: u32,
+        transfer: &Transfer<'_>,
+        payload: &[u8],
+    ) -> Result<(), Fault> {
+        let link_id = self.link_id(index);
+        let Some(session) = self.sessions.get_mut(session_index) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+        let id = transfer.delivery_id.ok_or(PeerViolation::DeliveryIdMissing)?.0;
+        session.count_incoming_delivery(id)?;
+        link.count_delivery()?;
+        if transfer.resume {
+            return Err(Unsupported::ResumedTransfer.into());
+        }
+        if let Some(DeliveryState::TransactionalState(_)) = transfer.state {
+            return Err(Unsupported::TransactionalTransfer.into());
+        }
+        if transfer.rcv_settle_mode == Some(ReceiverSettleMode::Second) {
+            return Err(PeerViolation::ReceiverSettleMode.into());
+        }
+        let tag = transfer.delivery_tag.ok_or(PeerViolation::TagMissing)?;
+        let tag = Tag::new(tag).ok_or(PeerViolation::TagTooLong)?;
+        let tag_hash = self.tag_keys.hash(index, &tag);
+        let incoming = &session.incoming;
+        let is_same = |other| incoming.get(other).is_some_and(|d| d.link == index && d.tag == tag);
+        if session.tags.contains(tag_hash, is_same) {
+            return Err(PeerViolation::TagInUse.into());
+        }
+        if transfer.aborted {
+            return Ok(());
+        }
+        if payload.len() as u64 > self.config.max_message_size {
+            return Err(LimitExceeded::MessageSize.into());
+        }
+        let settled = transfer.settled.unwrap_or(false);
+        let message_format = transfer.message_format.unwrap_or(0);
+        if !transfer.more {
+            check_settle_mode(link.snd_settle_mode, settled)?;
+        }
+        if transfer.more || !settled {
+            let delivery = Incoming { link: index, tag_hash, tag };
+            if !session.incoming.push(id, delivery) {
+                return Err(PeerViolation::DeliveryIdOrder.into());
+            }
+            session.tags.insert(tag_hash, id);
+        }
+        if transfer.more {
+            let message = payload.to_vec();
+            link.partial = Some(Partial { delivery: id, tag, message_format, settled, message });
+            return self.count_reassembly(payload.len());
+        }
+        self.events.push_back(Event::Transfer {
+            link: link_id,
+            delivery: DeliveryId(id),
+            settled,
+            message_format,
+            message: Bytes::copy_from_slice(payload),
+        });
+        Ok(())
+    }
+
+    fn on_continuation(
+        &mut self,
+        session_index: u32,
+        index: u32,
+        transfer: &Transfer<'_>,
+        payload: &[u8],
+    ) -> Result<(), Fault> {
+        let link_id = self.link_id(index);
+        let max_message_size = self.config.max_message_size;
+        let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+        let Some(partial) = &mut link.partial else { return Ok(()) };
+        // Each may be left out, none may differ [2.7.5].
+        if transfer.delivery_id.is_some_and(|id| id.0 != partial.delivery)
+            || transfer.delivery_tag.is_some_and(|tag| tag != partial.tag.as_bytes())
+            || transfer.message_format.is_some_and(|format| format != partial.message_format)
+        {
+            return Err(PeerViolation::ContinuationDiffers.into());
+        }
+        partial.settled |= transfer.settled.unwrap_or(false);
+        if transfer.aborted {
+            let delivery = partial.delivery;
+            self.drop_partial(index);
+            self.forget_incoming(session_index, delivery);
+            return Ok(());
+        }
+        if (partial.message.len() + payload.len()) as u64 > max_message_size {
+            return Err(LimitExceeded::MessageSize.into());
+        }
+        partial.message.extend_from_slice(payload);
+        if transfer.more {
+            return self.count_reassembly(payload.len());
+        }
+        check_settle_mode(link.snd_settle_mode, partial.settled)?;
+        let Some(partial) = link.partial.take() else { return Ok(()) };
+        let counted = partial.message.len() - payload.len();
+        self.reassembly_bytes -= counted as u64;
+        if partial.settled {
+            self.forget_incoming(session_index, partial.delivery);
+        }
+        self.events.push_back(Event::Transfer {
+            link: link_id,
+            delivery: DeliveryId(partial.delivery),
+            settled: partial.settled,
+            message_format: partial.message_format,
+            message: Bytes::from(partial.message),
+        });
+        Ok(())
+    }
+
+    /// Bytes of an unfinished message came in.
+    fn count_reassembly(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.reassembly_bytes += bytes as u64;
+        if self.reassembly_bytes > self.config.reassembly_bytes_max {
+            return Err(LimitExceeded::Reassembly.into());
+        }
+        Ok(())
+    }
+
+    /// Gives up the unfinished incoming message of a link.
+    pub(super) fn drop_partial(&mut self, index: u32) {
+        let Some(link) = self.links.get_mut(index) else { return };
+        let Some(partial) = link.partial.take() else { return };
+        self.reassembly_bytes -= partial.message.len() as u64;
+        let session = link.session;
+        self.forget_incoming(session, partial.delivery);
+    }
+
+    /// A delivery needs no answer: it was settled by its sender, or aborted.
+    fn forget_incoming(&mut self, session_index: u32, delivery: u32) {
+        let Some(session) = self.sessions.get_mut(session_index) else { return };
+        if let Some(incoming) = session.incoming.remove(delivery) {
+            session.tags.remove(incoming.tag_hash, delivery);
+            session.renew_window();
+            self.session_due(session_index);
+        }
+    }
+
+    /// The host settles a delivery that it received.
+    pub(super) fn settle_incoming(&mut self, link: u32, delivery: u32, outcome: Outcome) {
+        let Some(session_index) = self.links.get(link).map(|link| link.session) else { return };
+        let Some(session) = self.sessions.get_mut(session_index) else { return };
+        if session.incoming.get(delivery).is_none_or(|incoming| incoming.link != link) {
+            return;
+        }
+        self.forget_incoming(session_index, delivery);
+        self.settle_range(session_index, Role::Receiver, delivery, Some(outcome));
+    }
+
+    /// The host settles a delivery that it sent.
+    pub(super) fn settle_sent(&mut self, link: u32, delivery: u32) {
+        let Some(session_index) = self.links.get(link).map(|link| link.session) else { return };
+        let Some(session) = self.sessions.get_mut(session_index) else { return };
+        if session.outgoing.get(delivery).is_none_or(|outgoing| outgoing.link != link) {
+            return;
+        }
+        session.outgoing.remove(delivery);
+        self.settle_range(session_index, Role::Sender, delivery, None);
+        self.tell_send_ready(session_index);
+    }
+
+    /// Lets the pending disposition grow, or begins another.
+    fn settle_range(&mut self, session: u32, role: Role, id: u32, outcome: Option<Outcome>) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if let Some(settling) = &mut state.settling
+            && settling.grow(role, id, outcome.as_ref())
+        {
+            return;
+        }
+        self.write_session_dispositions(session);
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.settling = Some(Settling { role, first: id, last: id, outcome });
+        }
+        self.session_due(session);
+    }
+
+    /// Whether a message could be sent on a link now, and why not.
+    pub(super) fn sendable(&self, id: LinkId) -> Result<(), SendError> {
+        let link = self.live_link(id).ok_or(SendError::Gone)?;
+        if link.role != Role::Sender
+            || link.state != LinkState::Attached
+            || link.refused
+            || !self.is_mapped(link.session)
+        {
+            return Err(SendError::Gone);
+        }
+        if link.credit == 0 {
+            return Err(SendError::NoCredit);
+        }
+        let is_full = self.out.len() >= self.config.transmit_bytes_max;
+        if is_full || !self.is_session_ready(link.session) {
+            return Err(SendError::NotReady);
+        }
+        Ok(())
+    }
+
+    fn is_session_ready(&self, session: u32) -> bool {
+        self.sessions.get(session).is_some_and(|session| {
+            session.remote_window() > 0
+                && session.unfinished.is_none()
+                && session.outgoing.len() < self.config.unsettled_outgoing_max as usize
+        })
+    }
+
+    pub(super) fn send_message(
+        &mut self,
+        id: LinkId,
+        parts: &[&[u8]],
+        settled: bool,
+    ) -> Result<DeliveryId, SendError> {
+        self.sendable(id)?;
+        let index = id.index;
+        let Self { links, sessions, .. } = self;
+        let link = links.get_mut(index).ok_or(SendError::Gone)?;
+        let session_index = link.session;
+        let session = sessions.get_mut(session_index).ok_or(SendError::Gone)?;
+        match (link.snd_settle_mode, settled) {
+            (SenderSettleMode::Mixed, true | false)
+            | (SenderSettleMode::Settled, true)
+            | (SenderSettleMode::Unsettled, false) => {}
+            (SenderSettleMode::Settled, false) | (SenderSettleMode::Unsettled, true) => {
+                return Err(SendError::SettleMode);
+            }
+        }
+        let mut message = Parts { parts, skip: 0 };
+        if message.remaining() as u64 > link.max_message_size.min(SEND_BYTES_MAX) {
+            return Err(SendError::TooLarge);
+        }
+        let delivery = session.next_delivery;
+        if !settled
+            && !session.outgoing.push(delivery, Outgoing { link: index, has_outcome: false })
+        {
+            // Four thousand million deliveries later the oldest still has this id.
+            return Err(SendError::NotReady);
+        }
+        session.next_delivery = delivery.wrapping_add(1);
+        link.spend_credit();
+        let tag = delivery.to_be_bytes();
+        let first = Transfer {
+            handle: Handle(link.local_handle),
+            delivery_id: Some(DeliveryId(delivery)),
+            delivery_tag: Some(&tag),
+            message_format: Some(0),
+            settled: Some(settled),
+            ..Transfer::default()
+        };
+        let limits = FrameLimits {
+            frame_bytes_max: self.remote_max_frame_size as usize,
+            out_bytes_max: self.config.transmit_bytes_max,
+        };
+        if !write_transfers(&mut self.out, session, first, &mut message, limits) {
+            session.unfinished = Some(Unfinished {
+                link: index,
+                delivery,
+                settled,
+                message: message.to_vec(),
+                written: 0,
+            });
+        }
+        let exhausted = link.credit == 0 && link.drain_owed;
+        if exhausted {
+            self.answer_drain(index);
+        }
+        self.note_blocked(session_index);
+        Ok(DeliveryId(delivery))
+    }
+
+    /// Writes on at the message that the window, or a full buffer, cut in two.
+    pub(super) fn continue_unfinished(&mut self, session_index: u32) {
+        if !self.is_mapped(session_index) {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(session_index) else { return };
+        let Some(mut rest) = session.unfinished.take() else { return };
+        let Some(link) = self.links.get(rest.link) else { return };
+        let transfer = Transfer {
+            handle: Handle(link.local_handle),
+            delivery_id: Some(DeliveryId(rest.delivery)),
+            settled: Some(rest.settled),
+            ..Transfer::default()
+        };
+        let limits = FrameLimits {
+            frame_bytes_max: self.remote_max_frame_size as usize,
+            out_bytes_max: self.config.transmit_bytes_max,
+        };
+        let parts = [&rest.message[rest.written..]];
+        let mut message = Parts { parts: &parts, skip: 0 };
+        let before = message.remaining();
+        let complete = write_transfers(&mut self.out, session, transfer, &mut message, limits);
+        rest.written += before - message.remaining();
+        let (index, drained) = (rest.link, link.drained || (link.drain_owed && link.credit == 0));
+        if complete {
+            if drained {
+                self.answer_drain(index);
+            }
+            self.tell_send_ready(session_index);
+        } else {
+            session.unfinished = Some(rest);
+            if session.remote_window() > 0 {
+                self.session_due(session_index);
+            }
+        }
+    }
+
+    /// Remembers that the host may be waiting for this session.
+    fn note_blocked(&mut self, session: u32) {
+        let ready = self.is_session_ready(session);
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.blocked |= !ready;
+            let waits_for_the_buffer = state.unfinished.is_some() && state.remote_window() > 0;
+            if waits_for_the_buffer {
+                self.session_due(session);
+            }
+        }
+    }
+
+    /// Tells the host that a session that was blocked no longer is.
+    pub(super) fn tell_send_ready(&mut self, session: u32) {
+        let ready = self.is_session_ready(session);
+        let id = self.session_id(session);
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        if state.blocked && ready {
+            self.events.push_back(Event::SendReady { session: id });
+        }
+        state.blocked = !ready;
+    }
+
+    /// Gives back the credit that a drain asked for, once all that was sent is written.
+    pub(super) fn answer_drain(&mut self, index: u32) {
+        let unfinished = self.session_of(index).is_some_and(|session| {
+            session.unfinished.as_ref().is_some_and(|rest| rest.link == index)
+        });
+        let Some(link) = self.links.get_mut(index) else { return };
+        if unfinished {
+            link.drained = true;
+        } else {
+            link.give_back_credit();
+            self.link_flow_due(index);
+        }
+    }
+}
+
+fn check_settle_mode(mode: SenderSettleMode, settled: bool) -> Result<(), PeerViolation> {
+    match (mode, settled) {
+        (SenderSettleMode::Mixed, true | false)
+        | (SenderSettleMode::Settled, true)
+        | (SenderSettleMode::Unsettled, false) => Ok(()),
+        (SenderSettleMode::Settled, false) | (SenderSettleMode::Unsettled, true) => {
+            Err(PeerViolation::SettleMode)
+        }
+    }
+}
+
+/// What bounds the frames of a message.
+#[derive(Clone, Copy)]
+struct FrameLimits {
+    /// The peer's max-frame-size: a frame is never one byte larger.
+    frame_bytes_max: usize,
+    /// No further frame of a message is begun beyond this.
+    out_bytes_max: usize,
+}
+
+/// Writes a message as one transfer or several; false where a part is left in `message`. The
+/// first frame needs a window that is open.
+fn write_transfers(
+    out: &mut Vec<u8>,
+    session: &mut Session,
+    mut transfer: Transfer<'_>,
+    message: &mut Parts<'_>,
+    limits: FrameLimits,
+) -> bool {
+    loop {
+        if session.remote_window() == 0 || out.len() >= limits.out_bytes_max {
+            return false;
+        }
+        let start = out.len();
+        let mut frame = FrameWriter::amqp(out, session.local_channel);
+        frame.composite(&transfer);
+        if message.remaining() + frame.size() <= limits.frame_bytes_max {
+            message.write(message.remaining(), &mut frame);
+            frame.finish();
+            session.count_outgoing_frame();
+            return true;
+        }
+        out.truncate(start);
+        transfer.more = true;
+        let mut frame = FrameWriter::amqp(out, session.local_channel);
+        frame.composite(&transfer);
+        message.write(limits.frame_bytes_max - frame.size(), &mut frame);
+        frame.finish();
+        session.count_outgoing_frame();
+        // The rest may leave out what the first has said [2.7.5].
+        transfer.more = false;
+        transfer.delivery_tag = None;
+        transfer.message_format = None;
+    }
+}
+
+/// A message in parts, of which some bytes are written.
+struct Parts<'a> {
+    parts: &'a [&'a [u8]],
+    /// Bytes of the first part that are written.
+    skip: usize,
+}
+
+impl Parts<'_> {
+    fn remaining(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum::<usize>() - self.skip
+    }
+
+    fn write(&mut self, mut len: usize, frame: &mut FrameWriter<'_>) {
+        while let Some((part, rest)) = self.parts.split_first() {
+            let part = &part[self.skip..];
+            if part.len() > len {
+                frame.payload(&part[..len]);
+                self.skip += len;
+                return;
+            }
+            frame.payload(part);
+            len -= part.len();
+            self.parts = rest;
+            self.skip = 0;
+        }
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        let mut rest = self.parts.concat();
+        rest.drain(..self.skip);
+        rest
+    }
+}

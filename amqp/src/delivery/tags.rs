@@ -1,0 +1,202 @@
+//! The delivery tags that are in use on a session's incoming links [2.6.12].
+//!
+//! ```text
+//!  TagTable: open addressing, linear probing, a power of two of slots, at most half full
+//!
+//!    slot = (hash: u32, delivery id: u32) | empty        hash(link, tag) & mask -> first slot
+//! ```
+//!
+//! The table holds no tags: a probe whose hash matches asks the caller, who has the delivery.
+//! Invariant: a lookup that meets an empty slot has seen all candidates; removal shifts later
+//! slots back, so there are no tombstones. The hash is multilinear with secret keys, hence
+//! universal: a peer that does not know the seed cannot craft a long probe.
+
+/// The longest delivery tag, in bytes [2.8.7].
+pub(crate) const TAG_BYTES_MAX: usize = 32;
+
+/// A delivery tag, inline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tag {
+    bytes: [u8; TAG_BYTES_MAX],
+    len: u8,
+}
+
+impl Tag {
+    /// The tag; none where it is longer than the spec allows.
+    pub(crate) fn new(tag: &[u8]) -> Option<Self> {
+        let len = u8::try_from(tag.len()).ok()?;
+        let mut bytes = [0; TAG_BYTES_MAX];
+        bytes.get_mut(..tag.len())?.copy_from_slice(tag);
+        Some(Self { bytes, len })
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// The secret keys of the hash, expanded from a seed.
+#[derive(Debug, Clone)]
+pub(crate) struct TagKeys([u64; 2 + TAG_BYTES_MAX / 4]);
+
+impl TagKeys {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut state = seed;
+        Self(std::array::from_fn(|_| {
+            // splitmix64
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        }))
+    }
+
+    pub(crate) fn hash(&self, link: u32, tag: &Tag) -> u32 {
+        let mut sum = self.0[0].wrapping_add(self.0[1].wrapping_mul(u64::from(link)));
+        // The length is part of the hash: zero bytes at the end are not.
+        sum = sum.wrapping_add(self.0[1].rotate_left(32).wrapping_mul(u64::from(tag.len)));
+        let words = usize::from(tag.len).div_ceil(4);
+        for (word, key) in tag.bytes.chunks_exact(4).take(words).zip(&self.0[2..]) {
+            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+            sum = sum.wrapping_add(key.wrapping_mul(u64::from(word)));
+        }
+        (sum >> 32) as u32
+    }
+}
+
+/// See the head of the file.
+#[derive(Debug)]
+pub(crate) struct TagTable {
+    slots: Vec<Option<Slot>>,
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    hash: u32,
+    delivery: u32,
+}
+
+impl TagTable {
+    pub(crate) fn new() -> Self {
+        Self { slots: Vec::new(), len: 0 }
+    }
+
+    /// Whether a tag of this hash is in use; `is_same` compares the delivery's own.
+    pub(crate) fn contains(&self, hash: u32, mut is_same: impl FnMut(u32) -> bool) -> bool {
+        if self.len == 0 {
+            return false;
+        }
+        let mut at = self.home(hash);
+        while let Some(slot) = self.slots[at] {
+            if slot.hash == hash && is_same(slot.delivery) {
+                return true;
+            }
+            at = self.after(at);
+        }
+        false
+    }
+
+    pub(crate) fn insert(&mut self, hash: u32, delivery: u32) {
+        if 2 * (self.len + 1) > self.slots.len() {
+            let doubled = (2 * self.slots.len()).max(16);
+            let old = std::mem::replace(&mut self.slots, vec![None; doubled]);
+            for slot in old.into_iter().flatten() {
+                self.place(slot);
+            }
+        }
+        self.place(Slot { hash, delivery });
+        self.len += 1;
+    }
+
+    pub(crate) fn remove(&mut self, hash: u32, delivery: u32) {
+        if self.len == 0 {
+            return;
+        }
+        let mut at = self.home(hash);
+        loop {
+            let Some(slot) = self.slots[at] else { return };
+            if slot.delivery == delivery && slot.hash == hash {
+                break;
+            }
+            at = self.after(at);
+        }
+        self.len -= 1;
+        // Shift back every later slot of the run that may stand here.
+        let mask = self.slots.len() - 1;
+        let mut hole = at;
+        let mut next = self.after(at);
+        while let Some(slot) = self.slots[next] {
+            let from_home = next.wrapping_sub(self.home(slot.hash)) & mask;
+            if from_home >= (next.wrapping_sub(hole) & mask) {
+                self.slots[hole] = Some(slot);
+                hole = next;
+            }
+            next = self.after(next);
+        }
+        self.slots[hole] = None;
+    }
+
+    fn place(&mut self, slot: Slot) {
+        let mut at = self.home(slot.hash);
+        while self.slots[at].is_some() {
+            at = self.after(at);
+        }
+        self.slots[at] = Some(slot);
+    }
+
+    fn home(&self, hash: u32) -> usize {
+        hash as usize & (self.slots.len() - 1)
+    }
+
+    fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.slots.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn tags_hold_up_to_32_bytes_and_differ_by_length() {
+        assert!(Tag::new(&[7; 32]).is_some() && Tag::new(&[7; 33]).is_none());
+        let keys = TagKeys::new(1);
+        let (short, long) = (Tag::new(&[0]).unwrap(), Tag::new(&[0, 0]).unwrap());
+        assert_ne!(short, long);
+        assert_ne!(keys.hash(0, &short), keys.hash(0, &long));
+        assert_ne!(keys.hash(0, &short), keys.hash(1, &short));
+        assert_ne!(keys.hash(0, &short), TagKeys::new(2).hash(0, &short));
+        assert_eq!(Tag::new(b"abc").unwrap().as_bytes(), b"abc");
+    }
+
+    /// Random inserts and removals against a map, with few hash values so that runs are long.
+    #[test]
+    fn the_table_agrees_with_a_map() {
+        let mut state = 42u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u32
+        };
+        let (mut table, mut model) = (TagTable::new(), BTreeMap::<u32, u32>::new());
+        for delivery in 0..20_000 {
+            let hash = random() % 64;
+            table.insert(hash, delivery);
+            model.insert(delivery, hash);
+            while model.len() > 1 + (random() % 100) as usize {
+                let at = random() as usize % model.len();
+                let (&delivery, &hash) = model.iter().nth(at).unwrap();
+                model.remove(&delivery);
+                table.remove(hash, delivery);
+                assert!(!table.contains(hash, |other| other == delivery));
+            }
+            for (&delivery, &hash) in &model {
+                assert!(table.contains(hash, |other| other == delivery));
+            }
+            assert_eq!(table.len, model.len());
+        }
+    }
+}
