@@ -1,0 +1,170 @@
+//! What an operator can ask of a shard, and what it answers.
+//!
+//! The admin thread asks every shard and merges the answers; a shard speaks only of the queues that
+//! live on it and of the connections it serves. Answers are plain data: their JSON form is the admin
+//! API's business. A list is bounded by `limits.rs`, and says so when it was cut.
+
+use bytes::Bytes;
+use journal::{QueueId, Sequence};
+
+use crate::event::ConnId;
+
+/// Where an answer belongs; the admin thread numbers its questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AdminId(pub u64);
+
+/// A question or a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminRequest {
+    /// The queues that live on this shard.
+    Queues,
+    /// Up to `count_max` messages of a queue, oldest first, without taking them.
+    Peek {
+        /// The queue's name.
+        queue: String,
+        /// At most this many, at most `limits::PEEK_MESSAGES_MAX`.
+        count_max: usize,
+    },
+    /// Remove every message that is available now; answered when that is committed.
+    Purge {
+        /// The queue's name.
+        queue: String,
+    },
+    /// The connections this shard serves.
+    Connections,
+    /// Close a connection with `amqp:connection:forced`.
+    CloseConnection(ConnId),
+    /// The counters.
+    Stats,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminReply {
+    /// To `Queues`.
+    Queues(Vec<QueueStat>),
+    /// To `Peek`; `None` if the queue does not live here.
+    Peeked(Option<Vec<PeekedMessage>>),
+    /// To `Purge`: how many went; `None` if the queue does not live here.
+    Purged(Option<u64>),
+    /// To `Connections`.
+    Connections(Vec<ConnectionStat>),
+    /// To `CloseConnection`: whether it was there.
+    ConnectionClosed(bool),
+    /// To `Stats`.
+    Stats(Box<ShardStats>),
+    /// The request could not be carried out, and why.
+    Failed(String),
+}
+
+/// One queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStat {
+    /// Its id.
+    pub id: QueueId,
+    /// Its name.
+    pub name: String,
+    /// The shard it lives on.
+    pub shard: u16,
+    /// Its durability level: `async`, `sync`, …
+    pub durability: &'static str,
+    /// Messages that a consumer could get now.
+    pub available: u64,
+    /// Messages at consumers, not settled.
+    pub acquired: u64,
+    /// Messages whose own commit or whose settlement's commit is awaited.
+    pub uncommitted: u64,
+    /// Bytes of message payload held in memory.
+    pub payload_bytes: u64,
+    /// Consumers attached.
+    pub consumers: u64,
+    /// Messages accepted since the process started.
+    pub enqueued_total: u64,
+    /// Messages settled by consumers since the process started.
+    pub settled_total: u64,
+    /// Of those, rejected ones.
+    pub rejected_total: u64,
+    /// Transfers sent to consumers, redeliveries counted again.
+    pub delivered_total: u64,
+    /// The sequence the next message gets.
+    pub next_sequence: Sequence,
+}
+
+/// One message that an operator looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeekedMessage {
+    /// Its place in the queue's order.
+    pub sequence: Sequence,
+    /// Whether a consumer holds it now.
+    pub acquired: bool,
+    /// Failed deliveries so far.
+    pub delivery_count: u32,
+    /// The message as it was received.
+    pub message: Bytes,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionStat {
+    /// Its id, for `connection close`.
+    pub conn: ConnId,
+    /// The shard that serves it.
+    pub shard: u16,
+    /// The peer's address.
+    pub peer: String,
+    /// The container id of its `open`; empty before.
+    pub container_id: String,
+    /// The authenticated user; empty for ANONYMOUS.
+    pub user: String,
+    /// Links on which it sends.
+    pub producers: u64,
+    /// Links on which it receives.
+    pub consumers: u64,
+    /// Bytes received since it was accepted.
+    pub received_bytes: u64,
+    /// Whether reads are withheld now (back-pressure).
+    pub paused: bool,
+}
+
+/// A shard's counters and gauges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// The shard.
+    pub shard: u16,
+    /// Connections served now.
+    pub connections: u64,
+    /// Connections accepted since start.
+    pub connections_total: u64,
+    /// Transfers accepted since start.
+    pub accepted_total: u64,
+    /// Transfers refused since start, whatever the reason.
+    pub refused_total: u64,
+    /// Transfers sent to consumers since start.
+    pub delivered_total: u64,
+    /// Settlements committed since start.
+    pub settled_total: u64,
+    /// Bytes of payload and index held in memory.
+    pub memory_bytes: u64,
+    /// Their bound.
+    pub memory_bytes_max: u64,
+    /// Whether producers are held back by the memory bound now.
+    pub memory_pressure: bool,
+    /// The journal's head LSN.
+    pub journal_head_lsn: u64,
+    /// The end of what has been appended.
+    pub journal_appended_lsn: u64,
+    /// The end of what is durable.
+    pub journal_durable_lsn: u64,
+    /// Segments in use.
+    pub journal_segments: u64,
+    /// Segments allowed.
+    pub journal_segments_max: u64,
+    /// Bytes that can still be appended, reserve included.
+    pub journal_free_bytes: u64,
+    /// Messages that keep the head segment from being recycled: one old message pins the log.
+    pub journal_head_live_messages: u64,
+    /// Whether producers are held back because the disk is (nearly) full.
+    pub journal_full: bool,
+    /// Batches written since start.
+    pub journal_batches_total: u64,
+}

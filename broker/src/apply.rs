@@ -1,0 +1,460 @@
+//! One record -> state. Recovery, the live path (and later a backup) rebuild state only here.
+//!
+//! ```text
+//!   append ─▶ apply  ─────────────▶ Effect ──(its batch is committed)──▶ commit
+//!             slots are taken,              messages become visible, settled ones go,
+//!             sequences move on             failed deliveries go back to their places
+//! ```
+//! The live path waits between the two, for the watermark; recovery does not: what it reads is
+//! committed. So a record has one meaning, and it is written down once.
+//!
+//! Also here: what keeps the head segment from being recycled. A segment holds
+//! - messages: until their settlements are committed;
+//! - settlements and delivery counts: nothing, since their messages lie before them;
+//! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
+//!   next queue id. Those are copied forward before the segment goes.
+//!
+//! Invariants: the same record applied twice changes nothing the second time; a record that cannot
+//! be (its sequence was given before, say) is damage and stops the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Bytes, BytesMut};
+use journal::{Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
+
+use crate::catalogue::{Catalogue, QueueRecord};
+use crate::queue::Queue;
+
+/// What happens to the state when a record is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing more.
+    None,
+    /// A message becomes visible.
+    Visible(QueueId, Sequence),
+    /// A failed delivery is counted; the message is available again.
+    Counted(QueueId, Sequence),
+    /// A settled message is gone.
+    Gone(QueueId, Sequence),
+    /// A queue exists.
+    Created(QueueId),
+}
+
+/// A fact whose newest record must stay in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fact {
+    /// The catalogue's next id.
+    NextQueueId,
+    /// That a queue exists.
+    Queue(QueueId),
+    /// A queue's next sequence.
+    NextSequence(QueueId),
+}
+
+/// Why a record cannot be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApplyError {
+    /// The log contradicts itself.
+    Damage(String),
+    /// A later version wrote it.
+    Newer(String),
+}
+
+/// Everything a shard's log says.
+#[derive(Debug)]
+pub struct State {
+    segment_bytes: u64,
+    queues: BTreeMap<QueueId, Queue>,
+    /// Which queues there are. Shard 0's is the truth, the others' a read map.
+    pub catalogue: Catalogue,
+    creating: BTreeMap<QueueId, QueueRecord>,
+    unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
+    live: BTreeMap<u64, u64>,
+    witness: BTreeMap<Fact, u64>,
+    facts: BTreeSet<(u64, Fact)>,
+    memory_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Unfinished {
+    lsn: Lsn,
+    fragments: u16,
+    bytes: BytesMut,
+}
+
+impl State {
+    /// The state of an empty log with segments of this size.
+    pub fn new(segment_bytes: u64) -> Self {
+        Self {
+            segment_bytes,
+            queues: BTreeMap::new(),
+            catalogue: Catalogue::new(),
+            creating: BTreeMap::new(),
+            unfinished: BTreeMap::new(),
+            live: BTreeMap::new(),
+            witness: BTreeMap::new(),
+            facts: BTreeSet::new(),
+            memory_bytes: 0,
+        }
+    }
+
+    /// A queue that lives here.
+    pub fn queue(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    /// A queue that lives here, to change it.
+    pub fn queue_mut(&mut self, id: QueueId) -> Option<&mut Queue> {
+        self.queues.get_mut(&id)
+    }
+
+    /// The queues that live here, by id.
+    pub fn queues(&self) -> impl Iterator<Item = &Queue> {
+        self.queues.values()
+    }
+
+    /// A queue is to live here.
+    pub fn open_queue(&mut self, id: QueueId) {
+        self.queues.entry(id).or_insert_with(|| Queue::new(id));
+    }
+
+    /// Breaks the order of every queue on purpose (a canary).
+    pub(crate) fn break_order(&mut self) {
+        self.queues.values_mut().for_each(Queue::break_order);
+    }
+
+    /// A queue was deleted: its messages count no more.
+    pub fn forget_queue(&mut self, id: QueueId) {
+        let Some(queue) = self.queues.remove(&id) else { return };
+        for (_, lsn, len) in queue.live_messages() {
+            self.memory_bytes -= Queue::memory_bytes(len);
+            self.unpin(lsn);
+        }
+        for fact in [Fact::Queue(id), Fact::NextSequence(id)] {
+            if let Some(segment) = self.witness.remove(&fact) {
+                self.facts.remove(&(segment, fact));
+            }
+        }
+    }
+
+    /// Bytes of payload and index held in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Messages that are in the log and not gone.
+    pub fn messages(&self) -> u64 {
+        self.live.values().sum()
+    }
+
+    /// Messages that keep this segment.
+    pub fn messages_in(&self, segment: u64) -> u64 {
+        self.live.get(&segment).copied().unwrap_or(0)
+    }
+
+    /// Facts whose newest record lies in this segment or before it, at most `count_max`.
+    pub fn facts_up_to(&self, segment: u64, count_max: usize) -> Vec<Fact> {
+        self.facts
+            .range(..(segment + 1, Fact::NextQueueId))
+            .take(count_max)
+            .map(|(_, fact)| *fact)
+            .collect()
+    }
+
+    /// Applies a record that stands at `lsn`, as recovery reads it.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the state is then of no use.
+    pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
+        match record.kind {
+            RecordKind::Message => self.apply_fragment(lsn, record),
+            RecordKind::Settle => Ok(self.apply_settle(record.queue, record.sequence)),
+            RecordKind::DeliveryCount => {
+                let count = record.parts.delivery_count.ok_or_else(|| {
+                    ApplyError::Damage(format!("a delivery count at LSN {lsn} has no count"))
+                })?;
+                Ok(self.apply_delivery_count(record.queue, record.sequence, count))
+            }
+            RecordKind::QueueCreate => {
+                let queue = QueueRecord::decode(record.queue, record.payload)
+                    .map_err(|what| ApplyError::Damage(format!("{what} at LSN {lsn}")))?;
+                Ok(self.apply_create(lsn, queue))
+            }
+            RecordKind::NextSequence => {
+                self.apply_next_sequence(lsn, record.queue, record.sequence);
+                Ok(Effect::None)
+            }
+            RecordKind::NextQueueId => {
+                self.catalogue.skip_to(record.queue);
+                self.witnessed(lsn, Fact::NextQueueId);
+                Ok(Effect::None)
+            }
+            RecordKind::Reference
+            | RecordKind::QueueDelete
+            | RecordKind::AddressCreate
+            | RecordKind::AddressDelete
+            | RecordKind::Prepare
+            | RecordKind::Decide => Err(ApplyError::Newer(format!(
+                "the record at LSN {lsn} is a {:?}, which this version does not know",
+                record.kind
+            ))),
+        }
+    }
+
+    /// A whole message stands at `lsn`: its slot is taken.
+    ///
+    /// # Errors
+    /// Its sequence was given before.
+    pub fn apply_message(
+        &mut self,
+        lsn: Lsn,
+        id: QueueId,
+        sequence: Sequence,
+        message: Bytes,
+    ) -> Result<Effect, ApplyError> {
+        let queue = self.queues.entry(id).or_insert_with(|| Queue::new(id));
+        if sequence < queue.next_sequence() {
+            return Err(ApplyError::Damage(format!(
+                "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
+                sequence.0, id.0
+            )));
+        }
+        self.memory_bytes += Queue::memory_bytes(message.len());
+        queue.reserve(sequence, lsn, message);
+        *self.live.entry(lsn.0 / self.segment_bytes).or_insert(0) += 1;
+        self.witnessed(lsn, Fact::NextSequence(id));
+        Ok(Effect::Visible(id, sequence))
+    }
+
+    /// A settlement is in the log. The live path has moved the slot before; recovery has not.
+    pub fn apply_settle(&mut self, id: QueueId, sequence: Sequence) -> Effect {
+        match self.queues.get_mut(&id) {
+            Some(queue) if queue.lsn(sequence).is_some() => {
+                queue.settle_from_log(sequence);
+                Effect::Gone(id, sequence)
+            }
+            Some(_) | None => Effect::None,
+        }
+    }
+
+    /// A failed delivery is in the log.
+    pub fn apply_delivery_count(&mut self, id: QueueId, sequence: Sequence, count: u32) -> Effect {
+        match self.queues.get_mut(&id) {
+            Some(queue) if queue.lsn(sequence).is_some() => {
+                queue.set_delivery_count(sequence, count);
+                Effect::Counted(id, sequence)
+            }
+            Some(_) | None => Effect::None,
+        }
+    }
+
+    /// A queue's creation is in the log (of shard 0). Its id is taken; the queue is there when that
+    /// is committed, and not before.
+    pub fn apply_create(&mut self, lsn: Lsn, queue: QueueRecord) -> Effect {
+        let id = queue.id;
+        self.catalogue.skip_to(QueueId(id.0 + 1));
+        self.creating.insert(id, queue);
+        self.witnessed(lsn, Fact::Queue(id));
+        self.witnessed(lsn, Fact::NextQueueId);
+        Effect::Created(id)
+    }
+
+    /// A queue's next sequence was written again.
+    pub fn apply_next_sequence(&mut self, lsn: Lsn, id: QueueId, next: Sequence) {
+        self.queues.entry(id).or_insert_with(|| Queue::new(id)).skip_to(next);
+        self.witnessed(lsn, Fact::NextSequence(id));
+    }
+
+    /// The catalogue's next id was written again at `lsn`.
+    pub fn witness_next_queue_id(&mut self, lsn: Lsn) {
+        self.witnessed(lsn, Fact::NextQueueId);
+    }
+
+    /// A queue's creation was written again at `lsn`.
+    pub fn witness_queue(&mut self, lsn: Lsn, id: QueueId) {
+        self.witnessed(lsn, Fact::Queue(id));
+    }
+
+    /// The batch of a record is committed. What it lets go of is counted out.
+    pub fn commit(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Created(id) => {
+                if let Some(queue) = self.creating.remove(&id) {
+                    self.catalogue.insert(queue);
+                }
+            }
+            Effect::Visible(id, sequence) => {
+                if let Some(queue) = self.queues.get_mut(&id) {
+                    queue.commit(sequence);
+                }
+            }
+            Effect::Counted(id, sequence) => {
+                if let Some(queue) = self.queues.get_mut(&id) {
+                    queue.counted(sequence);
+                }
+            }
+            Effect::Gone(id, sequence) => {
+                let archived = self.queues.get_mut(&id).and_then(|queue| queue.archive(sequence));
+                if let Some(archived) = archived {
+                    self.memory_bytes -= archived.memory_bytes;
+                    self.unpin(archived.lsn);
+                }
+            }
+        }
+    }
+
+    /// Every record was read: what was begun and not ended is garbage, and everything recovered may
+    /// have been delivered before.
+    pub fn end_recovery(&mut self) {
+        self.unfinished.clear();
+        for queue in self.queues.values_mut() {
+            queue.end_recovery();
+        }
+    }
+
+    fn apply_fragment(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
+        let key = (record.queue, record.sequence);
+        if record.flags.has(RecordFlags::WHOLE) {
+            let message = Bytes::copy_from_slice(record.payload);
+            return self.apply_message(lsn, record.queue, record.sequence, message);
+        }
+        if record.flags.has(RecordFlags::FIRST) {
+            let bytes = BytesMut::from(record.payload);
+            self.unfinished.insert(key, Unfinished { lsn, fragments: 1, bytes });
+            return Ok(Effect::None);
+        }
+        let Some(unfinished) = self.unfinished.get_mut(&key) else {
+            // Its beginning was recycled: the message is settled, and this is what is left of it.
+            return Ok(Effect::None);
+        };
+        if record.fragment != unfinished.fragments {
+            return Err(ApplyError::Damage(format!(
+                "fragment {} at LSN {lsn} follows {} fragments of message {} of queue {}",
+                record.fragment, unfinished.fragments, record.sequence.0, record.queue.0
+            )));
+        }
+        unfinished.fragments += 1;
+        unfinished.bytes.extend_from_slice(record.payload);
+        if !record.flags.has(RecordFlags::LAST) {
+            return Ok(Effect::None);
+        }
+        match self.unfinished.remove(&key) {
+            Some(whole) => {
+                self.apply_message(whole.lsn, record.queue, record.sequence, whole.bytes.freeze())
+            }
+            None => Ok(Effect::None),
+        }
+    }
+
+    /// The newest record of a fact stands at `lsn`.
+    fn witnessed(&mut self, lsn: Lsn, fact: Fact) {
+        let segment = lsn.0 / self.segment_bytes;
+        let before = self.witness.insert(fact, segment);
+        if before != Some(segment) {
+            if let Some(before) = before {
+                self.facts.remove(&(before, fact));
+            }
+            self.facts.insert((segment, fact));
+        }
+    }
+
+    fn unpin(&mut self, lsn: Lsn) {
+        let segment = lsn.0 / self.segment_bytes;
+        let count = self.live.get_mut(&segment).expect("a live message is counted in its segment");
+        *count -= 1;
+        if *count == 0 {
+            self.live.remove(&segment);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u64 = 1000;
+
+    fn message(sequence: u64, payload: &[u8]) -> Record<'_> {
+        Record::new(RecordKind::Message, QueueId(1), Sequence(sequence), payload)
+    }
+
+    fn settle(sequence: u64) -> Record<'static> {
+        Record::new(RecordKind::Settle, QueueId(1), Sequence(sequence), &[])
+    }
+
+    fn replay(state: &mut State, lsn: u64, record: &Record<'_>) {
+        let effect = state.apply(Lsn(lsn), record).unwrap();
+        state.commit(effect);
+    }
+
+    #[test]
+    fn a_settled_message_frees_its_segment_and_its_memory() {
+        let mut state = State::new(SEGMENT);
+        replay(&mut state, 10, &message(0, b"a"));
+        replay(&mut state, 1010, &message(1, b"b"));
+        assert_eq!((state.messages_in(0), state.messages_in(1)), (1, 1));
+        replay(&mut state, 1100, &settle(0));
+        assert_eq!((state.messages_in(0), state.messages()), (0, 1));
+        assert_eq!(state.memory_bytes(), Queue::memory_bytes(1));
+    }
+
+    #[test]
+    fn a_record_applied_twice_changes_nothing() {
+        let mut state = State::new(SEGMENT);
+        replay(&mut state, 10, &message(0, b"a"));
+        replay(&mut state, 20, &settle(0));
+        replay(&mut state, 20, &settle(0));
+        assert_eq!((state.messages(), state.memory_bytes()), (0, 0));
+        assert_eq!(state.queue(QueueId(1)).unwrap().next_sequence(), Sequence(1));
+    }
+
+    #[test]
+    fn a_sequence_that_goes_back_is_damage() {
+        let mut state = State::new(SEGMENT);
+        replay(&mut state, 10, &message(5, b"a"));
+        let again = state.apply(Lsn(20), &message(5, b"a"));
+        assert!(matches!(again, Err(ApplyError::Damage(_))), "{again:?}");
+    }
+
+    #[test]
+    fn the_newest_witness_of_a_sequence_is_what_must_be_copied() {
+        let mut state = State::new(SEGMENT);
+        replay(&mut state, 10, &message(0, b"a"));
+        assert_eq!(state.facts_up_to(0, 9), [Fact::NextSequence(QueueId(1))]);
+        let mut next = Record::new(RecordKind::NextSequence, QueueId(1), Sequence(1), &[]);
+        replay(&mut state, 2010, &next);
+        assert_eq!(state.facts_up_to(1, 9), []);
+        next.sequence = Sequence(0);
+        replay(&mut state, 2020, &next);
+        assert_eq!(state.queue(QueueId(1)).unwrap().next_sequence(), Sequence(1));
+    }
+
+    #[test]
+    fn fragments_make_a_message_and_half_of_one_makes_nothing() {
+        let mut state = State::new(SEGMENT);
+        let mut first = message(0, b"he");
+        first.flags = RecordFlags::FIRST;
+        let mut last = message(0, b"llo");
+        last.flags = RecordFlags::LAST;
+        last.fragment = 1;
+        replay(&mut state, 990, &first);
+        assert_eq!(state.messages(), 0);
+        replay(&mut state, 1010, &last);
+        assert_eq!((state.messages_in(0), state.messages_in(1)), (1, 0));
+        first.sequence = Sequence(1);
+        replay(&mut state, 1990, &first);
+        state.end_recovery();
+        assert_eq!(state.messages(), 1);
+        last.sequence = Sequence(9);
+        replay(&mut state, 2990, &last);
+        assert_eq!(state.messages(), 1, "an end without its beginning is nothing");
+    }
+
+    #[test]
+    fn a_queue_record_of_a_later_version_is_refused() {
+        let mut state = State::new(SEGMENT);
+        let record = Record::new(RecordKind::QueueDelete, QueueId(1), Sequence(0), &[]);
+        assert!(matches!(state.apply(Lsn(1), &record), Err(ApplyError::Newer(_))));
+    }
+}

@@ -1,0 +1,39 @@
+//! Rules that a test may break on purpose, to see that the checkers notice.
+//!
+//! A canary can be named only where the feature `canary` is on; without it every question below is
+//! answered by a constant, and no build that is released has the feature.
+
+/// A rule of the broker, broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// What was written last goes out last: a message that comes back stands behind newer ones.
+    OrderByLsn,
+    /// Recovery misses the settlements of the head segment, as if they had been recycled before the
+    /// messages that they settle.
+    SettlementRecycledEarly,
+    /// The head is recycled without copying the queues' next sequences.
+    SequenceReused,
+    /// A queue is handed out when its creation is appended, not when it is committed.
+    MessageBeforeCreation,
+}
+
+/// Which rule is broken, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Canaries {
+    /// The rule.
+    #[cfg(feature = "canary")]
+    pub broken: Option<Canary>,
+}
+
+impl Canaries {
+    #[cfg(feature = "canary")]
+    pub(crate) fn has(self, canary: Canary) -> bool {
+        self.broken == Some(canary)
+    }
+
+    #[cfg(not(feature = "canary"))]
+    #[expect(clippy::unused_self, reason = "the same question with and without the feature")]
+    pub(crate) const fn has(self, _canary: Canary) -> bool {
+        false
+    }
+}

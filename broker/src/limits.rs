@@ -1,0 +1,50 @@
+//! Every bound of a shard, and the assertions between them.
+//!
+//! A bound is here because something outside decides how much arrives. Near a bound the broker
+//! withholds credit; at it, it refuses with `amqp:resource-limit-exceeded`. What an operator may
+//! change is in the process's configuration; these are the ones that follow from the design.
+
+/// Credit given to a producer's link; topped up when half of it is used.
+pub const PRODUCER_CREDIT: u32 = 256;
+/// Messages that a home shard may have on their way to one consumer's connection.
+pub const CONSUMER_WINDOW: u32 = 128;
+/// Bytes of messages of one connection that wait to be accepted; above it, its reads are withheld.
+pub const UNACCEPTED_BYTES_MAX: u64 = 8 << 20;
+/// Bytes that wait in a connection's engine to be sent; above it, deliveries wait outside.
+pub const TRANSMIT_BYTES_HIGH: usize = 256 << 10;
+/// One send holds at most about this many bytes.
+pub const SEND_BYTES_MAX: usize = 256 << 10;
+/// Share of the memory bound (in 1/16) above which producers' credit is withheld.
+pub const PRESSURE_SIXTEENTHS: u64 = 13;
+/// Share of the memory bound (in 1/16) below which it flows again.
+pub const RELIEF_SIXTEENTHS: u64 = 11;
+/// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
+pub const SLOT_BYTES: u64 = 64;
+/// Slots that are allocated and freed together.
+pub const CHUNK_SLOTS: usize = 64;
+/// Messages that one peek shows.
+pub const PEEK_MESSAGES_MAX: usize = 100;
+/// Settlements that a purge appends in one step.
+pub const PURGE_STEP: usize = 256;
+/// Records that a copy of the head segment's catalogue and sequences appends in one step.
+pub const COPY_STEP: usize = 256;
+/// Bytes of an address.
+pub const ADDRESS_BYTES_MAX: usize = 512;
+/// Queues of one node.
+pub const QUEUES_MAX: usize = 65_536;
+/// Connections of one shard.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// Links of one connection.
+pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
+/// Links that one consumer excluded message remembers (`undeliverable-here`).
+pub const EXCLUSIONS_MAX: usize = 16;
+
+const _: () = {
+    // Relief must be below pressure, or the credit would flap at one message.
+    assert!(RELIEF_SIXTEENTHS < PRESSURE_SIXTEENTHS);
+    assert!(PRESSURE_SIXTEENTHS < 16);
+    // A chunk is a power of two: sequence -> chunk is a shift.
+    assert!(CHUNK_SLOTS.is_power_of_two());
+    // A top-up happens at half, so there must be a half.
+    assert!(PRODUCER_CREDIT >= 2 && CONSUMER_WINDOW >= 2);
+};

@@ -1,0 +1,228 @@
+//! What the shards of a node say to each other.
+//!
+//! A connection lives on the shard that accepted it, a queue on its home shard. The connection's
+//! side of a link and the queue's side speak only by mail, also when both are the same shard: then
+//! the mail never leaves it. So there is one path for both cases.
+//!
+//! ```text
+//!   connection's shard                      queue's home shard
+//!   ------------------                      ------------------
+//!   Publish ───────────────────────────────▶ append, reserve a slot
+//!           ◀─────────────────────────────── Published        (committed at its level, or refused)
+//!   Consume, Credit, Drain ────────────────▶ dispatch
+//!           ◀─────────────────────────────── Deliver, Drained
+//!   Settle ────────────────────────────────▶ append a settlement
+//!           ◀─────────────────────────────── Settled          (committed; only if it was asked for)
+//!   Unconsume ─────────────────────────────▶ requeue what it held
+//!           ◀─────────────────────────────── Unconsumed       (every settlement before is committed)
+//! ```
+//! Names are resolved by shard 0, the catalogue's home:
+//! ```text
+//!   asker ── Resolve ──▶ 0: commit the creation ── Open ──▶ home ── Opened ──▶ 0 ── Catalogued ──▶ all
+//!                                                                              └── Resolved ──▶ asker
+//! ```
+//! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
+//! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
+//! the credit given by `Credit`; and everything a link can have under way is bounded by its credit.
+
+use bytes::Bytes;
+use journal::{Level, QueueId, Sequence, ShardId};
+
+use crate::catalogue::QueueRecord;
+
+/// A link's end on a connection's shard: who gets the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkRef {
+    /// The connection's shard.
+    pub shard: ShardId,
+    /// The link there: slot and generation, meaningless elsewhere.
+    pub key: LinkKey,
+}
+
+/// Slot and generation of a link on its own shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkKey {
+    /// The slot.
+    pub slot: u32,
+    /// Which of the links that used the slot.
+    pub generation: u32,
+}
+
+/// A transfer on its way, numbered by the connection's shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+/// One thing that a shard says to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mail {
+    /// Where does this queue live? Create it on the asker's shard if it is not there. To shard 0.
+    Resolve {
+        /// The link that waits.
+        asker: LinkRef,
+        /// The queue's name.
+        name: String,
+    },
+    /// The answer to `Resolve`; its queue is in the asker's read map already.
+    Resolved {
+        /// The link that waited.
+        asker: LinkRef,
+        /// The queue's id, or why there is none.
+        result: Result<QueueId, Refusal>,
+    },
+    /// Shard 0 to a queue's home: the creation is committed, hold the queue.
+    Open(QueueRecord),
+    /// The home to shard 0: it is held.
+    Opened(QueueId),
+    /// Shard 0 to everybody: this queue is there, and lives there.
+    Catalogued(QueueRecord),
+    /// Shard 0 to everybody, once, at start: the whole catalogue.
+    Catalogue {
+        /// Every queue there is.
+        queues: Vec<QueueRecord>,
+        /// Ids from here on were never given away.
+        next_queue_id: QueueId,
+    },
+    /// A message for a queue.
+    Publish {
+        /// The queue.
+        queue: QueueId,
+        /// Who gets the answer; `None` when it was sent settled.
+        producer: Option<(LinkRef, Token)>,
+        /// The message as it was received.
+        message: Bytes,
+    },
+    /// What became of a message.
+    Published {
+        /// The producer.
+        link: LinkRef,
+        /// Which transfer.
+        token: Token,
+        /// `Ok` when it is committed at its queue's level.
+        result: Result<(), Refusal>,
+    },
+    /// A consumer attaches.
+    Consume {
+        /// The queue.
+        queue: QueueId,
+        /// The consumer.
+        consumer: LinkRef,
+    },
+    /// More credit for a consumer.
+    Credit {
+        /// The queue.
+        queue: QueueId,
+        /// The consumer.
+        consumer: LinkRef,
+        /// How many more messages it may be sent.
+        more: u32,
+        /// Answer with `Drained` as soon as nothing more can be sent.
+        drain: bool,
+    },
+    /// A message for a consumer.
+    Deliver {
+        /// The consumer.
+        consumer: LinkRef,
+        /// Its identity within the queue.
+        sequence: Sequence,
+        /// The message as it was received.
+        message: Bytes,
+        /// Failed deliveries so far.
+        delivery_count: u32,
+        /// Nobody can have seen it before.
+        first_acquirer: bool,
+    },
+    /// The answer to `Credit` with `drain`: what was left of the credit is gone.
+    Drained {
+        /// The consumer.
+        consumer: LinkRef,
+        /// The credit that was taken back; 0 means that there may be more messages.
+        unused: u32,
+    },
+    /// A consumer's outcome for one message.
+    Settle {
+        /// The queue.
+        queue: QueueId,
+        /// The consumer that holds it.
+        consumer: LinkRef,
+        /// The message.
+        sequence: Sequence,
+        /// What it says.
+        outcome: Outcome,
+        /// Answer with `Settled` once it is committed.
+        confirm: bool,
+    },
+    /// A settlement is committed.
+    Settled {
+        /// The consumer.
+        consumer: LinkRef,
+        /// The message.
+        sequence: Sequence,
+    },
+    /// A consumer goes: requeue what it holds.
+    Unconsume {
+        /// The queue.
+        queue: QueueId,
+        /// The consumer.
+        consumer: LinkRef,
+    },
+    /// The consumer is gone, and each settlement that it sent before is committed.
+    Unconsumed {
+        /// The consumer.
+        consumer: LinkRef,
+    },
+    /// This shard's memory or disk is near its bound (or no longer): withhold producers' credit.
+    Pressure(bool),
+}
+
+/// A consumer's outcome, as far as a queue cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done: the message goes.
+    Accepted,
+    /// It can never be processed: the message goes (to a dead-letter address when there is one).
+    Rejected,
+    /// Not processed: back to its place in the order, as if it never left.
+    Released,
+    /// Not processed: back to its place, with these changes.
+    Modified {
+        /// Count this as a failed delivery.
+        delivery_failed: bool,
+        /// Never again to this consumer.
+        undeliverable_here: bool,
+    },
+}
+
+/// Why a message, or a link, is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The memory bound is reached.
+    MemoryFull,
+    /// The journal has no room: consumers must settle first.
+    DiskFull,
+    /// The queue does not exist any more.
+    QueueGone,
+    /// There may be no more queues.
+    TooManyQueues,
+    /// The journal cannot hold a message of this size.
+    TooLarge,
+    /// The broker is stopping.
+    Stopping,
+    /// The message cannot be decoded.
+    Malformed(String),
+    /// The message asks for something that is not built.
+    NotBuilt(String),
+}
+
+/// Every level, weakest first; its place is its code.
+pub const LEVELS: [Level; 4] =
+    [Level::Async, Level::Sync, Level::Replicated, Level::ReplicatedSync];
+
+/// The level's name in the configuration and in the admin API.
+pub fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Async => "async",
+        Level::Sync => "sync",
+        Level::Replicated => "replicated",
+        Level::ReplicatedSync => "replicated-sync",
+    }
+}

@@ -1,0 +1,204 @@
+//! What waits for which LSN.
+//!
+//! A record that was appended has an effect on the state and perhaps an answer for somebody. Both
+//! happen when its batch is committed at the level that its queue asks for, and not before:
+//! ```text
+//!   level             committed up to
+//!   async             everything appended
+//!   sync              the local durable LSN
+//!   replicated        the local durable LSN, and what the backup has received
+//!   replicated-sync   the local durable LSN, and what the backup has made durable
+//! ```
+//! This table is the commit rule: nothing else in the broker compares an LSN with durability. With
+//! no backup in the in-sync set the two upper levels are worth `sync`, as the promise says.
+//!
+//! Invariant: within a level, entries are in the order of their LSNs, so a prefix pops.
+
+use std::collections::VecDeque;
+
+use journal::{Level, Lsn};
+
+use crate::apply::Effect;
+use crate::mail::{LEVELS, LinkRef, Token};
+
+/// How far each kind of durability has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermarks {
+    /// The end of the contiguous prefix that is durable here.
+    pub durable: Lsn,
+    /// What the in-sync backup has received and made durable; `None` without one.
+    pub backup: Option<BackupMarks>,
+}
+
+/// How far a backup has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackupMarks {
+    /// Received in its memory.
+    pub received: Lsn,
+    /// Durable on its disk.
+    pub durable: Lsn,
+}
+
+impl BackupMarks {
+    /// Takes newer marks; one that is behind (a late answer) changes nothing.
+    pub fn advance(&mut self, newer: Self) {
+        self.received = self.received.max(newer.received);
+        self.durable = self.durable.max(newer.durable);
+    }
+}
+
+impl Watermarks {
+    /// Everything that ends at or below this is committed at the level.
+    pub fn of(&self, level: Level) -> Lsn {
+        match level {
+            Level::Async => Lsn(u64::MAX),
+            Level::Sync => self.durable,
+            Level::Replicated => match self.backup {
+                Some(backup) => self.durable.min(backup.received),
+                None => self.durable,
+            },
+            Level::ReplicatedSync => self.everywhere(),
+        }
+    }
+
+    /// Everything below this is durable on every member: recycling never passes it.
+    pub fn everywhere(&self) -> Lsn {
+        match self.backup {
+            Some(backup) => self.durable.min(backup.durable),
+            None => self.durable,
+        }
+    }
+}
+
+/// Who is told when it is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nobody.
+    Nobody,
+    /// A producer.
+    Published(LinkRef, Token),
+    /// A consumer that asked to be told.
+    Settled(LinkRef, journal::Sequence),
+    /// A consumer that goes.
+    Unconsumed(LinkRef),
+    /// The purge of a queue has come to its end.
+    Purged(journal::QueueId),
+    /// The copies of the head segment's catalogue and sequences are there.
+    HeadCopied,
+}
+
+/// Something that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The end of the record it waits for.
+    pub end: Lsn,
+    /// What happens to the state.
+    pub effect: Effect,
+    /// Who is told, afterwards.
+    pub answer: Answer,
+}
+
+/// All that waits on one shard.
+#[derive(Debug, Default)]
+pub struct Pending {
+    levels: [VecDeque<Waiting>; 4],
+}
+
+impl Pending {
+    /// Nothing waits.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets something wait at a level.
+    ///
+    /// # Panics
+    /// If it ends before what was pushed last: the log only grows.
+    pub fn push(&mut self, level: Level, waiting: Waiting) {
+        let queue = &mut self.levels[level as usize];
+        if let Some(last) = queue.back() {
+            assert!(last.end <= waiting.end, "{:?} waits behind {:?}", waiting.end, last.end);
+        }
+        queue.push_back(waiting);
+    }
+
+    /// The next that is committed.
+    pub fn pop(&mut self, marks: &Watermarks) -> Option<Waiting> {
+        for level in LEVELS {
+            let queue = &mut self.levels[level as usize];
+            if queue.front().is_some_and(|first| first.end <= marks.of(level)) {
+                return queue.pop_front();
+            }
+        }
+        None
+    }
+
+    /// Whether `pop` would give something.
+    pub fn has_committed(&self, marks: &Watermarks) -> bool {
+        LEVELS.iter().any(|level| {
+            let first = self.levels[*level as usize].front();
+            first.is_some_and(|first| first.end <= marks.of(*level))
+        })
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.levels.iter().all(VecDeque::is_empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(end: u64) -> Waiting {
+        Waiting { end: Lsn(end), effect: Effect::None, answer: Answer::Nobody }
+    }
+
+    #[test]
+    fn each_level_waits_for_its_own_mark() {
+        let mut pending = Pending::new();
+        for level in LEVELS {
+            pending.push(level, waiting(10 + level as u64));
+        }
+        let mut marks = Watermarks {
+            durable: Lsn(0),
+            backup: Some(BackupMarks { received: Lsn(0), durable: Lsn(0) }),
+        };
+        let ends = |pending: &mut Pending, marks: &Watermarks| -> Vec<u64> {
+            std::iter::from_fn(|| pending.pop(marks)).map(|waiting| waiting.end.0).collect()
+        };
+        assert_eq!(ends(&mut pending, &marks), [10]);
+        marks.durable = Lsn(99);
+        assert_eq!(ends(&mut pending, &marks), [11]);
+        marks.backup = Some(BackupMarks { received: Lsn(99), durable: Lsn(0) });
+        assert_eq!(ends(&mut pending, &marks), [12]);
+        marks.backup = Some(BackupMarks { received: Lsn(99), durable: Lsn(13) });
+        assert_eq!(ends(&mut pending, &marks), [13]);
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn without_a_backup_the_upper_levels_are_worth_sync_and_never_less() {
+        let marks = Watermarks { durable: Lsn(5), backup: None };
+        for level in [Level::Sync, Level::Replicated, Level::ReplicatedSync] {
+            assert_eq!(marks.of(level), Lsn(5));
+        }
+    }
+
+    #[test]
+    fn a_backup_ahead_of_us_commits_nothing_that_is_not_durable_here() {
+        let backup = BackupMarks { received: Lsn(50), durable: Lsn(50) };
+        let marks = Watermarks { durable: Lsn(5), backup: Some(backup) };
+        assert_eq!(marks.of(Level::Replicated), Lsn(5));
+        assert_eq!(marks.everywhere(), Lsn(5));
+    }
+
+    #[test]
+    #[should_panic(expected = "waits behind")]
+    fn the_log_only_grows() {
+        let mut pending = Pending::new();
+        pending.push(Level::Sync, waiting(10));
+        pending.push(Level::Sync, waiting(9));
+    }
+}

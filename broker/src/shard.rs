@@ -1,0 +1,380 @@
+//! A shard: its share of the queues, its connections, its journal, and the order of steps.
+//!
+//! ```text
+//!   handle(event)                         poll()
+//!   ─────────────                         ──────
+//!   bytes, disk answers, mail,            1 mail to ourselves and from others
+//!   operators, time: each is taken        2 commit: the watermark moved, answers go out
+//!   to the room it belongs to             3 dispatch: visible messages meet credit
+//!                                         4 recycle the head, step purges
+//!                                         5 transmit: what the connections have to say
+//!                                         6 disk: batches are sealed only now, so that
+//!                                           everything of one turn shares a batch
+//! ```
+//! ```text
+//!   Recovering ──▶ Joining ──▶ Serving ──▶ Stopping ──▶ Stopped
+//!    own log is     shard 0's    ready       no new        all answered,
+//!    read           catalogue    (once)      transfers     all closed
+//! ```
+//! A host calls `handle` for everything that happened, then `poll` until there is nothing left, then
+//! sleeps until `poll_timeout` or the next event.
+//!
+//! Invariants: no step's body is in this file; the shard alone carries data between `amqp`, `queue`
+//! and `journal`, which do not know each other; mail that comes before the shard serves is kept and
+//! handled then. A failure that has no answer becomes one `Action::Fatal`, and nothing after it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use journal::{DiskOp, FileId, Journal, PoisonCause, QueueId, Recovery, ShardId};
+
+use crate::apply::State;
+use crate::event::{Action, ConnId, Event, Fatal, earlier};
+use crate::mail::{LinkKey, LinkRef, Mail};
+use crate::pending::{BackupMarks, Pending, Watermarks};
+
+mod commit;
+mod connections;
+mod creation;
+mod egress;
+mod ingress;
+mod link;
+mod operator;
+mod recycle;
+mod start;
+
+use creation::Creations;
+use link::{Conn, Links};
+use operator::{Counters, Purges};
+use recycle::Recycling;
+
+/// What a shard needs to know.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard this is.
+    pub shard: ShardId,
+    /// How many there are; shard 0 owns the catalogue.
+    pub shards: u16,
+    /// Segment size of the journal, bytes, as formatted.
+    pub segment_bytes: u64,
+    /// The level of queues that are created here.
+    pub level: journal::Level,
+    /// Bound of payload and index in memory, bytes.
+    pub memory_bytes_max: u64,
+    /// A template for each connection; its SASL setting says which mechanisms are offered.
+    pub amqp: amqp::connection::Config,
+    /// There is a backup in the in-sync set: levels 2 and 3 wait for it.
+    pub backup: bool,
+    /// Segments allowed, for the operator's eyes.
+    pub segments_max: u64,
+    /// Rules that are broken on purpose: none, but in tests of the tests.
+    pub canaries: crate::canary::Canaries,
+}
+
+/// How far a shard's life has come.
+#[derive(Debug)]
+enum Phase {
+    Recovering(Box<Recovery>),
+    Joining,
+    Serving,
+    Stopping,
+    Stopped,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub struct Shard {
+    config: ShardConfig,
+    phase: Phase,
+    journal: Option<Journal>,
+    backup: BackupMarks,
+    state: State,
+    pending: Pending,
+    conns: BTreeMap<ConnId, Conn>,
+    links: Links,
+    deadlines: BTreeSet<(Instant, ConnId)>,
+    mail: VecDeque<Mail>,
+    early: Vec<Mail>,
+    actions: VecDeque<Action>,
+    dirty_conns: VecDeque<ConnId>,
+    dirty_queues: BTreeSet<QueueId>,
+    creations: Creations,
+    recycling: Recycling,
+    purges: Purges,
+    pressed: bool,
+    pressure: Vec<bool>,
+    report: crate::event::RecoveryReport,
+    report_head: Option<u64>,
+    catalogue_seen: bool,
+    counters: Counters,
+    dead: bool,
+}
+
+impl Shard {
+    /// A shard that begins by reading its log.
+    pub fn new(config: ShardConfig, recovery: Recovery) -> Self {
+        let shards = usize::from(config.shards);
+        Self {
+            state: State::new(config.segment_bytes),
+            config,
+            phase: Phase::Recovering(Box::new(recovery)),
+            journal: None,
+            backup: BackupMarks::default(),
+            pending: Pending::new(),
+            conns: BTreeMap::new(),
+            links: Links::default(),
+            deadlines: BTreeSet::new(),
+            mail: VecDeque::new(),
+            early: Vec::new(),
+            actions: VecDeque::new(),
+            dirty_conns: VecDeque::new(),
+            dirty_queues: BTreeSet::new(),
+            creations: Creations::default(),
+            recycling: Recycling::default(),
+            purges: Purges::default(),
+            pressed: false,
+            pressure: vec![false; shards],
+            report: crate::event::RecoveryReport::default(),
+            report_head: None,
+            catalogue_seen: false,
+            counters: Counters::default(),
+            dead: false,
+        }
+    }
+
+    /// Which shard this is.
+    pub fn id(&self) -> ShardId {
+        self.config.shard
+    }
+
+    /// Whether it serves: recovery is over and it was not asked to stop.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
+    /// What its log says, for checkers and operators.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Whether nothing waits for a commit.
+    pub fn is_quiet(&self) -> bool {
+        self.pending.is_empty() && self.mail.is_empty()
+    }
+
+    /// Links of connections that this shard knows, for the checker of leaks.
+    pub fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Instant, event: Event<'_>) {
+        if self.dead {
+            return;
+        }
+        match event {
+            Event::Accepted { conn, peer } => self.accepted(now, conn, peer),
+            Event::Received { conn, bytes } => self.received(now, conn, bytes),
+            Event::Sent { conn, buf } => self.sent(conn, buf),
+            Event::ConnectionLost { conn } => self.connection_lost(now, conn),
+            Event::Authenticated { conn, verdict } => self.authenticated(now, conn, verdict),
+            Event::Disk(done) => match &mut self.phase {
+                Phase::Recovering(recovery) => {
+                    recovery.handle_disk(now, done);
+                    self.recover(now);
+                }
+                Phase::Joining | Phase::Serving | Phase::Stopping | Phase::Stopped => {
+                    if let Some(journal) = &mut self.journal {
+                        journal.handle_disk(now, done);
+                    }
+                }
+            },
+            Event::Backup(marks) => self.backup.advance(marks),
+            Event::Mail { from, mail } => self.take_mail(from, mail),
+            Event::Admin { id, request } => self.operator(now, id, request),
+            Event::Timer => self.timer(now),
+            Event::Shutdown => self.stop(),
+        }
+    }
+
+    /// The next thing to do. Call it until it gives `None`.
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                self.dead |= matches!(action, Action::Fatal(_));
+                return Some(action);
+            }
+            if self.dead || !self.step(now) {
+                return None;
+            }
+        }
+    }
+
+    /// When `Event::Timer` is next due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let conns = self.deadlines.first().map(|(at, _)| *at);
+        let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
+        earlier(conns, journal)
+    }
+
+    /// One round of the steps at the top; whether anything was done.
+    fn step(&mut self, now: Instant) -> bool {
+        if let Phase::Recovering(recovery) = &mut self.phase {
+            if let Some(op) = recovery.poll_disk() {
+                self.actions.push_back(Action::Disk(op));
+                return true;
+            }
+            return self.recover(now);
+        }
+        self.step_mail(now);
+        self.step_commit(now);
+        self.step_dispatch(now);
+        self.step_purges(now);
+        self.step_recycle(now);
+        self.step_pressure();
+        self.step_transmit(now);
+        self.step_stop();
+        self.step_disk(now);
+        !self.actions.is_empty() || !self.mail.is_empty() || self.journal_moved()
+    }
+
+    fn step_mail(&mut self, now: Instant) {
+        while let Some(mail) = self.mail.pop_front() {
+            self.handle_mail(now, mail);
+        }
+    }
+
+    fn step_disk(&mut self, now: Instant) {
+        let Some(journal) = &mut self.journal else { return };
+        journal.set_committed(Watermarks::everywhere(&watermarks(
+            journal,
+            self.config.backup,
+            self.backup,
+        )));
+        while let Some(op) = journal.poll_disk(now) {
+            if let (DiskOp::Write { .. }, FileId::Segment { .. }) = (&op, op.file()) {
+                self.counters.batches_total += 1;
+            }
+            self.actions.push_back(Action::Disk(op));
+        }
+        if let Some(poison) = journal.poisoned() {
+            let cause = match poison.cause {
+                PoisonCause::Failed(error) => error.to_string(),
+                PoisonCause::Hung => "a write neither ended nor failed in time".to_owned(),
+            };
+            let what = format!(
+                "{cause} at offset {} of {}; nothing more is acknowledged; check the disk, then \
+                 start again: what was acknowledged is on it",
+                poison.offset, poison.file
+            );
+            self.fatal(Fatal::JournalPoisoned(what));
+        }
+    }
+
+    /// Whether the disk's answers (or an append) made something committed that is not handled yet.
+    fn journal_moved(&self) -> bool {
+        self.pending.has_committed(&self.watermarks())
+    }
+
+    fn timer(&mut self, now: Instant) {
+        if let Some(journal) = &mut self.journal
+            && journal.poll_timeout().is_some_and(|at| at <= now)
+        {
+            journal.handle_timeout(now);
+        }
+        self.connection_timeouts(now);
+    }
+
+    fn take_mail(&mut self, from: ShardId, mail: Mail) {
+        if let Mail::Pressure(on) = mail {
+            self.pressed_by(from, on);
+        } else if self.takes(&mail) {
+            self.mail.push_back(mail);
+        } else {
+            self.early.push(mail);
+        }
+    }
+
+    fn takes(&self, mail: &Mail) -> bool {
+        match self.phase {
+            Phase::Recovering(_) => false,
+            Phase::Joining => matches!(mail, Mail::Catalogue { .. }),
+            Phase::Serving | Phase::Stopping | Phase::Stopped => true,
+        }
+    }
+
+    fn handle_mail(&mut self, now: Instant, mail: Mail) {
+        match mail {
+            Mail::Resolve { asker, name } => self.resolve(now, asker, name),
+            Mail::Resolved { asker, result } => self.resolved(now, asker, result),
+            Mail::Open(record) => self.open_queue(record),
+            Mail::Opened(queue) => self.opened(queue),
+            Mail::Catalogued(record) => self.state.catalogue.insert(record),
+            Mail::Catalogue { queues, next_queue_id } => self.join(queues, next_queue_id),
+            Mail::Publish { queue, producer, message } => {
+                self.publish(now, queue, producer, message);
+            }
+            Mail::Published { link, token, result } => self.published(now, link, token, result),
+            Mail::Consume { queue, consumer } => self.consume(queue, consumer),
+            Mail::Credit { queue, consumer, more, drain } => {
+                self.credit(queue, consumer, more, drain);
+            }
+            Mail::Deliver { consumer, sequence, message, delivery_count, first_acquirer } => {
+                let stashed = link::Stashed { sequence, message, delivery_count, first_acquirer };
+                self.deliver(now, consumer, stashed);
+            }
+            Mail::Drained { consumer, unused } => self.drained(now, consumer, unused),
+            Mail::Settle { queue, consumer, sequence, outcome, confirm } => {
+                self.settle(now, queue, consumer, egress::Verdict { sequence, outcome, confirm });
+            }
+            Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
+            Mail::Unconsume { queue, consumer } => self.unconsume(now, queue, consumer),
+            Mail::Unconsumed { consumer } => self.unconsumed(consumer),
+            Mail::Pressure(on) => self.pressed_by(self.config.shard, on),
+        }
+    }
+
+    /// Sends mail, also to ourselves.
+    fn post(&mut self, to: ShardId, mail: Mail) {
+        if to == self.config.shard {
+            self.mail.push_back(mail);
+        } else {
+            self.actions.push_back(Action::Mail { to, mail });
+        }
+    }
+
+    fn post_all(&mut self, mail: &Mail) {
+        for to in (0..self.config.shards).map(ShardId) {
+            self.post(to, mail.clone());
+        }
+    }
+
+    fn fatal(&mut self, cause: Fatal) {
+        if !self.actions.iter().any(|action| matches!(action, Action::Fatal(_))) {
+            self.actions.push_back(Action::Fatal(cause));
+        }
+    }
+
+    fn watermarks(&self) -> Watermarks {
+        match &self.journal {
+            Some(journal) => watermarks(journal, self.config.backup, self.backup),
+            None => Watermarks { durable: journal::Lsn::ZERO, backup: None },
+        }
+    }
+
+    fn here(&self, key: LinkKey) -> LinkRef {
+        LinkRef { shard: self.config.shard, key }
+    }
+
+    fn touch(&mut self, conn: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&conn)
+            && !std::mem::replace(&mut conn.dirty, true)
+        {
+            self.dirty_conns.push_back(conn.id);
+        }
+    }
+}
+
+fn watermarks(journal: &Journal, backup: bool, marks: BackupMarks) -> Watermarks {
+    Watermarks { durable: journal.durable(), backup: backup.then_some(marks) }
+}

@@ -1,0 +1,53 @@
+//! The watermark moved: what waited for it takes effect, and is answered.
+//!
+//! The order matters. First the state changes (a message becomes visible, a settled one goes), then
+//! the answer is on its way; both happen inside one step, so nobody sees one without the other.
+//! Nothing here compares LSNs: [`Pending`](crate::pending::Pending) alone knows what is committed.
+
+use std::time::Instant;
+
+use super::Shard;
+use crate::apply::Effect;
+use crate::mail::Mail;
+use crate::pending::Answer;
+
+impl Shard {
+    pub(super) fn step_commit(&mut self, now: Instant) {
+        let marks = self.watermarks();
+        while let Some(waiting) = self.pending.pop(&marks) {
+            self.state.commit(waiting.effect);
+            match waiting.effect {
+                Effect::Visible(queue, _) => {
+                    self.counters.accepted_total += 1;
+                    self.dirty_queues.insert(queue);
+                }
+                Effect::Counted(queue, _) => {
+                    self.dirty_queues.insert(queue);
+                }
+                Effect::Gone(..) => self.counters.settled_total += 1,
+                Effect::Created(queue) => self.created(queue),
+                Effect::None => {}
+            }
+            self.answer(waiting.answer);
+        }
+        self.step_mail(now);
+    }
+
+    /// Tells whoever waited.
+    pub(super) fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Nobody => {}
+            Answer::Published(link, token) => {
+                self.post(link.shard, Mail::Published { link, token, result: Ok(()) });
+            }
+            Answer::Settled(consumer, sequence) => {
+                self.post(consumer.shard, Mail::Settled { consumer, sequence });
+            }
+            Answer::Unconsumed(consumer) => {
+                self.post(consumer.shard, Mail::Unconsumed { consumer });
+            }
+            Answer::Purged(queue) => self.purged(queue),
+            Answer::HeadCopied => self.head_copied(),
+        }
+    }
+}

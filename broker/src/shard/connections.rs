@@ -1,0 +1,617 @@
+//! Connections and their links: from accept to goodbye.
+//!
+//! ```text
+//!   accepted ─▶ SASL ─▶ open ─▶ attach ─▶ (address) ─▶ resolve ─▶ accept_link ─▶ … ─▶ detach
+//!                 │                                                             answers that a
+//!                 └─ password: verified elsewhere, reads wait                   peer waits for
+//! ```
+//! A detach, end or close is answered only when every settlement the peer sent before it is committed
+//! and every transfer is answered: a peer that has our answer knows that nothing can come back.
+//!
+//! When a connection is lost, what its consumers held is requeued; transfers that were appended stay,
+//! and their answers find nobody.
+
+use std::time::Instant;
+
+use amqp::connection::{CloseReason, Connection, Event as Amqp, SaslCode, Side};
+use amqp::definitions::{Role, SenderSettleMode, TerminusDurability};
+use amqp::error::{Condition, Error};
+use amqp::link::{AcceptLink, DistributionMode, LinkId, LinkSource, LinkTarget, RemoteAttach};
+use amqp::session::SessionId;
+use journal::{QueueId, ShardId};
+
+use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer};
+use super::{Phase, Shard};
+use crate::catalogue::{AddressError, queue_name};
+use crate::event::{Action, AuthVerdict, ConnId, Secret};
+use crate::limits::{
+    CONNECTIONS_MAX, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX, UNACCEPTED_BYTES_MAX,
+};
+use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
+
+impl Shard {
+    pub(super) fn accepted(&mut self, now: Instant, id: ConnId, peer: String) {
+        if !self.is_serving() || self.conns.len() >= CONNECTIONS_MAX {
+            self.actions.push_back(Action::Close(id));
+            return;
+        }
+        self.counters.connections_total += 1;
+        let mut config = self.config.amqp.clone();
+        config.tag_seed ^= id.0;
+        let conn = Conn {
+            id,
+            peer,
+            amqp: Connection::new(config, Side::Server, now),
+            user: String::new(),
+            container_id: String::new(),
+            links: std::collections::BTreeMap::new(),
+            received_bytes: 0,
+            unaccepted_bytes: 0,
+            paused: false,
+            sending: false,
+            spare: Vec::new(),
+            dirty: false,
+            deadline: None,
+            close_wanted: false,
+            goodbye: false,
+            over: false,
+        };
+        self.conns.insert(id, conn);
+        self.touch(id);
+    }
+
+    pub(super) fn received(&mut self, now: Instant, id: ConnId, bytes: &[u8]) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.received_bytes += bytes.len() as u64;
+        conn.amqp.handle_bytes(now, bytes);
+        self.pump(now, id);
+    }
+
+    pub(super) fn sent(&mut self, id: ConnId, mut buf: Vec<u8>) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.sending = false;
+        buf.clear();
+        conn.spare = buf;
+        self.touch(id);
+    }
+
+    pub(super) fn connection_lost(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.amqp.handle_eof(now);
+        self.pump(now, id);
+        self.forget_connection(id);
+    }
+
+    pub(super) fn authenticated(&mut self, now: Instant, id: ConnId, verdict: AuthVerdict) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.amqp.sasl_outcome(match verdict {
+            AuthVerdict::Accepted => SaslCode::Ok,
+            AuthVerdict::Refused => SaslCode::Auth,
+            AuthVerdict::Busy => SaslCode::SysTemp,
+        });
+        self.pump(now, id);
+    }
+
+    pub(super) fn connection_timeouts(&mut self, now: Instant) {
+        while let Some((at, id)) = self.deadlines.first().copied() {
+            if at > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.deadline = None;
+                if conn.amqp.poll_timeout().is_some_and(|due| due <= now) {
+                    conn.amqp.handle_timeout(now);
+                }
+                self.pump(now, id);
+            }
+        }
+    }
+
+    /// Takes everything that the engine of a connection has to tell.
+    pub(super) fn pump(&mut self, now: Instant, id: ConnId) {
+        while let Some(event) = self.conns.get_mut(&id).and_then(|conn| conn.amqp.poll_event()) {
+            self.amqp_event(now, id, event);
+        }
+        self.touch(id);
+    }
+
+    fn amqp_event(&mut self, now: Instant, id: ConnId, event: Amqp) {
+        match event {
+            Amqp::SaslAnonymous => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Ok)),
+            Amqp::SaslPlain(plain) => self.verify(id, &plain),
+            Amqp::Opened(open) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.container_id = open.container_id;
+                    conn.amqp.open();
+                }
+            }
+            Amqp::SessionBegun { .. } | Amqp::Attached { .. } | Amqp::Drained { .. } => {}
+            Amqp::AttachReceived { link, attach } => self.attach(now, id, link, attach),
+            Amqp::Transfer { link, delivery, settled, message_format, message } => {
+                let transfer =
+                    super::ingress::Transfer { delivery, settled, message_format, message };
+                self.transfer(id, link, transfer);
+            }
+            Amqp::CreditChanged { link, drain, .. } => self.credit_changed(now, id, link, drain),
+            Amqp::SendReady { session } => self.send_ready(now, id, session),
+            Amqp::Disposition { link, delivery, outcome, settled } => {
+                self.disposition(id, link, delivery, outcome, settled);
+            }
+            Amqp::DetachReceived { link, closed, .. } => {
+                if let Some(key) = self.key(id, link) {
+                    self.retire(key, Farewell::Detach { closed });
+                }
+            }
+            Amqp::Detached { link, .. } => {
+                if let Some(key) = self.key(id, link) {
+                    self.retire(key, Farewell::Silent);
+                }
+            }
+            Amqp::EndReceived { session, .. } => self.end_session(id, session),
+            Amqp::Ended { session, .. } => {
+                for key in self.session_links(id, session) {
+                    self.retire(key, Farewell::Silent);
+                }
+            }
+            Amqp::CloseReceived { .. } => self.close_wanted(id),
+            Amqp::Closed { reason } => self.closed(id, &reason),
+        }
+    }
+
+    fn verify(&mut self, id: ConnId, plain: &amqp::connection::SaslPlain) {
+        let own = plain.authzid.is_empty() || plain.authzid == plain.user;
+        let password = std::str::from_utf8(plain.password.reveal());
+        match (own, password) {
+            (true, Ok(password)) => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.user.clone_from(&plain.user);
+                }
+                self.actions.push_back(Action::Authenticate {
+                    conn: id,
+                    user: plain.user.clone(),
+                    password: Secret(password.to_owned()),
+                });
+            }
+            (false, _) | (_, Err(_)) => {
+                self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Auth));
+            }
+        }
+    }
+
+    /// A command to the engine of a connection, if it is still there.
+    pub(super) fn engine(&mut self, id: ConnId, command: impl FnOnce(&mut Connection)) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            command(&mut conn.amqp);
+            self.touch(id);
+        }
+    }
+
+    pub(super) fn key(&self, id: ConnId, link: LinkId) -> Option<LinkKey> {
+        self.conns.get(&id).and_then(|conn| conn.links.get(&link)).copied()
+    }
+
+    fn attach(&mut self, now: Instant, id: ConnId, link: LinkId, attach: Box<RemoteAttach>) {
+        let name = match self.check_attach(id, &attach) {
+            Ok(name) => name,
+            Err(error) => return self.engine(id, |amqp| amqp.refuse_link(link, error)),
+        };
+        let end = match attach.role {
+            Role::Receiver => End::Producer(Producer::default()),
+            Role::Sender => End::Consumer(Consumer {
+                default_outcome: attach.source.as_ref().and_then(|s| s.default_outcome.clone()),
+                presettled: attach.snd_settle_mode == SenderSettleMode::Settled,
+                ..Consumer::default()
+            }),
+        };
+        let key = self.links.insert(Link {
+            conn: id,
+            id: link,
+            session: attach.session,
+            phase: LinkPhase::Resolving,
+            queue: QueueId(0),
+            home: self.config.shard,
+            end,
+            attach: Some(attach),
+        });
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.links.insert(link, key);
+        }
+        let asker = self.here(key);
+        match self.state.catalogue.named(&name).map(|record| record.id) {
+            Some(queue) => self.resolved(now, asker, Ok(queue)),
+            None => self.post(ShardId(0), Mail::Resolve { asker, name }),
+        }
+    }
+
+    /// The queue that an attach means, or why it is refused. What is not built is refused: an
+    /// ignored filter, say, would hand a consumer everything.
+    fn check_attach(&self, id: ConnId, attach: &RemoteAttach) -> Result<String, Error> {
+        let no = |condition, what: &str| Err(Error::new(condition, what));
+        if !self.is_serving() {
+            return no(Condition::ConnectionForced, "the broker is stopping");
+        }
+        if self.conns.get(&id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
+            return no(Condition::ResourceLimitExceeded, "too many links on this connection");
+        }
+        let (address, capabilities) = match attach.role {
+            Role::Receiver => match &attach.target {
+                None => return no(Condition::InvalidField, "the attach has no target"),
+                Some(target) if target.dynamic => {
+                    return no(Condition::NotImplemented, "dynamic targets are not built");
+                }
+                Some(target) => (&target.address, &target.capabilities),
+            },
+            Role::Sender => match &attach.source {
+                None => return no(Condition::NotFound, "there are no durable subscriptions"),
+                Some(source) => {
+                    check_source(source)?;
+                    (&source.address, &source.capabilities)
+                }
+            },
+        };
+        if capabilities.iter().any(|c| matches!(c.as_str(), "topic" | "temporary-topic")) {
+            return no(Condition::NotImplemented, "topics are not built; use a queue");
+        }
+        let Some(address) = address else {
+            return no(
+                Condition::NotImplemented,
+                "the anonymous relay is not built; name the queue in the attach",
+            );
+        };
+        match queue_name(address) {
+            Ok(name) => Ok(name.to_owned()),
+            Err(AddressError::Invalid(what)) => no(Condition::InvalidField, &what),
+            Err(AddressError::NotBuilt(what)) => no(Condition::NotImplemented, &what),
+        }
+    }
+
+    /// A link's queue was found (or was not).
+    pub(super) fn resolved(
+        &mut self,
+        _now: Instant,
+        asker: LinkRef,
+        result: Result<QueueId, Refusal>,
+    ) {
+        let queue = result.and_then(|id| {
+            self.state.catalogue.get(id).map(|record| (id, record.home)).ok_or(Refusal::QueueGone)
+        });
+        let Some(link) = self.links.get_mut(asker.key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        if !matches!(link.phase, LinkPhase::Resolving) {
+            return;
+        }
+        let (queue, home) = match queue {
+            Ok(found) => found,
+            Err(refusal) => {
+                self.remove_link(asker.key);
+                return self.engine(conn, |amqp| amqp.refuse_link(id, error_of(&refusal)));
+            }
+        };
+        link.phase = LinkPhase::Open;
+        link.queue = queue;
+        link.home = home;
+        let attach = link.attach.take();
+        let producer = matches!(link.end, End::Producer(_));
+        let accept = accept_of(attach.as_deref());
+        self.engine(conn, |amqp| amqp.accept_link(id, accept));
+        if producer {
+            self.grant(asker.key);
+        } else {
+            self.post(home, Mail::Consume { queue, consumer: asker });
+        }
+    }
+
+    /// A link goes; what the peer waits for is answered when its last answers are there.
+    pub(super) fn retire(&mut self, key: LinkKey, farewell: Farewell) {
+        let consumer = self.here(key);
+        let Some(link) = self.links.get_mut(key) else { return };
+        let before = std::mem::replace(&mut link.phase, LinkPhase::Closing(farewell));
+        let (queue, home) = (link.queue, link.home);
+        match (before, &link.end) {
+            (LinkPhase::Open, End::Consumer(_)) => {
+                self.post(home, Mail::Unconsume { queue, consumer });
+            }
+            (LinkPhase::Open, End::Producer(_)) | (LinkPhase::Resolving, _) => self.retired(key),
+            (LinkPhase::Closing(earlier), _) => {
+                // A close that comes while a detach waits: the wider answer holds.
+                if farewell == Farewell::Silent || earlier == Farewell::Silent {
+                    link.phase = LinkPhase::Closing(Farewell::Silent);
+                }
+                self.retired_if_idle(key);
+            }
+        }
+    }
+
+    fn retired_if_idle(&mut self, key: LinkKey) {
+        let idle = match self.links.get(key).map(|link| &link.end) {
+            Some(End::Producer(_)) => true,
+            Some(End::Consumer(_)) | None => false,
+        };
+        if idle {
+            self.retired(key);
+        }
+    }
+
+    /// The consumer of a link is gone at its home, with every settlement committed.
+    pub(super) fn unconsumed(&mut self, consumer: LinkRef) {
+        if let Some(link) = self.links.get_mut(consumer.key) {
+            if let End::Consumer(end) = &mut link.end {
+                end.stash.clear();
+            }
+            self.retired(consumer.key);
+        }
+    }
+
+    /// Answers for a link that is closing, if it has had all its answers.
+    pub(super) fn retired(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get(key) else { return };
+        let LinkPhase::Closing(farewell) = link.phase else { return };
+        let unanswered = match &link.end {
+            End::Producer(producer) => producer.unanswered,
+            End::Consumer(_) => 0,
+        };
+        if unanswered > 0 && farewell != Farewell::Silent {
+            return;
+        }
+        let (conn, id) = (link.conn, link.id);
+        self.remove_link(key);
+        match farewell {
+            Farewell::Silent => {}
+            Farewell::Detach { closed } => self.engine(conn, |amqp| amqp.detach(id, closed, None)),
+            Farewell::End(session) => {
+                if self.session_links(conn, session).is_empty() {
+                    self.engine(conn, |amqp| amqp.end(session, None));
+                }
+            }
+            Farewell::Close => self.close_if_done(conn),
+        }
+    }
+
+    fn remove_link(&mut self, key: LinkKey) {
+        let Some(link) = self.links.remove(key) else { return };
+        let Some(conn) = self.conns.get_mut(&link.conn) else { return };
+        conn.links.remove(&link.id);
+        if let End::Producer(producer) = link.end {
+            let bytes: u64 = producer.waiting.iter().flatten().map(|(_, bytes)| bytes).sum();
+            conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn session_links(&self, id: ConnId, session: SessionId) -> Vec<LinkKey> {
+        let Some(conn) = self.conns.get(&id) else { return Vec::new() };
+        let of_session =
+            |key: &LinkKey| self.links.get(*key).is_some_and(|link| link.session == session);
+        conn.links.values().copied().filter(of_session).collect()
+    }
+
+    fn end_session(&mut self, id: ConnId, session: SessionId) {
+        let links = self.session_links(id, session);
+        if links.is_empty() {
+            self.engine(id, |amqp| amqp.end(session, None));
+        }
+        for key in links {
+            self.retire(key, Farewell::End(session));
+        }
+    }
+
+    fn close_wanted(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.close_wanted = true;
+        let links: Vec<LinkKey> = conn.links.values().copied().collect();
+        for key in links {
+            self.retire(key, Farewell::Close);
+        }
+        self.close_if_done(id);
+    }
+
+    fn close_if_done(&mut self, id: ConnId) {
+        let done = |conn: &Conn| conn.close_wanted && conn.links.is_empty() && !conn.over;
+        if self.conns.get(&id).is_some_and(done) {
+            self.engine(id, |amqp| amqp.close(None));
+        }
+    }
+
+    fn closed(&mut self, id: ConnId, reason: &CloseReason) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.over = true;
+        match reason {
+            CloseReason::Closed(None) | CloseReason::Eof => {
+                tracing::debug!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
+            }
+            CloseReason::Closed(Some(_))
+            | CloseReason::Violation(_)
+            | CloseReason::HeaderMismatch
+            | CloseReason::SaslFailed(_)
+            | CloseReason::HandshakeTimeout
+            | CloseReason::IdleTimeout
+            | CloseReason::CloseTimeout => {
+                tracing::info!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
+            }
+        }
+        let links: Vec<LinkKey> = conn.links.values().copied().collect();
+        for key in links {
+            self.retire(key, Farewell::Silent);
+        }
+        self.touch(id);
+    }
+
+    /// Drops a connection whose socket is gone.
+    fn forget_connection(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let links: Vec<LinkKey> = conn.links.values().copied().collect();
+        for key in links {
+            self.retire(key, Farewell::Silent);
+        }
+        if let Some(conn) = self.conns.remove(&id)
+            && let Some(at) = conn.deadline
+        {
+            self.deadlines.remove(&(at, id));
+        }
+        self.actions.push_back(Action::Close(id));
+    }
+
+    /// Hands out what the connections have to say, and withholds or resumes their reads.
+    pub(super) fn step_transmit(&mut self, now: Instant) {
+        while let Some(id) = self.dirty_conns.pop_front() {
+            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            conn.dirty = false;
+            if !conn.sending {
+                let mut buf = std::mem::take(&mut conn.spare);
+                if conn.amqp.poll_transmit(&mut buf) && !buf.is_empty() {
+                    conn.sending = true;
+                    self.actions.push_back(Action::Send { conn: id, buf });
+                } else if buf.capacity() <= 2 * SEND_BYTES_MAX {
+                    conn.spare = buf;
+                }
+                // Room in the engine may let the next delivery through.
+                self.pump_quietly(now, id);
+            }
+            self.watch(id);
+        }
+    }
+
+    /// Events that came of transmitting (room to send again).
+    fn pump_quietly(&mut self, now: Instant, id: ConnId) {
+        while let Some(event) = self.conns.get_mut(&id).and_then(|conn| conn.amqp.poll_event()) {
+            self.amqp_event(now, id, event);
+        }
+    }
+
+    /// Back-pressure, deadline and end of a connection, after anything happened to it.
+    fn watch(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let finished = conn.amqp.is_finished() || (conn.over && conn.amqp.is_drained());
+        if finished && !conn.sending {
+            self.forget_connection(id);
+            return;
+        }
+        let pause = !conn.amqp.wants_read() || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX;
+        if pause != conn.paused && !conn.over {
+            conn.paused = pause;
+            self.actions.push_back(if pause {
+                Action::PauseReceive(id)
+            } else {
+                Action::ResumeReceive(id)
+            });
+        }
+        // A deadline that moves later is looked at when the earlier one fires.
+        let due = conn.amqp.poll_timeout();
+        let sooner = match (due, conn.deadline) {
+            (Some(due), Some(known)) => due < known,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if let (true, Some(due)) = (sooner, due) {
+            if let Some(known) = conn.deadline.replace(due) {
+                self.deadlines.remove(&(known, id));
+            }
+            self.deadlines.insert((due, id));
+        }
+    }
+
+    /// The process stops: no new transfers; goodbyes come when what was sent is answered.
+    pub(super) fn stop(&mut self) {
+        match self.phase {
+            Phase::Serving => {
+                self.phase = Phase::Stopping;
+                let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+                ids.into_iter().for_each(|id| self.touch(id));
+            }
+            Phase::Recovering(_) | Phase::Joining => {
+                self.phase = Phase::Stopped;
+                self.actions.push_back(Action::Drained);
+            }
+            Phase::Stopping | Phase::Stopped => {}
+        }
+    }
+
+    pub(super) fn step_stop(&mut self) {
+        if !matches!(self.phase, Phase::Stopping) {
+            return;
+        }
+        let answered: Vec<ConnId> = self
+            .conns
+            .values()
+            .filter(|conn| !conn.goodbye && !conn.close_wanted && !self.is_owed(conn))
+            .map(|conn| conn.id)
+            .collect();
+        for id in answered {
+            self.say_goodbye(id, "the broker is stopping");
+        }
+        if self.conns.is_empty() && self.pending.is_empty() {
+            self.phase = Phase::Stopped;
+            self.actions.push_back(Action::Drained);
+        }
+    }
+
+    /// Whether a connection waits for an answer that a commit will bring.
+    fn is_owed(&self, conn: &Conn) -> bool {
+        conn.links.values().filter_map(|key| self.links.get(*key)).any(|link| match &link.end {
+            End::Producer(producer) => producer.unanswered > 0,
+            End::Consumer(consumer) => {
+                !consumer.confirming.is_empty() || matches!(link.phase, LinkPhase::Closing(_))
+            }
+        })
+    }
+
+    /// Closes a connection from our side, with `amqp:connection:forced`.
+    pub(super) fn say_goodbye(&mut self, id: ConnId, why: &str) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.goodbye = true;
+        }
+        let error = Error::new(Condition::ConnectionForced, why);
+        self.engine(id, |amqp| amqp.close(Some(error)));
+    }
+}
+
+fn check_source(source: &LinkSource) -> Result<(), Error> {
+    let no = |what: &str| Err(Error::new(Condition::NotImplemented, what));
+    if source.dynamic {
+        no("dynamic sources are not built")
+    } else if source.distribution_mode == Some(DistributionMode::Copy) {
+        no("browsing (distribution-mode copy) is not built")
+    } else if let Some(filter) = source.filters.first() {
+        no(&format!("filters are not built; this source has '{}'", filter.key))
+    } else {
+        Ok(())
+    }
+}
+
+/// What is in force on a link: the queue's address, nothing kept beyond the link, no filters.
+fn accept_of(attach: Option<&RemoteAttach>) -> AcceptLink {
+    let Some(attach) = attach else { return AcceptLink::default() };
+    let source = attach
+        .source
+        .as_ref()
+        .map(|source| LinkSource { durable: TerminusDurability::None, ..source.clone() });
+    let target = attach
+        .target
+        .as_ref()
+        .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
+    AcceptLink { source, target, ..AcceptLink::default() }
+}
+
+/// How a refusal is told to a client.
+pub(super) fn error_of(refusal: &Refusal) -> Error {
+    match refusal {
+        Refusal::MemoryFull => Error::new(
+            Condition::ResourceLimitExceeded,
+            "the broker's memory bound is reached; try again when consumers have caught up",
+        ),
+        Refusal::DiskFull => Error::new(
+            Condition::ResourceLimitExceeded,
+            "the journal is full; try again when consumers have caught up",
+        ),
+        Refusal::QueueGone => Error::new(Condition::ResourceDeleted, "the queue was deleted"),
+        Refusal::TooManyQueues => {
+            Error::new(Condition::ResourceLimitExceeded, "there may be no more queues")
+        }
+        Refusal::TooLarge => {
+            Error::new(Condition::MessageSizeExceeded, "the message cannot be stored")
+        }
+        Refusal::Stopping => Error::new(Condition::ConnectionForced, "the broker is stopping"),
+        Refusal::Malformed(what) => Error::new(Condition::DecodeError, what.as_str()),
+        Refusal::NotBuilt(what) => Error::new(Condition::NotImplemented, what.as_str()),
+    }
+}

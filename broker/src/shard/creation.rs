@@ -1,0 +1,109 @@
+//! A name becomes a queue: looked up, or created, by shard 0.
+//!
+//! ```text
+//!   Resolve ─▶ known? ──────────────────────────────────────────────────────────▶ Resolved
+//!      └─▶ being created? wait with the others ──────────────────────┐
+//!      └─▶ append the creation … commit … ─▶ Open ─▶ Opened ─▶ Catalogued to all ─▶ Resolved
+//! ```
+//! Invariants: no shard writes a record of a queue before its creation is committed, under the whole
+//! watermark whatever the queue's level; one name is one queue, however many ask at once; an asker
+//! hears `Resolved` after its own read map has the queue. A crash after the commit and before `Open`
+//! costs nothing: the catalogue is told to everybody at start.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use journal::{Level, QueueId, Record, RecordKind, Sequence, Urgency};
+
+use super::ingress::refusal_of;
+use super::{Phase, Shard};
+use crate::canary::Canary;
+use crate::catalogue::QueueRecord;
+use crate::mail::{LinkRef, Mail, Refusal};
+use crate::pending::{Answer, Waiting};
+
+/// Queues on their way into the catalogue.
+#[derive(Debug, Default)]
+pub(super) struct Creations {
+    by_name: BTreeMap<String, Creation>,
+}
+
+#[derive(Debug)]
+struct Creation {
+    record: QueueRecord,
+    askers: Vec<LinkRef>,
+}
+
+impl Shard {
+    pub(super) fn resolve(&mut self, now: Instant, asker: LinkRef, name: String) {
+        if let Some(creation) = self.creations.by_name.get_mut(&name) {
+            creation.askers.push(asker);
+            return;
+        }
+        let result = match self.state.catalogue.named(&name) {
+            Some(record) => Ok(record.id),
+            None => match self.create(now, asker, name) {
+                Ok(()) => return,
+                Err(refusal) => Err(refusal),
+            },
+        };
+        self.post(asker.shard, Mail::Resolved { asker, result });
+    }
+
+    fn create(&mut self, now: Instant, asker: LinkRef, name: String) -> Result<(), Refusal> {
+        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
+            return Err(Refusal::Stopping);
+        }
+        if !self.state.catalogue.has_room() {
+            return Err(Refusal::TooManyQueues);
+        }
+        let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
+        let record = QueueRecord {
+            id: self.state.catalogue.next_id(),
+            home: asker.shard,
+            level: self.config.level,
+            name: name.clone(),
+        };
+        let payload = record.encode();
+        let mut entry = Record::new(RecordKind::QueueCreate, record.id, Sequence(0), &payload);
+        entry.level = record.level;
+        let appended = journal.append(now, &entry, Urgency::Now).map_err(refusal_of)?;
+        let effect = self.state.apply_create(appended.lsn, record.clone());
+        let waiting = Waiting { end: appended.end, effect, answer: Answer::Nobody };
+        self.pending.push(Level::ReplicatedSync, waiting);
+        let early = self.config.canaries.has(Canary::MessageBeforeCreation);
+        if early {
+            self.post(record.home, Mail::Open(record.clone()));
+            self.state.catalogue.insert(record.clone());
+        }
+        self.creations.by_name.insert(name, Creation { record, askers: vec![asker] });
+        Ok(())
+    }
+
+    /// A creation is committed: its home holds it before anybody else hears of it.
+    pub(super) fn created(&mut self, queue: QueueId) {
+        if let Some(record) = self.state.catalogue.get(queue).cloned() {
+            self.post(record.home, Mail::Open(record));
+        }
+    }
+
+    /// The home's part.
+    pub(super) fn open_queue(&mut self, record: QueueRecord) {
+        let id = record.id;
+        self.state.open_queue(id);
+        self.state.catalogue.insert(record);
+        self.post(journal::ShardId(0), Mail::Opened(id));
+    }
+
+    /// The home holds it: everybody may know.
+    pub(super) fn opened(&mut self, queue: QueueId) {
+        let Some(name) = self.state.catalogue.get(queue).map(|record| record.name.clone()) else {
+            return;
+        };
+        let Some(creation) = self.creations.by_name.remove(&name) else { return };
+        self.post_all(&Mail::Catalogued(creation.record));
+        for asker in creation.askers {
+            self.post(asker.shard, Mail::Resolved { asker, result: Ok(queue) });
+        }
+    }
+}

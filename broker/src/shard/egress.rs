@@ -1,0 +1,420 @@
+//! Messages go out: queue and credit become transfers, dispositions become settlements.
+//!
+//! ```text
+//!   client's flow ─▶ Credit ─▶ home: dispatch ─▶ Deliver ─▶ stash ─▶ transfer ─▶ client
+//!   client's disposition ─▶ Settle ─▶ home: append ─ … commit … ─▶ Settled ─▶ settled=true
+//! ```
+//! A client may give two thousand million credits; the home shard gets at most `CONSUMER_WINDOW` of
+//! them at a time. What came and cannot be sent yet waits in the stash, inside that window.
+//!
+//! A drain is exact: the home sends what there is and says what credit was left. Nothing left means
+//! that the window was the limit, so the next window is asked for; some left means that the queue is
+//! empty, and the client is told.
+//!
+//! Only what the log knows counts as a failed delivery: the message is available again when its
+//! count is committed. If the disk is too full even for that, it goes back uncounted.
+
+use std::time::Instant;
+
+use amqp::connection::SendError;
+use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
+use amqp::link::LinkId;
+use amqp::message::{Sections, write_header};
+use amqp::session::SessionId;
+use journal::{AppendError, Level, Lsn, QueueId, Record, RecordKind, Sequence, Urgency};
+
+use super::Shard;
+use super::link::{Consumer, Drain, End, LinkPhase, Stashed};
+use crate::apply::Effect;
+use crate::canary::Canary;
+use crate::event::{ConnId, Fatal};
+use crate::limits::{CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
+use crate::mail::{LinkKey, LinkRef, Mail, Outcome};
+use crate::pending::{Answer, Waiting};
+
+/// What a consumer says of one message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Verdict {
+    pub(super) sequence: Sequence,
+    pub(super) outcome: Outcome,
+    pub(super) confirm: bool,
+}
+
+/// The connection's side.
+impl Shard {
+    pub(super) fn credit_changed(&mut self, now: Instant, conn: ConnId, link: LinkId, drain: bool) {
+        let Some(key) = self.key(conn, link) else { return };
+        if let Some(consumer) = self.consumer_mut(key) {
+            if drain && consumer.drain == Drain::No {
+                consumer.drain = Drain::Wanted;
+            } else if !drain {
+                consumer.drain = Drain::No;
+            }
+        }
+        self.send_stash(now, key);
+    }
+
+    pub(super) fn send_ready(&mut self, now: Instant, conn: ConnId, session: SessionId) {
+        let Some(conn) = self.conns.get(&conn) else { return };
+        let keys: Vec<LinkKey> = conn.links.values().copied().collect();
+        for key in keys {
+            if self.links.get(key).is_some_and(|link| link.session == session) {
+                self.send_stash(now, key);
+            }
+        }
+    }
+
+    /// A message for a consumer of ours; if it is gone, its `Unconsume` requeues the message.
+    pub(super) fn deliver(&mut self, now: Instant, at: LinkRef, stashed: Stashed) {
+        if let Some(consumer) = self.consumer_mut(at.key) {
+            consumer.at_home = consumer.at_home.saturating_sub(1);
+            consumer.stash.push_back(stashed);
+            self.send_stash(now, at.key);
+        }
+    }
+
+    pub(super) fn drained(&mut self, now: Instant, at: LinkRef, unused: u32) {
+        if let Some(consumer) = self.consumer_mut(at.key) {
+            consumer.at_home = consumer.at_home.saturating_sub(unused);
+            if consumer.drain == Drain::Asked {
+                consumer.drain = if unused > 0 { Drain::Empty } else { Drain::Wanted };
+            }
+            self.send_stash(now, at.key);
+        }
+    }
+
+    /// A disposition of the client.
+    pub(super) fn disposition(
+        &mut self,
+        conn: ConnId,
+        link: LinkId,
+        delivery: DeliveryId,
+        outcome: Option<AmqpOutcome>,
+        settled: bool,
+    ) {
+        let Some(key) = self.key(conn, link) else { return };
+        let consumer_ref = self.here(key);
+        let Some(found) = self.links.get_mut(key) else { return };
+        let (queue, home) = (found.queue, found.home);
+        let End::Consumer(consumer) = &mut found.end else { return };
+        let Some(sequence) = consumer.unsettled.remove(&delivery.0) else { return };
+        // Settled without an outcome: the source's default, and where there is none, not processed.
+        let outcome =
+            outcome.or_else(|| consumer.default_outcome.clone()).unwrap_or(AmqpOutcome::Released);
+        if !settled {
+            consumer.confirming.insert(sequence, delivery);
+        }
+        let mail = Mail::Settle {
+            queue,
+            consumer: consumer_ref,
+            sequence,
+            outcome: outcome_of(&outcome),
+            confirm: !settled,
+        };
+        self.post(home, mail);
+    }
+
+    /// A settlement that the client waits for is committed.
+    pub(super) fn settled(&mut self, at: LinkRef, sequence: Sequence) {
+        let Some(link) = self.links.get_mut(at.key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        let End::Consumer(consumer) = &mut link.end else { return };
+        if let Some(delivery) = consumer.confirming.remove(&sequence) {
+            self.engine(conn, |amqp| amqp.settle_outgoing(id, delivery));
+        }
+    }
+
+    fn consumer_mut(&mut self, key: LinkKey) -> Option<&mut Consumer> {
+        let link = self.links.get_mut(key)?;
+        match (&link.phase, &mut link.end) {
+            (LinkPhase::Open, End::Consumer(consumer)) => Some(consumer),
+            (LinkPhase::Resolving | LinkPhase::Closing(_), _)
+            | (LinkPhase::Open, End::Producer(_)) => None,
+        }
+    }
+
+    /// Sends what waits, as far as the engine takes it; then asks the home for more, or ends a drain.
+    fn send_stash(&mut self, _now: Instant, key: LinkKey) {
+        let consumer_ref = self.here(key);
+        let Some(link) = self.links.get_mut(key) else { return };
+        let (conn_id, id, queue, home) = (link.conn, link.id, link.queue, link.home);
+        let (LinkPhase::Open, End::Consumer(consumer)) = (&link.phase, &mut link.end) else {
+            return;
+        };
+        let Some(conn) = self.conns.get_mut(&conn_id) else { return };
+        let mut presettled = Vec::new();
+        while let Some(next) = consumer.stash.front() {
+            if conn.amqp.transmit_bytes_pending() > TRANSMIT_BYTES_HIGH || !conn.amqp.can_send(id) {
+                break;
+            }
+            match send_one(&mut conn.amqp, id, next, consumer.presettled) {
+                Ok(delivery) => {
+                    let sent = consumer.stash.pop_front().expect("it was at the front");
+                    if consumer.presettled {
+                        presettled.push((sent.sequence, Outcome::Accepted));
+                    } else {
+                        consumer.unsettled.insert(delivery.0, sent.sequence);
+                    }
+                }
+                Err(SendError::TooLarge) => {
+                    // This client cannot take it; others may.
+                    let sent = consumer.stash.pop_front().expect("it was at the front");
+                    let outcome =
+                        Outcome::Modified { delivery_failed: false, undeliverable_here: true };
+                    presettled.push((sent.sequence, outcome));
+                }
+                Err(
+                    SendError::Gone
+                    | SendError::NoCredit
+                    | SendError::NotReady
+                    | SendError::SettleMode,
+                ) => break,
+            }
+        }
+        let credit = conn.amqp.link_credit(id);
+        // Credit was taken back: what came under it goes back to its place.
+        while consumer.stash.len() as u64 > u64::from(credit) {
+            let Some(back) = consumer.stash.pop_back() else { break };
+            presettled.push((back.sequence, Outcome::Released));
+        }
+        let more = window(consumer, credit);
+        consumer.at_home += more;
+        let drain = consumer.drain == Drain::Wanted && consumer.at_home > 0;
+        if drain {
+            consumer.drain = Drain::Asked;
+        }
+        if consumer.is_drained(credit) {
+            consumer.drain = Drain::No;
+            conn.amqp.drained(id);
+        }
+        for (sequence, outcome) in presettled {
+            let consumer = consumer_ref;
+            self.post(home, Mail::Settle { queue, consumer, sequence, outcome, confirm: false });
+        }
+        if more > 0 || drain {
+            self.post(home, Mail::Credit { queue, consumer: consumer_ref, more, drain });
+        }
+        self.touch(conn_id);
+    }
+}
+
+/// How much more credit the home shard should get.
+fn window(consumer: &Consumer, credit: u32) -> u32 {
+    let out = consumer.at_home + consumer.stash.len() as u32;
+    let want = credit.min(CONSUMER_WINDOW);
+    let more = want.saturating_sub(out);
+    // Small top-ups are saved up, but not while the home shard has nothing left to send on.
+    let worth = more >= CONSUMER_WINDOW / 4 || consumer.at_home == 0;
+    if worth || consumer.drain == Drain::Wanted || credit <= CONSUMER_WINDOW { more } else { 0 }
+}
+
+fn send_one(
+    amqp: &mut amqp::connection::Connection,
+    id: LinkId,
+    stashed: &Stashed,
+    presettled: bool,
+) -> Result<DeliveryId, SendError> {
+    let sections = Sections::scan(&stashed.message).unwrap_or_default();
+    let mut header = sections.header_fields;
+    header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
+    header.first_acquirer = stashed.first_acquirer.then_some(true);
+    let mut head = Vec::with_capacity(32);
+    write_header(&header, &mut head);
+    amqp.send(id, &[&head, &stashed.message[sections.forwarded]], presettled)
+}
+
+fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
+    match outcome {
+        AmqpOutcome::Accepted => Outcome::Accepted,
+        AmqpOutcome::Rejected(_) => Outcome::Rejected,
+        AmqpOutcome::Released => Outcome::Released,
+        AmqpOutcome::Modified { delivery_failed, undeliverable_here, .. } => Outcome::Modified {
+            delivery_failed: *delivery_failed,
+            undeliverable_here: *undeliverable_here,
+        },
+    }
+}
+
+/// The queue's side.
+impl Shard {
+    pub(super) fn consume(&mut self, queue: QueueId, consumer: LinkRef) {
+        if let Some(queue) = self.state.queue_mut(queue) {
+            queue.attach(consumer);
+        }
+    }
+
+    pub(super) fn credit(&mut self, id: QueueId, consumer: LinkRef, more: u32, drain: bool) {
+        if let Some(queue) = self.state.queue_mut(id) {
+            queue.add_credit(consumer, more, drain);
+            self.dirty_queues.insert(id);
+        }
+    }
+
+    /// Visible messages meet credit.
+    pub(super) fn step_dispatch(&mut self, _now: Instant) {
+        if self.config.canaries.has(Canary::OrderByLsn) {
+            self.state.break_order();
+        }
+        for id in std::mem::take(&mut self.dirty_queues) {
+            let mut out = Vec::new();
+            if let Some(queue) = self.state.queue_mut(id) {
+                while let Some(d) = queue.dispatch() {
+                    let mail = Mail::Deliver {
+                        consumer: d.consumer,
+                        sequence: d.sequence,
+                        message: d.message,
+                        delivery_count: d.delivery_count,
+                        first_acquirer: d.first_acquirer,
+                    };
+                    out.push((d.consumer.shard, mail));
+                }
+                while let Some((consumer, unused)) = queue.poll_drained() {
+                    out.push((consumer.shard, Mail::Drained { consumer, unused }));
+                }
+            }
+            for (shard, mail) in out {
+                self.counters.delivered_total += u64::from(matches!(mail, Mail::Deliver { .. }));
+                self.post(shard, mail);
+            }
+        }
+    }
+
+    /// A consumer's verdict on a message that it holds. One that it does not hold any more (it was
+    /// requeued when the link went) is answered all the same: nothing is pending for it.
+    pub(super) fn settle(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        consumer: LinkRef,
+        verdict: Verdict,
+    ) {
+        let Verdict { sequence, outcome, confirm } = verdict;
+        let answer = if confirm { Answer::Settled(consumer, sequence) } else { Answer::Nobody };
+        let level = self.state.catalogue.get(id).map(|record| record.level);
+        let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
+            return self.answer(answer);
+        };
+        let held = match outcome {
+            Outcome::Accepted | Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
+                queue.counters.rejected += u64::from(outcome == Outcome::Rejected);
+                Next::Settle
+            }),
+            Outcome::Released
+            | Outcome::Modified { delivery_failed: false, undeliverable_here: false } => {
+                queue.release(consumer, sequence).map(|()| Next::Nothing)
+            }
+            Outcome::Modified { delivery_failed: false, undeliverable_here: true } => {
+                queue.release(consumer, sequence).map(|()| Next::Nothing)
+            }
+            Outcome::Modified { delivery_failed: true, .. } => {
+                queue.fail(consumer, sequence).map(Next::Count)
+            }
+        };
+        if matches!(outcome, Outcome::Modified { undeliverable_here: true, .. }) && held.is_ok() {
+            queue.exclude(consumer, sequence);
+        }
+        self.dirty_queues.insert(id);
+        let urgency = if confirm { Urgency::Now } else { Urgency::Window };
+        match held {
+            Ok(Next::Settle) => self.append_settle(now, id, level, sequence, answer, urgency),
+            Ok(Next::Count(count)) => {
+                self.append_count(now, id, level, Counted { sequence, count }, answer);
+            }
+            Ok(Next::Nothing) | Err(_) => self.answer(answer),
+        }
+    }
+
+    /// Appends the settlement of a message whose slot is settling already.
+    pub(super) fn append_settle(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        level: Level,
+        sequence: Sequence,
+        answer: Answer,
+        urgency: Urgency,
+    ) {
+        let mut record = Record::new(RecordKind::Settle, id, sequence, &[]);
+        record.level = level;
+        if let Some(end) = self.append_small(now, &record, urgency) {
+            let effect = self.state.apply_settle(id, sequence);
+            self.pending.push(level, Waiting { end, effect, answer });
+        }
+    }
+
+    fn append_count(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        level: Level,
+        counted: Counted,
+        answer: Answer,
+    ) {
+        let Counted { sequence, count } = counted;
+        let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &[]);
+        record.level = level;
+        record.parts.delivery_count = Some(count);
+        match self.append_small(now, &record, Urgency::Now) {
+            Some(end) => {
+                let effect = self.state.apply_delivery_count(id, sequence, count);
+                self.pending.push(level, Waiting { end, effect, answer });
+            }
+            None => {
+                self.state.commit(Effect::Counted(id, sequence));
+                self.answer(answer);
+            }
+        }
+    }
+
+    /// Appends a record without payload; `None` if it is not in the log. A settlement always has
+    /// its room, set aside when its message was accepted.
+    fn append_small(&mut self, now: Instant, record: &Record<'_>, urgency: Urgency) -> Option<Lsn> {
+        let journal = self.journal.as_mut()?;
+        match journal.append(now, record, urgency) {
+            Ok(appended) => Some(appended.end),
+            Err(AppendError::Poisoned | AppendError::Closed) => None,
+            Err(AppendError::Full | AppendError::Busy | AppendError::TooLarge)
+                if record.kind != RecordKind::Settle =>
+            {
+                None
+            }
+            Err(error @ (AppendError::Full | AppendError::Busy | AppendError::TooLarge)) => {
+                self.fatal(Fatal::JournalPoisoned(format!(
+                    "there is no room for a settlement ({error:?}), though it was set aside"
+                )));
+                None
+            }
+        }
+    }
+
+    /// A consumer goes: what it held is requeued, and it is answered when everything that it settled
+    /// before is committed.
+    pub(super) fn unconsume(&mut self, _now: Instant, id: QueueId, consumer: LinkRef) {
+        let level = self.state.catalogue.get(id).map(|record| record.level);
+        if let Some(queue) = self.state.queue_mut(id) {
+            queue.detach(consumer);
+            self.dirty_queues.insert(id);
+        }
+        match (level, &self.journal) {
+            (Some(level), Some(journal)) => {
+                let end = journal.appended();
+                let answer = Answer::Unconsumed(consumer);
+                self.pending.push(level, Waiting { end, effect: Effect::None, answer });
+            }
+            (Some(_) | None, _) => self.answer(Answer::Unconsumed(consumer)),
+        }
+    }
+}
+
+/// What is left to do once a slot has moved.
+enum Next {
+    Settle,
+    Count(u32),
+    Nothing,
+}
+
+/// A failed delivery.
+struct Counted {
+    sequence: Sequence,
+    count: u32,
+}

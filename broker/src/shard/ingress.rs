@@ -1,0 +1,242 @@
+//! A transfer comes in: checked, sent to its queue's home, appended, and answered when committed.
+//!
+//! ```text
+//!   connection's shard:  Transfer ─▶ scan sections ─▶ Publish ──────────┐
+//!   home shard:          memory? disk? ─▶ sequence ─▶ append ─▶ slot ◀──┘
+//!                        … the commit … ─▶ Published ─▶ accepted
+//! ```
+//! Back-pressure has three steps: a link's credit is not topped up while its queue's home is under
+//! pressure; a connection's reads wait while too many of its bytes are not accepted; and at the bound
+//! a message is refused with `amqp:resource-limit-exceeded`.
+//!
+//! A message is refused before it touches the log, or it is in the log: there is no third way.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
+use amqp::link::LinkId;
+use amqp::message::Sections;
+use bytes::Bytes;
+use journal::limits::BACKLOG_BYTES_MAX;
+use journal::{AppendError, Journal, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
+
+use super::connections::error_of;
+use super::link::{End, LinkPhase};
+use super::{Phase, Shard};
+use crate::event::ConnId;
+use crate::limits::{PRESSURE_SIXTEENTHS, PRODUCER_CREDIT, RELIEF_SIXTEENTHS};
+use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
+use crate::pending::{Answer, Waiting};
+use crate::queue::Queue;
+
+/// A message as it came off a link.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) delivery: DeliveryId,
+    pub(super) settled: bool,
+    pub(super) message_format: u32,
+    pub(super) message: Bytes,
+}
+
+impl Shard {
+    pub(super) fn transfer(&mut self, conn: ConnId, link: LinkId, transfer: Transfer) {
+        let Some(key) = self.key(conn, link) else { return };
+        let refusal = self.refuse_transfer(&transfer);
+        let Some(found) = self.links.get_mut(key) else { return };
+        let (queue, home) = (found.queue, found.home);
+        let (LinkPhase::Open, End::Producer(producer)) = (&found.phase, &mut found.end) else {
+            return;
+        };
+        producer.credit_left = producer.credit_left.saturating_sub(1);
+        if let Some(refusal) = refusal {
+            self.counters.refused_total += 1;
+            self.refuse_delivery(conn, link, &transfer, &refusal);
+        } else {
+            let bytes = transfer.message.len() as u64;
+            let token = (!transfer.settled).then(|| producer.push(transfer.delivery, bytes));
+            if token.is_some()
+                && let Some(conn) = self.conns.get_mut(&conn)
+            {
+                conn.unaccepted_bytes += bytes;
+            }
+            let producer = token.map(|token| (self.here(key), token));
+            self.post(home, Mail::Publish { queue, producer, message: transfer.message });
+        }
+        self.grant(key);
+    }
+
+    fn refuse_transfer(&self, transfer: &Transfer) -> Option<Refusal> {
+        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
+            return Some(Refusal::Stopping);
+        }
+        if transfer.message_format != 0 {
+            return Some(Refusal::NotBuilt(format!(
+                "message format {} is not built; send format 0",
+                transfer.message_format
+            )));
+        }
+        Sections::scan(&transfer.message)
+            .err()
+            .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
+    }
+
+    fn refuse_delivery(
+        &mut self,
+        conn: ConnId,
+        link: LinkId,
+        transfer: &Transfer,
+        refusal: &Refusal,
+    ) {
+        if !transfer.settled {
+            let delivery = transfer.delivery;
+            let outcome = outcome_of(refusal);
+            self.engine(conn, |amqp| amqp.settle(link, delivery, outcome));
+        }
+    }
+
+    /// A message for a queue that lives here.
+    pub(super) fn publish(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        producer: Option<(LinkRef, Token)>,
+        message: Bytes,
+    ) {
+        if let Err(refusal) = self.append_message(now, id, producer, message) {
+            self.counters.refused_total += 1;
+            if let Some((link, token)) = producer {
+                self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+            }
+        }
+    }
+
+    fn append_message(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        producer: Option<(LinkRef, Token)>,
+        message: Bytes,
+    ) -> Result<(), Refusal> {
+        let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
+        let memory = self.state.memory_bytes() + Queue::memory_bytes(message.len());
+        if memory > self.config.memory_bytes_max {
+            return Err(Refusal::MemoryFull);
+        }
+        let sequence = self.state.queue(id).ok_or(Refusal::QueueGone)?.next_sequence();
+        let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
+        let mut record = Record::new(RecordKind::Message, id, sequence, &message);
+        record.level = level;
+        let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
+        let appended = journal.append(now, &record, urgency).map_err(refusal_of)?;
+        let effect = self
+            .state
+            .apply_message(appended.lsn, id, sequence, message)
+            .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
+        let answer = match producer {
+            Some((link, token)) => Answer::Published(link, token),
+            None => Answer::Nobody,
+        };
+        self.pending.push(level, Waiting { end: appended.end, effect, answer });
+        Ok(())
+    }
+
+    /// What became of a transfer.
+    pub(super) fn published(
+        &mut self,
+        _now: Instant,
+        at: LinkRef,
+        token: Token,
+        result: Result<(), Refusal>,
+    ) {
+        let Some(link) = self.links.get_mut(at.key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        let End::Producer(producer) = &mut link.end else { return };
+        let Some((delivery, bytes)) = producer.take(token) else { return };
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
+        }
+        let outcome = match &result {
+            Ok(()) => AmqpOutcome::Accepted,
+            Err(refusal) => outcome_of(refusal),
+        };
+        self.engine(conn, |amqp| amqp.settle(id, delivery, outcome));
+        self.grant(at.key);
+        self.retired(at.key);
+    }
+
+    /// Tops a producer's credit up, unless its queue's home is under pressure.
+    pub(super) fn grant(&mut self, key: LinkKey) {
+        let serving = self.is_serving();
+        let Some(link) = self.links.get_mut(key) else { return };
+        let (conn, id, home) = (link.conn, link.id, link.home);
+        let (LinkPhase::Open, End::Producer(producer)) = (&link.phase, &mut link.end) else {
+            return;
+        };
+        let pressed = self.pressure.get(usize::from(home.0)).copied().unwrap_or(false);
+        let low = producer.credit_left <= PRODUCER_CREDIT / 2;
+        if serving && low && !pressed && producer.unanswered <= PRODUCER_CREDIT {
+            producer.credit_left = PRODUCER_CREDIT;
+            self.engine(conn, |amqp| amqp.grant_credit(id, PRODUCER_CREDIT));
+        }
+    }
+
+    /// Tells everybody when this shard comes under pressure or out of it.
+    pub(super) fn step_pressure(&mut self) {
+        let sixteenths = if self.pressed { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
+        let bound = self.config.memory_bytes_max / 16 * sixteenths;
+        let full = self.journal.as_ref().is_some_and(is_nearly_full);
+        let pressed = self.state.memory_bytes() > bound || full;
+        if pressed != self.pressed {
+            self.pressed = pressed;
+            self.post_all(&Mail::Pressure(pressed));
+            tracing::info!(
+                shard = self.config.shard.0,
+                on = pressed,
+                disk = full,
+                memory_bytes = self.state.memory_bytes(),
+                "back-pressure: producers' credit is {}",
+                if pressed { "withheld" } else { "given again" }
+            );
+        }
+    }
+
+    /// A shard came under pressure, or out of it: then its producers get credit again.
+    pub(super) fn pressed_by(&mut self, home: ShardId, on: bool) {
+        let Some(pressed) = self.pressure.get_mut(usize::from(home.0)) else { return };
+        *pressed = on;
+        if !on {
+            let keys: Vec<LinkKey> =
+                self.links.iter().filter(|(_, l)| l.home == home).map(|(key, _)| key).collect();
+            keys.into_iter().for_each(|key| self.grant(key));
+        }
+    }
+}
+
+/// Whether producers should wait: the log is (nearly) full, or the disk is far behind.
+fn is_nearly_full(journal: &Journal) -> bool {
+    journal.usage().room != Room::Plenty || journal.backlog_bytes() > BACKLOG_BYTES_MAX / 2
+}
+
+/// How an append that failed is told.
+pub(super) fn refusal_of(error: AppendError) -> Refusal {
+    match error {
+        AppendError::Full | AppendError::Busy => Refusal::DiskFull,
+        AppendError::TooLarge => Refusal::TooLarge,
+        AppendError::Poisoned | AppendError::Closed => Refusal::Stopping,
+    }
+}
+
+/// A refused message is `rejected` with the reason; one that merely came too late is `released`.
+fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
+    match refusal {
+        Refusal::Stopping => AmqpOutcome::Released,
+        Refusal::MemoryFull
+        | Refusal::DiskFull
+        | Refusal::QueueGone
+        | Refusal::TooManyQueues
+        | Refusal::TooLarge
+        | Refusal::Malformed(_)
+        | Refusal::NotBuilt(_) => AmqpOutcome::Rejected(Some(Arc::new(error_of(refusal)))),
+    }
+}

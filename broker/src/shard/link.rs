@@ -1,0 +1,249 @@
+//! What a shard remembers of a connection and of its links.
+//!
+//! ```text
+//!   attach ─▶ Resolving ─▶ Open ─▶ Closing ─▶ (slot free, generation up)
+//!                │                    ▲ waits: a producer for its answers, a consumer for
+//!                └────────────────────┘ `Unconsumed`; then detach, end or close is answered
+//! ```
+//! Invariants: a key names one link for ever (slot and generation); `at_home + stash.len()` of a
+//! consumer never exceeds the credit that its client gave, nor `CONSUMER_WINDOW`; a producer's
+//! `waiting` holds each unsettled transfer once, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use amqp::connection::Connection;
+use amqp::delivery::DeliveryId;
+use amqp::link::LinkId;
+use amqp::session::SessionId;
+use bytes::Bytes;
+use journal::{QueueId, Sequence, ShardId};
+
+use crate::event::ConnId;
+use crate::mail::{LinkKey, Token};
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) id: ConnId,
+    pub(crate) peer: String,
+    pub(crate) amqp: Connection,
+    pub(crate) user: String,
+    pub(crate) container_id: String,
+    pub(crate) links: BTreeMap<LinkId, LinkKey>,
+    pub(crate) received_bytes: u64,
+    /// Bytes of transfers that wait to be accepted.
+    pub(crate) unaccepted_bytes: u64,
+    pub(crate) paused: bool,
+    /// A `Send` is under way.
+    pub(crate) sending: bool,
+    /// A buffer that came home.
+    pub(crate) spare: Vec<u8>,
+    /// It is in `dirty_conns`.
+    pub(crate) dirty: bool,
+    /// Its entry in `deadlines`.
+    pub(crate) deadline: Option<Instant>,
+    /// The peer asked to close, and waits for its links' last answers.
+    pub(crate) close_wanted: bool,
+    /// We said goodbye ourselves (shutdown, operator).
+    pub(crate) goodbye: bool,
+    /// The engine is done with it; the socket goes when the last byte is sent.
+    pub(crate) over: bool,
+}
+
+/// A link's state.
+#[derive(Debug)]
+pub(crate) enum LinkPhase {
+    /// Its queue is looked up, or created.
+    Resolving,
+    /// It works.
+    Open,
+    /// Its last answers are awaited.
+    Closing(Farewell),
+}
+
+/// What is answered when a link has had its last answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// Nothing: the engine or the connection is gone already.
+    Silent,
+    /// The peer's detach.
+    Detach { closed: bool },
+    /// The end of its session, with the session's last link.
+    End(SessionId),
+    /// The close of its connection, with the connection's last link.
+    Close,
+}
+
+/// One link.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) conn: ConnId,
+    pub(crate) id: LinkId,
+    pub(crate) session: SessionId,
+    pub(crate) phase: LinkPhase,
+    pub(crate) queue: QueueId,
+    pub(crate) home: ShardId,
+    pub(crate) end: End,
+    /// What its attach said, until the queue is found.
+    pub(crate) attach: Option<Box<amqp::link::RemoteAttach>>,
+}
+
+/// Which end of a link we are.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The client sends.
+    Producer(Producer),
+    /// The client receives.
+    Consumer(Consumer),
+}
+
+/// The client sends.
+#[derive(Debug, Default)]
+pub(crate) struct Producer {
+    /// Transfers that wait for an answer; the front has token `first`.
+    pub(crate) waiting: VecDeque<Option<(DeliveryId, u64)>>,
+    pub(crate) first: u64,
+    /// How many of `waiting` are not answered.
+    pub(crate) unanswered: u32,
+    /// Credit given and not used.
+    pub(crate) credit_left: u32,
+}
+
+impl Producer {
+    /// Numbers a transfer.
+    pub(crate) fn push(&mut self, delivery: DeliveryId, bytes: u64) -> Token {
+        self.waiting.push_back(Some((delivery, bytes)));
+        self.unanswered += 1;
+        Token(self.first + self.waiting.len() as u64 - 1)
+    }
+
+    /// The transfer that a token names, once.
+    pub(crate) fn take(&mut self, token: Token) -> Option<(DeliveryId, u64)> {
+        let index = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
+        let taken = self.waiting.get_mut(index)?.take()?;
+        self.unanswered -= 1;
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.first += 1;
+        }
+        Some(taken)
+    }
+}
+
+/// The client receives.
+#[derive(Debug, Default)]
+pub(crate) struct Consumer {
+    /// Credit that the home shard holds for us.
+    pub(crate) at_home: u32,
+    /// Messages that came and are not sent: the engine's window is closed.
+    pub(crate) stash: VecDeque<Stashed>,
+    /// Sent, not settled, by delivery id.
+    pub(crate) unsettled: BTreeMap<u32, Sequence>,
+    /// The outcome came unsettled; the answer waits for the commit.
+    pub(crate) confirming: BTreeMap<Sequence, DeliveryId>,
+    /// What a disposition without an outcome means.
+    pub(crate) default_outcome: Option<amqp::delivery::Outcome>,
+    /// How messages are sent on it.
+    pub(crate) presettled: bool,
+    pub(crate) drain: Drain,
+}
+
+impl Consumer {
+    /// Whether a drain is over: everything is sent, and either the queue is empty or the credit that
+    /// is left, none, is all used.
+    pub(crate) fn is_drained(&self, credit: u32) -> bool {
+        let used = credit == 0 && self.at_home == 0;
+        self.stash.is_empty()
+            && match self.drain {
+                Drain::No | Drain::Asked => false,
+                Drain::Wanted => used,
+                Drain::Empty => true,
+            }
+    }
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Drain {
+    /// None was asked for.
+    #[default]
+    No,
+    /// The client asked; the home shard is not asked yet, or was asked and may have more.
+    Wanted,
+    /// The home shard is asked.
+    Asked,
+    /// The home shard has no more: when the stash is sent, the client is told.
+    Empty,
+}
+
+/// A message that waits to be sent.
+#[derive(Debug)]
+pub(crate) struct Stashed {
+    pub(crate) sequence: Sequence,
+    pub(crate) message: Bytes,
+    pub(crate) delivery_count: u32,
+    pub(crate) first_acquirer: bool,
+}
+
+/// The links of a shard's connections, by key.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    slots: Vec<(u32, Option<Link>)>,
+    free: Vec<u32>,
+}
+
+impl Links {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a link in.
+    pub(crate) fn insert(&mut self, link: Link) -> LinkKey {
+        match self.free.pop() {
+            Some(slot) => {
+                let (generation, place) = &mut self.slots[slot as usize];
+                *place = Some(link);
+                LinkKey { slot, generation: *generation }
+            }
+            None => {
+                let slot = u32::try_from(self.slots.len()).expect("links are bounded");
+                self.slots.push((0, Some(link)));
+                LinkKey { slot, generation: 0 }
+            }
+        }
+    }
+
+    /// The link of a key, unless it is gone.
+    pub(crate) fn get(&self, key: LinkKey) -> Option<&Link> {
+        let (generation, link) = self.slots.get(key.slot as usize)?;
+        if *generation == key.generation { link.as_ref() } else { None }
+    }
+
+    /// The link of a key, to change it.
+    pub(crate) fn get_mut(&mut self, key: LinkKey) -> Option<&mut Link> {
+        let (generation, link) = self.slots.get_mut(key.slot as usize)?;
+        if *generation == key.generation { link.as_mut() } else { None }
+    }
+
+    /// Takes a link out; its key names nothing from now on.
+    pub(crate) fn remove(&mut self, key: LinkKey) -> Option<Link> {
+        let (generation, place) = self.slots.get_mut(key.slot as usize)?;
+        if *generation != key.generation {
+            return None;
+        }
+        let link = place.take()?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(key.slot);
+        Some(link)
+    }
+
+    /// Every link, with its key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LinkKey, &Link)> {
+        self.slots.iter().enumerate().filter_map(|(slot, (generation, link))| {
+            let key = LinkKey { slot: slot as u32, generation: *generation };
+            link.as_ref().map(|link| (key, link))
+        })
+    }
+}

@@ -1,0 +1,233 @@
+//! Operators' questions and commands, as far as one shard can answer them.
+//!
+//! A purge works in steps of `PURGE_STEP` settlements, so that a long queue never stalls the loop,
+//! and is answered when the last of them is committed. It takes what was available when it was asked
+//! for: messages at consumers and later ones stay.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use journal::{QueueId, Sequence, Urgency};
+
+use super::Shard;
+use super::link::End;
+use crate::admin::{
+    AdminId, AdminReply, AdminRequest, ConnectionStat, PeekedMessage, QueueStat, ShardStats,
+};
+use crate::apply::Effect;
+use crate::event::{Action, ConnId};
+use crate::limits::{PEEK_MESSAGES_MAX, PURGE_STEP};
+use crate::mail::level_name;
+use crate::pending::{Answer, Waiting};
+use crate::queue::SlotState;
+
+/// What is counted since the process started.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) connections_total: u64,
+    pub(super) accepted_total: u64,
+    pub(super) refused_total: u64,
+    pub(super) delivered_total: u64,
+    pub(super) settled_total: u64,
+    pub(super) batches_total: u64,
+}
+
+/// Purges under way.
+#[derive(Debug, Default)]
+pub(super) struct Purges {
+    by_queue: BTreeMap<QueueId, Purge>,
+}
+
+#[derive(Debug)]
+struct Purge {
+    below: Sequence,
+    count: u64,
+    askers: Vec<AdminId>,
+    /// All is appended; the commit is awaited.
+    ended: bool,
+}
+
+impl Shard {
+    pub(super) fn operator(&mut self, _now: Instant, id: AdminId, request: AdminRequest) {
+        let reply = match request {
+            AdminRequest::Queues => AdminReply::Queues(self.queue_stats()),
+            AdminRequest::Peek { queue, count_max } => {
+                AdminReply::Peeked(self.peek(&queue, count_max))
+            }
+            AdminRequest::Purge { queue } => match self.begin_purge(&queue, id) {
+                true => return,
+                false => AdminReply::Purged(None),
+            },
+            AdminRequest::Connections => AdminReply::Connections(self.connection_stats()),
+            AdminRequest::CloseConnection(conn) => self.close_connection(conn),
+            AdminRequest::Stats => AdminReply::Stats(Box::new(self.stats())),
+        };
+        self.actions.push_back(Action::AdminReply { id, reply });
+    }
+
+    fn named_here(&self, name: &str) -> Option<QueueId> {
+        let record = self.state.catalogue.named(name)?;
+        (record.home == self.config.shard).then_some(record.id)
+    }
+
+    fn close_connection(&mut self, id: ConnId) -> AdminReply {
+        let there = self.conns.contains_key(&id);
+        self.say_goodbye(id, "an operator closed the connection");
+        AdminReply::ConnectionClosed(there)
+    }
+
+    fn queue_stats(&self) -> Vec<QueueStat> {
+        let here = |queue: &crate::queue::Queue| {
+            let record = self.state.catalogue.get(queue.id())?;
+            Some(QueueStat {
+                id: queue.id(),
+                name: record.name.clone(),
+                shard: self.config.shard.0,
+                durability: level_name(record.level),
+                available: queue.count(SlotState::Available),
+                acquired: queue.count(SlotState::Acquired) + queue.count(SlotState::Counting),
+                uncommitted: queue.count(SlotState::Reserved) + queue.count(SlotState::Settling),
+                payload_bytes: queue.payload_bytes(),
+                consumers: queue.consumers() as u64,
+                enqueued_total: queue.counters.enqueued,
+                settled_total: queue.counters.settled,
+                rejected_total: queue.counters.rejected,
+                delivered_total: queue.counters.delivered,
+                next_sequence: queue.next_sequence(),
+            })
+        };
+        self.state.queues().filter_map(here).collect()
+    }
+
+    fn peek(&self, name: &str, count_max: usize) -> Option<Vec<PeekedMessage>> {
+        let queue = self.state.queue(self.named_here(name)?)?;
+        let shown = queue.peek(count_max.min(PEEK_MESSAGES_MAX)).into_iter();
+        Some(
+            shown
+                .map(|(sequence, state, delivery_count, message)| PeekedMessage {
+                    sequence,
+                    acquired: state != SlotState::Available,
+                    delivery_count,
+                    message,
+                })
+                .collect(),
+        )
+    }
+
+    fn connection_stats(&self) -> Vec<ConnectionStat> {
+        let count = |conn: &super::link::Conn, wanted: fn(&End) -> bool| {
+            let links = conn.links.values().filter_map(|key| self.links.get(*key));
+            links.filter(|link| wanted(&link.end)).count() as u64
+        };
+        self.conns
+            .values()
+            .map(|conn| ConnectionStat {
+                conn: conn.id,
+                shard: self.config.shard.0,
+                peer: conn.peer.clone(),
+                container_id: conn.container_id.clone(),
+                user: conn.user.clone(),
+                producers: count(conn, |end| matches!(end, End::Producer(_))),
+                consumers: count(conn, |end| matches!(end, End::Consumer(_))),
+                received_bytes: conn.received_bytes,
+                paused: conn.paused,
+            })
+            .collect()
+    }
+
+    fn stats(&self) -> ShardStats {
+        let mut stats = ShardStats {
+            shard: self.config.shard.0,
+            connections: self.conns.len() as u64,
+            connections_total: self.counters.connections_total,
+            accepted_total: self.counters.accepted_total,
+            refused_total: self.counters.refused_total,
+            delivered_total: self.counters.delivered_total,
+            settled_total: self.counters.settled_total,
+            memory_bytes: self.state.memory_bytes(),
+            memory_bytes_max: self.config.memory_bytes_max,
+            memory_pressure: self.pressed,
+            journal_segments_max: self.config.segments_max,
+            ..ShardStats::default()
+        };
+        if let Some(journal) = &self.journal {
+            let head = journal.head();
+            stats.journal_head_lsn = head.0;
+            stats.journal_appended_lsn = journal.appended().0;
+            stats.journal_durable_lsn = journal.durable().0;
+            let usage = journal.usage();
+            stats.journal_segments = usage.segments_live;
+            stats.journal_free_bytes = usage.free_bytes;
+            stats.journal_head_live_messages =
+                self.state.messages_in(head.0 / self.config.segment_bytes);
+            stats.journal_full = usage.room != journal::Room::Plenty;
+            stats.journal_batches_total = self.counters.batches_total;
+        }
+        stats
+    }
+
+    fn begin_purge(&mut self, name: &str, asker: AdminId) -> bool {
+        let Some(id) = self.named_here(name) else { return false };
+        let Some(queue) = self.state.queue(id) else { return false };
+        let below = queue.next_sequence();
+        let purge = self.purges.by_queue.entry(id).or_insert_with(|| Purge {
+            below,
+            count: 0,
+            askers: Vec::new(),
+            ended: false,
+        });
+        purge.below = below;
+        purge.ended = false;
+        purge.askers.push(asker);
+        true
+    }
+
+    /// One step of each purge under way.
+    pub(super) fn step_purges(&mut self, now: Instant) {
+        let active: Vec<QueueId> = self
+            .purges
+            .by_queue
+            .iter()
+            .filter(|(_, purge)| !purge.ended)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in active {
+            self.step_purge(now, id);
+        }
+    }
+
+    fn step_purge(&mut self, now: Instant, id: QueueId) {
+        let Some(level) = self.state.catalogue.get(id).map(|record| record.level) else { return };
+        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
+        let below = purge.below;
+        let mut taken = Vec::with_capacity(PURGE_STEP);
+        if let Some(queue) = self.state.queue_mut(id) {
+            while taken.len() < PURGE_STEP {
+                let Some(sequence) = queue.take_for_purge(below) else { break };
+                taken.push(sequence);
+            }
+        }
+        purge.count += taken.len() as u64;
+        purge.ended = taken.len() < PURGE_STEP;
+        let ended = purge.ended;
+        for sequence in taken {
+            self.append_settle(now, id, level, sequence, Answer::Nobody, Urgency::Window);
+        }
+        if let (true, Some(journal)) = (ended, &self.journal) {
+            let end = journal.appended();
+            let answer = Answer::Purged(id);
+            self.pending.push(level, Waiting { end, effect: Effect::None, answer });
+        }
+    }
+
+    pub(super) fn purged(&mut self, id: QueueId) {
+        if self.purges.by_queue.get(&id).is_none_or(|purge| !purge.ended) {
+            return;
+        }
+        let Some(purge) = self.purges.by_queue.remove(&id) else { return };
+        for asker in purge.askers {
+            let reply = AdminReply::Purged(Some(purge.count));
+            self.actions.push_back(Action::AdminReply { id: asker, reply });
+        }
+    }
+}

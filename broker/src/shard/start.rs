@@ -1,0 +1,157 @@
+//! From a log to a shard that serves.
+//!
+//! ```text
+//!   shard 0:  read the log ─▶ the catalogue is known ─▶ tell everybody ─▶ serve
+//!   others:   read the log ─▶ wait for the catalogue ─▶ reconcile ─▶ serve
+//! ```
+//! Shards read side by side, and none serves before shard 0's log is read. Reconciling: a queue that
+//! has records here and is not in the catalogue was deleted if its id was given before, and is damage
+//! if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
+
+use std::time::Instant;
+
+use journal::{
+    DiskError, QueueId, RecordKind, RecoveryError, RecoveryOutcome, ShardId, SuperblockError,
+};
+
+use super::{Phase, Shard};
+use crate::apply::ApplyError;
+use crate::canary::Canary;
+use crate::catalogue::QueueRecord;
+use crate::event::{Action, Fatal};
+use crate::mail::Mail;
+
+impl Shard {
+    /// Takes the records that were read, and the end of recovery; whether there was any progress.
+    pub(super) fn recover(&mut self, now: Instant) -> bool {
+        let Phase::Recovering(recovery) = &mut self.phase else { return false };
+        let mut progress = false;
+        while let Some((lsn, record)) = recovery.poll_record() {
+            progress = true;
+            self.report.records += 1;
+            let segment = lsn.0 / self.config.segment_bytes;
+            let head = *self.report_head.get_or_insert(segment);
+            if record.kind == RecordKind::Settle
+                && segment == head
+                && self.config.canaries.has(Canary::SettlementRecycledEarly)
+            {
+                continue;
+            }
+            match self.state.apply(lsn, &record) {
+                Ok(effect) => self.state.commit(effect),
+                Err(error) => {
+                    self.fatal(match error {
+                        ApplyError::Damage(what) => Fatal::JournalDamaged(what),
+                        ApplyError::Newer(what) => Fatal::FormatUnknown(what),
+                    });
+                    return true;
+                }
+            }
+        }
+        match recovery.poll_outcome() {
+            Some(Ok(outcome)) => {
+                self.recovered(now, outcome);
+                true
+            }
+            Some(Err(error)) => {
+                self.fatal(fatal_of(self.config.shard, &error));
+                true
+            }
+            None => progress,
+        }
+    }
+
+    fn recovered(&mut self, _now: Instant, outcome: RecoveryOutcome) {
+        self.state.end_recovery();
+        self.report.messages = self.state.messages();
+        self.report.truncated = outcome.truncated.map(|cut| {
+            format!(
+                "shard {}: cut {} bytes in {} batches behind LSN {}, none of them promised durable",
+                self.config.shard.0, cut.bytes, cut.batches, cut.lsn
+            )
+        });
+        let mut journal = outcome.journal;
+        journal.set_unsettled(self.state.messages());
+        self.journal = Some(journal);
+        self.phase = Phase::Joining;
+        if self.config.shard == ShardId(0) {
+            let queues: Vec<QueueRecord> = self.state.catalogue.iter().cloned().collect();
+            let next_queue_id = self.state.catalogue.next_id();
+            self.post_all(&Mail::Catalogue { queues, next_queue_id });
+        }
+        let (now_due, still_early) =
+            std::mem::take(&mut self.early).into_iter().partition(|mail| self.takes(mail));
+        self.early = still_early;
+        let now_due: Vec<Mail> = now_due;
+        self.mail.extend(now_due);
+    }
+
+    /// Shard 0's log is read: the catalogue is known.
+    pub(super) fn join(&mut self, queues: Vec<QueueRecord>, next_queue_id: QueueId) {
+        if self.catalogue_seen {
+            return;
+        }
+        self.catalogue_seen = true;
+        for record in queues {
+            if record.home.0 >= self.config.shards {
+                self.fatal(Fatal::JournalDamaged(format!(
+                    "queue '{}' lives on shard {}, but there are {} shards",
+                    record.name, record.home.0, self.config.shards
+                )));
+                return;
+            }
+            if record.home == self.config.shard {
+                self.state.open_queue(record.id);
+            }
+            self.state.catalogue.insert(record);
+        }
+        self.state.catalogue.skip_to(next_queue_id);
+        let strays: Vec<QueueId> = self
+            .state
+            .queues()
+            .map(crate::queue::Queue::id)
+            .filter(|id| self.state.catalogue.get(*id).is_none())
+            .collect();
+        for id in strays {
+            if id >= next_queue_id {
+                self.fatal(Fatal::JournalDamaged(format!(
+                    "shard {} has records of queue {}, which the catalogue on shard 0 never gave \
+                     an id to (its next is {}): the shards' logs are not of one broker",
+                    self.config.shard.0, id.0, next_queue_id.0
+                )));
+                return;
+            }
+            self.state.forget_queue(id);
+        }
+        self.report.messages = self.state.messages();
+        self.phase = Phase::Serving;
+        self.actions.push_back(Action::Ready(self.report.clone()));
+        let early = std::mem::take(&mut self.early);
+        self.mail.extend(early);
+    }
+}
+
+fn fatal_of(shard: ShardId, error: &RecoveryError) -> Fatal {
+    let what = format!("shard {}: {error}", shard.0);
+    match error {
+        RecoveryError::Damaged { .. }
+        | RecoveryError::WrongLog { .. }
+        | RecoveryError::NotFormatted => Fatal::JournalDamaged(what),
+        RecoveryError::Version { .. } => Fatal::FormatUnknown(what),
+        RecoveryError::Record { error, .. } if error.is_newer_format() => {
+            Fatal::FormatUnknown(what)
+        }
+        RecoveryError::Record { .. } => Fatal::JournalDamaged(what),
+        RecoveryError::Superblock(error) => match error {
+            SuperblockError::Version(_)
+            | SuperblockError::UnknownFeatures(_)
+            | SuperblockError::UnknownPart(_) => Fatal::FormatUnknown(what),
+            SuperblockError::Unreadable
+            | SuperblockError::WrongLog(_)
+            | SuperblockError::Malformed => Fatal::JournalDamaged(what),
+        },
+        RecoveryError::Unreadable { .. } => Fatal::JournalUnreadable(what),
+        RecoveryError::Unwritable { error: DiskError::NoSpace, .. } => Fatal::DiskFull(what),
+        RecoveryError::Unwritable { .. } => Fatal::JournalPoisoned(what),
+    }
+}
