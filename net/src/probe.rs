@@ -147,3 +147,30 @@ fn kernel_release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if release.is_empty() { "unknown".to_owned() } else { release.trim().to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_errno_has_its_cause() {
+        const FREE: &str = "Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n";
+        const FILTERED: &str = "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n";
+        let table = [
+            (libc::EPERM, "0", FILTERED, RefusalCause::Seccomp),
+            (libc::EPERM, "1\n", FREE, RefusalCause::Sysctl),
+            (libc::EPERM, "2\n", FILTERED, RefusalCause::Sysctl),
+            (libc::EPERM, "", FREE, RefusalCause::Seccomp),
+            (libc::ENOSYS, "0", FILTERED, RefusalCause::Seccomp),
+            (libc::ENOSYS, "0", FREE, RefusalCause::Absent),
+            (libc::EINVAL, "0", FREE, RefusalCause::OldKernel),
+            (libc::ENOMEM, "0", FREE, RefusalCause::Memory),
+            (libc::EMFILE, "0", FREE, RefusalCause::Descriptors),
+            (libc::EACCES, "0", FREE, RefusalCause::Other),
+        ];
+        for (errno, sysctl, status, cause) in table {
+            assert_eq!(classify(Some(errno), sysctl, status), cause, "{errno} {sysctl:?}");
+        }
+        assert_eq!(classify(None, "", ""), RefusalCause::Other);
+    }
+}

@@ -319,7 +319,8 @@ impl Ring {
         self.engine.stop_listening(listener);
     }
 
-    /// Starts a connection; [`Completion::Connected`] tells how it went.
+    /// Starts a connection; [`Completion::Connected`] tells how it went. Sends and receives that are
+    /// commanded before wait for it.
     ///
     /// # Errors
     /// No socket could be made.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   receiving   Off --start--> On --pause--> Stopping --last completion--> Off, or On if resumed
-//!                ^              |  ENOBUFS
-//!                +--- pause --- Starved --a buffer is free--> On
+//!                ^              |  ENOBUFS; or started before it is connected
+//!                +--- pause --- Waiting --a buffer is free, connected--> On
 //!               On, Stopping --end or error--> Ended
 //!
 //!   sending     idle --send--> one operation with the kernel, the rest queued --> idle
+//!               not connected yet: all queued
 //!               an error: that send and all after it fail
 //!
 //!   closing     close: cancel, shut down both ways -> the last operation ends -> fd closed, Closed
@@ -59,8 +60,11 @@ pub(super) struct Socket {
 enum Receiving {
     Off,
     On(Key),
-    Stopping { resume: bool },
-    Starved,
+    Stopping {
+        resume: bool,
+    },
+    /// For a buffer or the connection; then it is armed.
+    Waiting,
     Ended,
 }
 
@@ -81,7 +85,7 @@ impl Socket {
     fn idle(&self) -> bool {
         let receiving = match self.receiving {
             Receiving::On(_) | Receiving::Stopping { .. } => true,
-            Receiving::Off | Receiving::Starved | Receiving::Ended => false,
+            Receiving::Off | Receiving::Waiting | Receiving::Ended => false,
         };
         !receiving && self.sending.is_none() && self.connecting.is_none()
     }
@@ -129,9 +133,10 @@ impl Uring {
     pub(crate) fn start_receive(&mut self, id: SocketId) {
         let Some(socket) = self.open_socket(id) else { return };
         match socket.receiving {
+            Receiving::Off if socket.connecting.is_some() => socket.receiving = Receiving::Waiting,
             Receiving::Off => self.receive(id),
             Receiving::Stopping { .. } => socket.receiving = Receiving::Stopping { resume: true },
-            Receiving::On(_) | Receiving::Starved | Receiving::Ended => {}
+            Receiving::On(_) | Receiving::Waiting | Receiving::Ended => {}
         }
     }
 
@@ -143,7 +148,7 @@ impl Uring {
                 self.cancel(key);
             }
             Receiving::Stopping { .. } => socket.receiving = Receiving::Stopping { resume: false },
-            Receiving::Starved => socket.receiving = Receiving::Off,
+            Receiving::Waiting => socket.receiving = Receiving::Off,
             Receiving::Off | Receiving::Ended => {}
         }
     }
@@ -176,7 +181,7 @@ impl Uring {
         let _ = socket.socket.shutdown(Shutdown::Both);
         let receiving = match socket.receiving {
             Receiving::On(key) => Some(key),
-            Receiving::Off | Receiving::Stopping { .. } | Receiving::Starved | Receiving::Ended => {
+            Receiving::Off | Receiving::Stopping { .. } | Receiving::Waiting | Receiving::Ended => {
                 None
             }
         };
@@ -236,9 +241,21 @@ impl Uring {
     }
 
     pub(super) fn connected(&mut self, id: SocketId, result: i32) {
-        self.socket_mut(id).connecting = None;
-        let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) };
-        self.ready.push(Completion::Connected { socket: id, result });
+        let socket = self.socket_mut(id);
+        socket.connecting = None;
+        let waiting = socket.receiving == Receiving::Waiting && !socket.closing;
+        if result < 0 {
+            let error = io::Error::from_raw_os_error(-result);
+            self.ready.push(Completion::Connected { socket: id, result: Err(error) });
+            self.socket_mut(id).broken = Some(-result);
+            self.fail_unsent(id, -result);
+        } else {
+            self.ready.push(Completion::Connected { socket: id, result: Ok(()) });
+            self.send_next(id);
+        }
+        if waiting {
+            self.receive(id);
+        }
         self.finish_socket(id);
     }
 
@@ -263,7 +280,7 @@ impl Uring {
         let resume = match socket.receiving {
             Receiving::On(_) => true,
             Receiving::Stopping { resume } => resume,
-            Receiving::Off | Receiving::Starved | Receiving::Ended => {
+            Receiving::Off | Receiving::Waiting | Receiving::Ended => {
                 unreachable!("{id:?} received without receiving")
             }
         };
@@ -275,7 +292,7 @@ impl Uring {
         match -result {
             0 => self.receive_ended(id, Ok(())),
             libc::ENOBUFS if resume => {
-                socket.receiving = Receiving::Starved;
+                socket.receiving = Receiving::Waiting;
                 self.starved.push_back(id);
                 self.counters.recv_starved += 1;
             }
@@ -322,8 +339,8 @@ impl Uring {
     pub(super) fn feed_starved(&mut self) {
         for _ in 0..self.starved.len().min(usize::from(self.buffers.free())) {
             let Some(id) = self.starved.pop_front() else { return };
-            let starved = |socket: &mut Socket| socket.receiving == Receiving::Starved;
-            if self.open_socket(id).is_some_and(starved) {
+            let waits = |socket: &mut Socket| socket.receiving == Receiving::Waiting;
+            if self.open_socket(id).is_some_and(waits) {
                 self.receive(id);
             }
         }
@@ -358,7 +375,7 @@ impl Uring {
     fn send_next(&mut self, id: SocketId) {
         loop {
             let socket = self.socket_mut(id);
-            if socket.sending.is_some() || socket.closing {
+            if socket.sending.is_some() || socket.connecting.is_some() || socket.closing {
                 return;
             }
             let Some(buf) = socket.unsent.pop_front() else {

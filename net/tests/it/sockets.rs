@@ -309,16 +309,37 @@ fn a_thousand_connections_echo() {
 }
 
 #[test]
+fn a_client_may_speak_before_it_is_connected() {
+    let mut core = Core::new(RingConfig::default());
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = core.ring.connect(server.local_addr().unwrap()).unwrap();
+    core.ring.start_receive(socket);
+    core.ring.send(socket, b"first words".to_vec());
+    core.ring.shutdown_write(socket);
+    assert!(matches!(core.next(), Completion::Connected { result: Ok(()), .. }));
+    assert!(matches!(core.next(), Completion::Sent { result: Ok(()), .. }));
+    let (mut stream, _) = server.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "first words");
+    stream.write_all(b"answer").unwrap();
+    assert_eq!(core.received(), (socket, b"answer".to_vec()));
+}
+
+#[test]
 fn a_refused_connection_says_so() {
     let mut core = Core::new(RingConfig::default());
     let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let socket = core.ring.connect(addr).unwrap();
+    core.ring.send(socket, b"nobody hears".to_vec());
     match core.next() {
         Completion::Connected { result, .. } => {
             assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         }
         other => panic!("{other:?} instead of a refusal"),
     }
+    assert!(matches!(core.next(), Completion::Sent { result: Err(_), .. }));
     core.ring.close(socket);
     assert!(matches!(core.next(), Completion::Closed { .. }));
 }
