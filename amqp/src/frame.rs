@@ -250,3 +250,148 @@ impl fmt::Display for FrameError {
 }
 
 impl std::error::Error for FrameError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::performative::{Close, Detach, Transfer};
+
+    const MAX: u32 = 1 << 20;
+
+    #[test]
+    fn a_heartbeat_is_an_empty_frame_on_any_channel() {
+        let mut bytes = Vec::new();
+        write_heartbeat(&mut bytes);
+        assert_eq!(bytes, [0, 0, 0, 8, 2, 0, 0, 0]);
+        bytes[7] = 9;
+        let frame = Frame { kind: FrameKind::Amqp, channel: 9, body: &[] };
+        assert_eq!(parse(&bytes, MAX), Ok(Some((frame, 8))));
+    }
+
+    #[test]
+    fn a_frame_comes_byte_by_byte_and_the_next_one_stays() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, 0x0102, &Performative::Close(Close::default()));
+        let size = bytes.len();
+        write_heartbeat(&mut bytes);
+        for len in 0..size {
+            assert_eq!(parse(&bytes[..len], MAX), Ok(None), "{len}");
+        }
+        for len in size..bytes.len() {
+            let (frame, consumed) = parse(&bytes[..len], MAX).unwrap().unwrap();
+            assert_eq!(consumed, size);
+            assert_eq!(frame.channel, 0x0102);
+            let (performative, _) = Performative::decode(frame.body).unwrap();
+            assert_eq!(performative, Performative::Close(Close::default()));
+        }
+    }
+
+    #[test]
+    fn item_1_sizes_below_the_header_are_refused_by_their_first_four_bytes() {
+        for size in 0..8 {
+            let error = parse(&[0, 0, 0, size], MAX).unwrap_err();
+            assert_eq!(error, FrameError::SizeBelowHeader { size: size.into() });
+        }
+    }
+
+    #[test]
+    fn item_1_the_data_offset_lies_between_header_and_end() {
+        for doff in [0, 1] {
+            let error = parse(&[0, 0, 0, 8, doff, 0, 0, 0], MAX).unwrap_err();
+            assert_eq!(error, FrameError::OffsetBelowHeader { doff });
+        }
+        // Judged before the body is there.
+        for (size, doff) in [(8, 3), (15, 4), (255, 64), (255, 255)] {
+            let error = parse(&[0, 0, 0, size, doff, 0, 0, 0], MAX).unwrap_err();
+            assert_eq!(error, FrameError::OffsetAboveSize { doff, size: size.into() });
+        }
+    }
+
+    #[test]
+    fn item_1_an_extended_header_is_skipped() {
+        let bytes = [0, 0, 0, 13, 3, 0, 0, 5, 0xde, 0xad, 0xbe, 0xef, 0x45];
+        let frame = Frame { kind: FrameKind::Amqp, channel: 5, body: &[0x45] };
+        assert_eq!(parse(&bytes, MAX), Ok(Some((frame, 13))));
+        // Up to the end of the frame: a heartbeat.
+        let bytes = [0, 0, 0, 12, 3, 0, 0, 5, 0xde, 0xad, 0xbe, 0xef];
+        let frame = Frame { kind: FrameKind::Amqp, channel: 5, body: &[] };
+        assert_eq!(parse(&bytes, MAX), Ok(Some((frame, 12))));
+    }
+
+    #[test]
+    fn item_2_the_largest_frame_is_taken_and_one_byte_more_is_not() {
+        let mut bytes = vec![0; 512];
+        bytes[..8].copy_from_slice(&[0, 0, 2, 0, 2, 0, 0, 0]);
+        let (frame, consumed) = parse(&bytes, MAX_FRAME_SIZE_MIN).unwrap().unwrap();
+        assert_eq!((frame.body.len(), consumed), (504, 512));
+        let error = parse(&[0, 0, 2, 1], MAX_FRAME_SIZE_MIN).unwrap_err();
+        assert_eq!(error, FrameError::SizeAboveMax { size: 513, max_frame_size: 512 });
+        assert_eq!(error.to_string(), "frame of 513 bytes is above the max-frame-size of 512");
+        assert!(parse(&[0xff; 4], MAX).is_err());
+    }
+
+    #[test]
+    fn a_frame_of_another_type_is_refused() {
+        let error = parse(&[0, 0, 0, 8, 2, 2, 0, 0], MAX).unwrap_err();
+        assert_eq!(error, FrameError::UnknownKind(2));
+    }
+
+    #[test]
+    fn a_frame_writer_counts_header_performative_and_payload() {
+        let mut bytes = b"before".to_vec();
+        let mut frame = FrameWriter::amqp(&mut bytes, 7);
+        assert_eq!(frame.size(), HEADER_LEN);
+        frame.composite(&Transfer { more: true, ..Transfer::default() });
+        let head = frame.size();
+        frame.payload(b"pay");
+        frame.payload(b"load");
+        assert_eq!(frame.size(), head + 7);
+        frame.finish();
+        let (frame, consumed) = parse(&bytes[6..], MAX).unwrap().unwrap();
+        assert_eq!(consumed, head + 7);
+        let (performative, payload) = Performative::decode(frame.body).unwrap();
+        assert_eq!(payload, b"payload");
+        let transfer = Transfer { more: true, ..Transfer::default() };
+        assert_eq!(performative, Performative::Transfer(transfer));
+    }
+
+    #[test]
+    fn frames_of_both_kinds_are_written_as_they_are_read() {
+        let mut bytes = Vec::new();
+        let body = SaslBody::Response(crate::sasl::SaslResponse { response: b"secret" });
+        write_sasl(&mut bytes, &body);
+        let (frame, _) = parse(&bytes, MAX).unwrap().unwrap();
+        assert_eq!(frame.kind, FrameKind::Sasl);
+        assert_eq!(SaslBody::decode(frame.body), Ok(body));
+        assert!(!format!("{body:?}").contains("115"), "no byte of the secret is shown");
+
+        bytes.clear();
+        let detach = Performative::Detach(Detach { closed: true, ..Detach::default() });
+        write(&mut bytes, u16::MAX, &detach);
+        let (frame, _) = parse(&bytes, MAX).unwrap().unwrap();
+        assert_eq!(frame.channel, u16::MAX);
+        assert_eq!(Performative::decode(frame.body), Ok((detach, &[][..])));
+    }
+
+    #[test]
+    fn item_4_protocol_headers_are_known_by_each_byte() {
+        for id in [ProtocolId::Amqp, ProtocolId::Tls, ProtocolId::Sasl] {
+            let header = id.header();
+            for len in 0..8 {
+                assert_eq!(ProtocolId::parse(&header[..len]), Ok(None));
+            }
+            assert_eq!(ProtocolId::parse(&header), Ok(Some(id)));
+            let followed = [&header[..], b"\0\0\0\x08"].concat();
+            assert_eq!(ProtocolId::parse(&followed), Ok(Some(id)));
+            for index in 0..8 {
+                let mut other = header;
+                other[index] ^= 0x41;
+                assert_eq!(ProtocolId::parse(&other), Err(UnknownProtocol), "{index}");
+            }
+        }
+        // AMQP 0-9-1, HTTP, and the ids that nobody has.
+        let strangers = [b"AMQP\0\0\x09\x01", b"GET / HT", b"AMQP\x01\x01\0\0"];
+        assert!(strangers.iter().all(|bytes| ProtocolId::parse(*bytes) == Err(UnknownProtocol)));
+        assert_eq!(ProtocolId::parse(b"G"), Err(UnknownProtocol));
+    }
+}

@@ -247,3 +247,185 @@ const SYMBOLS: [&str; 9] = [
     "amqp:amqp-value:*",
     "amqp:footer:map",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &[u8] = b"\x00\x53\x70\xc0\x04\x02\x41\x50\x07";
+    const DELIVERY_ANNOTATIONS: &[u8] = b"\x00\x53\x71\xc1\x01\x00";
+    const MESSAGE_ANNOTATIONS: &[u8] = b"\x00\x53\x72\xc1\x05\x02\xa3\x01k\x41";
+    const PROPERTIES: &[u8] = b"\x00\x53\x73\xc0\x04\x01\xa1\x01i";
+    const APPLICATION_PROPERTIES: &[u8] = b"\x00\x53\x74\xc1\x01\x00";
+    const DATA: &[u8] = b"\x00\x53\x75\xa0\x02hi";
+    const SEQUENCE: &[u8] = b"\x00\x53\x76\x45";
+    const VALUE: &[u8] = b"\x00\x53\x77\x40";
+    const FOOTER: &[u8] = b"\x00\x53\x78\xc1\x01\x00";
+
+    const ALL: [&[u8]; 7] = [
+        HEADER,
+        DELIVERY_ANNOTATIONS,
+        MESSAGE_ANNOTATIONS,
+        PROPERTIES,
+        APPLICATION_PROPERTIES,
+        DATA,
+        FOOTER,
+    ];
+
+    fn scan(sections: &[&[u8]]) -> Result<Sections, Fault> {
+        Sections::scan(&sections.concat()).map_err(|error| error.fault)
+    }
+
+    #[test]
+    fn every_subset_of_sections_in_order_is_a_message() {
+        for subset in 0..1u32 << ALL.len() {
+            let chosen = |index: usize| subset >> index & 1 == 1;
+            let parts: Vec<_> = (0..ALL.len()).filter(|i| chosen(*i)).map(|i| ALL[i]).collect();
+            let message = parts.concat();
+            let sections = Sections::scan(&message).unwrap();
+            let found = [
+                sections.header.clone(),
+                sections.delivery_annotations.clone(),
+                sections.message_annotations.clone(),
+                sections.properties.clone(),
+                sections.application_properties.clone(),
+                Some(sections.body.clone()).filter(|body| !body.is_empty()),
+                sections.footer.clone(),
+            ];
+            for (index, range) in found.into_iter().enumerate() {
+                let expected = chosen(index).then_some(ALL[index]);
+                assert_eq!(range.map(|range| &message[range]), expected, "{subset:#b}");
+            }
+            let forwarded: Vec<_> = (2..ALL.len()).filter(|i| chosen(*i)).collect();
+            let forwarded: Vec<u8> = forwarded.into_iter().flat_map(|i| ALL[i]).copied().collect();
+            assert_eq!(message[sections.forwarded.clone()], forwarded);
+            // An empty body stands where a body would.
+            let before = sections.footer.map_or(message.len(), |footer| footer.start);
+            assert_eq!(sections.body.end, before);
+        }
+    }
+
+    #[test]
+    fn item_38_sections_out_of_order_or_repeated_are_refused() {
+        let kinds = [
+            HEADER,
+            DELIVERY_ANNOTATIONS,
+            MESSAGE_ANNOTATIONS,
+            PROPERTIES,
+            APPLICATION_PROPERTIES,
+            DATA,
+            SEQUENCE,
+            VALUE,
+            FOOTER,
+        ];
+        for (first, earlier) in kinds.iter().enumerate() {
+            for (second, later) in kinds.iter().enumerate() {
+                let bodies = 5..8;
+                let legal = match (bodies.contains(&first), bodies.contains(&second)) {
+                    (true, true) => first == second && first != 7,
+                    (_, _) => first < second,
+                };
+                let scanned = scan(&[earlier, later]).map(|_| ());
+                let expected = if legal { Ok(()) } else { Err(Fault::SectionOrder) };
+                assert_eq!(scanned, expected, "{first} then {second}");
+            }
+        }
+        // The error says where.
+        let error = Sections::scan(&[VALUE, HEADER].concat()).unwrap_err();
+        assert_eq!(error.at, 4);
+    }
+
+    #[test]
+    fn item_38_several_data_or_sequence_sections_are_one_body() {
+        for section in [DATA, SEQUENCE] {
+            let sections = scan(&[PROPERTIES, section, section, section, FOOTER]).unwrap();
+            let start = PROPERTIES.len();
+            assert_eq!(sections.body, start..start + 3 * section.len());
+        }
+    }
+
+    #[test]
+    fn item_38_no_body_and_no_message_at_all_are_tolerated() {
+        assert!(scan(&[PROPERTIES]).unwrap().body.is_empty());
+        let nothing = scan(&[]).unwrap();
+        assert_eq!(nothing, Sections::default());
+    }
+
+    #[test]
+    fn item_38_a_new_header_leaves_every_other_byte_alone() {
+        // Sections in encodings that we would never write.
+        let properties = b"\x00\xa3\x14amqp:properties:list\xd0\0\0\0\x09\0\0\0\x01\xb1\0\0\0\0";
+        let value = b"\x00\x80\0\0\0\0\0\0\0\x77\xf0\0\0\0\x05\x80\0\0\0\x40";
+        let bare = [&properties[..], value].concat();
+        let message = [HEADER, DELIVERY_ANNOTATIONS, MESSAGE_ANNOTATIONS, &bare].concat();
+        let sections = Sections::scan(&message).unwrap();
+        assert_eq!(
+            sections.properties(&message).unwrap().unwrap().message_id,
+            Some(MessageId::String(""))
+        );
+
+        let header = Header {
+            delivery_count: Some(3),
+            first_acquirer: Some(false),
+            ..sections.header_fields
+        };
+        let mut sent = Vec::new();
+        write_header(&header, &mut sent);
+        sent.extend(&message[sections.forwarded.clone()]);
+        let again = Sections::scan(&sent).unwrap();
+        assert_eq!(again.header_fields, header);
+        assert!(again.header_fields.is_durable());
+        assert_eq!(again.header_fields.priority_or_default(), 7);
+        assert_eq!(again.delivery_annotations, None);
+        assert_eq!(sent[again.forwarded], [MESSAGE_ANNOTATIONS, &bare].concat());
+    }
+
+    #[test]
+    fn a_header_without_fields_is_not_written() {
+        let mut out = Vec::new();
+        write_header(&Header::default(), &mut out);
+        assert_eq!(out, b"");
+        assert_eq!(Header::default().priority_or_default(), PRIORITY_DEFAULT);
+        assert!(!Header::default().is_durable());
+    }
+
+    #[test]
+    fn the_scan_takes_sections_by_size_and_the_look_inside_checks_them() {
+        // Application properties that hold nonsense: forwarded, but not looked into.
+        let message = b"\x00\x53\x74\xc1\x03\x02\xff\xff\x00\x53\x77\x40";
+        let sections = Sections::scan(message).unwrap();
+        let error = sections.application_properties(message).unwrap_err();
+        assert_eq!(error.fault, Fault::UnknownFormatCode(0xff));
+        assert_eq!(sections.message_annotations(message), Ok(None));
+    }
+
+    #[test]
+    fn a_section_is_of_its_own_type() {
+        let wrong: [&[u8]; 8] = [
+            b"\x00\x53\x70\xc1\x01\x00",
+            b"\x00\x53\x71\x45",
+            b"\x00\x53\x72\x40",
+            b"\x00\x53\x73\xc1\x01\x00",
+            b"\x00\x53\x74\xc0\x01\x00",
+            b"\x00\x53\x75\xa1\x01x",
+            b"\x00\x53\x76\xc1\x01\x00",
+            b"\x00\x53\x78\x45",
+        ];
+        for section in wrong {
+            assert!(matches!(scan(&[section]), Err(Fault::UnexpectedType(_))), "{section:?}");
+        }
+        for unknown in [&b"\x00\x53\x79\x45"[..], b"\x00\x53\x24\x45", b"\x00\xa3\x01x\x45"] {
+            assert_eq!(scan(&[unknown]), Err(Fault::UnexpectedDescriptor));
+        }
+        assert!(scan(&[b"\x45"]).is_err());
+    }
+
+    #[test]
+    fn cut_anywhere_but_between_sections_a_message_is_an_error() {
+        let message = ALL.concat();
+        let ends: Vec<usize> = (0..=ALL.len()).map(|n| ALL[..n].concat().len()).collect();
+        for len in 0..message.len() {
+            assert_eq!(Sections::scan(&message[..len]).is_ok(), ends.contains(&len), "{len}");
+        }
+    }
+}
