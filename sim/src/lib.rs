@@ -3,5 +3,7 @@
 
 pub mod disk;
 pub mod hits;
+pub mod letter;
 pub mod rng;
 pub mod solo;
+pub mod wire;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use journal::{
     AppendError, Config, DiskDone, DiskOp, FileId, Format, Geometry, Journal, JournalUuid, LogId,
-    Lsn, NodeSuperblock, QueueId, Record, RecordFlags, RecordKind, Recovery, RecoveryOutcome,
+    Lsn, NodeSuperblock, OpId, QueueId, Record, RecordFlags, RecordKind, Recovery, RecoveryOutcome,
     Sequence, ShardId, Urgency,
 };
 
@@ -392,10 +392,17 @@ impl Solo {
         }
     }
 
+    /// The host's part: what a killed process left in the cache is no ground to build on.
+    fn trust_node(&mut self) -> Result<(), Crashed> {
+        self.submit(DiskOp::Sync { id: OpId(u64::MAX), file: FileId::NodeSuperblock })?;
+        self.answer().map(|_| ())
+    }
+
     fn recover_with(
         &mut self,
         node: &NodeSuperblock,
     ) -> Result<Result<Option<Journal>, String>, Crashed> {
+        self.trust_node()?;
         let slots = self.disk.segments(SHARD);
         let mut recovery = Recovery::new(node, SHARD, &slots, self.config.clone());
         let mut found = Vec::new();

@@ -1,0 +1,85 @@
+//! Test messages: each has a number in its body, and its bytes follow from the number.
+//!
+//! ```text
+//!   header? │ properties? │ data section: "LETTER" │ number u64 │ filler, drawn from the number
+//! ```
+//! So whoever finds one, in a delivery or in a record of the log, knows which it is and whether its
+//! bare message is still what was sent.
+
+use amqp::message::{Header, Properties, Sections, write_header};
+
+use amqp::codec::{Composite, Writer};
+
+use crate::rng::Rng;
+
+/// The number of a test message; no two in a run are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LetterId(pub u64);
+
+const MARK: &[u8; 6] = b"LETTER";
+const DATA_CODE: u64 = 0x75;
+
+/// The encoded message of this number, with about so many bytes in its body.
+pub fn write(id: LetterId, bytes: usize) -> Vec<u8> {
+    let mut rng = Rng::stream(id.0, "letter", bytes as u64);
+    let mut out = Vec::with_capacity(bytes + 64);
+    if rng.chance(500) {
+        let header = Header { durable: Some(rng.chance(500)), ..Header::default() };
+        write_header(&header, &mut out);
+    }
+    if rng.chance(300) {
+        let properties = Properties { subject: Some("letter"), ..Properties::default() };
+        properties.write_described(&mut Writer::new(&mut out));
+    }
+    let mut body = Vec::with_capacity(bytes);
+    body.extend_from_slice(MARK);
+    body.extend_from_slice(&id.0.to_le_bytes());
+    let filler = rng.bits().to_le_bytes();
+    while body.len() < bytes {
+        body.push(filler[body.len() % filler.len()]);
+    }
+    let mut writer = Writer::new(&mut out);
+    writer.descriptor(DATA_CODE);
+    writer.binary(&body);
+    out
+}
+
+/// The number of the letter that these bytes begin.
+pub fn find(bytes: &[u8]) -> Option<LetterId> {
+    let near = &bytes[..bytes.len().min(256)];
+    let at = near.windows(MARK.len()).position(|window| window == MARK)?;
+    let number = near.get(at + MARK.len()..)?.first_chunk::<8>()?;
+    Some(LetterId(u64::from_le_bytes(*number)))
+}
+
+
+/// What is forwarded of a message: all but its header.
+///
+/// # Errors
+/// Where it cannot be decoded.
+pub fn bare(message: &[u8]) -> Result<(Header, &[u8]), String> {
+    let sections = Sections::scan(message).map_err(|error| error.to_string())?;
+    let header = sections.header_fields.clone();
+    Ok((header, &message[sections.forwarded]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_is_found_again_and_is_the_same_each_time() {
+        for number in 0..50 {
+            let id = LetterId(number);
+            for bytes in [0, 100, 70_000] {
+                let message = write(id, bytes);
+                assert_eq!(find(&message), Some(id));
+                assert_eq!(message, write(id, bytes));
+                let (header, forwarded) = bare(&message).expect("a sound message");
+                assert_eq!(find(forwarded), Some(id));
+                assert_eq!(header.delivery_count, None);
+            }
+        }
+        assert_eq!(find(b"LETTER"), None);
+    }
+}
