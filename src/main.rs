@@ -1,2 +1,177 @@
-//! The laelaps process.
-fn main() {}
+//! The command line of `laelaps`: what can be said, and who answers it.
+//!
+//! ```text
+//!   run                      src/run.rs          the broker
+//!   dev                      src/dev.rs          a demonstration on this machine
+//!   preflight                src/preflight.rs    what this machine allows
+//!   config, user             src/config.rs, src/auth.rs
+//!   queue, connection        src/admin_client.rs over HTTP to a running broker
+//!   journal                  src/journal_cli.rs  offline, read-only
+//! ```
+//! A command that is not built is not listed. Every failure is a [`Failure`]: one message on standard
+//! error, one exit status (`docs/operating/exit-statuses.md`).
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Layer};
+use crate::fatal::{Cause, Failure};
+
+mod admin;
+mod admin_client;
+mod auth;
+mod config;
+mod dev;
+mod driver;
+mod fatal;
+mod log;
+mod machine;
+mod node;
+mod preflight;
+#[cfg(test)]
+mod reference;
+mod run;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A message broker that never loses an acknowledged message.
+#[derive(Parser)]
+#[command(name = "laelaps", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve AMQP 1.0 from a data directory
+    Run {
+        /// Read this TOML file first; flags win over it
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Box<Layer>,
+    },
+    /// Start a broker, kill it under load, start it again, and show that nothing is lost
+    Dev(dev::Options),
+    /// Say what this machine allows: io_uring, direct I/O, sync latency, cores, limits
+    Preflight(preflight::Options),
+    /// Check a configuration file, or print its schema
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Prepare users for the configuration
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Look at the queues of a running broker
+    Queue {
+        #[command(subcommand)]
+        command: admin_client::QueueCommand,
+        #[command(flatten)]
+        server: admin_client::Server,
+    },
+    /// Look at the connections of a running broker
+    Connection {
+        #[command(subcommand)]
+        command: admin_client::ConnectionCommand,
+        #[command(flatten)]
+        server: admin_client::Server,
+    },
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Read a file as `run --config` would, and say what is wrong with it
+    Check {
+        /// The TOML file
+        file: PathBuf,
+    },
+    /// Print the JSON schema of the file
+    Schema,
+}
+
+#[derive(Subcommand)]
+enum UserCommand {
+    /// Read a password from standard input and print its hash for `password-hash`
+    Hash,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run { config, flags } => {
+            return run::run(config.as_deref(), *flags);
+        }
+        Command::Dev(options) => dev::dev(&options),
+        Command::Preflight(options) => return preflight::command(&options),
+        Command::Config(ConfigCommand::Check { file }) => {
+            Config::load(Some(&file), Layer::default())
+                .map(|_| println!("{}: fine", file.display()))
+        }
+        Command::Config(ConfigCommand::Schema) => {
+            println!("{:#}", config::schema());
+            Ok(())
+        }
+        Command::User(UserCommand::Hash) => hash_password(),
+        Command::Queue { command, server } => admin_client::queue(&server, &command),
+        Command::Connection { command, server } => admin_client::connection(&server, &command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "laelaps", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("laelaps: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+/// Passwords are at most this long; what is longer is a wrong file.
+const PASSWORD_BYTES_MAX: u64 = 1024;
+
+/// One line of standard input, never a flag: flags are seen by every process of the machine.
+fn hash_password() -> Result<(), Failure> {
+    let mut password = String::new();
+    let wrong = |why: &str| Failure::new(Cause::Command, format!("standard input: {why}"));
+    std::io::stdin()
+        .take(PASSWORD_BYTES_MAX + 1)
+        .read_to_string(&mut password)
+        .map_err(|error| wrong(&error.to_string()))?;
+    let password = password.strip_suffix('\n').unwrap_or(&password);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() {
+        return Err(wrong("no password; write `printf %s PASSWORD | laelaps user hash`"));
+    }
+    if password.len() as u64 > PASSWORD_BYTES_MAX || password.contains('\n') {
+        return Err(wrong("a password is one line of at most 1024 bytes"));
+    }
+    println!("{}", auth::hash(password)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_switch_needs_no_value_and_takes_none_by_space() {
+        let cli = Cli::try_parse_from(["laelaps", "run", "--insecure", "--drain", "1s"]);
+        assert!(cli.is_ok());
+        assert!(Cli::try_parse_from(["laelaps", "run", "--insecure", "true"]).is_err());
+    }
+}

@@ -1,0 +1,331 @@
+//! HTTP for operators: health, metrics, management. One thread of its own, on tokio and axum.
+//!
+//! ```text
+//!   GET    /healthz/live                        200 while every core's loop turns
+//!   GET    /healthz/ready                       200 when the broker serves; 503 and why otherwise
+//!   GET    /metrics                             Prometheus text
+//!   GET    /api/v1/queues                       every queue
+//!   GET    /api/v1/queues/{name}                one
+//!   GET    /api/v1/queues/{name}/messages?count=N   peek, oldest first
+//!   POST   /api/v1/queues/{name}/purge          remove what is available
+//!   GET    /api/v1/connections                  every connection
+//!   DELETE /api/v1/connections/{id}             close one
+//! ```
+//! A request asks the shards over their cores' inboxes and merges the answers. At most
+//! [`REQUESTS_MAX`] are under way; the next ones wait their turn here, not at a shard.
+//!
+//! Invariants: nothing here can stall a core. A web page that the operator happens to have open
+//! cannot command the broker: requests with an `Origin` are refused, and on loopback so are foreign
+//! `Host` names (DNS rebinding). No secret is in any answer.
+//!
+//! Failure: a shard that does not answer within [`ANSWER_WITHIN`] makes it 503 with its number.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use broker::ConnId;
+use broker::admin::{AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats};
+use journal::ShardId;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::fatal::{Cause, Failure};
+use crate::node::{Input, Node, Stage};
+
+mod json;
+mod metrics;
+
+/// Requests that are carried out at the same time.
+const REQUESTS_MAX: usize = 16;
+
+/// A shard answers within this, or the request fails.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a handler has at hand.
+#[derive(Clone)]
+struct Desk {
+    node: Arc<Node>,
+    turns: Arc<Semaphore>,
+    on_loopback: bool,
+}
+
+/// Listen, so that the address is known and taken.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serve on `listener` from a thread of its own, until the process ends.
+///
+/// # Errors
+/// The machine refused the thread or the runtime.
+pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> Result<(), Failure> {
+    let refused = |error: std::io::Error| {
+        Failure::new(Cause::ResourceRefused, format!("the admin thread cannot start: {error}"))
+    };
+    let on_loopback = listener.local_addr().map_err(refused)?.ip().is_loopback();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
+    let app = app(Desk { node, turns: Arc::new(Semaphore::new(REQUESTS_MAX)), on_loopback });
+    std::thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(move || {
+            let served = runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                axum::serve(listener, app).await
+            });
+            if let Err(error) = served {
+                tracing::error!("the admin API has ended: {error}; the broker goes on without it");
+            }
+        })
+        .map_err(refused)?;
+    Ok(())
+}
+
+fn app(desk: Desk) -> Router {
+    Router::new()
+        .route("/healthz/live", get(live))
+        .route("/healthz/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/queues", get(queues))
+        .route("/api/v1/queues/{name}", get(queue))
+        .route("/api/v1/queues/{name}/messages", get(peek))
+        .route("/api/v1/queues/{name}/purge", post(purge))
+        .route("/api/v1/connections", get(connections))
+        .route("/api/v1/connections/{id}", delete(close_connection))
+        .layer(middleware::from_fn_with_state(desk.clone(), admit))
+        .with_state(desk)
+}
+
+/// Why a request fails, as `{"error": …}`.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "error": self.1 }))).into_response()
+    }
+}
+
+/// Browsers send `Origin` and cannot leave it out: no page may command the broker.
+async fn admit(State(desk): State<Desk>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    if headers.contains_key(header::ORIGIN) {
+        let why = "requests of web pages (with an Origin) are refused";
+        return Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response();
+    }
+    if desk.on_loopback && !names_this_machine(headers) {
+        let why = "the Host must be localhost or an address";
+        return Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response();
+    }
+    next.run(request).await
+}
+
+fn names_this_machine(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) | None => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+impl Desk {
+    /// Ask one shard.
+    async fn ask(&self, shard: ShardId, request: AdminRequest) -> Result<AdminReply, Refused> {
+        let unavailable = |why| Refused(StatusCode::SERVICE_UNAVAILABLE, why);
+        let Some(inbox) = self.node.inbox_of(shard) else {
+            return Err(unavailable(self.node.stage().reason().to_owned()));
+        };
+        let (answer, answered) = oneshot::channel();
+        inbox.put(Input::Admin { shard, request, answer });
+        match tokio::time::timeout(ANSWER_WITHIN, answered).await {
+            Ok(Ok(AdminReply::Failed(why))) => Err(Refused(StatusCode::CONFLICT, why)),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => Err(unavailable(format!("shard {} is gone", shard.0))),
+            Err(_) => Err(unavailable(format!(
+                "shard {} did not answer within {} s",
+                shard.0,
+                ANSWER_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    /// Ask every shard, in order.
+    async fn ask_all(&self, request: AdminRequest) -> Result<Vec<AdminReply>, Refused> {
+        let _turn = self.turns.acquire().await.map_err(|_| closed())?;
+        match self.node.stage() {
+            Stage::Ready | Stage::Draining => {}
+            Stage::Locking | Stage::Recovering => {
+                let why = self.node.stage().reason().to_owned();
+                return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why));
+            }
+        }
+        let mut replies = Vec::new();
+        for shard in 0..self.node.shards() {
+            replies.push(self.ask(ShardId(shard), request.clone()).await?);
+        }
+        Ok(replies)
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueStat>, Refused> {
+        let mut queues = Vec::new();
+        for reply in self.ask_all(AdminRequest::Queues).await? {
+            let AdminReply::Queues(some) = reply else { return Err(confused("Queues")) };
+            queues.extend(some);
+        }
+        queues.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(queues)
+    }
+
+    async fn connections(&self) -> Result<Vec<ConnectionStat>, Refused> {
+        let mut connections = Vec::new();
+        for reply in self.ask_all(AdminRequest::Connections).await? {
+            let AdminReply::Connections(some) = reply else { return Err(confused("Connections")) };
+            connections.extend(some);
+        }
+        connections.sort_by_key(|connection| connection.conn);
+        Ok(connections)
+    }
+
+    async fn stats(&self) -> Result<Vec<ShardStats>, Refused> {
+        let mut stats = Vec::new();
+        for reply in self.ask_all(AdminRequest::Stats).await? {
+            let AdminReply::Stats(some) = reply else { return Err(confused("Stats")) };
+            stats.push(*some);
+        }
+        Ok(stats)
+    }
+}
+
+fn closed() -> Refused {
+    Refused(StatusCode::SERVICE_UNAVAILABLE, "stopping".to_owned())
+}
+
+/// A shard answered another question than it was asked: a defect.
+fn confused(question: &str) -> Refused {
+    let why = format!("a shard gave a wrong kind of answer to {question}");
+    Refused(StatusCode::INTERNAL_SERVER_ERROR, why)
+}
+
+fn no_queue(name: &str) -> Refused {
+    Refused(StatusCode::NOT_FOUND, format!("there is no queue `{name}`"))
+}
+
+async fn live(State(desk): State<Desk>) -> Response {
+    for (number, inbox) in desk.node.inboxes().iter().enumerate() {
+        let (answer, answered) = oneshot::channel();
+        inbox.put(Input::Ping(answer));
+        if !matches!(tokio::time::timeout(ANSWER_WITHIN, answered).await, Ok(Ok(()))) {
+            let why = format!("core {number} does not answer\n");
+            return (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+        }
+    }
+    "live\n".into_response()
+}
+
+async fn ready(State(desk): State<Desk>) -> Response {
+    let stage = desk.node.stage();
+    let status = match stage {
+        Stage::Ready => StatusCode::OK,
+        Stage::Locking | Stage::Recovering | Stage::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, format!("{}\n", stage.reason())).into_response()
+}
+
+async fn metrics(State(desk): State<Desk>) -> Response {
+    // Before the shards answer there is still something to say: that they do not.
+    let shards = desk.stats().await.unwrap_or_default();
+    let queues = desk.queues().await.unwrap_or_default();
+    let text = metrics::text(&desk.node, &shards, &queues);
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn queues(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
+    let queues = desk.queues().await?;
+    Ok(Json(json!({ "queues": queues.iter().map(json::queue).collect::<Vec<_>>() })))
+}
+
+async fn queue(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refused> {
+    let queues = desk.queues().await?;
+    let found = queues.iter().find(|queue| queue.name == name).ok_or_else(|| no_queue(&name))?;
+    Ok(Json(json::queue(found)))
+}
+
+/// How many messages to look at.
+#[derive(serde::Deserialize)]
+struct Peek {
+    #[serde(default = "Peek::count_default")]
+    count: usize,
+}
+
+impl Peek {
+    fn count_default() -> usize {
+        10
+    }
+}
+
+async fn peek(
+    State(desk): State<Desk>,
+    Path(name): Path<String>,
+    Query(Peek { count }): Query<Peek>,
+) -> Result<Json<Value>, Refused> {
+    let count_max = count.clamp(1, broker::limits::PEEK_MESSAGES_MAX);
+    for reply in desk.ask_all(AdminRequest::Peek { queue: name.clone(), count_max }).await? {
+        let AdminReply::Peeked(messages) = reply else { return Err(confused("Peek")) };
+        if let Some(messages) = messages {
+            let messages: Vec<Value> = messages.iter().map(json::message).collect();
+            return Ok(Json(json!({ "queue": name, "messages": messages })));
+        }
+    }
+    Err(no_queue(&name))
+}
+
+async fn purge(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refused> {
+    for reply in desk.ask_all(AdminRequest::Purge { queue: name.clone() }).await? {
+        let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
+        if let Some(count) = count {
+            tracing::info!(queue = name, count, "purged by an operator");
+            return Ok(Json(json!({ "queue": name, "purged": count })));
+        }
+    }
+    Err(no_queue(&name))
+}
+
+async fn connections(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
+    let connections = desk.connections().await?;
+    Ok(Json(json!({ "connections": connections.iter().map(json::connection).collect::<Vec<_>>() })))
+}
+
+async fn close_connection(
+    State(desk): State<Desk>,
+    Path(id): Path<u64>,
+) -> Result<Json<Value>, Refused> {
+    for reply in desk.ask_all(AdminRequest::CloseConnection(ConnId(id))).await? {
+        let AdminReply::ConnectionClosed(was_there) = reply else {
+            return Err(confused("CloseConnection"));
+        };
+        if was_there {
+            tracing::info!(connection = id, "closed by an operator");
+            return Ok(Json(json!({ "id": id, "closed": true })));
+        }
+    }
+    Err(Refused(StatusCode::NOT_FOUND, format!("there is no connection {id}")))
+}
+
+#[cfg(test)]
+mod tests;

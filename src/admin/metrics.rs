@@ -1,0 +1,160 @@
+//! `/metrics`: the Prometheus text format, version 0.0.4.
+//!
+//! ```text
+//!   # HELP name what it is
+//!   # TYPE name gauge|counter
+//!   name{shard="0"} 17
+//! ```
+//! One table gives each shard metric its name, kind, help and value, another those of a queue. Queue
+//! series are cut at [`QUEUES_MAX`], and a metric says how many were left out: a broker with a hundred
+//! thousand queues must not drown who scrapes it. Label values are escaped.
+
+use std::fmt::Write as _;
+
+use broker::admin::{QueueStat, ShardStats};
+
+use crate::node::{Node, Stage};
+
+/// What the answer is.
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Queues that are listed one by one.
+const QUEUES_MAX: usize = 2_000;
+
+/// Kind of a metric.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+type Of<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
+
+const OF_SHARD: &[Of<ShardStats>] = &[
+    ("connections", Kind::Gauge, "Connections served.", |s| s.connections),
+    ("connections_total", Kind::Counter, "Connections accepted.", |s| s.connections_total),
+    ("accepted_total", Kind::Counter, "Messages accepted.", |s| s.accepted_total),
+    ("refused_total", Kind::Counter, "Messages refused.", |s| s.refused_total),
+    ("delivered_total", Kind::Counter, "Messages sent to consumers.", |s| s.delivered_total),
+    ("settled_total", Kind::Counter, "Settlements committed.", |s| s.settled_total),
+    ("memory_bytes", Kind::Gauge, "Memory of messages and index.", |s| s.memory_bytes),
+    ("memory_bytes_max", Kind::Gauge, "Bound of memory_bytes.", |s| s.memory_bytes_max),
+    ("memory_pressure", Kind::Gauge, "1: the memory bound holds producers back.", |s| {
+        u64::from(s.memory_pressure)
+    }),
+    ("journal_head_lsn", Kind::Gauge, "Oldest byte of the log.", |s| s.journal_head_lsn),
+    ("journal_appended_lsn", Kind::Gauge, "End of the log.", |s| s.journal_appended_lsn),
+    ("journal_durable_lsn", Kind::Gauge, "End of what is durable.", |s| s.journal_durable_lsn),
+    ("journal_segments", Kind::Gauge, "Segments in use.", |s| s.journal_segments),
+    ("journal_segments_max", Kind::Gauge, "Bound of journal_segments.", |s| s.journal_segments_max),
+    (
+        "journal_head_live_messages",
+        Kind::Gauge,
+        "Unsettled messages in the oldest segment: they keep it, and so the whole log.",
+        |s| s.journal_head_live_messages,
+    ),
+    ("journal_full", Kind::Gauge, "1: the disk bound holds producers back.", |s| {
+        u64::from(s.journal_full)
+    }),
+    ("journal_batches_total", Kind::Counter, "Batches made durable.", |s| s.journal_batches_total),
+];
+
+const OF_QUEUE: &[Of<QueueStat>] = &[
+    ("queue_available", Kind::Gauge, "Messages that a consumer could get.", |q| q.available),
+    ("queue_acquired", Kind::Gauge, "Messages at consumers, not settled.", |q| q.acquired),
+    ("queue_uncommitted", Kind::Gauge, "Messages that await a commit.", |q| q.uncommitted),
+    ("queue_payload_bytes", Kind::Gauge, "Payload in memory.", |q| q.payload_bytes),
+    ("queue_consumers", Kind::Gauge, "Consumers attached.", |q| q.consumers),
+    ("queue_enqueued_total", Kind::Counter, "Messages accepted.", |q| q.enqueued_total),
+    ("queue_settled_total", Kind::Counter, "Messages settled.", |q| q.settled_total),
+    ("queue_rejected_total", Kind::Counter, "Messages rejected.", |q| q.rejected_total),
+    ("queue_delivered_total", Kind::Counter, "Messages sent to consumers.", |q| q.delivered_total),
+];
+
+/// The whole answer.
+pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> String {
+    let mut out = String::new();
+    let ready = u64::from(node.stage() == Stage::Ready);
+    head(&mut out, "ready", Kind::Gauge, "1: the broker serves.");
+    line(&mut out, "ready", "", ready);
+    head(&mut out, "build_info", Kind::Gauge, "Always 1; the version is a label.");
+    line(&mut out, "build_info", &format!("version=\"{}\"", env!("CARGO_PKG_VERSION")), 1);
+    if let Some(facts) = node.facts() {
+        head(&mut out, "engine_info", Kind::Gauge, "Always 1; how sockets and files are driven.");
+        let labels = format!(
+            "engine=\"{}\",durability=\"{}\",direct=\"{}\",volatile=\"{}\"",
+            facts.engine, facts.durability, facts.direct, facts.volatile
+        );
+        line(&mut out, "engine_info", &labels, 1);
+    }
+    for (name, kind, help, value) in OF_SHARD {
+        head(&mut out, name, *kind, help);
+        for shard in shards {
+            line(&mut out, name, &format!("shard=\"{}\"", shard.shard), value(shard));
+        }
+    }
+    let listed = &queues[..queues.len().min(QUEUES_MAX)];
+    for (name, kind, help, value) in OF_QUEUE {
+        head(&mut out, name, *kind, help);
+        for queue in listed {
+            line(&mut out, name, &format!("queue=\"{}\"", escape(&queue.name)), value(queue));
+        }
+    }
+    head(&mut out, "queues", Kind::Gauge, "Queues there are.");
+    line(&mut out, "queues", "", queues.len() as u64);
+    head(&mut out, "queues_not_listed", Kind::Gauge, "Queues without series of their own.");
+    line(&mut out, "queues_not_listed", "", (queues.len() - listed.len()) as u64);
+    out
+}
+
+fn head(out: &mut String, name: &str, kind: Kind, help: &str) {
+    let kind = match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+    };
+    writeln!(out, "# HELP laelaps_{name} {help}\n# TYPE laelaps_{name} {kind}")
+        .expect("a string takes all that is written");
+}
+
+fn line(out: &mut String, name: &str, labels: &str, value: u64) {
+    let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+    writeln!(out, "laelaps_{name}{labels} {value}").expect("a string takes all that is written");
+}
+
+fn escape(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_is_a_comment_or_a_sample() {
+        let shards = [ShardStats { shard: 3, connections: 7, ..ShardStats::default() }];
+        let text = text(&Node::new(), &shards, &[]);
+        assert!(text.contains("laelaps_connections{shard=\"3\"} 7\n"), "{text}");
+        assert!(text.contains("laelaps_ready 0\n"), "{text}");
+        for line in text.lines() {
+            let sample = line.rsplit_once(' ').is_some_and(|(name, value)| {
+                name.starts_with("laelaps_") && value.parse::<u64>().is_ok()
+            });
+            assert!(sample || line.starts_with("# HELP ") || line.starts_with("# TYPE "), "{line}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_their_label() {
+        assert_eq!(escape("a\"} 1\n\\"), "a\\\"} 1\\n\\\\");
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let mut names: Vec<&str> =
+            OF_SHARD.iter().map(|m| m.0).chain(OF_QUEUE.iter().map(|m| m.0)).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,149 @@
+//! The admin API against a scripted shard, over real HTTP.
+
+use broker::admin::PeekedMessage;
+use bytes::Bytes;
+use journal::{QueueId, Sequence};
+
+use super::*;
+use crate::node::{Facts, Inbox};
+
+/// A node of two shards on one core whose answers are canned, and the URL of its API.
+fn start(stage: Stage) -> String {
+    let node = Arc::new(Node::new());
+    let (inbox, inputs) = Inbox::new(|| {});
+    let facts =
+        Facts { engine: "uring", durability: "sync".to_owned(), volatile: false, direct: true };
+    node.set_cores(vec![inbox], 2, facts);
+    node.enter(stage);
+    std::thread::Builder::new()
+        .spawn(move || {
+            for input in inputs {
+                match input {
+                    Input::Admin { shard, request, answer } => {
+                        drop(answer.send(reply(shard, &request)));
+                    }
+                    Input::Ping(answer) => drop(answer.send(())),
+                    other => panic!("the API has no business with {other:?}"),
+                }
+            }
+        })
+        .expect("a thread");
+    let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("listening");
+    let addr = listener.local_addr().expect("bound");
+    serve(listener, node).expect("serving");
+    format!("http://{addr}")
+}
+
+fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
+    let here = |name: &str| name == "a/b" && shard == ShardId(1);
+    match request {
+        AdminRequest::Queues if shard == ShardId(1) => AdminReply::Queues(vec![QueueStat {
+            id: QueueId(4),
+            name: "a/b".to_owned(),
+            shard: 1,
+            durability: "sync",
+            available: 3,
+            acquired: 0,
+            uncommitted: 0,
+            payload_bytes: 10,
+            consumers: 0,
+            enqueued_total: 3,
+            settled_total: 0,
+            rejected_total: 0,
+            delivered_total: 0,
+            next_sequence: Sequence(3),
+        }]),
+        AdminRequest::Queues => AdminReply::Queues(Vec::new()),
+        AdminRequest::Peek { queue, count_max } => AdminReply::Peeked(here(queue).then(|| {
+            assert!(*count_max <= broker::limits::PEEK_MESSAGES_MAX);
+            vec![PeekedMessage {
+                sequence: Sequence(0),
+                acquired: false,
+                delivery_count: 0,
+                message: Bytes::from_static(b"\x00\x53"),
+            }]
+        })),
+        AdminRequest::Purge { queue } => AdminReply::Purged(here(queue).then_some(3)),
+        AdminRequest::Connections => AdminReply::Connections(Vec::new()),
+        AdminRequest::CloseConnection(id) => {
+            AdminReply::ConnectionClosed(*id == ConnId(7) && shard == ShardId(1))
+        }
+        AdminRequest::Stats => {
+            AdminReply::Stats(Box::new(ShardStats { shard: shard.0, ..ShardStats::default() }))
+        }
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).build().into()
+}
+
+fn get(url: &str) -> (u16, String) {
+    let mut answer = agent().get(url).call().expect("an answer");
+    (answer.status().as_u16(), answer.body_mut().read_to_string().expect("text"))
+}
+
+#[test]
+fn the_answers_of_all_shards_are_merged() {
+    let url = start(Stage::Ready);
+    let (status, body) = get(&format!("{url}/api/v1/queues"));
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("\"name\":\"a/b\""), "{body}");
+    assert_eq!(get(&format!("{url}/api/v1/queues/a%2Fb")).0, 200);
+    assert_eq!(get(&format!("{url}/api/v1/queues/c")).0, 404);
+    let (status, body) = get(&format!("{url}/api/v1/queues/a%2Fb/messages?count=100000"));
+    assert_eq!(status, 200);
+    assert!(body.contains("\"encoded_hex\":\"0053\""), "{body}");
+    let (_, text) = get(&format!("{url}/metrics"));
+    assert!(text.contains("laelaps_queue_available{queue=\"a/b\"} 3"), "{text}");
+    assert!(text.contains("laelaps_connections{shard=\"1\"} 0"), "{text}");
+}
+
+#[test]
+fn commands_reach_the_shard_that_knows_their_object() {
+    let url = start(Stage::Ready);
+    let mut purged =
+        agent().post(format!("{url}/api/v1/queues/a%2Fb/purge")).send_empty().expect("an answer");
+    assert_eq!(purged.status().as_u16(), 200);
+    assert!(purged.body_mut().read_to_string().expect("text").contains("\"purged\":3"));
+    let close = |id: u64| {
+        let url = format!("{url}/api/v1/connections/{id}");
+        agent().delete(url).call().expect("an answer").status().as_u16()
+    };
+    assert_eq!((close(7), close(8)), (200, 404));
+}
+
+#[test]
+fn health_says_ready_only_when_ready() {
+    for (stage, status) in [
+        (Stage::Locking, 503),
+        (Stage::Recovering, 503),
+        (Stage::Ready, 200),
+        (Stage::Draining, 503),
+    ] {
+        let url = start(stage);
+        assert_eq!(get(&format!("{url}/healthz/ready")).0, status, "{stage:?}");
+        assert_eq!(get(&format!("{url}/healthz/live")).0, 200, "{stage:?}");
+    }
+}
+
+#[test]
+fn metrics_answer_even_when_shards_do_not() {
+    let url = start(Stage::Recovering);
+    let (status, text) = get(&format!("{url}/metrics"));
+    assert_eq!(status, 200);
+    assert!(text.contains("laelaps_ready 0"), "{text}");
+}
+
+#[test]
+fn a_web_page_cannot_command() {
+    let url = start(Stage::Ready);
+    let post = |name: &str, value: &str| {
+        let request = agent().post(format!("{url}/api/v1/queues/a%2Fb/purge")).header(name, value);
+        request.send_empty().expect("an answer").status().as_u16()
+    };
+    assert_eq!(post("Origin", "http://evil.example"), 403);
+    assert_eq!(post("Host", "evil.example:8161"), 403);
+    assert_eq!(post("Host", "LOCALHOST:8161"), 200);
+    assert_eq!(post("Host", "[::1]:8161"), 200);
+}

@@ -1,0 +1,289 @@
+//! `laelaps queue …` and `laelaps connection …`: a running broker asked over its admin API.
+//!
+//! ```text
+//!   command ─▶ one HTTP request ─▶ JSON ─┬─ --json   printed as it came
+//!                                        └─ table    one line an object, for people
+//! ```
+//! Names are percent-encoded into one path segment, so a queue may be called `a/b`. What the peer
+//! chose (names, container ids) is printed without its control characters: a terminal obeys them.
+//!
+//! Failure: no answer, or one with `error`, is the message and status 1.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use crate::fatal::Failure;
+
+/// Which broker, and how to print.
+#[derive(Args)]
+pub(crate) struct Server {
+    /// Where its admin API is
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8161", global = true)]
+    admin: String,
+    /// Print JSON as the broker sent it
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// What can be asked about queues.
+#[derive(Subcommand)]
+pub(crate) enum QueueCommand {
+    /// Every queue
+    List,
+    /// One queue
+    Stat {
+        /// Its name
+        name: String,
+    },
+    /// Its oldest messages, without taking them
+    Peek {
+        /// Its name
+        name: String,
+        /// How many
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+        count: u32,
+    },
+    /// Remove every message that no consumer holds
+    Purge {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What can be asked about connections.
+#[derive(Subcommand)]
+pub(crate) enum ConnectionCommand {
+    /// Every connection
+    List,
+    /// Close one with amqp:connection:forced
+    Close {
+        /// Its id in the list
+        id: u64,
+    },
+}
+
+/// `laelaps queue …`.
+pub(crate) fn queue(server: &Server, command: &QueueCommand) -> Result<(), Failure> {
+    match command {
+        QueueCommand::List => {
+            let answer = server.get("/api/v1/queues")?;
+            server.show(&answer, |answer| table(&answer["queues"], QUEUE_COLUMNS));
+        }
+        QueueCommand::Stat { name } => {
+            let answer = server.get(&format!("/api/v1/queues/{}", segment(name)))?;
+            server.show(&answer, fields);
+        }
+        QueueCommand::Peek { name, count } => {
+            let path = format!("/api/v1/queues/{}/messages?count={count}", segment(name));
+            let answer = server.get(&path)?;
+            server.show(&answer, |answer| table(&answer["messages"], MESSAGE_COLUMNS));
+        }
+        QueueCommand::Purge { name } => {
+            let path = format!("/api/v1/queues/{}/purge", segment(name));
+            let answer = server.send(Method::Post, &path)?;
+            server.show(&answer, |answer| format!("{} messages removed\n", answer["purged"]));
+        }
+    }
+    Ok(())
+}
+
+/// `laelaps connection …`.
+pub(crate) fn connection(server: &Server, command: &ConnectionCommand) -> Result<(), Failure> {
+    match command {
+        ConnectionCommand::List => {
+            let answer = server.get("/api/v1/connections")?;
+            server.show(&answer, |answer| table(&answer["connections"], CONNECTION_COLUMNS));
+        }
+        ConnectionCommand::Close { id } => {
+            let answer = server.send(Method::Delete, &format!("/api/v1/connections/{id}"))?;
+            server.show(&answer, |_| format!("connection {id} is closed\n"));
+        }
+    }
+    Ok(())
+}
+
+/// Columns of a table: heading and key.
+type Columns = &'static [(&'static str, &'static str)];
+
+const QUEUE_COLUMNS: Columns = &[
+    ("NAME", "name"),
+    ("SHARD", "shard"),
+    ("LEVEL", "durability"),
+    ("AVAILABLE", "available"),
+    ("ACQUIRED", "acquired"),
+    ("CONSUMERS", "consumers"),
+    ("ENQUEUED", "enqueued_total"),
+    ("SETTLED", "settled_total"),
+];
+
+const MESSAGE_COLUMNS: Columns = &[
+    ("SEQUENCE", "sequence"),
+    ("ACQUIRED", "acquired"),
+    ("FAILED", "delivery_count"),
+    ("BYTES", "bytes"),
+    ("ENCODED", "encoded_hex"),
+];
+
+const CONNECTION_COLUMNS: Columns = &[
+    ("ID", "id"),
+    ("PEER", "peer"),
+    ("CONTAINER", "container_id"),
+    ("USER", "user"),
+    ("PRODUCERS", "producers"),
+    ("CONSUMERS", "consumers"),
+    ("RECEIVED", "received_bytes"),
+    ("PAUSED", "paused"),
+];
+
+/// The requests that change something.
+#[derive(Clone, Copy)]
+enum Method {
+    Post,
+    Delete,
+}
+
+impl Server {
+    fn agent(&self) -> ureq::Agent {
+        ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(30)))
+            .build()
+            .into()
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.admin.trim_end_matches('/'))
+    }
+
+    fn get(&self, path: &str) -> Result<Value, Failure> {
+        let url = self.url(path);
+        self.read(&url, self.agent().get(&url).call())
+    }
+
+    fn send(&self, method: Method, path: &str) -> Result<Value, Failure> {
+        let url = self.url(path);
+        let answer = match method {
+            Method::Post => self.agent().post(&url).send_empty(),
+            Method::Delete => self.agent().delete(&url).call(),
+        };
+        self.read(&url, answer)
+    }
+
+    fn read(
+        &self,
+        url: &str,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Value, Failure> {
+        let failed = |why: String| Failure::command(format!("{url}: {why}"));
+        let mut answer = answer.map_err(|error| {
+            failed(format!("{error}; is the broker running, and is its admin API at this --admin?"))
+        })?;
+        let status = answer.status();
+        let body = answer.body_mut().read_json::<Value>().map_err(|error| {
+            failed(format!(
+                "HTTP {status} without a JSON body ({error}); is this a Laelaps broker?"
+            ))
+        })?;
+        match body.get("error") {
+            Some(error) => Err(failed(error.as_str().unwrap_or("failed").to_owned())),
+            None if status.is_success() => Ok(body),
+            None => Err(failed(format!("HTTP {status}"))),
+        }
+    }
+
+    fn show(&self, answer: &Value, for_people: impl Fn(&Value) -> String) {
+        if self.json {
+            println!("{answer:#}");
+        } else {
+            print!("{}", for_people(answer));
+        }
+    }
+}
+
+/// One path segment, with everything encoded that could end it.
+fn segment(name: &str) -> String {
+    use std::fmt::Write as _;
+    name.bytes().fold(String::new(), |mut text, byte| {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(byte));
+            }
+            _ => write!(text, "%{byte:02X}").expect("a string takes all that is written"),
+        }
+        text
+    })
+}
+
+/// Cells wider than this are cut.
+const CELL_CHARS_MAX: usize = 60;
+
+fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    };
+    if text.chars().count() <= CELL_CHARS_MAX {
+        return text;
+    }
+    text.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect()
+}
+
+fn table(rows: &Value, columns: Columns) -> String {
+    let empty = Vec::new();
+    let rows = rows.as_array().unwrap_or(&empty);
+    let mut lines = vec![columns.iter().map(|(heading, _)| (*heading).to_owned()).collect()];
+    lines.extend(
+        rows.iter()
+            .map(|row| columns.iter().map(|(_, key)| cell(&row[key])).collect::<Vec<String>>()),
+    );
+    let width = |column: usize| {
+        lines.iter().map(|line: &Vec<String>| line[column].chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells: Vec<String> =
+            line.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn fields(answer: &Value) -> String {
+    let empty = serde_json::Map::new();
+    let object = answer.as_object().unwrap_or(&empty);
+    object.iter().map(|(key, value)| format!("{key:<16} {}\n", cell(value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_name_stays_one_segment() {
+        assert_eq!(segment("a/b?c#d é"), "a%2Fb%3Fc%23d%20%C3%A9");
+        assert_eq!(segment("plain-1.x_~"), "plain-1.x_~");
+    }
+
+    #[test]
+    fn a_table_lines_up_and_control_characters_are_dropped() {
+        let rows = json!([{ "id": 1, "peer": "\u{1b}[2J::1" }, { "id": 22, "user": "" }]);
+        let text = table(&rows, CONNECTION_COLUMNS);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].starts_with("1   [2J::1"), "{text}");
+        assert!(lines[2].starts_with("22  -"), "{text}");
+    }
+
+    #[test]
+    fn long_cells_are_cut() {
+        assert_eq!(cell(&json!("x".repeat(200))).chars().count(), CELL_CHARS_MAX);
+    }
+}

@@ -1,0 +1,395 @@
+//! Every knob of the broker, each declared once: key, type, default, bounds, when a change takes
+//! effect, what it is and why its default is right.
+//!
+//! ```text
+//!   knobs! ──┬─▶ Layer      what a file or the flags say       TOML keys and flags have one name
+//!            ├─▶ Config     defaults ◀ file ◀ flags            the later wins
+//!            ├─▶ KNOBS      docs/operating/configuration.md, `config schema`
+//!            └─▶ bounds     checked wherever the value came from
+//! ```
+//! A knob lives nowhere else: the rest of the process reads [`Config`], and no default is repeated.
+//!
+//! Invariants: a [`Config`] is within its bounds and safe to start with: the levels that need a replica
+//! are refused without one, and so is an address off loopback without authentication.
+//!
+//! Failure: each message names the key, the value and the bounds; TOML errors name line and column.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::auth::PasswordHash;
+use crate::fatal::{Cause, Failure};
+
+mod page;
+mod value;
+
+pub(crate) use page::schema;
+pub(crate) use value::{
+    Bytes, Directory, Durability, EngineChoice, LogFormat, Patience, SHARDS_MAX, Shards, Share,
+    Span,
+};
+
+/// When a changed value is heeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applies {
+    /// At the next start.
+    Start,
+    /// Only when a directory is formatted; contradicting an old one stops the start.
+    Format,
+}
+
+/// What the documentation says of a knob.
+pub(crate) struct Knob {
+    key: &'static str,
+    what: &'static str,
+    default: &'static str,
+    bounds: String,
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the reference page says it"))]
+    applies: Applies,
+    why: &'static str,
+}
+
+/// Declares the knobs. See the head of this file for what comes out.
+macro_rules! knobs {
+    ($(
+        $key:literal $field:ident: $type:ty = $default:literal
+            $(in $min:literal ..= $max:literal)? $(one of ($words:expr))? $(like $like:literal)?;
+            $applies:ident; arg($($arg:tt)*);
+            $what:literal; $why:literal;
+    )*) => {
+        /// What one source of configuration says; what it leaves open is `None`.
+        #[derive(Clone, Debug, Default, clap::Args, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct Layer {
+            $(
+                #[arg(long = $key, help = concat!($what, " [default: ", $default, "]"), $($arg)*)]
+                #[serde(rename = $key, default, deserialize_with = "value::scalar")]
+                $field: Option<$type>,
+            )*
+            #[arg(skip)]
+            #[serde(default)]
+            users: Vec<User>,
+        }
+
+        /// The configuration: complete and within its bounds.
+        #[derive(Clone, Debug)]
+        pub(crate) struct Config {
+            $(#[doc = $what] pub(crate) $field: $type,)*
+            /// Who may log in; nobody in here means ANONYMOUS.
+            pub(crate) users: Vec<User>,
+            /// The keys that a file or a flag gave.
+            given: Vec<&'static str>,
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self {
+                    $($field: $default.parse().expect("a default is a value of its type"),)*
+                    users: Vec::new(),
+                    given: Vec::new(),
+                }
+            }
+        }
+
+        impl Config {
+            /// Let a layer speak over what is there.
+            fn lay(&mut self, layer: Layer) {
+                $(if let Some(value) = layer.$field {
+                    self.$field = value;
+                    self.given.push($key);
+                })*
+                if !layer.users.is_empty() {
+                    self.users = layer.users;
+                }
+            }
+
+            fn check_bounds(&self) -> Result<(), String> {
+                $($(
+                    let least = $min.parse().expect("a bound is a value of its type");
+                    let most = $max.parse().expect("a bound is a value of its type");
+                    if !(least..=most).contains(&self.$field) {
+                        return Err(format!(
+                            "{} is {}, but must lie between {} and {}",
+                            $key, self.$field, $min, $max
+                        ));
+                    }
+                )?)*
+                Ok(())
+            }
+        }
+
+        /// Every knob, for the reference page and the schema.
+        pub(crate) fn knobs() -> Vec<Knob> {
+            vec![$(Knob {
+                key: $key,
+                what: $what,
+                default: $default,
+                bounds: [
+                    $(format!("{} to {}", $min, $max),)?
+                    $($words.join(", "),)?
+                    $($like.to_owned(),)?
+                ].concat(),
+                applies: Applies::$applies,
+                why: $why,
+            }),*]
+        }
+    };
+}
+
+knobs! {
+    "data" data: Directory = "./laelaps-data" like "a path";
+        Start; arg(value_name = "DIR");
+        "The directory that holds the journal; it is created";
+        "A first try needs no file and no root.";
+    "listen" listen: SocketAddr = "127.0.0.1:5672" like "an IP address and port";
+        Start; arg(value_name = "ADDR:PORT");
+        "Where AMQP clients connect";
+        "Loopback, since nobody has to log in yet.";
+    "admin" admin: SocketAddr = "127.0.0.1:8161" like "an IP address and port";
+        Start; arg(value_name = "ADDR:PORT");
+        "Where health, metrics and management answer by HTTP";
+        "Loopback, since it knows no log-in.";
+    "shards" shards: Shards = "auto" like "auto, or 1 to 256";
+        Format; arg(value_name = "N");
+        "Shares of the state, each with a journal of its own";
+        "One for each thread when the directory is formatted; more only to move to a larger machine.";
+    "segment-size" segment_size: Bytes = "64 MiB" in "4 MiB" ..= "256 MiB";
+        Format; arg(value_name = "BYTES");
+        "Size of a journal segment, a multiple of 4 KiB";
+        "Rarely a new file, yet small beside a disk; choose 4 to 16 MiB where the disk is 8 GiB.";
+    "disk-max" disk_max: Share = "80%" like "1% to 90%, or bytes";
+        Start; arg(value_name = "SHARE");
+        "Bound of all journals: bytes, or a part of what is free with what they have already";
+        "A volume that is quite full is slow, and something else always needs a little.";
+    "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes";
+        Start; arg(value_name = "SHARE");
+        "Bound of messages held in memory: bytes, or a part of the machine or its container";
+        "Buffers, connections and the kernel's sockets need room beside the messages.";
+    "durability" durability: Durability = "sync" one of (Durability::WORDS);
+        Start; arg(value_name = "LEVEL");
+        "When a message counts as accepted: async, sync, replicated, replicated-sync";
+        "What is accepted is on the disk; nothing weaker is a promise.";
+    "writes-in-flight-max" writes_in_flight_max: u8 = "4" in "1" ..= "8";
+        Start; arg(value_name = "N");
+        "Journal writes that a shard may have under way";
+        "Four gave 2.5 times the throughput of one on the disks measured; more gave little.";
+    "max-message-size" max_message_size: Bytes = "16 MiB" in "64 KiB" ..= "16 MiB";
+        Start; arg(value_name = "BYTES");
+        "The largest message that is taken";
+        "A message is gathered in memory before it is written.";
+    "idle-timeout" idle_timeout: Span = "60s" in "1s" ..= "10m";
+        Start; arg(value_name = "TIME");
+        "A connection that is silent for so long is closed; the peer is told half of it";
+        "Long enough for a pause of a client's collector, short enough to free what a dead one holds.";
+    "engine" engine: EngineChoice = "auto" one of (EngineChoice::WORDS);
+        Start; arg(value_name = "ENGINE");
+        "What drives sockets and files: auto, uring";
+        "There is one engine in this version; auto will choose when there are two.";
+    "log" log: LogFormat = "text" one of (LogFormat::WORDS);
+        Start; arg(value_name = "FORMAT");
+        "Form of the log on standard error: text, json";
+        "People read it first.";
+    "drain" drain: Span = "5s" in "0" ..= "10m";
+        Start; arg(value_name = "TIME");
+        "How long a stop may take to answer what was sent";
+        "Well below the ten to thirty seconds after which supervisors kill.";
+    "lock-wait" lock_wait: Patience = "forever" like "forever, or a time; 0 fails at once";
+        Start; arg(value_name = "TIME");
+        "How long to wait for a directory that another process holds";
+        "In a rolling update the new process starts before the old one has stopped.";
+    "allow-volatile" allow_volatile: bool = "false" one of (["true", "false"]);
+        Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
+                   default_missing_value = "true");
+        "Accept a directory that forgets at power-off (tmpfs)";
+        "`accepted` would be a lie there.";
+    "insecure" insecure: bool = "false" one of (["true", "false"]);
+        Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
+                   default_missing_value = "true");
+        "Serve addresses off loopback without authentication";
+        "An open broker is found within hours.";
+}
+
+/// One who may log in.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct User {
+    /// The name, at most 255 bytes.
+    pub(crate) name: String,
+    /// What `laelaps user hash` printed.
+    #[serde(rename = "password-hash")]
+    pub(crate) password_hash: PasswordHash,
+}
+
+/// A user's name has at most so many bytes.
+const USER_NAME_BYTES_MAX: usize = 255;
+
+impl Config {
+    /// Defaults, under the file if there is one, under the flags; checked as a whole.
+    pub(crate) fn load(file: Option<&Path>, flags: Layer) -> Result<Self, Failure> {
+        let mut config = Self::default();
+        if let Some(path) = file {
+            config.lay(read(path)?);
+        }
+        config.lay(flags);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether a file or a flag gave this key, so that a contradiction is worth an error.
+    pub(crate) fn is_given(&self, key: &str) -> bool {
+        self.given.contains(&key)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let invalid = |message| Failure::new(Cause::ConfigInvalid, message);
+        self.check_bounds().map_err(invalid)?;
+        if self.segment_size.0 % BLOCK_BYTES != 0 {
+            let size = self.segment_size;
+            return Err(invalid(format!(
+                "segment-size is {size}, but must be a multiple of 4 KiB"
+            )));
+        }
+        self.check_users().map_err(invalid)?;
+        match self.durability {
+            Durability::Async | Durability::Sync => {}
+            Durability::Replicated | Durability::ReplicatedSync => {
+                return Err(Failure::new(
+                    Cause::ReplicationMissing,
+                    format!(
+                        "durability is {}, but no replica is configured (there is no [ha])",
+                        self.durability
+                    ),
+                ));
+            }
+        }
+        self.check_exposure()
+    }
+
+    fn check_users(&self) -> Result<(), String> {
+        let mut names: Vec<&str> = self.users.iter().map(|user| user.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("users: `{}` is there twice", twice[0]));
+        }
+        match names.iter().find(|name| name.is_empty() || name.len() > USER_NAME_BYTES_MAX) {
+            Some(name) => Err(format!(
+                "users: a name has 1 to {USER_NAME_BYTES_MAX} bytes, but this has {}",
+                name.len()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whoever reaches an open port owns the broker, so an open port must be meant.
+    fn check_exposure(&self) -> Result<(), Failure> {
+        if self.insecure {
+            return Ok(());
+        }
+        let exposed = |message| Err(Failure::new(Cause::Exposed, message));
+        if !self.listen.ip().is_loopback() && self.users.is_empty() {
+            return exposed(format!(
+                "listen is {}, off loopback, and nobody has to log in: configure [[users]]",
+                self.listen
+            ));
+        }
+        if !self.admin.ip().is_loopback() {
+            return exposed(format!(
+                "admin is {}, off loopback, and it knows no log-in in this version",
+                self.admin
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The journal's block; a segment is made of whole ones.
+const BLOCK_BYTES: u64 = 4096;
+
+/// Read a file into a layer.
+fn read(path: &Path) -> Result<Layer, Failure> {
+    let invalid = |why: String| {
+        Failure::new(Cause::ConfigInvalid, format!("configuration {}: {why}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+    toml::from_str(&text).map_err(|error| invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, Failure> {
+        let layer = toml::from_str(text)
+            .map_err(|error| Failure::new(Cause::ConfigInvalid, error.to_string()))?;
+        let mut config = Config::default();
+        config.lay(layer);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn cause(text: &str) -> Cause {
+        parse(text).expect_err(text).cause
+    }
+
+    #[test]
+    fn the_defaults_are_a_configuration() {
+        let config = Config::default();
+        config.check().expect("the defaults pass");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:5672");
+        assert_eq!(config.durability, Durability::Sync);
+    }
+
+    #[test]
+    fn flags_speak_over_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "drain = \"1s\"\nshards = 3\n").expect("written");
+        let flags = Layer { drain: Some(Span::secs(2)), ..Layer::default() };
+        let config = Config::load(Some(file.path()), flags).expect("fine");
+        assert_eq!(config.drain, Span::secs(2));
+        assert_eq!(config.shards, Shards::Count(3));
+        assert!(config.is_given("shards") && !config.is_given("segment-size"));
+    }
+
+    #[test]
+    fn every_knob_reads_its_own_default_from_toml() {
+        for knob in knobs() {
+            let text = format!("{} = \"{}\"", knob.key, knob.default);
+            parse(&text).unwrap_or_else(|failure| panic!("{text}: {failure}"));
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_values_out_of_bounds_are_named() {
+        for (text, names) in [
+            ("dta = \"x\"", "dta"),
+            ("segment-size = \"3 MiB\"", "segment-size"),
+            ("segment-size = 4194305", "segment-size"),
+            ("writes-in-flight-max = 9", "writes-in-flight-max"),
+            ("idle-timeout = \"0\"", "idle-timeout"),
+            ("durability = \"synch\"", "replicated-sync"),
+            ("[[users]]\nname = \"a\"", "password-hash"),
+        ] {
+            let failure = parse(text).expect_err(text);
+            assert_eq!(failure.cause, Cause::ConfigInvalid, "{text}");
+            assert!(failure.message.contains(names), "{text}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_level_that_needs_a_replica_is_never_weakened() {
+        assert_eq!(cause("durability = \"replicated\""), Cause::ReplicationMissing);
+        assert_eq!(cause("durability = \"replicated-sync\""), Cause::ReplicationMissing);
+    }
+
+    #[test]
+    fn off_loopback_needs_users_or_the_word() {
+        assert_eq!(cause("listen = \"0.0.0.0:5672\""), Cause::Exposed);
+        assert_eq!(cause("listen = \"[::]:5672\""), Cause::Exposed);
+        assert_eq!(cause("admin = \"0.0.0.0:8161\""), Cause::Exposed);
+        parse("listen = \"0.0.0.0:5672\"\ninsecure = true").expect("meant");
+        let hash = crate::auth::hash("secret").expect("hashed");
+        let user = format!("[[users]]\nname = \"app\"\npassword-hash = \"{hash}\"\n");
+        parse(&format!("listen = \"0.0.0.0:5672\"\n{user}")).expect("users log in");
+        assert_eq!(cause(&format!("{user}{user}")), Cause::ConfigInvalid);
+    }
+}

@@ -1,0 +1,185 @@
+//! The join of broker and kernel: one thread a core, each with its ring and some shards.
+//!
+//! ```text
+//!   run.rs                     core 0 .. n                     cold threads
+//!   ──────                     ───────────                     ────────────
+//!   start ──────── Setup ────▶ ring, mesh port, shards ──────▶ pre-writes  (driver/cold.rs)
+//!         ◀────── Report ───── started, ready, listening,
+//!                              drained, failed
+//!   Inbox ──────── Input ────▶ log-ins, operators, shutdown
+//! ```
+//! ```text
+//!   one turn of a core (driver/core.rs)
+//!   1 wait on the ring: sockets, files, doorbell; no longer than the nearest deadline
+//!   2 completions become events, each for its shard
+//!   3 mail from other cores, then from shards of this one
+//!   4 inputs of cold threads
+//!   5 deadlines that have passed
+//!   6 each shard is polled until it has nothing more: actions become ring operations
+//!   7 connections that were lost are reported, after the answers to what they had sent
+//! ```
+//! A shard is polled only after *all* completions of a turn, so everything that came together is
+//! committed together: that is group commit, without a timer that holds anything back.
+//!
+//! **Why two shards cannot wait for each other.** Nobody ever waits to send. What a full mailbox
+//! refuses stays with the sender, in order, and is tried again at its next turn, which comes soon;
+//! meanwhile it goes on to receive. What can pile up there is bounded by the credit of links.
+//!
+//! Failure: `Action::Fatal` ends the process from the core that saw it, before anything else is sent;
+//! a lost ring does the same. A core that cannot start reports why.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use broker::ShardConfig;
+use broker::event::RecoveryReport;
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use net::cpu::CpuPlan;
+
+use crate::auth::Authenticator;
+use crate::fatal::{Cause, Failure};
+use crate::node::{Inbox, core_of};
+
+mod cold;
+mod core;
+mod directory;
+mod disk;
+mod sockets;
+
+pub(crate) use directory::{Directory, LockWait, Wanted, path_failure, volume};
+
+use cold::Cold;
+use directory::Store;
+
+/// Letters that wait between two cores before the sender keeps them.
+const MAILBOX_LETTERS: usize = 1024;
+
+/// What a core tells the thread that started it.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// Its loop turns.
+    Started {
+        /// Which core.
+        core: usize,
+        /// The way in.
+        inbox: InboxOf,
+    },
+    /// It listens.
+    Listening(SocketAddr),
+    /// A shard has recovered.
+    Ready(RecoveryReport),
+    /// A shard has answered everything and closed every connection.
+    Drained,
+    /// The core could not start, or could not listen.
+    Failed(Failure),
+}
+
+/// An inbox that can be printed.
+pub(crate) struct InboxOf(pub(crate) Inbox);
+
+impl std::fmt::Debug for InboxOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Inbox")
+    }
+}
+
+/// What the cores are started with.
+pub(crate) struct Plan {
+    /// Where the data is; formatted.
+    pub(crate) directory: Directory,
+    /// One for each shard, in order.
+    pub(crate) shards: Vec<ShardConfig>,
+    /// The knobs of each journal.
+    pub(crate) journal: journal::Config,
+    /// Verifies log-ins.
+    pub(crate) authenticator: Authenticator,
+}
+
+/// The running cores.
+pub(crate) struct Driver {
+    /// What they have to tell.
+    pub(crate) reports: Receiver<Report>,
+    /// How many there are.
+    pub(crate) cores: usize,
+}
+
+/// How many threads this machine should give to cores.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(crate) fn threads() -> Result<usize, Failure> {
+    Ok(cpu_plan()?.threads)
+}
+
+fn cpu_plan() -> Result<CpuPlan, Failure> {
+    CpuPlan::detect().map_err(|error| {
+        Failure::new(Cause::ResourceRefused, format!("the usable CPUs are not known: {error}"))
+    })
+}
+
+/// Whether this machine gives us an engine, and its name.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(crate) fn engine() -> Result<&'static str, Failure> {
+    match net::probe() {
+        Ok(_) => Ok("uring"),
+        Err(refusal) => Err(Failure::new(
+            Cause::EngineRefused,
+            format!("{refusal}. There is no other engine in this version"),
+        )),
+    }
+}
+
+/// Start one thread for each core, no more than there are shards.
+///
+/// # Errors
+/// The machine refused a thread. What goes wrong on a core's own thread is a [`Report`].
+pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
+    let cpus = cpu_plan()?;
+    let cores = cpus.threads.min(plan.shards.len());
+    let (reports, inbox) = unbounded();
+    let cold = Cold::start(plan.directory.files())?;
+    let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
+    let mut hosted: Vec<Vec<ShardConfig>> = (0..cores).map(|_| Vec::new()).collect();
+    for shard in plan.shards {
+        hosted[core_of(shard.shard, cores)].push(shard);
+    }
+    for (core, (port, shards)) in ports.into_iter().zip(hosted).enumerate() {
+        let setup = core::Setup {
+            core,
+            cores,
+            pin: cpus.pin.then(|| cpus.affinity[core % cpus.affinity.len()]),
+            shards,
+            store: Store { node: plan.directory.node(), files: plan.directory.files() },
+            journal: plan.journal.clone(),
+            authenticator: plan.authenticator.clone(),
+            cold: cold.clone(),
+            port,
+            reports: reports.clone(),
+        };
+        spawn(core, setup, reports.clone())?;
+    }
+    Ok(Driver { reports: inbox, cores })
+}
+
+fn spawn(core: usize, setup: core::Setup, reports: Sender<Report>) -> Result<(), Failure> {
+    std::thread::Builder::new()
+        .name(format!("core-{core}"))
+        .spawn(move || {
+            if let Err(failure) = core::run(setup) {
+                // Whoever started us is gone only when the process is going too.
+                drop(reports.send(Report::Failed(failure)));
+            }
+        })
+        .map(drop)
+        .map_err(|error| {
+            Failure::new(Cause::ResourceRefused, format!("no thread for core {core}: {error}"))
+        })
+}
+
+/// The one clock of the process's hot side; everything below it takes the time as an argument.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+pub(crate) fn clock() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,447 @@
+//! One core's loop: the seven steps of a turn (see `driver.rs`).
+//!
+//! ```text
+//!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn
+//!               ├─ Received ───▶ Event::Received      bytes on loan, given back at once
+//!               ├─ Sent ───────▶ Event::Sent          or ConnectionLost
+//!               ├─ ReceiveEnded▶ Event::ConnectionLost at the end of the turn
+//!               └─ Disk ───────▶ Event::Disk
+//!   Action ─────┬─ Send, Pause, Resume, Close ▶ ring
+//!               ├─ Disk ───────▶ ring or cold thread
+//!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held` where that is full
+//!               ├─ Authenticate▶ verifier threads
+//!               └─ Fatal ──────▶ the process ends here
+//! ```
+//! Invariants: a shard is handled and polled by this thread alone; mail between two shards stays in
+//! order (where something is held, everything after it is held too); a core never blocks but in its
+//! wait. A turn is bounded: by the completions of one wait, [`LETTERS_PER_TURN`], [`INPUTS_PER_TURN`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use broker::admin::{AdminId, AdminReply};
+use broker::{Action, Event, Mail, Shard, ShardConfig};
+use crossbeam::channel::{Receiver, Sender};
+use journal::{Recovery, ShardId};
+use net::mesh::{MeshPort, PortId};
+use net::{Completion, ListenerId, Ring, RingConfig, RingError, TcpListen};
+use tokio::sync::oneshot;
+
+use super::cold::Cold;
+use super::directory::Store;
+use super::disk::{Disk, FILES_MAX};
+use super::sockets::{Served, Sockets};
+use super::{InboxOf, Report, clock};
+use crate::auth::{Authenticator, Job};
+use crate::fatal::{Cause, Failure};
+use crate::node::{Inbox, Input, core_of};
+
+/// Letters that one turn takes from other cores.
+const LETTERS_PER_TURN: usize = 1024;
+
+/// Inputs that one turn takes from cold threads.
+const INPUTS_PER_TURN: usize = 64;
+
+/// When mail is held, the next turn comes this soon.
+const HELD_RETRY: Duration = Duration::from_micros(200);
+
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: u16 = 1024;
+
+/// Trouble with accepting is logged once in this time.
+const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
+
+/// Mail on its way between two shards.
+#[derive(Debug)]
+pub(super) struct Letter {
+    from: ShardId,
+    to: ShardId,
+    mail: Mail,
+}
+
+/// What a core is made of.
+pub(super) struct Setup {
+    /// Its number.
+    pub(super) core: usize,
+    /// How many there are.
+    pub(super) cores: usize,
+    /// The CPU to stay on, where the process has its CPUs for itself.
+    pub(super) pin: Option<usize>,
+    /// Its shards.
+    pub(super) shards: Vec<ShardConfig>,
+    /// The data directory.
+    pub(super) store: Store,
+    /// The knobs of each journal.
+    pub(super) journal: journal::Config,
+    /// Verifies log-ins.
+    pub(super) authenticator: Authenticator,
+    /// Pre-writes.
+    pub(super) cold: Cold,
+    /// Its place in the mesh.
+    pub(super) port: MeshPort<Letter>,
+    /// To the thread that starts us.
+    pub(super) reports: Sender<Report>,
+}
+
+/// A core that runs.
+struct Core {
+    core: usize,
+    cores: usize,
+    ring: Ring,
+    port: MeshPort<Letter>,
+    shards: Vec<Shard>,
+    sockets: Sockets,
+    disk: Disk,
+    inputs: Receiver<Input>,
+    inbox: Inbox,
+    authenticator: Authenticator,
+    reports: Sender<Report>,
+    listener: Option<ListenerId>,
+    draining: bool,
+    /// The shard that serves the next connection.
+    next_shard: usize,
+    /// Mail between shards of this core.
+    local: VecDeque<Letter>,
+    /// Mail that a full mailbox refused, by core.
+    held: Vec<VecDeque<Letter>>,
+    /// Connections whose peer has ended, to be told of at the end of the turn.
+    ended: Vec<net::SocketId>,
+    questions: BTreeMap<AdminId, oneshot::Sender<AdminReply>>,
+    question_next: u64,
+    accept_trouble: Option<Instant>,
+}
+
+/// Run a core until the process ends.
+///
+/// # Errors
+/// It could not start. What fails later ends the process.
+pub(super) fn run(setup: Setup) -> Result<(), Failure> {
+    if let Some(cpu) = setup.pin
+        && let Err(error) = net::cpu::pin_current_thread(cpu)
+    {
+        tracing::warn!("core {} cannot be pinned to CPU {cpu}: {error}", setup.core);
+    }
+    let mut core = Core::new(setup)?;
+    let started = Report::Started { core: core.core, inbox: InboxOf(core.inbox.clone()) };
+    core.report(started);
+    core.turns()
+}
+
+impl Core {
+    fn new(setup: Setup) -> Result<Self, Failure> {
+        let refused = |error: RingError| {
+            let what = format!("core {} has no ring: {error}", setup.core);
+            Failure::new(Cause::EngineRefused, what)
+        };
+        let config = RingConfig { files_max: FILES_MAX + 64, ..RingConfig::default() };
+        let ring = Ring::new(config).map_err(refused)?;
+        setup.port.attach(&ring);
+        let bell = ring.doorbell();
+        let (inbox, inputs) = Inbox::new(move || bell.knock());
+        let mut shards = Vec::new();
+        for config in setup.shards {
+            let slots = setup.store.files.slots(config.shard)?;
+            let node = &setup.store.node;
+            let recovery = Recovery::new(node, config.shard, &slots, setup.journal.clone());
+            shards.push(Shard::new(config, recovery));
+        }
+        Ok(Self {
+            core: setup.core,
+            cores: setup.cores,
+            ring,
+            port: setup.port,
+            shards,
+            sockets: Sockets::new(setup.core, setup.cores),
+            disk: Disk::new(setup.store.files, setup.cold, inbox.clone()),
+            inputs,
+            inbox,
+            authenticator: setup.authenticator,
+            reports: setup.reports,
+            listener: None,
+            draining: false,
+            next_shard: 0,
+            local: VecDeque::new(),
+            held: (0..setup.cores).map(|_| VecDeque::new()).collect(),
+            ended: Vec::new(),
+            questions: BTreeMap::new(),
+            question_next: 0,
+            accept_trouble: None,
+        })
+    }
+
+    /// The loop. It ends with the process.
+    fn turns(&mut self) -> ! {
+        let mut completions = Vec::new();
+        let mut letters = Vec::new();
+        self.poll_shards(clock());
+        loop {
+            let timeout = self.wait_at_most(clock());
+            if let Err(error) = self.port.wait(&mut self.ring, timeout, &mut completions) {
+                Failure::new(Cause::EngineRefused, format!("core {}: {error}", self.core)).die();
+            }
+            let now = clock();
+            for completion in completions.drain(..) {
+                self.complete(now, completion);
+            }
+            self.answer_disk(now);
+            self.port.drain(&mut letters, LETTERS_PER_TURN);
+            for (_, letter) in letters.drain(..) {
+                self.deliver(now, letter);
+            }
+            for _ in 0..self.local.len() {
+                let Some(letter) = self.local.pop_front() else { break };
+                self.deliver(now, letter);
+            }
+            self.take_inputs(now);
+            self.take_time(now);
+            self.poll_shards(now);
+            self.tell_ended(now);
+            self.post_held();
+        }
+    }
+
+    /// How long the ring may sleep; `None` is until something happens.
+    fn wait_at_most(&self, now: Instant) -> Option<Duration> {
+        let at_once = !self.local.is_empty() || !self.inputs.is_empty() || self.disk.has_answers();
+        if at_once {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = self.shards.iter().filter_map(Shard::poll_timeout);
+        let nearest = deadlines.chain(self.sockets.poll_timeout()).min();
+        let until = nearest.map(|at| at.saturating_duration_since(now));
+        let held = self.held.iter().any(|letters| !letters.is_empty()).then_some(HELD_RETRY);
+        match (until, held) {
+            (Some(until), Some(held)) => Some(until.min(held)),
+            (until, held) => until.or(held),
+        }
+    }
+
+    fn complete(&mut self, now: Instant, completion: Completion) {
+        match completion {
+            Completion::Accepted { socket, peer, .. } => self.accepted(now, socket, peer),
+            Completion::AcceptFailed { error, .. } => self.accept_failed(now, &error),
+            Completion::ListenerClosed { .. } | Completion::Connected { .. } => {}
+            Completion::Received { socket, lease } => {
+                if let Some(Served { conn, shard }) = self.sockets.served(socket) {
+                    let bytes = self.ring.bytes(&lease);
+                    let shard = shard_of(&mut self.shards, shard);
+                    shard.handle(now, Event::Received { conn, bytes });
+                }
+                self.ring.release(lease);
+            }
+            Completion::ReceiveEnded { socket, .. } => self.ended.push(socket),
+            Completion::Sent { socket, buf, result: Ok(()) } => {
+                let served = self.sockets.served(socket);
+                self.sockets.sent(&mut self.ring, socket);
+                if let Some(Served { conn, shard }) = served {
+                    self.handle(now, shard, Event::Sent { conn, buf });
+                }
+            }
+            Completion::Sent { socket, result: Err(_), .. } => {
+                if let Some(Served { conn, shard }) = self.sockets.lost(&mut self.ring, socket) {
+                    self.handle(now, shard, Event::ConnectionLost { conn });
+                }
+            }
+            Completion::Closed { socket } => self.sockets.closed(socket),
+            Completion::Disk { tag, buf, result } => {
+                let (shard, done) = self.disk.complete(tag, buf, result);
+                self.handle(now, shard, Event::Disk(done));
+            }
+        }
+    }
+
+    fn accepted(&mut self, now: Instant, socket: net::SocketId, peer: SocketAddr) {
+        if self.draining {
+            self.ring.close(socket);
+            return;
+        }
+        let shard = self.shards[self.next_shard].id();
+        self.next_shard = (self.next_shard + 1) % self.shards.len();
+        let conn = self.sockets.add(socket, shard);
+        self.handle(now, shard, Event::Accepted { conn, peer: peer.to_string() });
+        self.ring.start_receive(socket);
+    }
+
+    fn accept_failed(&mut self, now: Instant, error: &std::io::Error) {
+        let quiet = self.accept_trouble.is_some_and(|at| now < at + ACCEPT_TROUBLE_EVERY);
+        if !quiet {
+            self.accept_trouble = Some(now);
+            tracing::warn!(
+                "core {} cannot accept connections: {error}; it goes on trying; raise the limit on \
+                 open files if there are too many",
+                self.core
+            );
+        }
+    }
+
+    fn handle(&mut self, now: Instant, shard: ShardId, event: Event<'_>) {
+        shard_of(&mut self.shards, shard).handle(now, event);
+    }
+
+    fn answer_disk(&mut self, now: Instant) {
+        while let Some((shard, done)) = self.disk.poll() {
+            self.handle(now, shard, Event::Disk(done));
+        }
+    }
+
+    fn deliver(&mut self, now: Instant, letter: Letter) {
+        let Letter { from, to, mail } = letter;
+        self.handle(now, to, Event::Mail { from, mail });
+    }
+
+    fn take_inputs(&mut self, now: Instant) {
+        for _ in 0..INPUTS_PER_TURN {
+            let Ok(input) = self.inputs.try_recv() else { break };
+            match input {
+                Input::Admin { shard, request, answer } => {
+                    let id = AdminId(self.question_next);
+                    self.question_next += 1;
+                    self.questions.insert(id, answer);
+                    self.handle(now, shard, Event::Admin { id, request });
+                }
+                Input::Verdict { shard, conn, verdict } => {
+                    if self.sockets.socket(conn).is_some() {
+                        self.handle(now, shard, Event::Authenticated { conn, verdict });
+                    }
+                }
+                Input::Cold { shard, done } => self.handle(now, shard, Event::Disk(done)),
+                Input::Ping(answer) => drop(answer.send(())),
+                Input::Listen { addr, shared } => {
+                    self.listen(TcpListen { addr, reuse_port: shared, backlog: BACKLOG });
+                }
+                Input::Shutdown => self.shut_down(now),
+            }
+        }
+    }
+
+    fn listen(&mut self, listen: TcpListen) {
+        let report = match self.ring.listen(listen) {
+            Ok((listener, bound)) => {
+                self.listener = Some(listener);
+                Report::Listening(bound)
+            }
+            Err(error) => Report::Failed(Failure::new(
+                Cause::ListenFailed,
+                format!("cannot listen on {}: {error}", listen.addr),
+            )),
+        };
+        self.report(report);
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        self.draining = true;
+        if let Some(listener) = self.listener.take() {
+            self.ring.stop_listening(listener);
+        }
+        for shard in &mut self.shards {
+            shard.handle(now, Event::Shutdown);
+        }
+    }
+
+    fn take_time(&mut self, now: Instant) {
+        for shard in &mut self.shards {
+            if shard.poll_timeout().is_some_and(|at| at <= now) {
+                shard.handle(now, Event::Timer);
+            }
+        }
+        self.sockets.handle_timeout(&mut self.ring, now);
+    }
+
+    fn poll_shards(&mut self, now: Instant) {
+        for index in 0..self.shards.len() {
+            let from = self.shards[index].id();
+            while let Some(action) = self.shards[index].poll(now) {
+                self.act(now, from, action);
+            }
+        }
+    }
+
+    fn act(&mut self, now: Instant, from: ShardId, action: Action) {
+        match action {
+            Action::Send { conn, buf } => self.sockets.send(&mut self.ring, conn, buf),
+            Action::PauseReceive(conn) => {
+                if let Some(socket) = self.sockets.socket(conn) {
+                    self.ring.pause_receive(socket);
+                }
+            }
+            Action::ResumeReceive(conn) => {
+                if let Some(socket) = self.sockets.socket(conn) {
+                    self.ring.start_receive(socket);
+                }
+            }
+            Action::Close(conn) => self.sockets.finish(&mut self.ring, now, conn),
+            Action::Authenticate { conn, user, password } => {
+                let inbox = self.inbox.clone();
+                let answer = Box::new(move |verdict| {
+                    inbox.put(Input::Verdict { shard: from, conn, verdict });
+                });
+                self.authenticator.verify(Job { user, password, answer });
+            }
+            Action::Disk(op) => self.disk.submit(&mut self.ring, from, op),
+            Action::Mail { to, mail } => self.post(Letter { from, to, mail }),
+            Action::AdminReply { id, reply } => {
+                if let Some(answer) = self.questions.remove(&id) {
+                    // Whoever asked may have given up.
+                    drop(answer.send(reply));
+                }
+            }
+            Action::Ready(report) => self.report(Report::Ready(report)),
+            Action::Drained => self.report(Report::Drained),
+            Action::Fatal(fatal) => Failure::from(fatal).die(),
+        }
+    }
+
+    fn post(&mut self, letter: Letter) {
+        let core = core_of(letter.to, self.cores);
+        if core == self.core {
+            self.local.push_back(letter);
+        } else if !self.held[core].is_empty() {
+            self.held[core].push_back(letter);
+        } else if let Err(refused) = self.port.try_send(port_of(core), letter) {
+            self.held[core].push_back(refused);
+        }
+    }
+
+    fn post_held(&mut self) {
+        for (core, letters) in self.held.iter_mut().enumerate() {
+            while let Some(letter) = letters.pop_front() {
+                if let Err(refused) = self.port.try_send(port_of(core), letter) {
+                    letters.push_front(refused);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn tell_ended(&mut self, now: Instant) {
+        let mut told = false;
+        for socket in std::mem::take(&mut self.ended) {
+            if let Some(Served { conn, shard }) = self.sockets.ended(&mut self.ring, socket) {
+                self.handle(now, shard, Event::ConnectionLost { conn });
+                told = true;
+            }
+        }
+        if told {
+            self.poll_shards(now);
+        }
+    }
+
+    /// Whoever started us is gone only when the process is going too.
+    fn report(&self, report: Report) {
+        drop(self.reports.send(report));
+    }
+}
+
+/// The shard of this number, among those of a core.
+///
+/// # Panics
+/// If it lives elsewhere: then somebody does not know `core_of`.
+fn shard_of(shards: &mut [Shard], id: ShardId) -> &mut Shard {
+    let found = shards.iter_mut().find(|shard| shard.id() == id);
+    found.expect("an event for a shard of this core")
+}
+
+fn port_of(core: usize) -> PortId {
+    PortId(u16::try_from(core).expect("a mesh has at most 1024 ports"))
+}

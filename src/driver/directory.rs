@@ -1,0 +1,413 @@
+//! The data directory: whose it is, what it was formatted as, and its files by their journal names.
+//!
+//! ```text
+//!   data/lock                    held by flock while a process uses the directory
+//!   data/superblock              what the whole directory is
+//!   data/shard-000/superblock    where that shard's log begins
+//!   data/shard-000/segment-00000 …
+//! ```
+//! ```text
+//!   prepare ─▶ lock ─▶ open_or_format ─▶ (cores)
+//!   mkdir      flock   superblock good: its geometry counts
+//!                      never written and no segment there: format
+//! ```
+//! Everything here blocks; it is used before the cores run, by the cold thread, and by the offline
+//! tools. Invariants: a directory is formatted only if nothing in it looks like a log; a contradicted
+//! geometry is an error, never a silent choice.
+//!
+//! Failure: each cause has its status (`fatal.rs`) and its message names the path.
+
+use std::fs;
+use std::io::{self, Read as _, Seek as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use journal::limits::{BLOCK_BYTES, SEGMENT_HEADER_BYTES, SHARDS_MAX};
+use journal::{
+    DiskDone, DiskError, DiskOp, FileId, Format, Geometry, JournalUuid, LogId, NodeSuperblock,
+    ShardId, Slot, SlotFile, SuperblockError,
+};
+use net::file::{DataFile, DirectoryLock, FileOpen, LockError, Volume};
+
+use crate::fatal::{Cause, Failure};
+
+/// How long to wait for the lock; `None` is for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LockWait(pub(crate) Option<Duration>);
+
+/// A line is logged this often while the lock is awaited.
+const LOCK_LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// The files of a data directory, by the names that journals give them.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    root: PathBuf,
+}
+
+/// What a core needs to begin with its logs.
+pub(super) struct Store {
+    /// The node's superblock.
+    pub(super) node: NodeSuperblock,
+    /// The files.
+    pub(super) files: Files,
+}
+
+/// A data directory that this process holds.
+pub(crate) struct Directory {
+    files: Files,
+    node: NodeSuperblock,
+    volume: Volume,
+    direct: bool,
+    formatted_now: bool,
+    _lock: DirectoryLock,
+}
+
+impl Directory {
+    /// Make the directory, lock it, and read or write its superblock.
+    ///
+    /// # Errors
+    /// Each with its own cause: permission, lock, damage, newer format, mismatch, full disk.
+    pub(crate) fn open(
+        root: &Path,
+        wait: LockWait,
+        wanted: &Wanted,
+        waiting: impl FnMut(),
+    ) -> Result<Self, Failure> {
+        fs::create_dir_all(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
+        let volume = volume(root)?;
+        if volume.volatile && !wanted.allow_volatile {
+            return Err(Failure::new(
+                Cause::Volatile,
+                format!("{} is on {}, which forgets at power-off", root.display(), volume.kind),
+            ));
+        }
+        let lock = lock(root, wait, waiting)?;
+        let files = Files { root: root.to_owned() };
+        let (node, formatted_now) = match files.node_superblock()? {
+            Some(node) => {
+                wanted.agrees(&node, root)?;
+                (node, false)
+            }
+            None => (files.format(wanted)?, true),
+        };
+        let direct = files.check_direct()?;
+        Ok(Self { files, node, volume, direct, formatted_now, _lock: lock })
+    }
+
+    /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched.
+    ///
+    /// # Errors
+    /// It is not there, is held, or is no data directory.
+    pub(crate) fn inspect(root: &Path) -> Result<(Files, NodeSuperblock, DirectoryLock), Failure> {
+        let files = Files { root: root.to_owned() };
+        if !files.path(FileId::NodeSuperblock).exists() {
+            return Err(Failure::command(format!(
+                "{} is no data directory: it has no superblock",
+                root.display()
+            )));
+        }
+        let lock = lock(root, LockWait(Some(Duration::ZERO)), || {})?;
+        match files.node_superblock()? {
+            Some(node) => Ok((files, node, lock)),
+            None => Err(Failure::command(format!("{} was never formatted", root.display()))),
+        }
+    }
+
+    /// The files.
+    pub(crate) fn files(&self) -> Files {
+        self.files.clone()
+    }
+
+    /// What it was formatted as.
+    pub(crate) fn node(&self) -> NodeSuperblock {
+        self.node.clone()
+    }
+
+    /// The file system under it.
+    pub(crate) fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Whether its files go past the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Whether it was made by this start.
+    pub(crate) fn is_new(&self) -> bool {
+        self.formatted_now
+    }
+
+    /// Bytes that its files hold already.
+    pub(crate) fn bytes_used(&self) -> u64 {
+        (0..self.node.geometry.shards)
+            .flat_map(|shard| self.files.slots(ShardId(shard)).unwrap_or_default())
+            .map(|slot| slot.bytes)
+            .sum()
+    }
+}
+
+/// What a start wants of a directory.
+pub(crate) struct Wanted {
+    /// Segment size for a new one, bytes.
+    pub(crate) segment_bytes: u64,
+    /// The operator said so, so an old one must agree.
+    pub(crate) segment_bytes_given: bool,
+    /// Shards for a new one.
+    pub(crate) shards: u16,
+    /// The operator said so, so an old one must agree.
+    pub(crate) shards_given: bool,
+    /// A file system that forgets at power-off will do.
+    pub(crate) allow_volatile: bool,
+}
+
+impl Wanted {
+    fn agrees(&self, node: &NodeSuperblock, root: &Path) -> Result<(), Failure> {
+        let Geometry { segment_bytes, shards } = node.geometry;
+        let contradicted = |what: &str, wanted: u64, there: u64| {
+            let root = root.display();
+            let message = format!("{root} was formatted with {what} {there}, not {wanted}");
+            Err(Failure::new(Cause::DirectoryMismatch, message))
+        };
+        if self.segment_bytes_given && self.segment_bytes != segment_bytes {
+            return contradicted("segment-size", self.segment_bytes, segment_bytes);
+        }
+        if self.shards_given && self.shards != shards {
+            return contradicted("shards", u64::from(self.shards), u64::from(shards));
+        }
+        Ok(())
+    }
+}
+
+/// The file system that holds `root`, or will.
+pub(crate) fn volume(root: &Path) -> Result<Volume, Failure> {
+    net::file::volume(root).map_err(|error| path_failure(root, "cannot be looked at", &error))
+}
+
+fn lock(root: &Path, wait: LockWait, mut waiting: impl FnMut()) -> Result<DirectoryLock, Failure> {
+    let mut line_due = Duration::ZERO;
+    let told = |holder: &str, waited: Duration| {
+        waiting();
+        if waited >= line_due {
+            line_due = waited + LOCK_LINE_EVERY;
+            tracing::info!(
+                "waiting for {}: {holder} holds it ({} s so far)",
+                root.display(),
+                waited.as_secs()
+            );
+        }
+    };
+    DirectoryLock::acquire(root, wait.0.unwrap_or(Duration::MAX), told).map_err(|error| match error
+    {
+        LockError::Held { .. } => Failure::new(Cause::LockHeld, error.to_string()),
+        LockError::Io { ref path, error: ref io } => path_failure(path, "cannot be locked", io),
+    })
+}
+
+/// What went wrong with a path, by the kernel's word.
+pub(crate) fn path_failure(path: &Path, what: &str, error: &io::Error) -> Failure {
+    let cause = match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Cause::NoPermission,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::DiskFull,
+        _ => Cause::JournalUnreadable,
+    };
+    Failure::new(cause, format!("{} {what}: {error}", path.display()))
+}
+
+/// The kernel's word in the journal's vocabulary.
+pub(super) fn disk_error(error: &io::Error) -> DiskError {
+    /// `EIO`, for an error that has no number.
+    const EIO: i32 = 5;
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::NoSpace,
+        _ => DiskError::Io(error.raw_os_error().unwrap_or(EIO)),
+    }
+}
+
+impl Files {
+    /// Where a file is.
+    pub(crate) fn path(&self, file: FileId) -> PathBuf {
+        self.root.join(file.to_string())
+    }
+
+    /// Open a file that is there, for a ring.
+    pub(super) fn open(&self, file: FileId) -> io::Result<DataFile> {
+        net::file::open(&self.path(file), FileOpen { create: false, write: true, direct: true })
+    }
+
+    /// The segment files of a shard, by slot.
+    pub(crate) fn slots(&self, shard: ShardId) -> Result<Vec<SlotFile>, Failure> {
+        let directory = self.path(FileId::ShardSuperblock(shard));
+        let directory = directory.parent().unwrap_or(&self.root);
+        let unreadable = |error: io::Error| path_failure(directory, "cannot be listed", &error);
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let mut slots = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("segment-"));
+            let Some(slot) = number.and_then(|number| number.parse().ok()).map(Slot) else {
+                continue;
+            };
+            let bytes = entry.metadata().map_err(unreadable)?.len();
+            slots.push(SlotFile { slot, bytes });
+        }
+        slots.sort_by_key(|file| file.slot);
+        Ok(slots)
+    }
+
+    /// Pre-write a file, make it if it is not there, and make its name durable.
+    pub(super) fn prewrite(&self, file: FileId, bytes: u64) -> Result<(), DiskError> {
+        let path = self.path(file);
+        let parent = path.parent().unwrap_or(&self.root);
+        let written = (|| {
+            fs::create_dir_all(parent)?;
+            let how = FileOpen { create: true, write: true, direct: true };
+            let data = match net::file::open(&path, how) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(file)?,
+                opened => opened?,
+            };
+            data.prewrite(bytes)?;
+            net::file::sync_directory(parent)?;
+            net::file::sync_directory(&self.root)
+        })();
+        written.map_err(|error| disk_error(&error))
+    }
+
+    /// The node's superblock; `None` if it was never written.
+    fn node_superblock(&self) -> Result<Option<NodeSuperblock>, Failure> {
+        let path = self.path(FileId::NodeSuperblock);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(path_failure(&path, "cannot be read", &error)),
+        };
+        NodeSuperblock::decode(&bytes).map_err(|error| superblock_failure(&path, &error))
+    }
+
+    /// Make a log of an empty directory.
+    fn format(&self, wanted: &Wanted) -> Result<NodeSuperblock, Failure> {
+        self.refuse_orphans()?;
+        let geometry = Geometry { segment_bytes: wanted.segment_bytes, shards: wanted.shards };
+        let mut format = Format::new(LogId(random()?), JournalUuid(random()?), geometry);
+        loop {
+            while let Some(op) = format.poll_disk() {
+                format.handle_disk(self.perform(op));
+            }
+            match format.poll_outcome() {
+                Some(Ok(node)) => return Ok(node),
+                Some(Err(stopped)) => {
+                    let cause = match stopped.error {
+                        DiskError::NoSpace => Cause::DiskFull,
+                        DiskError::Io(_) | DiskError::Short { .. } => Cause::JournalUnreadable,
+                    };
+                    let path = self.path(stopped.file);
+                    let message = format!("{} cannot be made: {}", path.display(), stopped.error);
+                    return Err(Failure::new(cause, message));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// A lost node superblock must not make a new log over an old one: where a segment holds a
+    /// batch there was a log. A format that was cut short leaves none.
+    fn refuse_orphans(&self) -> Result<(), Failure> {
+        for shard in (0..SHARDS_MAX).map(ShardId) {
+            for SlotFile { slot, .. } in self.slots(shard)? {
+                let path = self.path(FileId::Segment { shard, slot });
+                if holds_a_batch(&path)
+                    .map_err(|error| path_failure(&path, "cannot be read", &error))?
+                {
+                    return Err(Failure::new(
+                        Cause::JournalDamaged,
+                        format!(
+                            "{} has no superblock, but {} holds records: restore the superblock",
+                            self.root.display(),
+                            path.display()
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carry out one operation, here and now.
+    fn perform(&self, op: DiskOp) -> DiskDone {
+        match op {
+            DiskOp::Prewrite { id, file, bytes } => {
+                DiskDone { id, result: self.prewrite(file, bytes).map(|()| 0), buf: None }
+            }
+            DiskOp::Write { id, file, offset, buf } => {
+                let written =
+                    self.open(file).and_then(|file| file.write_durable_at(buf.as_slice(), offset));
+                let result = done(written, buf.len());
+                DiskDone { id, result, buf: Some(buf) }
+            }
+            DiskOp::Read { id, file, offset, mut buf } => {
+                let read =
+                    self.open(file).and_then(|file| file.read_at(buf.as_mut_slice(), offset));
+                let result = done(read, buf.len());
+                DiskDone { id, result, buf: Some(buf) }
+            }
+            DiskOp::Sync { id, file } => {
+                let synced = fs::File::open(self.path(file)).and_then(|file| file.sync_data());
+                DiskDone { id, result: done(synced, 0), buf: None }
+            }
+        }
+    }
+
+    /// Whether direct I/O is to be had, and a block of ours is enough for the device.
+    fn check_direct(&self) -> Result<bool, Failure> {
+        let path = self.path(FileId::NodeSuperblock);
+        let file = self
+            .open(FileId::NodeSuperblock)
+            .map_err(|error| path_failure(&path, "cannot be opened", &error))?;
+        match file.alignment() {
+            Some(bytes) if bytes as usize > BLOCK_BYTES => Err(Failure::new(
+                Cause::JournalUnreadable,
+                format!("{}: its device needs blocks of {bytes} bytes, not 4096", path.display()),
+            )),
+            Some(_) | None => Ok(file.direct()),
+        }
+    }
+}
+
+/// The first batch of a segment stands behind its header; what was only pre-written is zeros.
+fn holds_a_batch(segment: &Path) -> io::Result<bool> {
+    let mut block = Vec::with_capacity(BLOCK_BYTES);
+    let mut file = fs::File::open(segment)?;
+    file.seek(io::SeekFrom::Start(SEGMENT_HEADER_BYTES))?;
+    file.take(BLOCK_BYTES as u64).read_to_end(&mut block)?;
+    Ok(block.iter().any(|&byte| byte != 0))
+}
+
+fn done(result: io::Result<()>, bytes: usize) -> Result<u32, DiskError> {
+    let bytes = u32::try_from(bytes).expect("an operation is far below 4 GiB");
+    result.map(|()| bytes).map_err(|error| disk_error(&error))
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Failure> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
+    })?;
+    Ok(bytes)
+}
+
+fn superblock_failure(path: &Path, error: &SuperblockError) -> Failure {
+    let cause = match error {
+        SuperblockError::Version(_)
+        | SuperblockError::UnknownFeatures(_)
+        | SuperblockError::UnknownPart(_) => Cause::FormatUnknown,
+        SuperblockError::Unreadable | SuperblockError::WrongLog(_) | SuperblockError::Malformed => {
+            Cause::JournalDamaged
+        }
+    };
+    Failure::new(cause, format!("{}: {error}", path.display()))
+}

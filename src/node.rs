@@ -1,0 +1,225 @@
+//! What the process's threads know of each other: the way to each shard, and how far the start is.
+//!
+//! ```text
+//!   admin, auth, signals ── Input ──▶ Inbox of a core ──(bell)──▶ its driver ──▶ its shard
+//!
+//!   Stage:  Locking ─▶ Recovering ─▶ Ready ─▶ Draining
+//! ```
+//! An [`Inbox`] is the only way from a cold thread into a core: an unbounded queue with a bell. Its
+//! senders bound it: the admin API asks a bounded number of questions at a time, log-ins wait in a
+//! bounded queue, cold file work is bounded by the journals.
+//!
+//! Invariants: nothing here is touched by a core's loop but the beat of its own thread and the end of
+//! its own queue. Failure: a core that is gone answers nothing, and whoever asks has a deadline.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use broker::ConnId;
+use broker::admin::{AdminReply, AdminRequest};
+use broker::event::AuthVerdict;
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use journal::{DiskDone, ShardId};
+use tokio::sync::oneshot;
+
+/// What a cold thread has for a core.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// An operator's question to one of its shards.
+    Admin {
+        /// Which.
+        shard: ShardId,
+        /// What.
+        request: AdminRequest,
+        /// Where the answer goes.
+        answer: oneshot::Sender<AdminReply>,
+    },
+    /// A verified log-in.
+    Verdict {
+        /// The shard that asked.
+        shard: ShardId,
+        /// Its connection.
+        conn: ConnId,
+        /// Whether user and password belong together.
+        verdict: AuthVerdict,
+    },
+    /// Cold file work is done.
+    Cold {
+        /// The shard that asked.
+        shard: ShardId,
+        /// What came of it.
+        done: DiskDone,
+    },
+    /// Are you there? Answered by the loop itself.
+    Ping(oneshot::Sender<()>),
+    /// Every shard is ready: listen.
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Others listen there too.
+        shared: bool,
+    },
+    /// Stop accepting; each shard drains.
+    Shutdown,
+}
+
+/// The way into a core.
+#[derive(Clone)]
+pub(crate) struct Inbox {
+    inputs: Sender<Input>,
+    bell: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Inbox {
+    /// A way in, its end, and the bell that is rung after each input.
+    pub(crate) fn new(bell: impl Fn() + Send + Sync + 'static) -> (Self, Receiver<Input>) {
+        let (inputs, end) = unbounded();
+        (Self { inputs, bell: Arc::new(bell) }, end)
+    }
+
+    /// Hand something in. A core that is gone drops it, and with it the place for the answer.
+    pub(crate) fn put(&self, input: Input) {
+        if self.inputs.send(input).is_ok() {
+            (self.bell)();
+        }
+    }
+}
+
+/// How far the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Waiting for the data directory.
+    Locking,
+    /// Reading the journals.
+    Recovering,
+    /// Serving.
+    Ready,
+    /// Answering what was sent before the end.
+    Draining,
+}
+
+impl Stage {
+    const ALL: [Self; 4] = [Self::Locking, Self::Recovering, Self::Ready, Self::Draining];
+
+    /// What a probe is told.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Locking => "waiting for the data directory: another process holds it",
+            Self::Recovering => "recovering the journals",
+            Self::Ready => "ready",
+            Self::Draining => "stopping",
+        }
+    }
+}
+
+/// What is true of this process from its start on, for metrics and the log line at start.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// The engine that drives sockets and files.
+    pub(crate) engine: &'static str,
+    /// The default level of durability.
+    pub(crate) durability: String,
+    /// Whether the data directory forgets at power-off.
+    pub(crate) volatile: bool,
+    /// Whether journal files go past the page cache.
+    pub(crate) direct: bool,
+}
+
+/// The process as its cold threads see it.
+pub(crate) struct Node {
+    stage: AtomicU8,
+    cores: OnceLock<Cores>,
+}
+
+struct Cores {
+    inboxes: Vec<Inbox>,
+    shards: u16,
+    facts: Facts,
+}
+
+impl Node {
+    /// A process that has no cores yet.
+    pub(crate) fn new() -> Self {
+        Self { stage: AtomicU8::new(Stage::Locking as u8), cores: OnceLock::new() }
+    }
+
+    /// How far it is.
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::ALL[usize::from(self.stage.load(Ordering::Acquire))]
+    }
+
+    /// It has come further.
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+    }
+
+    /// The cores run, `inboxes` by their number, and host `shards` shards.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub(crate) fn set_cores(&self, inboxes: Vec<Inbox>, shards: u16, facts: Facts) {
+        let first = self.cores.set(Cores { inboxes, shards, facts }).is_ok();
+        assert!(first, "the cores are set once");
+    }
+
+    /// The ways into the cores; none before they run.
+    pub(crate) fn inboxes(&self) -> &[Inbox] {
+        self.cores.get().map_or(&[], |cores| &cores.inboxes)
+    }
+
+    /// The facts; none before the cores run.
+    pub(crate) fn facts(&self) -> Option<&Facts> {
+        self.cores.get().map(|cores| &cores.facts)
+    }
+
+    /// How many shards there are; 0 before the cores run.
+    pub(crate) fn shards(&self) -> u16 {
+        self.cores.get().map_or(0, |cores| cores.shards)
+    }
+
+    /// The way to a shard.
+    pub(crate) fn inbox_of(&self, shard: ShardId) -> Option<&Inbox> {
+        let inboxes = self.inboxes();
+        inboxes.get(core_of(shard, inboxes.len()))
+    }
+}
+
+/// The core that hosts a shard: they are dealt out in turn.
+pub(crate) fn core_of(shard: ShardId, cores: usize) -> usize {
+    if cores == 0 { 0 } else { usize::from(shard.0) % cores }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_survives_its_number() {
+        let node = Node::new();
+        for stage in Stage::ALL {
+            node.enter(stage);
+            assert_eq!(node.stage(), stage);
+        }
+    }
+
+    #[test]
+    fn shards_are_dealt_out_in_turn() {
+        let cores: Vec<usize> = (0..5).map(|shard| core_of(ShardId(shard), 2)).collect();
+        assert_eq!(cores, [0, 1, 0, 1, 0]);
+    }
+
+    #[test]
+    fn an_input_rings_the_bell_until_the_end_is_gone() {
+        let rung = Arc::new(AtomicU8::new(0));
+        let bell = Arc::clone(&rung);
+        let (inbox, end) = Inbox::new(move || {
+            bell.fetch_add(1, Ordering::Relaxed);
+        });
+        inbox.put(Input::Shutdown);
+        assert!(matches!(end.try_recv(), Ok(Input::Shutdown)));
+        drop(end);
+        inbox.put(Input::Shutdown);
+        assert_eq!(rung.load(Ordering::Relaxed), 1);
+    }
+}

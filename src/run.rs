@@ -1,0 +1,411 @@
+//! `laelaps run`: from nothing to a broker that serves, and back.
+//!
+//! ```text
+//!    1 configuration, log                      ConfigInvalid, ReplicationMissing, Exposed
+//!    2 engine                                  EngineRefused
+//!    3 admin API, if its port is free          (else after 4: the old process may hold it)
+//!    4 data directory: lock, superblock        LockHeld, NoPermission, Volatile, FormatUnknown, …
+//!    5 the AMQP port is free                   ListenFailed
+//!    6 cores and shards; each recovers         JournalDamaged, JournalUnreadable, DiskFull, …
+//!    7 every shard is ready: listen, one line in the log
+//!    8 SIGTERM or SIGINT: no new connections, every shard drains, exit 0
+//! ```
+//! Nobody can connect before step 7: a shard that is not ready has no listener.
+//!
+//! Invariants: the AMQP address is bound once without sharing first, so that two brokers can't share
+//! a port by accident; a signal before step 7 just ends the process (recovery does no harm half-way).
+//!
+//! Failure: one line in the log, with what, where and what to do, and the cause's status.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use amqp::connection::Sasl;
+use broker::ShardConfig;
+use broker::event::RecoveryReport;
+use crossbeam::channel::{Receiver, after, bounded, never, select};
+use journal::{Level, ShardId};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::auth::Authenticator;
+use crate::config::{Config, Durability, EngineChoice, Layer, LogFormat, Patience, Shards};
+use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
+use crate::fatal::{Cause, Failure};
+use crate::node::{Facts, Inbox, Input, Node, Stage};
+use crate::{admin, log, machine};
+
+/// `laelaps run`.
+pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
+    let config = match Config::load(file, flags) {
+        Ok(config) => config,
+        Err(failure) => {
+            log::start(LogFormat::Text);
+            failure.log();
+            return failure.exit_code();
+        }
+    };
+    log::start(config.log);
+    match serve(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.log();
+            failure.exit_code()
+        }
+    }
+}
+
+fn serve(config: &Config) -> Result<(), Failure> {
+    let signals = signals()?;
+    let engine = match config.engine {
+        EngineChoice::Auto | EngineChoice::Uring => driver::engine()?,
+    };
+    let node = Arc::new(Node::new());
+    let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
+    admin.start_if_free()?;
+    let directory = open_directory(config, &signals)?;
+    let admin_addr = admin.start()?;
+    drop(bind_alone(config.listen)?);
+    node.enter(Stage::Recovering);
+
+    let facts = Facts {
+        engine,
+        durability: config.durability.to_string(),
+        volatile: directory.volume().volatile,
+        direct: directory.is_direct(),
+    };
+    let storage = Storage::of(&directory);
+    let shards = shard_configs(config, &directory)?;
+    let shard_count = storage.shards;
+    let driver = driver::start(Plan {
+        journal: journal_config(config, &directory),
+        authenticator: Authenticator::start(config.users.clone())?,
+        directory,
+        shards,
+    })?;
+    let (inboxes, recovered) = wait_ready(&driver, shard_count, &signals)?;
+    let listening = listen(&driver, &inboxes, config.listen)?;
+    node.set_cores(inboxes.clone(), shard_count, facts.clone());
+    node.enter(Stage::Ready);
+    Started { config, facts, storage, recovered, listening, admin_addr, cores: driver.cores }.log();
+
+    wait_for_signal(&driver, &signals)?;
+    drain(config, &node, &driver, &inboxes, &signals)
+}
+
+/// Signals that ask us to stop, as they come.
+fn signals() -> Result<Receiver<i32>, Failure> {
+    let refused = |error: std::io::Error| {
+        Failure::new(Cause::ResourceRefused, format!("signals cannot be handled: {error}"))
+    };
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(refused)?;
+    // Two are enough: the second ends the process.
+    let (sender, receiver) = bounded(2);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if sender.try_send(signal).is_err() {
+                    // The first two still wait: a third says nothing new.
+                }
+            }
+        })
+        .map_err(refused)?;
+    Ok(receiver)
+}
+
+/// A signal before there is anything to drain: the end.
+fn stop_if_asked(signals: &Receiver<i32>) {
+    if signals.try_recv().is_ok() {
+        tracing::info!("stopped before it was ready");
+        std::process::exit(0);
+    }
+}
+
+/// The admin API, whose port the process before us may still hold.
+struct Admin {
+    wanted: SocketAddr,
+    bound: Option<SocketAddr>,
+    node: Arc<Node>,
+}
+
+impl Admin {
+    fn start_if_free(&mut self) -> Result<(), Failure> {
+        match admin::listen(self.wanted) {
+            Ok(listener) => self.serve(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(()),
+            Err(error) => Err(self.refused(&error)),
+        }
+    }
+
+    fn start(&mut self) -> Result<SocketAddr, Failure> {
+        if let Some(bound) = self.bound {
+            return Ok(bound);
+        }
+        let listener = admin::listen(self.wanted).map_err(|error| self.refused(&error))?;
+        self.serve(listener)?;
+        Ok(self.bound.unwrap_or(self.wanted))
+    }
+
+    fn serve(&mut self, listener: TcpListener) -> Result<(), Failure> {
+        self.bound = listener.local_addr().ok();
+        admin::serve(listener, Arc::clone(&self.node))
+    }
+
+    fn refused(&self, error: &std::io::Error) -> Failure {
+        let message = format!("the admin API cannot listen on {}: {error}", self.wanted);
+        Failure::new(Cause::ListenFailed, message)
+    }
+}
+
+fn open_directory(config: &Config, signals: &Receiver<i32>) -> Result<Directory, Failure> {
+    let shards = match config.shards {
+        Shards::Count(count) => count,
+        Shards::Auto => u16::try_from(driver::threads()?).unwrap_or(crate::config::SHARDS_MAX),
+    };
+    let wanted = Wanted {
+        segment_bytes: config.segment_size.0,
+        segment_bytes_given: config.is_given("segment-size"),
+        shards,
+        shards_given: matches!(config.shards, Shards::Count(_)),
+        allow_volatile: config.allow_volatile || config.durability == Durability::Async,
+    };
+    let wait = match config.lock_wait {
+        Patience::Forever => LockWait(None),
+        Patience::For(span) => LockWait(Some(span.0)),
+    };
+    Directory::open(&config.data.0, wait, &wanted, || stop_if_asked(signals))
+}
+
+/// Take the address without sharing it, to see that nobody has it.
+fn bind_alone(addr: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(addr).map_err(|error| {
+        Failure::new(Cause::ListenFailed, format!("cannot listen on {addr}: {error}"))
+    })
+}
+
+/// Segments that each shard may have.
+fn segments_max(config: &Config, directory: &Directory) -> u32 {
+    let there = directory.bytes_used();
+    let bytes = config.disk_max.of(directory.volume().free_bytes.saturating_add(there));
+    let geometry = directory.node().geometry;
+    let segments = bytes / geometry.segment_bytes / u64::from(geometry.shards);
+    u32::try_from(segments).unwrap_or(u32::MAX).max(journal::limits::SEGMENTS_MIN)
+}
+
+fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
+    journal::Config {
+        writes_in_flight_max: usize::from(config.writes_in_flight_max),
+        segments_max: segments_max(config, directory),
+        ..journal::Config::default()
+    }
+}
+
+fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConfig>, Failure> {
+    let geometry = directory.node().geometry;
+    let memory = config.memory_max.of(machine::memory_bytes());
+    let tag_seed = getrandom::u64().map_err(|error| {
+        Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
+    })?;
+    let open = config.users.is_empty();
+    let amqp = amqp::connection::Config {
+        container_id: "laelaps".to_owned(),
+        idle_time_out: Some(config.idle_timeout.0),
+        max_message_size: config.max_message_size.0,
+        sasl: Sasl::Server { anonymous: open, plain: !open, bare: open },
+        tag_seed,
+        ..amqp::connection::Config::default()
+    };
+    let level = match config.durability {
+        Durability::Async => Level::Async,
+        Durability::Sync => Level::Sync,
+        Durability::Replicated => Level::Replicated,
+        Durability::ReplicatedSync => Level::ReplicatedSync,
+    };
+    let shard = |shard| ShardConfig {
+        shard: ShardId(shard),
+        shards: geometry.shards,
+        segment_bytes: geometry.segment_bytes,
+        level,
+        memory_bytes_max: memory / u64::from(geometry.shards),
+        amqp: amqp.clone(),
+        backup: false,
+        segments_max: u64::from(segments_max(config, directory)),
+        canaries: broker::canary::Canaries::default(),
+    };
+    Ok((0..geometry.shards).map(shard).collect())
+}
+
+/// Until every core runs and every shard has recovered.
+fn wait_ready(
+    driver: &Driver,
+    shards: u16,
+    signals: &Receiver<i32>,
+) -> Result<(Vec<Inbox>, Vec<RecoveryReport>), Failure> {
+    let mut inboxes: Vec<Option<Inbox>> = vec![None; driver.cores];
+    let mut recovered = Vec::new();
+    while recovered.len() < usize::from(shards) {
+        select! {
+            recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
+                Report::Started { core, inbox } => inboxes[core] = Some(inbox.0),
+                Report::Ready(report) => recovered.push(report),
+                Report::Failed(failure) => return Err(failure),
+                Report::Listening(_) | Report::Drained => {}
+            },
+            recv(signals) -> _ => {
+                tracing::info!("stopped before it was ready");
+                std::process::exit(0);
+            }
+        }
+    }
+    let inboxes: Option<Vec<Inbox>> = inboxes.into_iter().collect();
+    Ok((inboxes.expect("a core reports that it started before its shards do"), recovered))
+}
+
+fn cores_gone() -> Failure {
+    Failure::new(Cause::ResourceRefused, "the core threads are gone without a word")
+}
+
+/// Have every core listen; the first one tells the port where any free one is wanted.
+fn listen(driver: &Driver, inboxes: &[Inbox], wanted: SocketAddr) -> Result<SocketAddr, Failure> {
+    let mut addr = wanted;
+    for inbox in inboxes {
+        inbox.put(Input::Listen { addr, shared: inboxes.len() > 1 });
+        loop {
+            match driver.reports.recv().map_err(|_| cores_gone())? {
+                Report::Listening(bound) => {
+                    addr = bound;
+                    break;
+                }
+                Report::Failed(failure) => return Err(failure),
+                Report::Started { .. } | Report::Ready(_) | Report::Drained => {}
+            }
+        }
+    }
+    Ok(addr)
+}
+
+/// Serve until we are asked to stop.
+fn wait_for_signal(driver: &Driver, signals: &Receiver<i32>) -> Result<(), Failure> {
+    loop {
+        select! {
+            recv(signals) -> _ => return Ok(()),
+            recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
+                Report::Failed(failure) => return Err(failure),
+                Report::Started { .. }
+                | Report::Listening(_)
+                | Report::Ready(_)
+                | Report::Drained => {}
+            }
+        }
+    }
+}
+
+/// Answer what was sent, then go; at the latest when the time for it is over.
+fn drain(
+    config: &Config,
+    node: &Node,
+    driver: &Driver,
+    inboxes: &[Inbox],
+    signals: &Receiver<i32>,
+) -> Result<(), Failure> {
+    node.enter(Stage::Draining);
+    tracing::info!("stopping: answering what was sent, for at most {}", config.drain);
+    for inbox in inboxes {
+        inbox.put(Input::Shutdown);
+    }
+    let over = if config.drain.0.is_zero() { never() } else { after(config.drain.0) };
+    let mut left = node.shards();
+    while left > 0 && !config.drain.0.is_zero() {
+        select! {
+            recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
+                Report::Drained => left -= 1,
+                Report::Failed(failure) => return Err(failure),
+                Report::Started { .. } | Report::Listening(_) | Report::Ready(_) => {}
+            },
+            recv(signals) -> _ => {
+                let message = "ended at once by a second signal";
+                return Err(Failure::new(Cause::SecondSignal, message));
+            }
+            recv(over) -> _ => break,
+        }
+    }
+    match left {
+        0 => tracing::info!("stopped: everything sent was answered"),
+        left => tracing::warn!(
+            "stopped after {}: {left} shards had not answered everything; what they accepted is safe",
+            config.drain
+        ),
+    }
+    Ok(())
+}
+
+/// How the data is kept.
+struct Storage {
+    shards: u16,
+    segment_bytes: u64,
+    file_system: String,
+    remote: bool,
+    new: bool,
+}
+
+impl Storage {
+    fn of(directory: &Directory) -> Self {
+        let geometry = directory.node().geometry;
+        Self {
+            shards: geometry.shards,
+            segment_bytes: geometry.segment_bytes,
+            file_system: directory.volume().kind.clone(),
+            remote: directory.volume().remote,
+            new: directory.is_new(),
+        }
+    }
+}
+
+/// What the line at start says.
+struct Started<'a> {
+    config: &'a Config,
+    facts: Facts,
+    storage: Storage,
+    recovered: Vec<RecoveryReport>,
+    listening: SocketAddr,
+    admin_addr: SocketAddr,
+    cores: usize,
+}
+
+impl Started<'_> {
+    fn log(&self) {
+        let torn: Vec<&str> =
+            self.recovered.iter().filter_map(|report| report.truncated.as_deref()).collect();
+        if self.storage.remote {
+            tracing::warn!(
+                "the data is on {}: its syncs and locks are another machine's word",
+                self.storage.file_system
+            );
+        }
+        if self.facts.volatile {
+            tracing::warn!("the data is on {}: it is gone at power-off", self.storage.file_system);
+        }
+        tracing::info!(
+            amqp = %self.listening,
+            admin = %self.admin_addr,
+            data = %self.config.data,
+            new = self.storage.new,
+            shards = self.storage.shards,
+            threads = self.cores,
+            engine = self.facts.engine,
+            block = journal::limits::BLOCK_BYTES,
+            io = if self.facts.direct { "direct" } else { "buffered" },
+            segment = self.storage.segment_bytes,
+            file_system = self.storage.file_system,
+            volatile = self.facts.volatile,
+            durability = self.facts.durability,
+            login = if self.config.users.is_empty() { "anonymous" } else { "plain" },
+            recovered = self.recovered.iter().map(|report| report.messages).sum::<u64>(),
+            records = self.recovered.iter().map(|report| report.records).sum::<u64>(),
+            torn = if torn.is_empty() { "nothing".to_owned() } else { torn.join("; ") },
+            "ready"
+        );
+    }
+}
