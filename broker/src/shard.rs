@@ -99,6 +99,7 @@ pub struct Shard {
     dirty_conns: VecDeque<ConnId>,
     dirty_queues: BTreeSet<QueueId>,
     creations: Creations,
+    parked: ingress::Parked,
     recycling: Recycling,
     purges: Purges,
     pressed: bool,
@@ -130,6 +131,7 @@ impl Shard {
             dirty_conns: VecDeque::new(),
             dirty_queues: BTreeSet::new(),
             creations: Creations::default(),
+            parked: ingress::Parked::default(),
             recycling: Recycling::default(),
             purges: Purges::default(),
             pressed: false,
@@ -159,7 +161,7 @@ impl Shard {
 
     /// Whether nothing waits for a commit.
     pub fn is_quiet(&self) -> bool {
-        self.pending.is_empty() && self.mail.is_empty()
+        self.pending.is_empty() && self.mail.is_empty() && self.parked.is_empty()
     }
 
     /// Links of connections that this shard knows, for the checker of leaks.
@@ -228,6 +230,7 @@ impl Shard {
         }
         self.step_mail(now);
         self.step_commit(now);
+        self.step_parked(now);
         self.step_dispatch(now);
         self.step_purges(now);
         self.step_recycle(now);
@@ -312,7 +315,7 @@ impl Shard {
             Mail::Catalogued(record) => self.state.catalogue.insert(record),
             Mail::Catalogue { queues, next_queue_id } => self.join(queues, next_queue_id),
             Mail::Publish { queue, producer, message } => {
-                self.publish(now, queue, producer, message);
+                self.publish(now, ingress::Publish { queue, producer, message });
             }
             Mail::Published { link, token, result } => self.published(now, link, token, result),
             Mail::Consume { queue, consumer } => self.consume(queue, consumer),

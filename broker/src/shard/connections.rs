@@ -52,6 +52,7 @@ impl Shard {
             spare: Vec::new(),
             dirty: false,
             deadline: None,
+            ending: Vec::new(),
             close_wanted: false,
             goodbye: false,
             over: false,
@@ -145,13 +146,13 @@ impl Shard {
             }
             Amqp::Detached { link, .. } => {
                 if let Some(key) = self.key(id, link) {
-                    self.retire(key, Farewell::Silent);
+                    self.retire(key, Farewell::Gone);
                 }
             }
             Amqp::EndReceived { session, .. } => self.end_session(id, session),
             Amqp::Ended { session, .. } => {
                 for key in self.session_links(id, session) {
-                    self.retire(key, Farewell::Silent);
+                    self.retire(key, Farewell::Gone);
                 }
             }
             Amqp::CloseReceived { .. } => self.close_wanted(id),
@@ -269,7 +270,7 @@ impl Shard {
     /// A link's queue was found (or was not).
     pub(super) fn resolved(
         &mut self,
-        _now: Instant,
+        now: Instant,
         asker: LinkRef,
         result: Result<QueueId, Refusal>,
     ) {
@@ -299,6 +300,7 @@ impl Shard {
             self.grant(asker.key);
         } else {
             self.post(home, Mail::Consume { queue, consumer: asker });
+            self.send_stash(now, asker.key);
         }
     }
 
@@ -313,23 +315,12 @@ impl Shard {
                 self.post(home, Mail::Unconsume { queue, consumer });
             }
             (LinkPhase::Open, End::Producer(_)) | (LinkPhase::Resolving, _) => self.retired(key),
-            (LinkPhase::Closing(earlier), _) => {
-                // A close that comes while a detach waits: the wider answer holds.
-                if farewell == Farewell::Silent || earlier == Farewell::Silent {
-                    link.phase = LinkPhase::Closing(Farewell::Silent);
-                }
-                self.retired_if_idle(key);
+            (LinkPhase::Closing(Farewell::Gone), _) => {
+                link.phase = LinkPhase::Closing(Farewell::Gone);
             }
-        }
-    }
-
-    fn retired_if_idle(&mut self, key: LinkKey) {
-        let idle = match self.links.get(key).map(|link| &link.end) {
-            Some(End::Producer(_)) => true,
-            Some(End::Consumer(_)) | None => false,
-        };
-        if idle {
-            self.retired(key);
+            (LinkPhase::Closing(_), End::Producer(_)) => self.retired(key),
+            // It is on its way already; the wider answer holds from now on.
+            (LinkPhase::Closing(_), End::Consumer(_)) => {}
         }
     }
 
@@ -351,20 +342,34 @@ impl Shard {
             End::Producer(producer) => producer.unanswered,
             End::Consumer(_) => 0,
         };
-        if unanswered > 0 && farewell != Farewell::Silent {
+        if unanswered > 0 && farewell != Farewell::Gone {
             return;
         }
         let (conn, id) = (link.conn, link.id);
         self.remove_link(key);
-        match farewell {
-            Farewell::Silent => {}
-            Farewell::Detach { closed } => self.engine(conn, |amqp| amqp.detach(id, closed, None)),
-            Farewell::End(session) => {
-                if self.session_links(conn, session).is_empty() {
-                    self.engine(conn, |amqp| amqp.end(session, None));
-                }
+        if let Farewell::Detach { closed } = farewell {
+            self.engine(conn, |amqp| amqp.detach(id, closed, None));
+        }
+        self.answer_ends(conn);
+    }
+
+    /// Answers the ends and the close of a connection whose links have had their last answers.
+    fn answer_ends(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            conn.ending.iter().partition(|session| self.session_links(id, **session).is_empty());
+        let close = conn.close_wanted && conn.links.is_empty() && !conn.over;
+        if ready.is_empty() && !close {
+            return;
+        }
+        self.engine(id, |amqp| {
+            ready.into_iter().for_each(|session| amqp.end(session, None));
+            if close {
+                amqp.close(None);
             }
-            Farewell::Close => self.close_if_done(conn),
+        });
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.ending = waiting;
         }
     }
 
@@ -386,13 +391,12 @@ impl Shard {
     }
 
     fn end_session(&mut self, id: ConnId, session: SessionId) {
-        let links = self.session_links(id, session);
-        if links.is_empty() {
-            self.engine(id, |amqp| amqp.end(session, None));
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.ending.push(session);
+        for key in self.session_links(id, session) {
+            self.retire(key, Farewell::Quiet);
         }
-        for key in links {
-            self.retire(key, Farewell::End(session));
-        }
+        self.answer_ends(id);
     }
 
     fn close_wanted(&mut self, id: ConnId) {
@@ -400,16 +404,9 @@ impl Shard {
         conn.close_wanted = true;
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
-            self.retire(key, Farewell::Close);
+            self.retire(key, Farewell::Quiet);
         }
-        self.close_if_done(id);
-    }
-
-    fn close_if_done(&mut self, id: ConnId) {
-        let done = |conn: &Conn| conn.close_wanted && conn.links.is_empty() && !conn.over;
-        if self.conns.get(&id).is_some_and(done) {
-            self.engine(id, |amqp| amqp.close(None));
-        }
+        self.answer_ends(id);
     }
 
     fn closed(&mut self, id: ConnId, reason: &CloseReason) {
@@ -431,7 +428,7 @@ impl Shard {
         }
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
-            self.retire(key, Farewell::Silent);
+            self.retire(key, Farewell::Gone);
         }
         self.touch(id);
     }
@@ -441,7 +438,7 @@ impl Shard {
         let Some(conn) = self.conns.get(&id) else { return };
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
-            self.retire(key, Farewell::Silent);
+            self.retire(key, Farewell::Gone);
         }
         if let Some(conn) = self.conns.remove(&id)
             && let Some(at) = conn.deadline
@@ -539,7 +536,7 @@ impl Shard {
         for id in answered {
             self.say_goodbye(id, "the broker is stopping");
         }
-        if self.conns.is_empty() && self.pending.is_empty() {
+        if self.conns.is_empty() && self.is_quiet() {
             self.phase = Phase::Stopped;
             self.actions.push_back(Action::Drained);
         }

@@ -44,7 +44,7 @@ pub(super) struct Verdict {
 impl Shard {
     pub(super) fn credit_changed(&mut self, now: Instant, conn: ConnId, link: LinkId, drain: bool) {
         let Some(key) = self.key(conn, link) else { return };
-        if let Some(consumer) = self.consumer_mut(key) {
+        if let Some(End::Consumer(consumer)) = self.links.get_mut(key).map(|link| &mut link.end) {
             if drain && consumer.drain == Drain::No {
                 consumer.drain = Drain::Wanted;
             } else if !drain {
@@ -134,7 +134,7 @@ impl Shard {
     }
 
     /// Sends what waits, as far as the engine takes it; then asks the home for more, or ends a drain.
-    fn send_stash(&mut self, _now: Instant, key: LinkKey) {
+    pub(super) fn send_stash(&mut self, _now: Instant, key: LinkKey) {
         let consumer_ref = self.here(key);
         let Some(link) = self.links.get_mut(key) else { return };
         let (conn_id, id, queue, home) = (link.conn, link.id, link.queue, link.home);

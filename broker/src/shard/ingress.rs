@@ -9,8 +9,10 @@
 //! pressure; a connection's reads wait while too many of its bytes are not accepted; and at the bound
 //! a message is refused with `amqp:resource-limit-exceeded`.
 //!
-//! A message is refused before it touches the log, or it is in the log: there is no third way.
+//! A message is refused before it touches the log, or it is in the log, or it waits (in order, in
+//! memory that counts) for a journal that is behind: nothing is dropped, nothing overtakes.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +39,62 @@ pub(super) struct Transfer {
     pub(super) settled: bool,
     pub(super) message_format: u32,
     pub(super) message: Bytes,
+}
+
+/// A message on its way into a queue's log.
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub(super) queue: QueueId,
+    pub(super) producer: Option<(LinkRef, Token)>,
+    pub(super) message: Bytes,
+}
+
+impl Publish {
+    fn memory_bytes(&self) -> u64 {
+        Queue::memory_bytes(self.message.len())
+    }
+}
+
+/// Messages that the journal could not take yet: its disk is behind, or a segment is being made.
+/// Their bytes count against the memory bound.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    queue: VecDeque<Publish>,
+    bytes: u64,
+}
+
+impl Parked {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn push_back(&mut self, publish: Publish) {
+        self.bytes += publish.memory_bytes();
+        self.queue.push_back(publish);
+    }
+
+    fn push_front(&mut self, publish: Publish) {
+        self.bytes += publish.memory_bytes();
+        self.queue.push_front(publish);
+    }
+
+    fn pop_front(&mut self) -> Option<Publish> {
+        let publish = self.queue.pop_front()?;
+        self.bytes -= publish.memory_bytes();
+        Some(publish)
+    }
+}
+
+/// Why a message is not in the log.
+enum Untaken {
+    Busy,
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Untaken {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl Shard {
@@ -95,46 +153,68 @@ impl Shard {
         }
     }
 
-    /// A message for a queue that lives here.
-    pub(super) fn publish(
-        &mut self,
-        now: Instant,
-        id: QueueId,
-        producer: Option<(LinkRef, Token)>,
-        message: Bytes,
-    ) {
-        if let Err(refusal) = self.append_message(now, id, producer, message) {
-            self.counters.refused_total += 1;
-            if let Some((link, token)) = producer {
-                self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+    /// A message for a queue that lives here. While the journal cannot take it, it waits, in order.
+    pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
+        let memory = self.state.memory_bytes() + self.parked.bytes + publish.memory_bytes();
+        if memory > self.config.memory_bytes_max {
+            self.refuse_publish(publish.producer, Refusal::MemoryFull);
+        } else if self.parked.queue.is_empty() {
+            self.append_or_park(now, publish);
+        } else {
+            self.parked.push_back(publish);
+        }
+    }
+
+    /// The journal may take again what it could not take before.
+    pub(super) fn step_parked(&mut self, now: Instant) {
+        while let Some(publish) = self.parked.pop_front() {
+            if !self.append_or_park(now, publish) {
+                break;
             }
         }
     }
 
-    fn append_message(
-        &mut self,
-        now: Instant,
-        id: QueueId,
-        producer: Option<(LinkRef, Token)>,
-        message: Bytes,
-    ) -> Result<(), Refusal> {
-        let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
-        let memory = self.state.memory_bytes() + Queue::memory_bytes(message.len());
-        if memory > self.config.memory_bytes_max {
-            return Err(Refusal::MemoryFull);
+    fn append_or_park(&mut self, now: Instant, publish: Publish) -> bool {
+        match self.append_message(now, &publish) {
+            Ok(()) => true,
+            Err(Untaken::Refused(refusal)) => {
+                self.refuse_publish(publish.producer, refusal);
+                true
+            }
+            Err(Untaken::Busy) => {
+                self.parked.push_front(publish);
+                false
+            }
         }
+    }
+
+    fn refuse_publish(&mut self, producer: Option<(LinkRef, Token)>, refusal: Refusal) {
+        self.counters.refused_total += 1;
+        if let Some((link, token)) = producer {
+            self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+        }
+    }
+
+    fn append_message(&mut self, now: Instant, publish: &Publish) -> Result<(), Untaken> {
+        let Publish { queue: id, producer, message } = publish;
+        let (id, message) = (*id, message.clone());
+        let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
         let sequence = self.state.queue(id).ok_or(Refusal::QueueGone)?.next_sequence();
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, &message);
         record.level = level;
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
-        let appended = journal.append(now, &record, urgency).map_err(refusal_of)?;
+        let appended = match journal.append(now, &record, urgency) {
+            Ok(appended) => appended,
+            Err(AppendError::Busy) => return Err(Untaken::Busy),
+            Err(error) => return Err(Untaken::Refused(refusal_of(error))),
+        };
         let effect = self
             .state
             .apply_message(appended.lsn, id, sequence, message)
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         let answer = match producer {
-            Some((link, token)) => Answer::Published(link, token),
+            Some((link, token)) => Answer::Published(*link, *token),
             None => Answer::Nobody,
         };
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
@@ -186,7 +266,7 @@ impl Shard {
         let sixteenths = if self.pressed { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
         let bound = self.config.memory_bytes_max / 16 * sixteenths;
         let full = self.journal.as_ref().is_some_and(is_nearly_full);
-        let pressed = self.state.memory_bytes() > bound || full;
+        let pressed = self.state.memory_bytes() > bound || full || !self.parked.is_empty();
         if pressed != self.pressed {
             self.pressed = pressed;
             self.post_all(&Mail::Pressure(pressed));

@@ -43,6 +43,8 @@ pub(crate) struct Conn {
     pub(crate) dirty: bool,
     /// Its entry in `deadlines`.
     pub(crate) deadline: Option<Instant>,
+    /// The peer asked to end these sessions, and waits for their links' last answers.
+    pub(crate) ending: Vec<SessionId>,
     /// The peer asked to close, and waits for its links' last answers.
     pub(crate) close_wanted: bool,
     /// We said goodbye ourselves (shutdown, operator).
@@ -65,14 +67,12 @@ pub(crate) enum LinkPhase {
 /// What is answered when a link has had its last answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
-    /// Nothing: the engine or the connection is gone already.
-    Silent,
+    /// Nothing, and nobody waits: the link is gone from the engine.
+    Gone,
+    /// Nothing for the link; the end of its session or connection waits for its last answers.
+    Quiet,
     /// The peer's detach.
     Detach { closed: bool },
-    /// The end of its session, with the session's last link.
-    End(SessionId),
-    /// The close of its connection, with the connection's last link.
-    Close,
 }
 
 /// One link.
