@@ -243,7 +243,7 @@ impl Config {
     fn check(&self) -> Result<(), Failure> {
         let invalid = |message| Failure::new(Cause::ConfigInvalid, message);
         self.check_bounds().map_err(invalid)?;
-        if self.segment_size.0 % BLOCK_BYTES != 0 {
+        if !self.segment_size.0.is_multiple_of(BLOCK_BYTES) {
             let size = self.segment_size;
             return Err(invalid(format!(
                 "segment-size is {size}, but must be a multiple of 4 KiB"

@@ -23,6 +23,8 @@ use crate::fatal::{Cause, Failure};
 mod admin;
 mod admin_client;
 mod auth;
+#[cfg(feature = "canary")]
+mod canary;
 mod config;
 mod dev;
 mod driver;

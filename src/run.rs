@@ -198,6 +198,10 @@ fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
     journal::Config {
         writes_in_flight_max: usize::from(config.writes_in_flight_max),
         segments_max: segments_max(config, directory),
+        #[cfg(feature = "canary")]
+        canary: crate::canary::chosen()
+            .filter(|canary| *canary == crate::canary::Canary::AckOnSubmit)
+            .map(|_| journal::Canary::AckBeforeDurable),
         ..journal::Config::default()
     }
 }

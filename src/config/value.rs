@@ -57,7 +57,8 @@ impl FromStr for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exact = UNITS.iter().find(|(_, bytes)| self.0 >= *bytes && self.0 % *bytes == 0);
+        let exact =
+            UNITS.iter().find(|(_, bytes)| self.0 >= *bytes && self.0.is_multiple_of(*bytes));
         match exact {
             Some((unit, bytes)) => write!(f, "{} {unit}", self.0 / bytes),
             None => write!(f, "{} B", self.0),
@@ -145,8 +146,8 @@ impl fmt::Display for Span {
         let millis = self.0.as_millis();
         match millis {
             0 => f.write_str("0"),
-            _ if millis % 60_000 == 0 => write!(f, "{}m", millis / 60_000),
-            _ if millis % 1_000 == 0 => write!(f, "{}s", millis / 1_000),
+            _ if millis.is_multiple_of(60_000) => write!(f, "{}m", millis / 60_000),
+            _ if millis.is_multiple_of(1_000) => write!(f, "{}s", millis / 1_000),
             _ => write!(f, "{millis}ms"),
         }
     }

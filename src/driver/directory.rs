@@ -73,7 +73,7 @@ impl Directory {
         wanted: &Wanted,
         waiting: impl FnMut(),
     ) -> Result<Self, Failure> {
-        fs::create_dir_all(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
+        make_durably(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
         let volume = volume(root)?;
         if volume.volatile && !wanted.allow_volatile {
             return Err(Failure::new(
@@ -86,6 +86,7 @@ impl Directory {
         let (node, formatted_now) = match files.node_superblock()? {
             Some(node) => {
                 wanted.agrees(&node, root)?;
+                files.settle(&node)?;
                 (node, false)
             }
             None => (files.format(wanted)?, true),
@@ -179,6 +180,25 @@ impl Wanted {
     }
 }
 
+/// Make a directory with all above it, and their names durable.
+fn make_durably(root: &Path) -> io::Result<()> {
+    let root = std::path::absolute(root)?;
+    let missing: Vec<&Path> = root.ancestors().take_while(|path| !path.exists()).collect();
+    fs::create_dir_all(&root)?;
+    for path in missing.iter().filter_map(|path| path.parent()) {
+        net::file::sync_directory(path)?;
+    }
+    match (missing.is_empty(), root.parent()) {
+        // A process before us may have made it and been killed; a parent that we may not even read
+        // is not where that happened.
+        (true, Some(parent)) => match net::file::sync_directory(parent) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        },
+        (false, _) | (_, None) => Ok(()),
+    }
+}
+
 /// The file system that holds `root`, or will.
 pub(crate) fn volume(root: &Path) -> Result<Volume, Failure> {
     net::file::volume(root).map_err(|error| path_failure(root, "cannot be looked at", &error))
@@ -206,10 +226,13 @@ fn lock(root: &Path, wait: LockWait, mut waiting: impl FnMut()) -> Result<Direct
 
 /// What went wrong with a path, by the kernel's word.
 pub(crate) fn path_failure(path: &Path, what: &str, error: &io::Error) -> Failure {
-    let cause = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Cause::NoPermission,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::DiskFull,
-        _ => Cause::JournalUnreadable,
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    let cause = if is_full(error) {
+        Cause::DiskFull
+    } else if [PermissionDenied, ReadOnlyFilesystem].contains(&error.kind()) {
+        Cause::NoPermission
+    } else {
+        Cause::JournalUnreadable
     };
     Failure::new(cause, format!("{} {what}: {error}", path.display()))
 }
@@ -218,10 +241,15 @@ pub(crate) fn path_failure(path: &Path, what: &str, error: &io::Error) -> Failur
 pub(super) fn disk_error(error: &io::Error) -> DiskError {
     /// `EIO`, for an error that has no number.
     const EIO: i32 = 5;
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::NoSpace,
-        _ => DiskError::Io(error.raw_os_error().unwrap_or(EIO)),
+    if is_full(error) {
+        DiskError::NoSpace
+    } else {
+        DiskError::Io(error.raw_os_error().unwrap_or(EIO))
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Files {
@@ -233,6 +261,13 @@ impl Files {
     /// Open a file that is there, for a ring.
     pub(super) fn open(&self, file: FileId) -> io::Result<DataFile> {
         net::file::open(&self.path(file), FileOpen { create: false, write: true, direct: true })
+    }
+
+    /// Write to the page cache and leave it there.
+    #[cfg(feature = "canary")]
+    pub(super) fn write_unsynced(&self, file: FileId, bytes: &[u8], offset: u64) -> io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        fs::File::options().write(true).open(self.path(file))?.write_all_at(bytes, offset)
     }
 
     /// The segment files of a shard, by slot.
@@ -287,6 +322,27 @@ impl Files {
             Err(error) => return Err(path_failure(&path, "cannot be read", &error)),
         };
         NodeSuperblock::decode(&bytes).map_err(|error| superblock_failure(&path, &error))
+    }
+
+    /// Make durable what was only read. After a kill the kernel may show a superblock, or the name of
+    /// a file, that was never synced: served on, the log would vanish at the next power cut.
+    fn settle(&self, node: &NodeSuperblock) -> Result<(), Failure> {
+        let path = self.path(FileId::NodeSuperblock);
+        fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| path_failure(&path, "cannot be synced", &error))?;
+        let shards = (0..node.geometry.shards).map(|shard| {
+            let superblock = self.path(FileId::ShardSuperblock(ShardId(shard)));
+            superblock.parent().unwrap_or(&self.root).to_owned()
+        });
+        for directory in shards.chain([self.root.clone()]) {
+            // A shard's directory that is not there is for its recovery to judge.
+            if directory.exists() {
+                net::file::sync_directory(&directory)
+                    .map_err(|error| path_failure(&directory, "cannot be synced", &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Make a log of an empty directory.
