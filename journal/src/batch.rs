@@ -21,8 +21,8 @@ use std::time::Instant;
 use crate::block_buf::BlockBuf;
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{
-    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, SEGMENT_HEADER_BYTES,
-    block_ceil,
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BLOCK_BYTES, FORMAT_VERSION, LSN_MAX,
+    SEGMENT_HEADER_BYTES, block_ceil,
 };
 use crate::lsn::{Epoch, Incarnation, Lsn, Term};
 use crate::record::{Record, RecordError, u16_at, u32_at, u64_at};
@@ -98,6 +98,7 @@ impl BatchHeader {
         let sound = u16_at(bytes, 6) == seed.shard().0
             && u32_at(bytes, 56) == 0
             && header.first_lsn.0.is_multiple_of(BLOCK_BYTES as u64)
+            && header.first_lsn.0 <= LSN_MAX
             && header.records > 0
             && header.body_bytes as usize <= BATCH_BYTES_MAX - BATCH_HEADER_BYTES;
         if sound { BatchRead::Header(header) } else { BatchRead::Malformed }

@@ -9,7 +9,8 @@
 //! There is no timer that holds a batch back from an idle disk: the first record that somebody waits
 //! for is written at once, and what comes while the disk is busy shares the next write.
 //!
-//! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes run;
+//! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes run,
+//! and no more than `WRITES_WINDOW_MAX` batches lie behind the oldest of them;
 //! `durable` is the end of the contiguous prefix, never of the furthest write; no batch is submitted
 //! whose durable field exceeds our own durable LSN.
 //! A write that fails, is short, or hangs ends all this: the journal is poisoned by its owner.
@@ -22,7 +23,9 @@ use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_HEADER_BYTES, PACK_WINDOW, RECORD_HEADER_BYTES};
+use crate::limits::{
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, PACK_WINDOW, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX,
+};
 use crate::lsn::{Lsn, Slot, Term};
 use crate::record::Record;
 use crate::space::Room;
@@ -208,7 +211,7 @@ impl Commit {
     /// Whether another write may be submitted.
     pub(crate) fn has_write_slot(&self) -> bool {
         let running = self.flights.iter().filter(|flight| !flight.done).count();
-        running < self.writes_in_flight_max
+        running < self.writes_in_flight_max && self.flights.len() < WRITES_WINDOW_MAX
     }
 
     pub(crate) fn has_sealed(&self) -> bool {

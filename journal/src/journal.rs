@@ -532,7 +532,7 @@ impl Journal {
     }
 
     fn admit<'a>(
-        &self,
+        &mut self,
         claim: Claim,
         fragments: impl Iterator<Item = Record<'a>> + Clone,
     ) -> Result<(), AppendError> {
@@ -547,7 +547,7 @@ impl Journal {
         }
         let batches =
             fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.encoded_len()) as u64);
-        if self.space.admits(claim, self.commit.next(), batches) {
+        if self.space.admit(claim, self.commit.next(), batches) {
             Ok(())
         } else if self.space.expects_room() {
             Err(AppendError::Busy)

@@ -50,6 +50,13 @@ pub const SETTLE_BYTES: u64 = 40;
 /// Most writes of batches in flight.
 pub const WRITES_IN_FLIGHT_MAX: usize = 8;
 
+/// Most batches between the oldest write that has not ended and the last one submitted, both
+/// counted: with it recovery knows how far behind a lost segment header others can lie. *Format.*
+pub const WRITES_WINDOW_MAX: usize = 2 * WRITES_IN_FLIGHT_MAX;
+
+/// No LSN is ever beyond this, so that no sum of places overflows. *Format.*
+pub const LSN_MAX: u64 = 1 << 62;
+
 /// Bytes of batches appended and not yet durable at which messages are put off.
 pub const BACKLOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 

@@ -33,7 +33,9 @@ use crate::commit::{Commit, Start};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::identity::LogSeed;
 use crate::journal::{Config, Journal, Resume};
-use crate::limits::{BLOCK_BYTES, FORMAT_SEGMENTS, SEGMENT_HEADER_BYTES};
+use crate::limits::{
+    BATCH_BYTES_MAX, BLOCK_BYTES, FORMAT_SEGMENTS, SEGMENT_HEADER_BYTES, WRITES_WINDOW_MAX,
+};
 use crate::lsn::{Epoch, Incarnation, LogId, Lsn, ShardId, Slot, Term};
 use crate::record::{Record, RecordError};
 use crate::segment::{SegmentHeader, SegmentRead};
@@ -43,6 +45,10 @@ use crate::superblock::{
 };
 use replay::{Candidate, Origin, ReadAt, Replay, Step};
 use scan::{Found, Range, Scan};
+
+/// How far from its start a file can hold batches beyond the end of the log although its header is
+/// of an older segment: as far as batches can run ahead of the write that brings the header.
+const OLDER_REACH_BYTES: u64 = SEGMENT_HEADER_BYTES + (WRITES_WINDOW_MAX * BATCH_BYTES_MAX) as u64;
 
 /// A segment file that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -392,8 +398,7 @@ impl Recovery {
                 let superblock = ShardSuperblock::decode(read, self.seed.log(), self.shard);
                 let superblock = superblock.map_err(RecoveryError::Superblock)?;
                 let superblock = superblock.ok_or(RecoveryError::NotFormatted)?;
-                let in_segment = superblock.head.0 % self.segment_bytes;
-                if in_segment != SEGMENT_HEADER_BYTES || superblock.durable < superblock.head {
+                if superblock.head.0 % self.segment_bytes != SEGMENT_HEADER_BYTES {
                     return Err(RecoveryError::Superblock(SuperblockError::Malformed));
                 }
                 self.superblock = Some(superblock);
@@ -491,17 +496,16 @@ impl Recovery {
             let error = self.damaged(Evidence::DurableMark(mark));
             return self.end(Err(error));
         }
-        let others = self.slots.iter().zip(&self.headers).filter(|(file, read)| {
-            let is_live = replay.live().iter().any(|segment| segment.slot == file.slot);
-            let is_older = header_of(read).is_some_and(|header| header.first_lsn < end);
-            !is_live && !is_older
-        });
-        let whole = |file: &SlotFile| Range {
-            slot: file.slot,
-            offset: SEGMENT_HEADER_BYTES,
-            end: file.bytes.min(self.segment_bytes),
-        };
-        let mut ranges: Vec<_> = others.map(|(file, _)| whole(file)).collect();
+        let is_live = |slot| replay.live().iter().any(|segment| segment.slot == slot);
+        let others = self.slots.iter().zip(&self.headers).filter(|(file, _)| !is_live(file.slot));
+        let mut ranges: Vec<_> = others
+            .map(|(file, read)| {
+                let is_older = header_of(read).is_some_and(|header| header.first_lsn < end);
+                let reach = if is_older { OLDER_REACH_BYTES } else { self.segment_bytes };
+                let end = file.bytes.min(self.segment_bytes).min(reach);
+                Range { slot: file.slot, offset: SEGMENT_HEADER_BYTES, end }
+            })
+            .collect();
         if let Some(tail) = tail {
             let start = tail.number * self.segment_bytes;
             let offset = end.since(Lsn(start));
@@ -532,10 +536,13 @@ impl Recovery {
         RecoveryError::Damaged { file, offset, lsn, evidence }
     }
 
-    /// The file and offset where the log ends: in the tail; else the file whose header can't be
+    /// The file and offset where the log ends: in a segment without a first batch; in the tail; else the file whose header can't be
     /// read; else the superblock, which names a segment that is not there.
     fn place_of_end(&self) -> (FileId, u64) {
         let replay = self.replay.as_ref().expect("it has ended");
+        if let Some(segment) = replay.abandoned() {
+            return (self.segment_file(segment.slot), SEGMENT_HEADER_BYTES);
+        }
         if let Some(tail) = replay.live().back() {
             let offset = replay.lsn().since(Lsn(tail.number * self.segment_bytes));
             if offset < self.segment_bytes {
@@ -585,12 +592,7 @@ impl Recovery {
         let replay = self.replay.take().expect("it has ended");
         let superblock = self.superblock.take().expect("read in the first stage");
         let end = replay.lsn();
-        let mut live = replay.live().clone();
-        // A segment without a batch is opened anew, so that its header is of the new term.
-        let first = |number: u64| Lsn(number * self.segment_bytes + SEGMENT_HEADER_BYTES);
-        if live.back().is_some_and(|tail| first(tail.number) == end) {
-            live.pop_back();
-        }
+        let live = replay.live().clone();
         let mut files = Files::default();
         for (file, read) in self.slots.iter().zip(&self.headers) {
             let is_live = live.iter().any(|segment| segment.slot == file.slot);

@@ -20,7 +20,7 @@
 //! is not their place any more, and their chain doesn't fit, so they are never read.
 
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{BLOCK_BYTES, FORMAT_VERSION, SEGMENT_HEADER_BYTES};
+use crate::limits::{BLOCK_BYTES, FORMAT_VERSION, LSN_MAX, SEGMENT_HEADER_BYTES};
 use crate::lsn::{Epoch, Incarnation, LogId, Lsn, Term};
 use crate::record::{u16_at, u32_at, u64_at};
 
@@ -85,6 +85,7 @@ impl SegmentHeader {
         let first_lsn = Lsn(u64_at(bytes, 16));
         if u16_at(bytes, 6) != seed.shard().0
             || u64_at(bytes, 24) != segment_bytes
+            || first_lsn.0 > LSN_MAX
             || first_lsn.0 % segment_bytes != SEGMENT_HEADER_BYTES
         {
             return SegmentRead::Unreadable;

@@ -68,6 +68,8 @@ pub(crate) struct Space {
     releasing: u32,
     retry_at: Option<Instant>,
     unsettled: u64,
+    /// Bytes that an append that was put off needs beyond the rest.
+    demand: u64,
 }
 
 /// What an append wants.
@@ -108,6 +110,7 @@ impl Space {
             releasing: 0,
             retry_at: None,
             unsettled: 0,
+            demand: 0,
         }
     }
 
@@ -158,8 +161,8 @@ impl Space {
     }
 
     /// Whether batches of these sizes (whole blocks, in order) may be appended behind `next`.
-    pub(crate) fn admits(
-        &self,
+    pub(crate) fn admit(
+        &mut self,
         claim: Claim,
         next: Lsn,
         batches: impl Iterator<Item = u64>,
@@ -180,7 +183,10 @@ impl Space {
             Claim::Grow { settlements } => {
                 let reserve = u64::from(RESERVE_SEGMENTS);
                 let kept = reserve * self.usable_bytes() + self.set_aside(settlements);
-                slots + reserve <= ready && self.free_bytes(next) >= bytes + kept
+                let fits = slots + reserve <= ready && self.free_bytes(next) >= bytes + kept;
+                // Segments are made ahead for what is usual; a large message says what it needs.
+                self.demand = if fits { 0 } else { slots * self.usable_bytes() };
+                fits
             }
         }
     }
@@ -225,8 +231,11 @@ impl Space {
         if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return None;
         }
+        self.retry_at = None;
         let ready = self.ready.len() as u64 * self.usable_bytes();
-        let wanted = (u64::from(RESERVE_SEGMENTS) + 1) * self.usable_bytes() + self.set_aside(0);
+        let wanted = (u64::from(RESERVE_SEGMENTS) + 1) * self.usable_bytes()
+            + self.set_aside(0)
+            + self.demand;
         if ready >= wanted {
             return None;
         }
@@ -235,7 +244,6 @@ impl Space {
             None if self.files < self.segments_max => Slot(self.slot_next),
             None => return None,
         };
-        self.retry_at = None;
         self.making = Some((id, slot));
         Some(slot)
     }
@@ -314,11 +322,11 @@ mod tests {
     fn messages_leave_the_reserve_and_settlements_may_use_it() {
         let mut space = space(3, 3);
         let grow = Claim::Grow { settlements: 1 };
-        assert!(space.admits(grow, START, [4096].into_iter()));
+        assert!(space.admit(grow, START, [4096].into_iter()));
         space.open_segment(0);
         let at_end = Lsn(S);
-        assert!(!space.admits(grow, at_end, [4096].into_iter()));
-        assert!(space.admits(Claim::Shrink, at_end, [4096].into_iter()));
+        assert!(!space.admit(grow, at_end, [4096].into_iter()));
+        assert!(space.admit(Claim::Shrink, at_end, [4096].into_iter()));
         assert_eq!(space.room(at_end), Room::Plenty);
         space.count_accepted(1);
         assert_eq!(space.room(at_end), Room::Scarce);
@@ -330,9 +338,9 @@ mod tests {
         space.open_segment(0);
         space.set_unsettled((S - 4096) / SETTLE_BYTES);
         let grow = Claim::Grow { settlements: 1 };
-        assert!(!space.admits(grow, Lsn(S), [4096].into_iter()));
+        assert!(!space.admit(grow, Lsn(S), [4096].into_iter()));
         space.set_unsettled(0);
-        assert!(space.admits(grow, Lsn(S), [4096].into_iter()));
+        assert!(space.admit(grow, Lsn(S), [4096].into_iter()));
     }
 
     #[test]

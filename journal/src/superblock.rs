@@ -29,8 +29,8 @@ use std::fmt;
 use crate::block_buf::BlockBuf;
 use crate::identity::Chain;
 use crate::limits::{
-    BLOCK_BYTES, FORMAT_VERSION, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BYTES,
-    SHARDS_MAX,
+    BLOCK_BYTES, FORMAT_VERSION, LSN_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    SEGMENT_HEADER_BYTES, SHARDS_MAX,
 };
 use crate::lsn::{Epoch, Incarnation, JournalUuid, LogId, Lsn, ShardId, Term};
 use crate::record::{PART_REQUIRED, PartReader, u16_at, u32_at, u64_at};
@@ -281,9 +281,20 @@ impl ShardSuperblock {
         })?;
         match found {
             Some(found) if found.log_id != log_id => Err(SuperblockError::WrongLog(found.log_id)),
-            Some(found) if found.epochs.is_empty() => Err(SuperblockError::Malformed),
+            Some(found) if !found.is_sound() => Err(SuperblockError::Malformed),
             Some(_) | None => Ok(found),
         }
+    }
+
+    /// Whether its fields fit together, and leave room to be counted on.
+    fn is_sound(&self) -> bool {
+        !self.epochs.is_empty()
+            && self.head <= self.durable
+            && self.durable.0 <= LSN_MAX
+            && self.truncation.at.0 <= LSN_MAX
+            && self.incarnation.0 < u32::MAX
+            && self.truncation.term.incarnation.0 < u32::MAX
+            && self.generation < u64::MAX / 2
     }
 
     /// Its block, and where that goes.

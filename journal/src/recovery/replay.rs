@@ -3,7 +3,8 @@
 //! ```text
 //!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, inside its
 //!          segment, vouching for nothing beyond itself; body: checksum         -> its records, go on
-//!   else:  a segment header for the next number that names this chain          -> go on there
+//!   else:  a segment header for the next number that names this chain          -> go on there, if
+//!          its first batch is good; if not, the log ends at X all the same
 //!   else:  the log ends at X (whether rightly, `scan` finds out)
 //! ```
 //!
@@ -60,6 +61,9 @@ pub(super) struct Replay {
     candidates: Vec<Candidate>,
     /// Segments that were accepted, head first.
     live: VecDeque<Segment>,
+    abandoned: Option<Segment>,
+    /// Where the log would end if the segment just entered turns out to hold nothing.
+    entered_from: Lsn,
     lsn: Lsn,
     chain: Chain,
     term: Term,
@@ -115,6 +119,8 @@ impl Replay {
             canaries,
             candidates,
             live: VecDeque::new(),
+            abandoned: None,
+            entered_from: origin.head,
             lsn: origin.head,
             chain: origin.chain,
             term: Term::default(),
@@ -122,6 +128,11 @@ impl Replay {
             batch: None,
             peeked: 0,
         }
+    }
+
+    /// The segment that was entered last, if nothing in it was accepted: then the log ends before it.
+    pub(super) fn abandoned(&self) -> Option<&Segment> {
+        self.abandoned.as_ref()
     }
 
     /// The end of what was accepted.
@@ -157,6 +168,12 @@ impl Replay {
                 Here::Batch => return Step::Records,
                 Here::Unread => return Step::Read(self.read_at(tail.slot, end)),
                 Here::Version(version) => return Step::Version(version),
+                // A segment is as good as none without its first batch, and nothing follows it.
+                Here::Nothing if self.lsn == self.first_lsn(tail.number) => {
+                    self.abandoned = self.live.pop_back();
+                    self.lsn = self.entered_from;
+                    return Step::End;
+                }
                 Here::Nothing if self.enter_segment(tail.number + 1) => {}
                 Here::Nothing => return Step::End,
             }
@@ -231,6 +248,7 @@ impl Replay {
         };
         let slot = found.slot;
         self.live.push_back(Segment { number, slot, chain_before: Some(self.chain) });
+        self.entered_from = self.lsn;
         self.lsn = first_lsn;
         self.chunk = None;
         true

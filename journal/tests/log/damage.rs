@@ -1,0 +1,144 @@
+//! Damage inside the log stops the start and changes nothing; a torn tail does not stop it.
+
+use journal::limits::BLOCK_BYTES;
+use journal::{
+    DiskError, Evidence, FileId, Lsn, NodeSuperblock, RecordKind, RecoveryError, Slot,
+    SuperblockError,
+};
+
+use crate::bed::{Bed, SHARD, Seen, recover, recover_error};
+use crate::disk::Disk;
+
+const FIRST: FileId = FileId::Segment { shard: SHARD, slot: Slot(0) };
+
+/// A log of `batches` batches of one block each, each durable before the next, and not closed.
+fn log_of(batches: u64) -> (Disk, NodeSuperblock, Vec<Seen>) {
+    let (mut bed, node) = Bed::fresh();
+    for sequence in 0..batches {
+        bed.append(RecordKind::Message, sequence, b"payload");
+        bed.settle();
+    }
+    assert_eq!(bed.promised() as u64, batches);
+    let seen = bed.seen();
+    (bed.disk, node, seen)
+}
+
+fn flip(disk: &mut Disk, file: FileId, offset: usize) {
+    disk.platter.get_mut(&file).unwrap()[offset] ^= 0x10;
+}
+
+#[test]
+fn a_flipped_bit_that_a_later_batch_covers_stops_the_start_and_names_the_place() {
+    let (disk, node, _) = log_of(5);
+    // Batch k stands in block k + 1 of the file. The last one is covered by nothing.
+    for batch in 0..4_usize {
+        for at in [3, 25, 50, 70] {
+            let mut hurt = disk.clone();
+            let offset = (batch + 1) * BLOCK_BYTES;
+            flip(&mut hurt, FIRST, offset + at);
+            let error = recover_error(&mut hurt, &node);
+            let RecoveryError::Damaged { file, offset: named, lsn, evidence } = error else {
+                panic!("{error}");
+            };
+            assert_eq!((file, named, lsn), (FIRST, offset as u64, Lsn(offset as u64)));
+            assert!(matches!(evidence, Evidence::LaterBatch { .. }), "{evidence}");
+        }
+    }
+}
+
+#[test]
+fn the_last_batch_is_torn_unless_the_durable_mark_covers_it() {
+    let (mut disk, node, seen) = log_of(5);
+    let mut hurt = disk.clone();
+    flip(&mut hurt, FIRST, 5 * BLOCK_BYTES + 70);
+    let (outcome, left) = recover(&mut hurt, &node);
+    assert_eq!(left, seen[..4]);
+    let truncated = outcome.truncated.expect("a batch was cut off");
+    assert_eq!((truncated.lsn, truncated.batches), (Lsn(5 * BLOCK_BYTES as u64), 1));
+    assert!(!outcome.clean);
+
+    // A recovery marks what it found as durable: now the same flip is damage.
+    recover(&mut disk, &node);
+    flip(&mut disk, FIRST, 5 * BLOCK_BYTES + 70);
+    let error = recover_error(&mut disk, &node);
+    let mark = Lsn(6 * BLOCK_BYTES as u64);
+    let expected = Evidence::DurableMark(mark);
+    assert!(matches!(error, RecoveryError::Damaged { evidence, .. } if evidence == expected));
+}
+
+#[test]
+fn a_lost_segment_file_or_header_is_damage() {
+    let (mut bed, node) = Bed::fresh();
+    for sequence in 0..6 {
+        bed.append(RecordKind::Message, sequence, &[7; 30_000]);
+        bed.settle();
+    }
+    let mut gone = bed.disk.clone();
+    gone.platter.remove(&FIRST);
+    let error = recover_error(&mut gone, &node);
+    assert!(matches!(error, RecoveryError::Damaged { lsn: Lsn(4096), .. }), "{error}");
+    let mut hurt = bed.disk.clone();
+    flip(&mut hurt, FIRST, 20);
+    let error = recover_error(&mut hurt, &node);
+    assert!(matches!(error, RecoveryError::Damaged { file: FIRST, .. }), "{error}");
+    let second = FileId::Segment { shard: SHARD, slot: Slot(1) };
+    flip(&mut bed.disk, second, BLOCK_BYTES + 100);
+    let error = recover_error(&mut bed.disk, &node);
+    let place = (second, BLOCK_BYTES as u64);
+    assert!(
+        matches!(error, RecoveryError::Damaged { file, offset, .. } if (file, offset) == place)
+    );
+}
+
+#[test]
+fn a_block_that_cant_be_read_is_neither_torn_nor_damaged() {
+    let (disk, node, _) = log_of(3);
+    for block in 0..8 {
+        let mut hurt = disk.clone();
+        hurt.unreadable.insert((FIRST, block * BLOCK_BYTES));
+        let error = recover_error(&mut hurt, &node);
+        let RecoveryError::Unreadable { file, error, .. } = error else { panic!("{error}") };
+        assert_eq!((file, error), (FIRST, DiskError::Io(5)));
+    }
+}
+
+#[test]
+fn a_superblock_that_was_written_and_cant_be_read_stops_the_start() {
+    let (disk, node, seen) = log_of(3);
+    let file = FileId::ShardSuperblock(SHARD);
+    let mut one = disk.clone();
+    flip(&mut one, file, 60);
+    assert_eq!(recover(&mut one, &node).1, seen, "the other block is enough");
+    let mut both = disk.clone();
+    flip(&mut both, file, 60);
+    flip(&mut both, file, BLOCK_BYTES + 60);
+    let error = recover_error(&mut both, &node);
+    assert_eq!(error, RecoveryError::Superblock(SuperblockError::Unreadable));
+    let mut never = disk;
+    never.platter.remove(&file);
+    assert_eq!(recover_error(&mut never, &node), RecoveryError::NotFormatted);
+}
+
+#[test]
+fn a_segment_of_another_log_is_refused() {
+    let (mut disk, node, _) = log_of(2);
+    let mut other = node.clone();
+    other.log_id.0[0] ^= 1;
+    let error = recover_error(&mut disk, &other);
+    let wrong = RecoveryError::Superblock(SuperblockError::WrongLog(node.log_id));
+    assert_eq!(error, wrong);
+}
+
+#[test]
+fn a_clean_end_is_known_as_such() {
+    let (mut bed, node) = Bed::fresh();
+    bed.append(RecordKind::Message, 1, b"last words");
+    bed.journal.close();
+    bed.settle();
+    assert!(bed.journal.is_closed());
+    let (outcome, seen) = recover(&mut bed.disk, &node);
+    assert!(outcome.clean && outcome.truncated.is_none());
+    assert_eq!(seen, bed.seen());
+    let (outcome, _) = recover(&mut bed.disk, &node);
+    assert!(!outcome.clean, "the opening before was not closed");
+}

@@ -1,0 +1,106 @@
+//! When batches are sealed, and what is written when nothing happens.
+
+use std::time::Duration;
+
+use journal::limits::DURABLE_MARK_IDLE;
+use journal::{AppendError, DiskOp, FileId, RecordKind, Urgency};
+
+use crate::bed::{Bed, SHARD, recover};
+
+fn written(bed: &mut Bed) -> usize {
+    bed.poll();
+    bed.pending.iter().filter(|op| matches!(op, DiskOp::Write { .. })).count()
+}
+
+/// Opens the first segment and lets the spare one be made.
+fn warm_up(bed: &mut Bed) {
+    bed.append(RecordKind::Message, 0, b"warm-up");
+    bed.settle();
+    bed.appended.clear();
+}
+
+#[test]
+fn an_idle_disk_gets_the_first_record_at_once_and_a_busy_one_the_rest_together() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    for sequence in 0..4 {
+        bed.append(RecordKind::Message, sequence, b"one by one");
+        assert_eq!(written(&mut bed), 1 + usize::try_from(sequence).unwrap());
+    }
+    for sequence in 4..100 {
+        bed.append(RecordKind::Message, sequence, b"together");
+        assert_eq!(written(&mut bed), 4, "four writes in flight at most");
+    }
+    bed.complete(0);
+    assert_eq!(written(&mut bed), 4);
+    let before = bed.disk.writes;
+    bed.settle();
+    assert_eq!(bed.disk.writes - before, 4, "what came meanwhile is one batch");
+    assert_eq!(bed.promised(), 100);
+}
+
+#[test]
+fn the_durable_lsn_waits_for_the_oldest_write() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    for sequence in 0..3 {
+        bed.append(RecordKind::Message, sequence, b"x");
+        bed.poll();
+    }
+    let durable = bed.journal.durable();
+    bed.complete(2);
+    bed.complete(1);
+    assert_eq!((bed.journal.durable(), bed.promised()), (durable, 0));
+    bed.complete(0);
+    assert_eq!(bed.promised(), 3);
+}
+
+#[test]
+fn what_nobody_waits_for_waits_for_company_but_not_longer_than_the_window() {
+    let (mut bed, _) = Bed::fresh();
+    bed.settle();
+    bed.try_append(RecordKind::Settle, 1, b"", Urgency::Window).unwrap();
+    assert_eq!(written(&mut bed), 0);
+    assert_eq!(bed.journal.poll_timeout(), Some(bed.now + Duration::from_millis(5)));
+    bed.wait(Duration::from_millis(4));
+    assert_eq!(bed.promised(), 0);
+    bed.wait(Duration::from_millis(1));
+    assert_eq!(bed.promised(), 1);
+    bed.try_append(RecordKind::Settle, 2, b"", Urgency::Window).unwrap();
+    bed.append(RecordKind::Message, 3, b"somebody waits");
+    bed.settle();
+    assert_eq!(bed.promised(), 3);
+}
+
+#[test]
+fn the_durable_mark_is_written_once_in_an_idle_period_and_after_the_answers() {
+    let (mut bed, node) = Bed::fresh();
+    bed.append(RecordKind::Message, 1, b"x");
+    bed.settle();
+    let (idle, before) = (bed.now, bed.disk.writes);
+    bed.wait(Duration::from_secs(1));
+    assert_eq!(bed.now, idle + DURABLE_MARK_IDLE);
+    assert_eq!(bed.disk.writes, before + 1);
+    bed.wait(Duration::from_secs(1));
+    assert_eq!(bed.disk.writes, before + 1, "once");
+    // Now the last batch is covered: losing it is damage.
+    let slot = FileId::Segment { shard: SHARD, slot: journal::Slot(0) };
+    bed.disk.platter.get_mut(&slot).unwrap()[4096..8192].fill(0);
+    crate::bed::recover_error(&mut bed.disk, &node);
+}
+
+#[test]
+fn a_message_of_many_fragments_is_there_whole_or_not_at_all() {
+    let (mut bed, node) = Bed::fresh();
+    bed.settle();
+    let payload: Vec<u8> = (0..150_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let refused = bed.try_append(RecordKind::Message, 1, &payload, Urgency::Now);
+    assert_eq!(refused, Err(AppendError::Busy), "more segments are on their way");
+    bed.settle();
+    bed.append(RecordKind::Message, 1, &payload);
+    bed.settle();
+    let (_, seen) = recover(&mut bed.disk, &node);
+    assert!(seen.len() >= 3);
+    let whole: Vec<u8> = seen.iter().flat_map(|seen| seen.payload.clone()).collect();
+    assert_eq!(whole, payload);
+}
