@@ -24,30 +24,6 @@ pub struct DeliveryId(pub u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
-macro_rules! newtype_fields {
-    ($($ty:ident = $spec:literal as $wire:ident;)*) => { $(
-        impl<'a> Field<'a> for $ty {
-            const SPEC: &'static str = $spec;
-
-            #[inline]
-            fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
-                reader.$wire().map(Self)
-            }
-
-            #[inline]
-            fn write(&self, writer: &mut Writer<'_>) {
-                writer.$wire(self.0);
-            }
-        }
-    )* };
-}
-
-newtype_fields! {
-    Handle = "handle" as uint;
-    DeliveryId = "delivery-number" as uint;
-    Timestamp = "timestamp" as timestamp;
-}
-
 /// What the specification says about a restricted type with a fixed set of choices.
 #[derive(Clone, Copy, Debug)]
 pub struct ChoicesSpec {

@@ -51,25 +51,29 @@ impl<'a> Performative<'a> {
     #[inline]
     pub fn decode(body: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
         let mut reader = Reader::new(body);
-        let performative = match read_code(&mut reader, code_of)? {
+        match read_code(&mut reader, code_of)? {
             TRANSFER => {
                 let transfer = Transfer::read_list(&mut reader)?;
-                return Ok((Self::Transfer(transfer), reader.rest()));
+                Ok((Self::Transfer(transfer), reader.rest()))
             }
-            DISPOSITION => Self::Disposition(Disposition::read_list(&mut reader)?),
-            FLOW => Self::Flow(Flow::read_list(&mut reader)?),
-            OPEN => Self::Open(Open::read_list(&mut reader)?),
-            BEGIN => Self::Begin(Begin::read_list(&mut reader)?),
-            ATTACH => Self::Attach(Attach::read_list(&mut reader)?),
-            DETACH => Self::Detach(Detach::read_list(&mut reader)?),
-            END => Self::End(End::read_list(&mut reader)?),
-            CLOSE => Self::Close(Close::read_list(&mut reader)?),
-            _ => return Err(Reader::new(body).fail(Fault::UnexpectedDescriptor)),
-        };
-        if !reader.is_empty() {
-            return Err(reader.fail(Fault::TrailingBytes));
+            DISPOSITION => Ok((Self::Disposition(read_whole(reader)?), &[])),
+            FLOW => Ok((Self::Flow(read_whole(reader)?), &[])),
+            code => Ok((Self::decode_rare(code, reader)?, &[])),
         }
-        Ok((performative, &[]))
+    }
+
+    /// Decodes a performative of which a connection sees few.
+    #[inline(never)]
+    fn decode_rare(code: u64, reader: Reader<'a>) -> Result<Self, DecodeError> {
+        Ok(match code {
+            OPEN => Self::Open(read_whole(reader)?),
+            BEGIN => Self::Begin(read_whole(reader)?),
+            ATTACH => Self::Attach(read_whole(reader)?),
+            DETACH => Self::Detach(read_whole(reader)?),
+            END => Self::End(read_whole(reader)?),
+            CLOSE => Self::Close(read_whole(reader)?),
+            _ => return Err(reader.fail(Fault::UnexpectedDescriptor)),
+        })
     }
 
     /// Appends the performative.
@@ -88,4 +92,11 @@ impl<'a> Performative<'a> {
             Self::Close(close) => close.write_described(writer),
         }
     }
+}
+
+/// Reads a composite that must end with the bytes.
+#[inline]
+fn read_whole<'a, T: Composite<'a>>(mut reader: Reader<'a>) -> Result<T, DecodeError> {
+    let composite = T::read_list(&mut reader)?;
+    if reader.is_empty() { Ok(composite) } else { Err(reader.fail(Fault::TrailingBytes)) }
 }

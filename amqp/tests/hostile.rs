@@ -65,7 +65,7 @@ fn item_43_an_open_nested_three_thousand_deep_is_refused_on_a_small_stack() {
     let body = open_with_properties(&map_of_one(&nested_lists(3000)));
     assert!(body.len() > 27_000);
     let run = move || Performative::decode(&body).map(|_| ()).unwrap_err();
-    let thread = std::thread::Builder::new().name("small".into()).stack_size(128 * 1024);
+    let thread = std::thread::Builder::new().name("small".into()).stack_size(256 * 1024);
     let error = thread.spawn(run).unwrap().join().unwrap();
     assert_eq!(error.fault, Fault::TooDeep);
     assert_eq!(error.to_string(), "open.properties: nested too deep at byte 315");

@@ -1,7 +1,7 @@
 //! A cursor over received bytes.
 //!
 //! ```text
-//!  Reader { rest, at }     typed reads (uint, string, ..) consume one value of that type
+//!  Reader { rest, end }    typed reads (uint, string, ..) consume one value of that type
 //!     value()              consumes any value: scalars by copy, the rest as a view, fully checked
 //!     skip()               consumes any value by its size; looks inside descriptors only
 //!     check()              consumes any value and verifies it to the bottom
@@ -11,13 +11,14 @@
 
 use super::value::{Array, Described, Descriptor, List, Map, Symbol, Value};
 use super::{DEPTH_MAX, DecodeError, ELEMENTS_MAX, Fault, code};
+use crate::definitions::Timestamp;
 
 /// A cursor over received bytes. Copies are cheap and independent.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
-    /// Offset of `rest` in what the outermost reader began with.
-    at: usize,
+    /// Where `rest` ends in what the outermost reader began with: reading moves only one of both.
+    end: usize,
 }
 
 /// How the data after a format code is laid out [1.2].
@@ -55,13 +56,13 @@ impl<'a> Reader<'a> {
     /// A reader at the start of `bytes`.
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes, at: 0 }
+        Self { rest: bytes, end: bytes.len() }
     }
 
     /// Bytes consumed since the outermost reader began.
     #[must_use]
     pub const fn position(&self) -> usize {
-        self.at
+        self.end - self.rest.len()
     }
 
     /// What has not been consumed.
@@ -78,39 +79,38 @@ impl<'a> Reader<'a> {
 
     /// An error here.
     #[cold]
-    pub(crate) fn fail(&self, fault: Fault) -> DecodeError {
-        DecodeError { fault, at: u32::try_from(self.at).unwrap_or(u32::MAX), place: None }
+    pub(crate) fn fail(self, fault: Fault) -> DecodeError {
+        let at = u32::try_from(self.position()).unwrap_or(u32::MAX);
+        DecodeError { fault, at, place: None }
     }
 
     /// Consumes `len` bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let Some((head, rest)) = self.rest.split_at_checked(len) else {
             return Err(self.fail(Fault::Truncated));
         };
         self.rest = rest;
-        self.at += len;
         Ok(head)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
             return Err(self.fail(Fault::Truncated));
         };
         self.rest = rest;
-        self.at += N;
         Ok(*head)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn byte(&mut self) -> Result<u8, DecodeError> {
         let [byte] = self.take_array()?;
         Ok(byte)
     }
 
     /// The next format code, without consuming it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn peek(&self) -> Result<u8, DecodeError> {
         self.rest.first().copied().ok_or_else(|| self.fail(Fault::Truncated))
     }
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// Where nothing is left.
-    #[inline]
+    #[inline(always)]
     pub fn null(&mut self) -> Result<bool, DecodeError> {
         let null = self.peek()? == code::NULL;
         if null {
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
         Ok(null)
     }
 
-    #[inline]
+    #[inline(always)]
     fn length(&mut self, prefix: Prefix) -> Result<u32, DecodeError> {
         Ok(match prefix {
             Prefix::Byte => u32::from(self.byte()?),
@@ -137,38 +137,40 @@ impl<'a> Reader<'a> {
     }
 
     /// Consumes size, count and content of a list, map or array whose format code was consumed.
-    #[inline]
+    #[inline(always)]
     fn body(&mut self, prefix: Prefix) -> Result<Body<'a>, DecodeError> {
         let size = self.length(prefix)? as usize;
-        let mut content = Reader { rest: self.rest, at: self.at };
-        content.rest = self.take(size)?;
+        let rest = self.take(size)?;
+        let mut content = Reader { rest, end: self.position() };
         // The size covers the count; one too small for it is caught here as well.
         let count = content.length(prefix)?;
         Ok(Body { count, content })
     }
 
     /// Consumes a list; gives its count and its content, of which only the bounds were checked.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn list_body(&mut self) -> Result<Body<'a>, DecodeError> {
         match self.byte()? {
             code::LIST8 => self.body(Prefix::Byte),
             code::LIST32 => self.body(Prefix::Word),
-            code::LIST0 => Ok(Body { count: 0, content: Reader { rest: &[], at: self.at } }),
+            code::LIST0 => {
+                Ok(Body { count: 0, content: Reader { rest: &[], end: self.position() } })
+            }
             other => Err(self.unexpected(other)),
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn variable(&mut self, prefix: Prefix) -> Result<&'a [u8], DecodeError> {
         let len = self.length(prefix)? as usize;
         self.take(len)
     }
 
     #[cold]
-    fn unexpected(&self, code: u8) -> DecodeError {
+    fn unexpected(self, code: u8) -> DecodeError {
         // Already past the format code: point at it.
-        let mut here = *self;
-        here.at = here.at.saturating_sub(1);
+        let mut here = self;
+        here.end = here.end.saturating_sub(1);
         here.fail(if code == code::DESCRIBED || layout(code).is_some() {
             Fault::UnexpectedType(code)
         } else {
@@ -184,7 +186,7 @@ impl<'a> Reader<'a> {
 #[expect(missing_docs, reason = "each is named for the AMQP type that it reads")]
 #[expect(clippy::missing_errors_doc, reason = "said once above for all of them")]
 impl<'a> Reader<'a> {
-    #[inline]
+    #[inline(always)]
     pub fn boolean(&mut self) -> Result<bool, DecodeError> {
         match self.byte()? {
             code::TRUE => Ok(true),
@@ -210,12 +212,36 @@ impl<'a> Reader<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn uint(&mut self) -> Result<u32, DecodeError> {
         match self.byte()? {
             code::SMALL_UINT => Ok(u32::from(self.byte()?)),
             code::UINT => Ok(u32::from_be_bytes(self.take_array()?)),
             code::UINT0 => Ok(0),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// A uint or null, by one look at the format code.
+    #[inline(always)]
+    pub(crate) fn optional_uint(&mut self) -> Result<Option<u32>, DecodeError> {
+        match self.byte()? {
+            code::NULL => Ok(None),
+            code::SMALL_UINT => Ok(Some(u32::from(self.byte()?))),
+            code::UINT => Ok(Some(u32::from_be_bytes(self.take_array()?))),
+            code::UINT0 => Ok(Some(0)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// A boolean or null, by one look at the format code.
+    #[inline(always)]
+    pub(crate) fn optional_boolean(&mut self) -> Result<Option<bool>, DecodeError> {
+        match self.byte()? {
+            code::NULL => Ok(None),
+            code::TRUE => Ok(Some(true)),
+            code::FALSE => Ok(Some(false)),
+            code::BOOLEAN => self.boolean_data().map(Some),
             other => Err(self.unexpected(other)),
         }
     }
@@ -230,9 +256,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub fn timestamp(&mut self) -> Result<i64, DecodeError> {
+    pub fn timestamp(&mut self) -> Result<Timestamp, DecodeError> {
         match self.byte()? {
-            code::TIMESTAMP => Ok(i64::from_be_bytes(self.take_array()?)),
+            code::TIMESTAMP => Ok(Timestamp(i64::from_be_bytes(self.take_array()?))),
             other => Err(self.unexpected(other)),
         }
     }
@@ -244,7 +270,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn binary(&mut self) -> Result<&'a [u8], DecodeError> {
         match self.byte()? {
             code::VBIN8 => self.variable(Prefix::Byte),
@@ -293,6 +319,16 @@ impl<'a> Reader<'a> {
     /// A format code of 0x00 and the descriptor; the described value is next.
     #[inline]
     pub fn descriptor(&mut self) -> Result<Descriptor<'a>, DecodeError> {
+        // What everybody sends, by one look.
+        if let [code::DESCRIBED, code::SMALL_ULONG, code, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(Descriptor::Code(u64::from(*code)));
+        }
+        self.rare_descriptor()
+    }
+
+    #[inline(never)]
+    fn rare_descriptor(&mut self) -> Result<Descriptor<'a>, DecodeError> {
         match self.byte()? {
             code::DESCRIBED => {}
             other => return Err(self.unexpected(other)),
@@ -439,7 +475,7 @@ impl<'a> Reader<'a> {
 
     fn unexpected_next(&self, code: u8) -> DecodeError {
         let mut past = *self;
-        past.at += 1;
+        past.end += 1;
         past.unexpected(code)
     }
 
@@ -633,7 +669,7 @@ impl<'a> Reader<'a> {
 
     /// The bytes between this reader and its later state `end`.
     fn consumed_by(&self, end: &Self) -> &'a [u8] {
-        &self.rest[..end.at - self.at]
+        &self.rest[..self.rest.len() - end.rest.len()]
     }
 }
 

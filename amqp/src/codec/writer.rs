@@ -11,6 +11,7 @@
 use super::reader::Raw;
 use super::value::Symbols;
 use super::{Array, Field, List, Map, Multiple, Symbol, Value, code};
+use crate::definitions::Timestamp;
 
 /// Appends values to a byte vector.
 #[derive(Debug)]
@@ -105,9 +106,9 @@ impl<'v> Writer<'v> {
         }
     }
 
-    /// A timestamp in milliseconds since the Unix epoch.
-    pub fn timestamp(&mut self, value: i64) {
-        self.fixed(code::TIMESTAMP, value.to_be_bytes());
+    /// A timestamp.
+    pub fn timestamp(&mut self, value: Timestamp) {
+        self.fixed(code::TIMESTAMP, value.0.to_be_bytes());
     }
 
     /// Binary data.
@@ -181,7 +182,7 @@ impl<'v> Writer<'v> {
             Value::Decimal64(bits) => self.fixed(code::DECIMAL64, bits),
             Value::Decimal128(bits) => self.fixed(code::DECIMAL128, bits),
             Value::Char(v) => self.fixed(code::CHAR, v.to_be_bytes()),
-            Value::Timestamp(v) => self.timestamp(v),
+            Value::Timestamp(v) => self.timestamp(Timestamp(v)),
             Value::Uuid(bits) => self.fixed(code::UUID, bits),
             Value::Binary(v) => self.binary(v),
             Value::String(v) => self.string(v),
