@@ -275,7 +275,15 @@ pub struct RingStats {
     pub operations: u32,
 }
 
-/// One core's reactor. It lives and dies on the thread that made it.
+/// One core's reactor. It lives and dies on the thread that made it:
+///
+/// ```compile_fail
+/// fn moves<T: Send>() {}
+/// moves::<net::Ring>();
+/// ```
+///
+/// Dropping it closes its sockets and waits for its disk operations, 5 s at most. A process that
+/// dies by design (a hung disk, say) should exit without dropping it.
 #[derive(Debug)]
 pub struct Ring {
     engine: Uring,

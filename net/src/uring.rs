@@ -57,6 +57,9 @@ pub use self::doorbell::Doorbell;
 /// How long a dropped ring waits for its last operations.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
+/// The longest single wait: a longer timeout would not fit the kernel's clock. Waits may end early.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
 /// The largest send in one operation, in bytes; a longer buffer takes several.
 const SEND_BYTES_MAX: usize = 1 << 30;
 
@@ -291,8 +294,9 @@ impl Uring {
         })
     }
 
-    /// The caller's timeout, but no longer than the first listener rests.
+    /// The caller's timeout, but no longer than the first listener rests or the kernel can count.
     fn shorten(&self, timeout: Option<Duration>) -> Option<Duration> {
+        let timeout = timeout.map(|timeout| timeout.min(WAIT_MAX));
         let Some(rest) = self.listeners.iter().filter_map(|(_, l)| l.resting_until).min() else {
             return timeout;
         };

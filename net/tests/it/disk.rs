@@ -203,6 +203,21 @@ fn a_prewritten_file_is_zeroes_of_its_size() {
 }
 
 #[test]
+fn a_refused_direct_open_is_buffered_and_says_so() {
+    let how = FileOpen { create: false, write: false, direct: true };
+    let file = file::open(Path::new("/proc/self/status"), how).unwrap();
+    assert!(!file.direct());
+    assert_eq!(file.alignment(), None);
+}
+
+#[test]
+fn a_full_disk_is_told_as_full() {
+    let how = FileOpen { create: false, write: true, direct: false };
+    let error = file::open(Path::new("/dev/full"), how).unwrap().prewrite(4096).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+}
+
+#[test]
 fn memory_is_told_from_disk() {
     let memory = file::volume(Path::new("/dev/shm")).unwrap();
     assert_eq!((memory.kind.as_str(), memory.volatile), ("tmpfs", true));
