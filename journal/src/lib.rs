@@ -27,6 +27,7 @@ mod disk;
 mod format;
 mod fragment;
 mod identity;
+mod inspect;
 mod journal;
 mod keeper;
 pub mod limits;
@@ -45,6 +46,7 @@ pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use format::{Format, FormatError};
 pub use fragment::{Gather, Gathered};
 pub use identity::{Chain, LogSeed};
+pub use inspect::{BatchState, BatchView, SegmentFile, SegmentView, Verified, verify};
 pub use journal::{
     AppendError, Appended, Config, Journal, Poison, PoisonCause, SegmentInfo, Urgency, Usage,
 };

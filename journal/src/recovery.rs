@@ -305,6 +305,11 @@ impl Recovery {
     /// # Panics
     /// If the answer is to no operation in flight.
     pub fn handle_disk(&mut self, _now: Instant, done: DiskDone) {
+        self.handle_read(done);
+    }
+
+    /// The same without the time, of which recovery makes no use so far.
+    pub(crate) fn handle_read(&mut self, done: DiskDone) {
         let id = self.flight.take().expect("an operation is in flight");
         assert_eq!(id, done.id, "an answer to another operation");
         let handled = match done.result {
@@ -350,6 +355,16 @@ impl Recovery {
     /// The end, once.
     pub fn poll_outcome(&mut self) -> Option<Result<RecoveryOutcome, RecoveryError>> {
         self.outcome.take()
+    }
+
+    /// Where the log begins and ends, once that is decided.
+    pub(crate) fn extent(&self) -> (Lsn, Lsn) {
+        (self.superblock().head, self.superblock().durable)
+    }
+
+    /// What is to be cut off, and whether the log was closed, once that is decided.
+    pub(crate) fn judgement(&self) -> (Option<Truncated>, bool) {
+        (self.cut, self.clean)
     }
 
     fn superblock(&self) -> &ShardSuperblock {
