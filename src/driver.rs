@@ -46,7 +46,7 @@ mod directory;
 mod disk;
 mod sockets;
 
-pub(crate) use directory::{Directory, LockWait, Wanted, path_failure, volume};
+pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
 
 use cold::Cold;
 use directory::Store;
@@ -101,6 +101,8 @@ pub(crate) struct Driver {
     pub(crate) reports: Receiver<Report>,
     /// How many there are.
     pub(crate) cores: usize,
+    /// Holds the lock: the directory is ours until the process ends.
+    _directory: Directory,
 }
 
 /// How many threads this machine should give to cores.
@@ -160,7 +162,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
         };
         spawn(core, setup, reports.clone())?;
     }
-    Ok(Driver { reports: inbox, cores })
+    Ok(Driver { reports: inbox, cores, _directory: plan.directory })
 }
 
 fn spawn(core: usize, setup: core::Setup, reports: Sender<Report>) -> Result<(), Failure> {

@@ -142,7 +142,7 @@ impl Failure {
         tracing::error!(
             cause = self.cause.name(),
             status = self.cause.status(),
-            "{}; {}",
+            "{}. {}",
             self.message,
             self.cause.remedy()
         );

@@ -83,7 +83,7 @@ pub(crate) fn command(options: &Options) -> ExitCode {
 }
 
 fn look(data: &Path) -> Vec<Check> {
-    let directory = nearest_there(data);
+    let directory = driver::nearest_there(data);
     let engine = engine();
     let usable = engine.verdict == Verdict::Good;
     let mut checks = vec![
@@ -109,13 +109,6 @@ fn poor(name: &'static str, found: String) -> Check {
 
 fn unusable(name: &'static str, failure: Failure) -> Check {
     Check { name, verdict: Verdict::Unusable(failure.cause), found: failure.message }
-}
-
-/// The directory, or the one in which it would be made.
-fn nearest_there(data: &Path) -> PathBuf {
-    let absolute = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
-    let there = absolute.ancestors().find(|path| path.is_dir());
-    there.unwrap_or(Path::new("/")).to_owned()
 }
 
 fn engine() -> Check {
@@ -300,7 +293,7 @@ mod tests {
     #[test]
     fn a_directory_to_come_is_looked_at_where_it_would_be_made() {
         let there = tempfile::tempdir().expect("a directory");
-        assert_eq!(nearest_there(&there.path().join("a/b")), there.path());
+        assert_eq!(driver::nearest_there(&there.path().join("a/b")), there.path());
     }
 
     #[test]

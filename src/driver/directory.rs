@@ -73,14 +73,14 @@ impl Directory {
         wanted: &Wanted,
         waiting: impl FnMut(),
     ) -> Result<Self, Failure> {
-        make_durably(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
-        let volume = volume(root)?;
+        let volume = volume(&nearest_there(root))?;
         if volume.volatile && !wanted.allow_volatile {
             return Err(Failure::new(
                 Cause::Volatile,
                 format!("{} is on {}, which forgets at power-off", root.display(), volume.kind),
             ));
         }
+        make_durably(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
         let lock = lock(root, wait, waiting)?;
         let files = Files { root: root.to_owned() };
         let (node, formatted_now) = match files.node_superblock()? {
@@ -199,7 +199,14 @@ fn make_durably(root: &Path) -> io::Result<()> {
     }
 }
 
-/// The file system that holds `root`, or will.
+/// The directory, or the one in which it would be made.
+pub(crate) fn nearest_there(data: &Path) -> PathBuf {
+    let absolute = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
+    let there = absolute.ancestors().find(|path| path.is_dir());
+    there.unwrap_or(Path::new("/")).to_owned()
+}
+
+/// The file system that holds `root`.
 pub(crate) fn volume(root: &Path) -> Result<Volume, Failure> {
     net::file::volume(root).map_err(|error| path_failure(root, "cannot be looked at", &error))
 }
