@@ -5,7 +5,7 @@
 //!   2 Headers     read the first block of each segment file
 //!   3 Replay      walk over the batches; hand out their records (`replay`)
 //!   4 Scan        look behind the end for proof that it is none (`scan`)
-//!   5 Sync        make durable what was accepted beyond the durable mark
+//!   5 Sync        make durable the superblock that was read, and what was accepted beyond its mark
 //!   6 Mark        write the superblock: end, truncation, incarnation + 1, not clean
 //!   7             Journal
 //! ```
@@ -17,7 +17,8 @@
 //! Invariants: before step 6 nothing is written, and every error comes before it or is its failure.
 //! Step 6 is one block with data sync; the other block stays whole; so a crash at any step leaves a
 //! log that recovers to the same records. Step 5 comes first: after a killed process the cache shows
-//! writes that were never synced, and step 6 calls them durable. Every opening has a new incarnation,
+//! writes that were never synced; step 6 calls those of the segments durable, and writes over the
+//! superblock block that would be needed if the other one were only in the cache. Every opening has a new incarnation,
 //! and the truncation covers all that went before it: what was cut off can't come back.
 //! A block that can't be read is neither torn nor damaged: it is an error of its own.
 
@@ -89,7 +90,7 @@ enum Stage {
     Replay(Option<ReadAt>),
     Scan(Scan),
     /// Files still to be synced.
-    Sync(VecDeque<Slot>),
+    Sync(VecDeque<FileId>),
     Mark,
     Over,
 }
@@ -286,8 +287,8 @@ impl Recovery {
                 DiskOp::Read { id, file, offset: at.offset, buf: BlockBuf::take(at.bytes) }
             }
             Stage::Sync(files) => {
-                let slot = *files.front().expect("a sync that is over has moved on");
-                DiskOp::Sync { id, file: FileId::Segment { shard: self.shard, slot } }
+                let file = *files.front().expect("a sync that is over has moved on");
+                DiskOp::Sync { id, file }
             }
             Stage::Mark => {
                 let (buf, offset) = self.superblock().encode();
@@ -397,8 +398,8 @@ impl Recovery {
                 (self.segment_file(at.slot), at.offset)
             }
             Stage::Sync(files) => {
-                let slot = *files.front().expect("it was being synced");
-                return RecoveryError::Unwritable { file: self.segment_file(slot), error };
+                let file = *files.front().expect("it was being synced");
+                return RecoveryError::Unwritable { file, error };
             }
             Stage::Mark => return RecoveryError::Unwritable { file: superblock, error },
             Stage::Over => unreachable!("nothing is asked for when it is over"),
@@ -581,7 +582,9 @@ impl Recovery {
             .live()
             .iter()
             .filter(|segment| end > mark && Lsn((segment.number + 1) * self.segment_bytes) > mark);
-        let files: VecDeque<_> = beyond_mark.map(|segment| segment.slot).collect();
+        let segments = beyond_mark.map(|segment| self.segment_file(segment.slot));
+        let superblock = FileId::ShardSuperblock(self.shard);
+        let files = std::iter::once(superblock).chain(segments).collect();
 
         let headers = self.headers.iter().filter_map(header_of).map(|header| header.term);
         let (scanned, incarnation) = scan.terms();
@@ -600,7 +603,7 @@ impl Recovery {
         superblock.incarnation = Incarnation(incarnation.0 + 1);
         let epoch = epoch.max(last.epoch).max(self.epoch_promised);
         superblock.truncation = Truncation { at: end, term: Term { epoch, incarnation } };
-        self.stage = if files.is_empty() { Stage::Mark } else { Stage::Sync(files) };
+        self.stage = Stage::Sync(files);
     }
 
     fn finish(&mut self) {

@@ -5,9 +5,10 @@
 //! that holes in the middle are common; it crosses segments and recycles. After the first recovery it
 //! goes on, is cut again, and recovers again: what was cut off the first time must not come back.
 
-use journal::{Config, Journal, NodeSuperblock, RecordKind};
+use journal::limits::BLOCK_BYTES;
+use journal::{Config, DiskOp, FileId, Journal, NodeSuperblock, RecordKind};
 
-use crate::bed::{Bed, Recovering, Seen, recover, writes_of};
+use crate::bed::{Bed, Recovering, SHARD, Seen, recover, writes_of};
 use crate::disk::{Disk, Fate, Write};
 
 /// Where a run was cut, and what it had promised.
@@ -150,4 +151,38 @@ fn what_a_killed_process_left_in_the_cache_is_synced_before_it_counts() {
     // The power goes after the recovery: what it called durable must have been synced.
     disk.cache.clear();
     assert_eq!(recover(&mut disk, &node).1, seen);
+}
+
+#[test]
+fn a_superblock_that_is_only_in_the_cache_is_synced_before_the_other_is_written_over() {
+    let (mut bed, node) = Bed::fresh();
+    bed.settle();
+    bed.append(RecordKind::Message, 1, b"x");
+    bed.settle();
+    // The mark of the idle period is written and the process killed before it is durable.
+    bed.now = bed.journal.poll_timeout().unwrap();
+    bed.poll();
+    bed.disk.cache = writes_of(&bed.pending);
+    let file = FileId::ShardSuperblock(SHARD);
+    assert!(bed.disk.cache.iter().any(|write| write.file == file));
+
+    let mut recovering = Recovering::new(&bed.disk, &node, &three_in_flight());
+    let mut disk = bed.disk.clone();
+    let offset = loop {
+        match recovering.next_op().expect("it ends with a write") {
+            DiskOp::Write { offset, .. } => break usize::try_from(offset).unwrap(),
+            op @ (DiskOp::Read { .. } | DiskOp::Sync { .. } | DiskOp::Prewrite { .. }) => {
+                let done = disk.complete(op);
+                recovering.recovery.handle_disk(crate::bed::start(), done);
+            }
+        }
+    };
+    // That write is torn within its block, and what was only in the cache is gone.
+    disk.cache.clear();
+    disk.platter.get_mut(&file).unwrap()[offset..offset + BLOCK_BYTES / 2].fill(0x55);
+    assert_eq!(recover(&mut disk, &node).1, bed.seen());
+    let superblock = disk.contents(file);
+    let superblock = journal::ShardSuperblock::decode(&superblock, node.log_id, SHARD);
+    let generation = superblock.unwrap().unwrap().generation;
+    assert_eq!(generation, 4, "format, opening, the mark, and this opening");
 }
