@@ -390,11 +390,7 @@ impl Uring {
                 self.disk_done(disk.file, disk.tag, Some(disk.memory.back()), result);
             }
             Op::Sync { file, tag } => self.disk_done(file, tag, None, result),
-            Op::Knock(bell) => {
-                if result < 0 {
-                    bell.knock();
-                }
-            }
+            Op::Knock(bell) => bell.answered(result),
             Op::Bell => {
                 self.bell.heard();
                 if !self.dropping {
@@ -503,5 +499,72 @@ impl Pace {
             let gap = now.saturating_duration_since(last).min(GAP_MAX);
             self.gap = self.gap - self.gap / 8 + gap / 8;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_knock_that_the_kernel_refused_goes_the_other_way() {
+        let mut uring = Uring::new(RingConfig::default()).unwrap();
+        let heard = |uring: &mut Uring| {
+            let before = uring.stats().completions;
+            uring.wait(Some(Duration::from_millis(50)), &mut Vec::new()).unwrap();
+            uring.stats().completions > before
+        };
+        uring.bell.answered(0);
+        assert!(!heard(&mut uring));
+        uring.bell.answered(-libc::ENOMEM);
+        assert!(heard(&mut uring));
+    }
+
+    #[test]
+    fn a_backlog_goes_out_in_order_with_the_next_wait() {
+        let mut uring = Uring::new(RingConfig::default()).unwrap();
+        uring.wait(Some(Duration::ZERO), &mut Vec::new()).unwrap();
+        let nothing = opcode::Nop::new().build().user_data(UserData::Cancel.encode());
+        uring.backlog.push_back(nothing);
+        // What is commanded now must not overtake what waits.
+        let bell = uring.bell.clone();
+        uring.knock(&bell);
+        assert_eq!(uring.backlog.len(), 2);
+        let before = uring.stats().completions;
+        while uring.stats().completions < before + 3 {
+            uring.wait(Some(Duration::from_secs(10)), &mut Vec::new()).unwrap();
+        }
+        assert!(uring.backlog.is_empty());
+        assert_eq!(uring.stats().operations, 1, "the bell alone is left");
+    }
+
+    #[test]
+    fn polling_pays_only_while_completions_come_fast() {
+        let mut pace = Pace::new(Duration::from_micros(50));
+        assert!(!pace.worthwhile());
+        pace.gap = Duration::from_micros(40);
+        assert!(pace.worthwhile());
+        pace.last = now().checked_sub(Duration::from_secs(1));
+        pace.arrived();
+        assert!(!pace.worthwhile(), "one long pause");
+        // From the longest gap, some thirty fast arrivals bring polling back.
+        pace.gap = GAP_MAX;
+        for _ in 0..40 {
+            pace.last = Some(now());
+            pace.arrived();
+        }
+        assert!(pace.gap < GAP_MAX / 10, "{:?}", pace.gap);
+        assert!(!Pace::new(Duration::ZERO).worthwhile());
+    }
+
+    #[test]
+    fn only_answers_that_mean_later_are_harmless() {
+        for errno in [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN] {
+            assert!(harmless(Err(io::Error::from_raw_os_error(errno))).is_ok());
+        }
+        for errno in [libc::EBADR, libc::EBADF, libc::EINVAL, libc::EFAULT, libc::EEXIST] {
+            assert!(harmless(Err(io::Error::from_raw_os_error(errno))).is_err());
+        }
+        assert!(harmless(Ok(1)).is_ok());
     }
 }

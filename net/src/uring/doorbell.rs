@@ -50,6 +50,13 @@ impl Doorbell {
         let _ = (&self.bell.eventfd).write(&1u64.to_ne_bytes());
     }
 
+    /// A knock through a ring came to this: if the kernel refused it, the other way is taken.
+    pub(super) fn answered(&self, result: i32) {
+        if result < 0 {
+            self.knock();
+        }
+    }
+
     /// Forgets the knocks so far.
     pub(super) fn heard(&self) {
         // Nothing to read (`WouldBlock`) means that an earlier read took this knock too.
