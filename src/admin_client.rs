@@ -15,6 +15,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use crate::fatal::Failure;
+use crate::output;
 
 /// Which broker, and how to print.
 #[derive(Args)]
@@ -195,9 +196,9 @@ impl Server {
 
     fn show(&self, answer: &Value, for_people: impl Fn(&Value) -> String) {
         if self.json {
-            println!("{answer:#}");
+            output::line(format_args!("{answer:#}"));
         } else {
-            print!("{}", for_people(answer));
+            output::text_of(for_people(answer));
         }
     }
 }

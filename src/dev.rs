@@ -26,6 +26,7 @@ use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::fatal::Failure;
+use crate::output;
 
 /// What `dev` is told.
 #[derive(Args)]
@@ -60,28 +61,37 @@ pub(crate) fn dev(options: &Options) -> Result<(), Failure> {
     let ports = Ports::choose(options.base_port)?;
     let count = options.messages;
     let broker = Broker::start(&scratch.path, ports)?;
-    println!("broker     process {} on {}, data in {}", broker.id(), ports.amqp, scratch.show());
+    output::line(format_args!(
+        "broker     process {} on {}, data in {}",
+        broker.id(),
+        ports.amqp,
+        scratch.show()
+    ));
 
     send(ports.amqp, count)?;
-    println!("sent       {count} durable messages to `{QUEUE}`: each one accepted");
+    output::line(format_args!(
+        "sent       {count} durable messages to `{QUEUE}`: each one accepted"
+    ));
     let killed = broker.id();
     broker.kill()?;
-    println!("killed     process {killed} with SIGKILL");
+    output::line(format_args!("killed     process {killed} with SIGKILL"));
 
     let mut broker = Broker::start(&scratch.path, ports)?;
-    println!("restarted  as process {}", broker.id());
+    output::line(format_args!("restarted  as process {}", broker.id()));
     receive(ports.amqp, count)?;
-    println!("received   {count} messages, in order, none twice; each one settled");
+    output::line(format_args!(
+        "received   {count} messages, in order, none twice; each one settled"
+    ));
     let left = available(ports.admin)?;
     if left != 0 {
         return Err(Failure::command(format!("`{QUEUE}` still has {left} messages after that")));
     }
-    println!("queue      `{QUEUE}` is empty");
+    output::line(format_args!("queue      `{QUEUE}` is empty"));
     if !options.once {
-        println!(
+        output::line(format_args!(
             "\nThe broker goes on: amqp://{} and http://{}. Ctrl-C stops it.",
             ports.amqp, ports.admin
-        );
+        ));
         wait_for_signal(&mut broker)?;
     }
     broker.stop()
@@ -228,7 +238,7 @@ impl Broker {
         if !status.success() {
             return Err(self.failure(&format!("did not stop well: {status}")));
         }
-        println!("stopped    in order");
+        output::line(format_args!("stopped    in order"));
         Ok(())
     }
 }

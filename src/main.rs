@@ -29,9 +29,11 @@ mod config;
 mod dev;
 mod driver;
 mod fatal;
+mod journal_cli;
 mod log;
 mod machine;
 mod node;
+mod output;
 mod preflight;
 #[cfg(test)]
 mod reference;
@@ -82,6 +84,9 @@ enum Command {
         #[command(flatten)]
         server: admin_client::Server,
     },
+    /// Read the journals of a data directory without a broker; nothing is changed
+    #[command(subcommand)]
+    Journal(journal_cli::Command),
     /// Print a completion script
     Completions {
         /// For which shell
@@ -115,15 +120,16 @@ fn main() -> ExitCode {
         Command::Preflight(options) => return preflight::command(&options),
         Command::Config(ConfigCommand::Check { file }) => {
             Config::load(Some(&file), Layer::default())
-                .map(|_| println!("{}: fine", file.display()))
+                .map(|_| output::line(format_args!("{}: fine", file.display())))
         }
         Command::Config(ConfigCommand::Schema) => {
-            println!("{:#}", config::schema());
+            output::line(format_args!("{:#}", config::schema()));
             Ok(())
         }
         Command::User(UserCommand::Hash) => hash_password(),
         Command::Queue { command, server } => admin_client::queue(&server, &command),
         Command::Connection { command, server } => admin_client::connection(&server, &command),
+        Command::Journal(command) => journal_cli::run(&command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "laelaps", &mut std::io::stdout());
             Ok(())
@@ -157,7 +163,7 @@ fn hash_password() -> Result<(), Failure> {
     if password.len() as u64 > PASSWORD_BYTES_MAX || password.contains('\n') {
         return Err(wrong("a password is one line of at most 1024 bytes"));
     }
-    println!("{}", auth::hash(password)?);
+    output::line(auth::hash(password)?);
     Ok(())
 }
 

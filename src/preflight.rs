@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use crate::config::Bytes;
 use crate::fatal::{Cause, Failure};
-use crate::{driver, machine};
+use crate::{driver, machine, output};
 
 /// What `preflight` is told.
 #[derive(Args)]
@@ -71,9 +71,9 @@ const OPEN_FILES_FEW: u64 = 4096;
 pub(crate) fn command(options: &Options) -> ExitCode {
     let checks = look(&options.data);
     if options.json {
-        println!("{:#}", as_json(&checks));
+        output::line(format_args!("{:#}", as_json(&checks)));
     } else {
-        print!("{}", as_text(&checks));
+        output::text_of(as_text(&checks));
     }
     let against = checks.iter().find_map(|check| match check.verdict {
         Verdict::Unusable(cause) => Some(cause),

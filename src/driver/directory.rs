@@ -95,11 +95,12 @@ impl Directory {
         Ok(Self { files, node, volume, direct, formatted_now, _lock: lock })
     }
 
-    /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched.
+    /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched,
+    /// and where not even that may be written, there is no lock.
     ///
     /// # Errors
     /// It is not there, is held, or is no data directory.
-    pub(crate) fn inspect(root: &Path) -> Result<(Files, NodeSuperblock, DirectoryLock), Failure> {
+    pub(crate) fn inspect(root: &Path) -> Result<Inspected, Failure> {
         let files = Files { root: root.to_owned() };
         if !files.path(FileId::NodeSuperblock).exists() {
             return Err(Failure::command(format!(
@@ -107,7 +108,11 @@ impl Directory {
                 root.display()
             )));
         }
-        let lock = lock(root, LockWait(Some(Duration::ZERO)), || {})?;
+        let lock = match lock(root, LockWait(Some(Duration::ZERO)), || {}) {
+            Ok(lock) => Some(lock),
+            Err(failure) if failure.cause == Cause::NoPermission => None,
+            Err(failure) => return Err(failure),
+        };
         match files.node_superblock()? {
             Some(node) => Ok((files, node, lock)),
             None => Err(Failure::command(format!("{} was never formatted", root.display()))),
@@ -147,6 +152,9 @@ impl Directory {
             .sum()
     }
 }
+
+/// A directory that is only read: its files, what it was formatted as, and the lock if it can be had.
+pub(crate) type Inspected = (Files, NodeSuperblock, Option<DirectoryLock>);
 
 /// What a start wants of a directory.
 pub(crate) struct Wanted {

@@ -1,0 +1,233 @@
+//! `laelaps journal …`: the journals of a directory at rest, read and never changed.
+//!
+//! ```text
+//!   inspect DIR    each segment: its place in the log, its batches and how each one is
+//!                  (--records: each record's kind, queue, sequence and size, never its payload)
+//!   verify  DIR    each shard, judged exactly as a start would judge it
+//! ```
+//! Segments are mapped, not read, so that a large log needs no memory. The directory's lock is held
+//! meanwhile (under it no process of ours writes or truncates), and a running broker's directory is
+//! refused; a copy on a read-only file system is read without the lock.
+//!
+//! Failure: `verify` ends with the status that a start would end with: 14 damaged, 13 newer format,
+//! 15 unreadable; a torn tail is no failure, it is reported.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use journal::{
+    BatchState, BatchView, FileId, NodeSuperblock, RecoveryError, SegmentFile, SegmentRead,
+    SegmentView, ShardId, Slot, SuperblockError, verify,
+};
+use net::map::FileMap;
+
+use crate::driver::{Directory, Files, path_failure};
+use crate::fatal::{Cause, Failure};
+use crate::output;
+
+/// What can be asked of journals at rest.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Show what each segment holds
+    Inspect(Inspect),
+    /// Judge each shard's log as a start would
+    Verify {
+        /// The data directory
+        dir: PathBuf,
+    },
+}
+
+/// What `inspect` is told.
+#[derive(Args)]
+pub(crate) struct Inspect {
+    /// The data directory
+    dir: PathBuf,
+    /// Only this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<u16>,
+    /// Show each batch
+    #[arg(long)]
+    batches: bool,
+    /// Show each record
+    #[arg(long)]
+    records: bool,
+}
+
+/// `laelaps journal …`.
+pub(crate) fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Inspect(options) => inspect(options),
+        Command::Verify { dir } => verify_all(dir),
+    }
+}
+
+fn inspect(options: &Inspect) -> Result<(), Failure> {
+    let (files, node, _lock) = Directory::inspect(&options.dir)?;
+    output::line(node_line(&node));
+    for shard in (0..node.geometry.shards).map(ShardId) {
+        if options.shard.is_some_and(|wanted| wanted != shard.0) {
+            continue;
+        }
+        for (slot, map) in segments(&files, shard)? {
+            let file = FileId::Segment { shard, slot };
+            let view = SegmentView::new(&node, shard, map.bytes());
+            output::line(format_args!("{file}: {}", segment_line(&view)));
+            for batch in view.batches().filter(|_| options.batches || options.records) {
+                output::line(format_args!("  {}", batch_line(&batch)));
+                if options.records {
+                    print_records(&batch);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn verify_all(dir: &Path) -> Result<(), Failure> {
+    let (files, node, _lock) = Directory::inspect(dir)?;
+    output::line(node_line(&node));
+    let mut worst = None;
+    for shard in (0..node.geometry.shards).map(ShardId) {
+        let path = files.path(FileId::ShardSuperblock(shard));
+        let superblock = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(path_failure(&path, "cannot be read", &error)),
+        };
+        let maps = segments(&files, shard)?;
+        let segments: Vec<SegmentFile<'_>> = maps
+            .iter()
+            .map(|(slot, map)| SegmentFile { slot: *slot, bytes: map.bytes() })
+            .collect();
+        match verify(&node, shard, &superblock, &segments) {
+            Ok(log) => {
+                let torn = log.truncated.map_or(String::new(), |cut| {
+                    format!("; a start will cut {} bytes behind LSN {}", cut.bytes, cut.lsn)
+                });
+                output::line(format_args!(
+                    "shard {}: sound, LSN {} to {}, {} records, {} bytes of payload, {}{torn}",
+                    shard.0,
+                    log.head,
+                    log.end,
+                    log.records,
+                    log.payload_bytes,
+                    if log.clean { "closed in order" } else { "not closed in order" },
+                ));
+            }
+            Err(error) => {
+                output::line(format_args!("shard {}: {error}", shard.0));
+                let message = format!("shard {}: {error}", shard.0);
+                worst = worst.or(Some(Failure::new(cause_of(&error), message)));
+            }
+        }
+    }
+    worst.map_or(Ok(()), Err)
+}
+
+fn cause_of(error: &RecoveryError) -> Cause {
+    match error {
+        RecoveryError::Version { .. }
+        | RecoveryError::Superblock(
+            SuperblockError::Version(_)
+            | SuperblockError::UnknownFeatures(_)
+            | SuperblockError::UnknownPart(_),
+        ) => Cause::FormatUnknown,
+        RecoveryError::Superblock(
+            SuperblockError::Unreadable | SuperblockError::WrongLog(_) | SuperblockError::Malformed,
+        )
+        | RecoveryError::NotFormatted
+        | RecoveryError::WrongLog { .. }
+        | RecoveryError::Damaged { .. }
+        | RecoveryError::Record { .. } => Cause::JournalDamaged,
+        RecoveryError::Unreadable { .. } | RecoveryError::Unwritable { .. } => {
+            Cause::JournalUnreadable
+        }
+    }
+}
+
+/// A segment's bytes; an empty file cannot be mapped.
+struct Mapped(Option<FileMap>);
+
+impl Mapped {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+fn segments(files: &Files, shard: ShardId) -> Result<Vec<(Slot, Mapped)>, Failure> {
+    let slots = files.slots(shard)?.into_iter();
+    slots
+        .map(|file| {
+            let path = files.path(FileId::Segment { shard, slot: file.slot });
+            let map = (file.bytes > 0).then(|| FileMap::open(&path)).transpose();
+            let map = map.map_err(|error| path_failure(&path, "cannot be mapped", &error))?;
+            Ok((file.slot, Mapped(map)))
+        })
+        .collect()
+}
+
+fn node_line(node: &NodeSuperblock) -> String {
+    format!(
+        "log {}, directory {}: {} shards, segments of {} bytes, generation {}, {:?}",
+        node.log_id,
+        node.journal_uuid,
+        node.geometry.shards,
+        node.geometry.segment_bytes,
+        node.generation,
+        node.state,
+    )
+}
+
+fn segment_line(view: &SegmentView<'_>) -> String {
+    let header = match view.header() {
+        SegmentRead::Blank => return "blank".to_owned(),
+        SegmentRead::Unreadable => "its header does not check".to_owned(),
+        SegmentRead::Version(version) => format!("format version {version}"),
+        SegmentRead::WrongLog(log) => format!("of another log, {log}"),
+        SegmentRead::Header(header) => format!("from LSN {}", header.first_lsn),
+    };
+    let (mut good, mut broken, mut stale, mut records) = (0, 0, 0, 0_u64);
+    for batch in view.batches() {
+        match batch.state {
+            BatchState::Good => {
+                good += 1;
+                records += u64::from(batch.header.records);
+            }
+            BatchState::BodyBroken => broken += 1,
+            BatchState::Stale => stale += 1,
+        }
+    }
+    format!(
+        "{header}: {good} batches, {records} records; {broken} broken, {stale} of earlier lives"
+    )
+}
+
+fn batch_line(batch: &BatchView<'_>) -> String {
+    let state = match batch.state {
+        BatchState::Good => "good",
+        BatchState::BodyBroken => "its body does not check",
+        BatchState::Stale => "of an earlier life",
+    };
+    let header = &batch.header;
+    format!(
+        "at {}: batch at LSN {}, {} records, {} bytes, durable {}: {state}",
+        batch.offset, header.first_lsn, header.records, header.body_bytes, header.durable
+    )
+}
+
+fn print_records(batch: &BatchView<'_>) {
+    for record in batch.records.clone() {
+        match record {
+            Ok((lsn, record)) => output::line(format_args!(
+                "    LSN {lsn}: {:?}, queue {}, sequence {}, fragment {}, {} bytes",
+                record.kind,
+                record.queue.0,
+                record.sequence.0,
+                record.fragment,
+                record.payload.len()
+            )),
+            Err((lsn, error)) => output::line(format_args!("    LSN {lsn}: {error}")),
+        }
+    }
+}
