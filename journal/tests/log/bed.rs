@@ -31,7 +31,12 @@ pub(crate) fn formatted() -> (Disk, NodeSuperblock) {
 }
 
 pub(crate) fn config() -> Config {
-    Config { segments_max: 24, ..Config::default() }
+    Config {
+        segments_max: 24,
+        #[cfg(feature = "canary")]
+        canary: crate::canaries::broken(),
+        ..Config::default()
+    }
 }
 
 /// A record as the tests compare it.

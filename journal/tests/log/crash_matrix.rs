@@ -82,7 +82,7 @@ fn begin(disk: &mut Disk, node: &NodeSuperblock) -> (Journal, Vec<Seen>) {
 }
 
 #[test]
-fn whatever_is_cut_the_promised_is_there() {
+pub(crate) fn whatever_is_cut_the_promised_is_there() {
     let (mut disk, node) = crate::bed::formatted();
     let (journal, _) = begin(&mut disk, &node);
     let (mut recoveries, mut torn) = (0, 0);

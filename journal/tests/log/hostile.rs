@@ -91,3 +91,32 @@ fn a_payload_that_looks_like_the_log_proves_nothing() {
     assert_eq!(seen, bed.seen()[..1]);
     assert!(outcome.truncated.is_none(), "the inside of a batch is no batch");
 }
+
+#[test]
+fn a_superblock_that_checks_but_makes_no_sense_stops_the_start_without_a_panic() {
+    let (mut bed, node) = Bed::fresh();
+    bed.append(RecordKind::Message, 1, b"x");
+    bed.settle();
+    let file = FileId::ShardSuperblock(SHARD);
+    let mut refused = 0;
+    for seed in 1..2_000_u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut disk = bed.disk.clone();
+        let content = disk.platter.get_mut(&file).unwrap();
+        for block in content.chunks_exact_mut(BLOCK_BYTES) {
+            let length = usize::from(u16::from_le_bytes([block[8], block[9]]));
+            for _ in 0..=random.next(4) {
+                let at = 16 + random.next(length - 16);
+                let byte = [0, 1, 0x7f, 0xff, 0x10][random.next(5)];
+                let run = (at + 1 + random.next(8)).min(length);
+                block[at..run].fill(byte);
+            }
+            let crc = crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..length]);
+            block[12..16].copy_from_slice(&crc.to_le_bytes());
+        }
+        let (outcome, seen) = Recovering::new(&disk, &node, &config()).run(&mut disk);
+        assert!(seen.is_empty() || seen == bed.seen(), "seed {seed}");
+        refused += usize::from(outcome.is_err());
+    }
+    assert!(refused > 500, "{refused} refused");
+}

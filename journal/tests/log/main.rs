@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
 
 mod bed;
+#[cfg(feature = "canary")]
+mod canaries;
 mod crash_matrix;
 mod damage;
 mod disk;

@@ -55,7 +55,7 @@ fn bed_of(segments_max: u32) -> (Bed, journal::NodeSuperblock) {
 }
 
 #[test]
-fn the_log_runs_over_its_slots_many_times_and_recovers_at_each_lap() {
+pub(crate) fn the_log_runs_over_its_slots_many_times_and_recovers_at_each_lap() {
     let (mut bed, node) = bed_of(6);
     bed.settle();
     let mut owner = Owner::default();
