@@ -365,8 +365,8 @@ impl Ring {
     }
 
     /// Sends all of `buf`. One send a socket is with the kernel at a time; more are queued behind it
-    /// in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`]. An
-    /// empty buffer, or one for a socket that is gone, comes back at the next wait.
+    /// in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`]. One
+    /// for a socket that is closing or gone comes back, failed, at the next wait.
     pub fn send(&mut self, socket: SocketId, buf: Vec<u8>) {
         self.engine.send(socket, buf);
     }

@@ -96,9 +96,14 @@ impl Uring {
             }
             Err(error) => {
                 let bytes = regions.iter().map(|region| region.bytes()).sum::<usize>();
+                let advice = match error.raw_os_error() {
+                    Some(libc::ENOMEM) => {
+                        "raise the limit on locked memory (ulimit -l, LimitMEMLOCK=)"
+                    }
+                    Some(_) | None => "a region may have at most 1 GiB",
+                };
                 MemoryUse::Unregistered(format!(
-                    "{bytes} bytes cannot be pinned ({error}): raise the limit on locked memory \
-                     (ulimit -l, LimitMEMLOCK=)"
+                    "{bytes} bytes cannot be pinned ({error}): {advice}"
                 ))
             }
         }

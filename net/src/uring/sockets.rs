@@ -185,11 +185,15 @@ impl Uring {
                 None
             }
         };
-        let under_way = [receiving, socket.sending, socket.connecting];
+        let sending = socket.sending;
+        let under_way = [receiving, sending, socket.connecting];
         for key in under_way.into_iter().flatten() {
             self.cancel(key);
         }
-        self.fail_unsent(id, libc::ECANCELED);
+        // Behind a send under way the queue fails after it, so that sends come back in order.
+        if sending.is_none() {
+            self.fail_unsent(id, libc::ECANCELED);
+        }
         self.finish_socket(id);
     }
 }
@@ -317,7 +321,11 @@ impl Uring {
         self.socket_mut(id).sending = None;
         if sent == buf.len() {
             self.ready.push(Completion::Sent { socket: id, buf, result: Ok(()) });
-            self.send_next(id);
+            if closing {
+                self.fail_unsent(id, libc::ECANCELED);
+            } else {
+                self.send_next(id);
+            }
         } else if !closing && (result > 0 || matches!(-result, libc::EINTR | libc::EAGAIN)) {
             let key = self.start(Op::Send { socket: id, buf, sent });
             self.socket_mut(id).sending = Some(key);

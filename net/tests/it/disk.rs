@@ -103,6 +103,20 @@ fn registered_memory_writes_the_same() {
 }
 
 #[test]
+fn memory_that_is_refused_is_used_all_the_same() {
+    let scratch = Scratch::new("refused");
+    let mut core = Core::new(RingConfig::default());
+    // Over the kernel's 1 GiB a region; never touched but for its first blocks.
+    let (memory, region) = Pages::new((1 << 30) + BLOCK).unwrap().leak();
+    match core.ring.register_memory(&[region]) {
+        MemoryUse::Unregistered(why) => assert!(why.contains("cannot be pinned"), "{why}"),
+        MemoryUse::Registered => panic!("more than 1 GiB were registered"),
+    }
+    let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
+    write_and_read_back(&mut core, file, memory.chunks_mut(BLOCK).take(4).collect());
+}
+
+#[test]
 fn the_kernels_word_is_handed_on() {
     let scratch = Scratch::new("word");
     let path = scratch.0.join("a");

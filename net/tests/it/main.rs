@@ -4,6 +4,7 @@
 //!   sockets    accept, receive, send, back-pressure, resets, closing, teardown
 //!   disk       durable writes in flight, registered memory, files that come and go
 //!   crossing   mail and doorbells between rings, where a lost wake-up would hang
+//!   storm      random commands under seeds; the books must balance
 //!   refused    what a process hears that may not have io_uring
 //! ```
 //!
@@ -19,6 +20,7 @@ mod crossing;
 mod disk;
 mod refused;
 mod sockets;
+mod storm;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
