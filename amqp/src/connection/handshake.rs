@@ -206,9 +206,9 @@ impl Connection {
         let offered = borrow_symbols(&config.offered_capabilities);
         let desired = borrow_symbols(&config.desired_capabilities);
         // Half of the real threshold, so that a peer that is a little late survives [2.4.5].
-        let advertised = config.idle_time_out.map(|silence| {
-            u32::try_from(silence.as_millis() / 2).unwrap_or(u32::MAX).max(1)
-        });
+        let advertised = config
+            .idle_time_out
+            .map(|silence| u32::try_from(silence.as_millis() / 2).unwrap_or(u32::MAX).max(1));
         let open = Open {
             container_id: &config.container_id,
             hostname: config.hostname.as_deref(),

@@ -277,9 +277,8 @@ impl Connection {
             Scope::Connection => return Err(fault),
             Scope::Session => self.fail_session(session, fault),
             Scope::Link => {
-                let link = handle.and_then(|handle| {
-                    self.sessions.get(session)?.link_by_remote_handle(handle)
-                });
+                let link = handle
+                    .and_then(|handle| self.sessions.get(session)?.link_by_remote_handle(handle));
                 match link {
                     Some(link) => self.fail_link(link, fault),
                     None => self.fail_session(session, fault),

@@ -59,20 +59,22 @@ impl Connection {
         if self.names.contains_key(&name_key(&new.name, role)) {
             return Err(BeginError::NameInUse);
         }
-        let index =
-            self.add_link(session.index, &new.name, role).ok_or(BeginError::Exhausted)?;
+        let index = self.add_link(session.index, &new.name, role).ok_or(BeginError::Exhausted)?;
         if let Some(link) = self.links.get_mut(index) {
             link.snd_settle_mode = new.snd_settle_mode.unwrap_or(SenderSettleMode::Mixed);
             link.silent = false;
             assert!(link.step(LinkEvent::LocalAttach), "a new link may be attached");
         }
-        self.write_attach(index, &AttachTerms {
-            source: Some(&new.source),
-            target: Some(&new.target),
-            offered_capabilities: &[],
-            desired_capabilities: &new.desired_capabilities,
-            properties: new.properties.as_deref(),
-        });
+        self.write_attach(
+            index,
+            &AttachTerms {
+                source: Some(&new.source),
+                target: Some(&new.target),
+                offered_capabilities: &[],
+                desired_capabilities: &new.desired_capabilities,
+                properties: new.properties.as_deref(),
+            },
+        );
         Ok(self.link_id(index))
     }
 
@@ -217,15 +219,21 @@ impl Connection {
     /// The host accepts the peer's attach.
     pub(super) fn accept(&mut self, index: u32, accept: &AcceptLink) {
         let written = self.out.len();
-        let fits = self.write_attach(index, &AttachTerms {
-            source: accept.source.as_ref(),
-            target: accept.target.as_ref(),
-            offered_capabilities: &accept.offered_capabilities,
-            desired_capabilities: &[],
-            properties: accept.properties.as_deref(),
-        });
+        let fits = self.write_attach(
+            index,
+            &AttachTerms {
+                source: accept.source.as_ref(),
+                target: accept.target.as_ref(),
+                offered_capabilities: &accept.offered_capabilities,
+                desired_capabilities: &[],
+                properties: accept.properties.as_deref(),
+            },
+        );
         if !fits {
             self.out.truncate(written);
+            if let Some(link) = self.links.get_mut(index) {
+                link.attach_sent = false;
+            }
             self.fail_link(index, LimitExceeded::FrameSize.into());
             return;
         }
@@ -253,8 +261,7 @@ impl Connection {
     pub(super) fn on_detach(&mut self, session: u32, detach: &Detach<'_>) -> Result<(), Fault> {
         let Some(state) = self.sessions.get_mut(session) else { return Ok(()) };
         let handle = detach.handle.0;
-        let index =
-            state.link_by_remote_handle(handle).ok_or(PeerViolation::HandleUnattached)?;
+        let index = state.link_by_remote_handle(handle).ok_or(PeerViolation::HandleUnattached)?;
         set_slot(&mut state.remote_handles, handle as usize, None);
         let id = self.link_id(index);
         let error = detach.error.as_ref().map(Error::from_wire);
@@ -404,13 +411,7 @@ impl Connection {
         self.out.len() - written <= self.remote_max_frame_size as usize
     }
 
-    fn write_detach(
-        &mut self,
-        index: u32,
-        handle: Handle,
-        closed: bool,
-        error: Option<&Error>,
-    ) {
+    fn write_detach(&mut self, index: u32, handle: Handle, closed: bool, error: Option<&Error>) {
         let Some(session) = self.session_of(index) else { return };
         let channel = session.local_channel;
         let detach = Detach { handle, closed, error: error.map(Error::to_wire) };

@@ -35,11 +35,7 @@ impl Connection {
         Ok(self.session_id(session))
     }
 
-    pub(super) fn on_begin(
-        &mut self,
-        channel: u16,
-        begin: &Begin<'_>,
-    ) -> Result<Handled, Fault> {
+    pub(super) fn on_begin(&mut self, channel: u16, begin: &Begin<'_>) -> Result<Handled, Fault> {
         if channel > self.config.channel_max {
             return Err(PeerViolation::ChannelBeyondMax.into());
         }
@@ -190,9 +186,8 @@ impl Connection {
                 self.session_due(session);
             }
             Some(handle) => {
-                let link = state
-                    .link_by_remote_handle(handle.0)
-                    .ok_or(PeerViolation::HandleUnattached)?;
+                let link =
+                    state.link_by_remote_handle(handle.0).ok_or(PeerViolation::HandleUnattached)?;
                 self.on_link_flow(link, flow);
             }
         }

@@ -34,7 +34,8 @@ impl<T> Slots<T> {
             slot.value = Some(value);
             return index;
         }
-        let index = u32::try_from(self.slots.len()).expect("channel and handle bounds are far less");
+        let index =
+            u32::try_from(self.slots.len()).expect("channel and handle bounds are far less");
         self.slots.push(Slot { generation: 0, value: Some(value) });
         index
     }

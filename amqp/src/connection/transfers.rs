@@ -114,7 +114,11 @@ impl Connection {
         if transfer.more {
             let message = payload.to_vec();
             link.partial = Some(Partial { delivery: id, tag, message_format, settled, message });
-            return self.count_reassembly(payload.len());
+            self.reassembly_bytes += payload.len() as u64;
+            if self.reassembly_bytes > self.config.reassembly_bytes_max {
+                return Err(LimitExceeded::Reassembly.into());
+            }
+            return Ok(());
         }
         self.events.push_back(Event::Transfer {
             link: link_id,
@@ -155,13 +159,17 @@ impl Connection {
             return Err(LimitExceeded::MessageSize.into());
         }
         partial.message.extend_from_slice(payload);
+        // Counted before anything can fail: giving the message up takes all of it back.
+        self.reassembly_bytes += payload.len() as u64;
+        if self.reassembly_bytes > self.config.reassembly_bytes_max {
+            return Err(LimitExceeded::Reassembly.into());
+        }
         if transfer.more {
-            return self.count_reassembly(payload.len());
+            return Ok(());
         }
         check_settle_mode(link.snd_settle_mode, partial.settled)?;
         let Some(partial) = link.partial.take() else { return Ok(()) };
-        let counted = partial.message.len() - payload.len();
-        self.reassembly_bytes -= counted as u64;
+        self.reassembly_bytes -= partial.message.len() as u64;
         if partial.settled {
             self.forget_incoming(session_index, partial.delivery);
         }
@@ -172,15 +180,6 @@ impl Connection {
             message_format: partial.message_format,
             message: Bytes::from(partial.message),
         });
-        Ok(())
-    }
-
-    /// Bytes of an unfinished message came in.
-    fn count_reassembly(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.reassembly_bytes += bytes as u64;
-        if self.reassembly_bytes > self.config.reassembly_bytes_max {
-            return Err(LimitExceeded::Reassembly.into());
-        }
         Ok(())
     }
 

@@ -1,0 +1,411 @@
+//! Transfers in both directions.
+
+use amqp::connection::{Config, Event, SendError};
+use amqp::definitions::{Condition, DeliveryId, Handle, ReceiverSettleMode, SenderSettleMode};
+use amqp::delivery::Outcome;
+use amqp::frame;
+use amqp::performative::{
+    Attach, Begin, DeliveryState, Open, Performative, TransactionalState, Transfer,
+};
+
+use crate::peer::{Peer, begin, config, credit, detach, open, receiver, sender, transfer};
+
+/// The error by which the link with handle 0 was detached.
+fn detached(peer: &mut Peer) -> Condition {
+    let events = peer.events();
+    let Some(Event::Detached { error: Some(error), .. }) = events.last() else {
+        panic!("the link should have been detached: {events:?}");
+    };
+    let heard = peer.hears();
+    let line = format!("detach@0 0 closed {}", error.condition.as_str());
+    assert_eq!(heard.last(), Some(&line), "{heard:?}");
+    Condition::from_symbol(error.condition.as_str()).unwrap()
+}
+
+fn messages(peer: &mut Peer) -> Vec<(u32, bool, Vec<u8>)> {
+    let message = |event| match event {
+        Event::Transfer { delivery, settled, message, .. } => (delivery.0, settled, message.into()),
+        other => panic!("a transfer was expected: {other:?}"),
+    };
+    peer.events().into_iter().map(message).collect()
+}
+
+/// A transfer that says as little as one may that is not the first.
+fn rest(more: bool) -> Transfer<'static> {
+    Transfer { handle: Handle(0), more, ..Transfer::default() }
+}
+
+fn more(id: u32) -> Transfer<'static> {
+    Transfer { more: true, ..transfer(0, id) }
+}
+
+#[test]
+fn item_29_continuations_may_be_short_and_empty() {
+    let (mut peer, link) = Peer::sending(config(), 10);
+    peer.transfer(more(0), b"one ");
+    peer.transfer(rest(true), b"");
+    peer.transfer(rest(true), b"two ");
+    peer.transfer(Transfer { settled: Some(true), ..rest(false) }, b"three");
+    peer.transfer(more(1), b"");
+    peer.transfer(more(1), b"x");
+    peer.transfer(rest(false), b"");
+    assert_eq!(
+        messages(&mut peer),
+        [(0, true, b"one two three".to_vec()), (1, false, b"x".to_vec())]
+    );
+    assert_eq!(peer.engine.link_credit(link), 8);
+    // The first was settled by its last transfer: there is nothing to answer.
+    peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
+    peer.engine.settle(link, DeliveryId(1), Outcome::Accepted);
+    assert_eq!(peer.hears(), ["disposition@0 receiver 1..=1 settled accepted"]);
+}
+
+#[test]
+fn item_29_continuations_that_differ_detach_the_link() {
+    let differing = [
+        Transfer { delivery_id: Some(DeliveryId(1)), ..rest(false) },
+        Transfer { delivery_tag: Some(b"other"), ..rest(false) },
+        Transfer { message_format: Some(7), ..rest(false) },
+    ];
+    for second in differing {
+        let (mut peer, _) = Peer::sending(config(), 10);
+        peer.transfer(more(0), b"one");
+        peer.transfer(second, b"two");
+        assert_eq!(detached(&mut peer), Condition::InvalidField);
+        peer.transfer(rest(false), b"dropped");
+        assert!(peer.events().is_empty());
+    }
+}
+
+#[test]
+fn item_29_deliveries_of_two_links_may_interleave() {
+    let mut peer = Peer::in_session(config());
+    for handle in [0, 1] {
+        let link = peer.attach(sender(["a", "b"][handle as usize], handle));
+        peer.engine.grant_credit(link, 10);
+    }
+    peer.transfer(more(0), b"a");
+    peer.transfer(Transfer { more: true, ..transfer(1, 1) }, b"b");
+    peer.transfer(rest(false), b"A");
+    peer.transfer(Transfer { handle: Handle(1), ..rest(false) }, b"B");
+    assert_eq!(messages(&mut peer), [(0, false, b"aA".to_vec()), (1, false, b"bB".to_vec())]);
+}
+
+#[test]
+fn item_30_an_aborted_delivery_leaves_nothing_behind() {
+    let (mut peer, link) = Peer::sending(config(), 3);
+    peer.transfer(more(0), b"half");
+    // Aborted wins over more.
+    peer.transfer(Transfer { aborted: true, ..rest(true) }, b"x");
+    peer.transfer(Transfer { aborted: true, ..transfer(0, 1) }, b"whole");
+    // Its tag is free, its credit is spent, and the next delivery works.
+    peer.transfer(Transfer { delivery_id: Some(DeliveryId(2)), ..transfer(0, 0) }, b"good");
+    assert_eq!(messages(&mut peer), [(2, false, b"good".to_vec())]);
+    assert_eq!(peer.engine.link_credit(link), 0);
+    peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
+    assert!(peer.hears().is_empty());
+    peer.transfer(transfer(0, 3), b"m");
+    assert_eq!(detached(&mut peer), Condition::TransferLimitExceeded);
+}
+
+#[test]
+fn item_31_the_settle_mode_is_enforced() {
+    let cases = [
+        (SenderSettleMode::Settled, false, false),
+        (SenderSettleMode::Settled, true, true),
+        (SenderSettleMode::Unsettled, true, false),
+        (SenderSettleMode::Unsettled, false, true),
+        (SenderSettleMode::Mixed, true, true),
+        (SenderSettleMode::Mixed, false, true),
+    ];
+    for (snd_settle_mode, settled, allowed) in cases {
+        for pieces in [1, 2] {
+            let mut peer = Peer::in_session(config());
+            let link = peer.attach(Attach { snd_settle_mode, ..sender("out", 0) });
+            peer.engine.grant_credit(link, 1);
+            peer.hears();
+            let settled = Some(settled);
+            if pieces == 2 {
+                peer.transfer(more(0), b"m");
+                peer.transfer(Transfer { settled, ..rest(false) }, b"m");
+            } else {
+                peer.transfer(Transfer { settled, ..transfer(0, 0) }, b"m");
+            }
+            if allowed {
+                assert_eq!(messages(&mut peer).len(), 1);
+            } else {
+                assert_eq!(detached(&mut peer), Condition::InvalidField);
+            }
+        }
+        // The same where we send.
+        let mut peer = Peer::in_session(config());
+        let link = peer.attach(Attach { snd_settle_mode, ..receiver("in", 0) });
+        peer.say(0, Performative::Flow(credit(0, 1)));
+        let sent = peer.engine.send(link, &[b"m"], settled);
+        assert_eq!(sent.is_ok(), allowed);
+        assert!(allowed || sent == Err(SendError::SettleMode));
+    }
+}
+
+#[test]
+fn item_31_a_tag_is_unique_while_unsettled_and_at_most_32_bytes() {
+    let tagged = |id, tag| Transfer { delivery_tag: Some(tag), ..transfer(0, id) };
+    let (mut peer, link) = Peer::sending(config(), 100);
+    peer.transfer(tagged(0, &[7; 32]), b"m");
+    peer.transfer(tagged(1, b""), b"m");
+    peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
+    peer.transfer(tagged(2, &[7; 32]), b"m");
+    // Settled ones are forgotten at once.
+    for id in 3..6 {
+        peer.transfer(Transfer { settled: Some(true), ..tagged(id, b"s") }, b"m");
+    }
+    assert_eq!(messages(&mut peer).len(), 6);
+    peer.transfer(tagged(6, &[7; 32]), b"m");
+    assert_eq!(detached(&mut peer), Condition::NotAllowed);
+
+    let (mut peer, _) = Peer::sending(config(), 100);
+    peer.transfer(tagged(0, &[7; 33]), b"m");
+    assert_eq!(detached(&mut peer), Condition::InvalidField);
+    let (mut peer, _) = Peer::sending(config(), 100);
+    peer.transfer(Transfer { delivery_tag: None, ..transfer(0, 0) }, b"m");
+    assert_eq!(detached(&mut peer), Condition::InvalidField);
+    // Two links may use the same tag.
+    let (mut peer, _) = Peer::sending(config(), 100);
+    let other = peer.attach(sender("other", 1));
+    peer.engine.grant_credit(other, 1);
+    peer.transfer(tagged(0, b"t"), b"m");
+    peer.transfer(Transfer { handle: Handle(1), ..tagged(1, b"t") }, b"m");
+    assert_eq!(messages(&mut peer).len(), 2);
+}
+
+#[test]
+fn delivery_ids_must_be_there_and_rise() {
+    for id in [None, Some(DeliveryId(5)), Some(DeliveryId(4)), Some(DeliveryId(0x8000_0005))] {
+        let (mut peer, _) = Peer::sending(config(), 100);
+        peer.transfer(transfer(0, 5), b"m");
+        peer.transfer(
+            Transfer { delivery_id: id, delivery_tag: Some(b"x"), ..transfer(0, 0) },
+            b"m",
+        );
+        assert_eq!(peer.hears(), ["end@0 amqp:invalid-field"]);
+    }
+}
+
+#[test]
+fn item_32_second_is_not_for_one_delivery_of_a_first_link() {
+    let (mut peer, _) = Peer::sending(config(), 100);
+    let second = Some(ReceiverSettleMode::Second);
+    peer.transfer(Transfer { rcv_settle_mode: second, ..transfer(0, 0) }, b"m");
+    assert_eq!(detached(&mut peer), Condition::InvalidField);
+}
+
+#[test]
+fn item_46_a_transfer_in_a_transaction_is_refused() {
+    let (mut peer, _) = Peer::sending(config(), 100);
+    let state =
+        DeliveryState::TransactionalState(TransactionalState { txn_id: b"t", outcome: None });
+    peer.transfer(Transfer { state: Some(state), ..transfer(0, 0) }, b"m");
+    assert_eq!(detached(&mut peer), Condition::NotImplemented);
+}
+
+#[test]
+fn a_transfer_from_the_receiving_side_is_refused() {
+    let (mut peer, _) = Peer::receiving(config(), 5);
+    peer.transfer(transfer(0, 0), b"m");
+    assert_eq!(detached(&mut peer), Condition::NotAllowed);
+}
+
+#[test]
+fn item_28_a_message_above_the_limit_detaches_and_its_rest_is_dropped() {
+    let bounded = || Config { max_message_size: 1000, ..config() };
+    let (mut peer, _) = Peer::sending(bounded(), 10);
+    peer.transfer(transfer(0, 0), &[1; 1000]);
+    assert_eq!(messages(&mut peer).len(), 1);
+    peer.transfer(transfer(0, 1), &[1; 1001]);
+    assert_eq!(detached(&mut peer), Condition::MessageSizeExceeded);
+
+    let (mut peer, _) = Peer::sending(bounded(), 10);
+    peer.transfer(more(0), &[1; 600]);
+    peer.transfer(rest(true), &[1; 401]);
+    assert_eq!(detached(&mut peer), Condition::MessageSizeExceeded);
+    for _ in 0..20 {
+        peer.transfer(rest(true), &[1; 600]);
+    }
+    peer.transfer(rest(false), &[1; 600]);
+    peer.transfer(transfer(0, 1), b"next");
+    assert!(peer.events().is_empty() && peer.hears().is_empty());
+    peer.say(0, detach(0, true));
+    assert!(peer.events().is_empty());
+    let link = peer.attach(sender("out", 0));
+    peer.engine.grant_credit(link, 1);
+    peer.transfer(transfer(0, 2), b"works");
+    assert_eq!(messages(&mut peer), [(2, false, b"works".to_vec())]);
+}
+
+#[test]
+fn item_48_unfinished_messages_hold_bounded_memory() {
+    let mut peer = Peer::in_session(Config { reassembly_bytes_max: 3000, ..config() });
+    let names = ["a", "b", "c", "d"];
+    for handle in 0..4u32 {
+        let link = peer.attach(sender(names[handle as usize], handle));
+        peer.engine.grant_credit(link, 10);
+    }
+    peer.hears();
+    for handle in 0..3 {
+        peer.transfer(Transfer { more: true, ..transfer(handle, handle) }, &[0; 1000]);
+    }
+    assert!(peer.events().is_empty());
+    peer.transfer(Transfer { more: true, ..transfer(3, 3) }, &[0; 1]);
+    assert_eq!(peer.hears(), ["detach@0 3 closed amqp:resource-limit-exceeded"]);
+    // What is finished, aborted or detached makes room.
+    peer.transfer(Transfer { handle: Handle(0), ..rest(false) }, b"");
+    peer.transfer(Transfer { handle: Handle(1), aborted: true, ..rest(false) }, b"");
+    peer.say(0, detach(2, true));
+    peer.transfer(Transfer { more: true, ..transfer(0, 10) }, &[0; 3000]);
+    let events = peer.events();
+    assert!(
+        matches!(
+            &events[..],
+            [Event::Detached { .. }, Event::Transfer { .. }, Event::DetachReceived { .. }]
+        ),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn item_2_frames_fit_the_peers_size_to_the_byte() {
+    for max_frame_size in [512, 513, 600, 4096] {
+        let frames = Open { max_frame_size, ..open() };
+        let mut peer = Peer::in_session_with(config(), &frames, &begin());
+        let link = peer.attach(receiver("in", 0));
+        peer.say(0, Performative::Flow(credit(0, 10_000)));
+        peer.hears();
+        let (mut sizes, mut whole) = (Vec::new(), 0);
+        for len in (400..700).chain([4000, 4050, 4090, 4100, 20_000]) {
+            let message: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let (head, tail) = message.split_at(len / 3);
+            peer.engine.send(link, &[head, b"", tail], true).unwrap();
+            let bytes = peer.hears_bytes();
+            let (mut rest, mut got) = (&bytes[..], Vec::new());
+            while !rest.is_empty() {
+                let (frame, size) = frame::parse(rest, max_frame_size).unwrap().unwrap();
+                let (performative, payload) = Performative::decode(frame.body).unwrap();
+                let Performative::Transfer(transfer) = performative else { panic!() };
+                got.extend_from_slice(payload);
+                rest = &rest[size..];
+                assert_eq!(transfer.more, !rest.is_empty());
+                sizes.push(size);
+                whole += usize::from(!transfer.more && size == max_frame_size as usize);
+            }
+            assert_eq!(got, message);
+        }
+        assert_eq!(sizes.iter().max(), Some(&(max_frame_size as usize)));
+        assert!(max_frame_size > 700 || whole > 0, "some message should fill a last frame");
+    }
+}
+
+#[test]
+fn a_message_beyond_the_peers_limit_is_not_sent() {
+    let mut peer = Peer::in_session(config());
+    let link = peer.attach(Attach { max_message_size: Some(10), ..receiver("in", 0) });
+    peer.say(0, Performative::Flow(credit(0, 5)));
+    peer.hears();
+    assert_eq!(peer.engine.send(link, &[&[0; 6], &[0; 5]], true), Err(SendError::TooLarge));
+    assert_eq!(peer.engine.send(link, &[&[0; 5], &[0; 5]], true), Ok(DeliveryId(0)));
+    assert_eq!(peer.hears(), ["transfer@0 0 id 0 settled 10 B"]);
+    peer.events();
+    let unlimited = peer.attach(Attach { max_message_size: Some(0), ..receiver("all", 1) });
+    peer.say(0, Performative::Flow(credit(1, 5)));
+    assert_eq!(peer.engine.send(unlimited, &[&[0; 11]], true), Ok(DeliveryId(1)));
+}
+
+#[test]
+fn a_full_buffer_holds_messages_back_and_tells_when_it_is_taken() {
+    let bounded = Config { transmit_bytes_max: 1000, ..config() };
+    let small = Open { max_frame_size: 600, ..open() };
+    let mut peer = Peer::in_session_with(bounded, &small, &begin());
+    let link = peer.attach(receiver("in", 0));
+    peer.say(0, Performative::Flow(credit(0, 100)));
+    peer.hears();
+    peer.events();
+    peer.engine.send(link, &[&[1; 5000]], true).unwrap();
+    assert!(peer.engine.transmit_bytes_pending() < 1700);
+    assert!(!peer.engine.can_send(link) && !peer.engine.wants_read());
+    assert_eq!(peer.engine.send(link, &[b"m"], true), Err(SendError::NotReady));
+    let heard = peer.hears();
+    assert_eq!(heard.len(), 9, "{heard:?}");
+    assert!(!heard[8].contains("more"));
+    let events = peer.events();
+    assert!(!events.is_empty() && events.iter().all(|e| matches!(e, Event::SendReady { .. })));
+    assert!(peer.engine.can_send(link) && peer.engine.wants_read());
+}
+
+#[test]
+fn the_rest_of_a_message_does_not_follow_its_links_detach() {
+    let small = Open { max_frame_size: 512, ..open() };
+    let narrow = Begin { incoming_window: 1, ..begin() };
+    for ours in [true, false] {
+        let mut peer = Peer::in_session_with(config(), &small, &narrow);
+        let link = peer.attach(receiver("in", 0));
+        let other = peer.attach(receiver("other", 1));
+        let one = |handle, seen, window| {
+            let mut flow = credit(handle, 5);
+            flow.next_incoming_id = Some(seen);
+            flow.incoming_window = window;
+            Performative::Flow(flow)
+        };
+        peer.say(0, one(0, 0, 1));
+        peer.say(0, one(1, 0, 1));
+        peer.engine.send(link, &[&[1; 2000]], false).unwrap();
+        peer.hears();
+        if ours {
+            peer.engine.detach(link, true, None);
+            peer.say(0, detach(0, true));
+        } else {
+            peer.say(0, detach(0, true));
+            peer.engine.detach(link, true, None);
+        }
+        peer.say(0, one(1, 1, 10));
+        assert_eq!(peer.hears(), ["detach@0 0 closed"]);
+        // The ids on the wire go on without a gap.
+        assert_eq!(peer.engine.send(other, &[b"m"], false), Ok(DeliveryId(1)));
+        assert_eq!(peer.hears(), ["transfer@0 1 id 1 1 B"]);
+    }
+}
+
+#[test]
+fn item_35_what_a_link_leaves_unsettled_is_forgotten_with_it() {
+    let (mut peer, link) = Peer::receiving(config(), 10);
+    for _ in 0..3 {
+        peer.engine.send(link, &[b"m"], false).unwrap();
+    }
+    peer.hears();
+    peer.say(0, detach(0, false));
+    peer.engine.detach(link, false, None);
+    peer.events();
+    let all = crate::peer::disposition(amqp::definitions::Role::Receiver, 0, u32::MAX);
+    peer.say(0, Performative::Disposition(all));
+    assert!(peer.events().is_empty());
+    // Before the host has answered, the peer may still settle.
+    let (mut peer, link) = Peer::receiving(config(), 10);
+    peer.engine.send(link, &[b"m"], false).unwrap();
+    peer.hears();
+    peer.say(0, detach(0, false));
+    peer.say(0, Performative::Disposition(all));
+    assert!(matches!(
+        peer.events()[..],
+        [Event::DetachReceived { .. }, Event::Disposition { settled: true, .. }]
+    ));
+}
+
+#[test]
+fn a_sender_that_settles_by_itself_frees_the_tag() {
+    let (mut peer, link) = Peer::sending(config(), 10);
+    peer.transfer(transfer(0, 0), b"m");
+    let settled = crate::peer::disposition(amqp::definitions::Role::Sender, 0, 0);
+    peer.say(0, Performative::Disposition(settled));
+    peer.transfer(Transfer { delivery_id: Some(DeliveryId(1)), ..transfer(0, 0) }, b"m");
+    assert_eq!(messages(&mut peer).len(), 2);
+    peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
+    assert!(peer.hears().is_empty(), "nothing is left to answer");
+}

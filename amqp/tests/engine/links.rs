@@ -1,0 +1,468 @@
+//! Attach, detach, stealing, credit and drain.
+
+use amqp::connection::{BeginError, Config, Event, Side};
+use amqp::definitions::{Condition, Handle, ReceiverSettleMode, SenderSettleMode};
+use amqp::error::Error;
+use amqp::frame::{self, ProtocolId};
+use amqp::link::{LinkSource, LinkTarget, NewLink};
+use amqp::performative::{
+    AnyTarget, Attach, Begin, Coordinator, Detach, Flow, Open, Performative, Source, Target,
+    Transfer,
+};
+use amqp::session::SessionId;
+
+use crate::peer::{
+    Peer, begin, config, credit, detach, error, open, receiver, sender, session_of, transfer,
+};
+
+#[test]
+fn item_19_a_refused_link_is_attached_without_terminus_and_detached() {
+    let mut peer = Peer::in_session(config());
+    let mut attach = receiver("in", 4);
+    attach.snd_settle_mode = SenderSettleMode::Unsettled;
+    peer.say(0, Performative::Attach(attach));
+    let link = peer.attached();
+    peer.engine.refuse_link(link, Error::new(Condition::NotFound, "no such queue"));
+    assert_eq!(
+        peer.hears(),
+        ["attach@0 0 in sender unsettled first null>null", "detach@0 0 closed amqp:not-found",]
+    );
+    // Credit that was pipelined is dropped, and the peer's detach frees the handles.
+    peer.say(0, Performative::Flow(credit(4, 10)));
+    peer.say(0, detach(4, true));
+    assert!(peer.hears().is_empty() && peer.events().is_empty());
+    let link = peer.attach(receiver("in", 4));
+    assert_eq!(peer.hears(), ["attach@0 0 in sender mixed first q>q"]);
+    assert_eq!(peer.engine.link_credit(link), 0);
+}
+
+#[test]
+fn item_20_the_answer_states_what_is_in_force() {
+    let mut peer = Peer::in_session(Config { max_message_size: 4321, ..config() });
+    let mut attach = sender("out", 0);
+    attach.snd_settle_mode = SenderSettleMode::Settled;
+    attach.rcv_settle_mode = ReceiverSettleMode::Second;
+    peer.say(0, Performative::Attach(attach));
+    let link = peer.attached();
+    peer.accept(link);
+    let bytes = peer.hears_bytes();
+    let (frame, _) = frame::parse(&bytes, u32::MAX).unwrap().unwrap();
+    let Ok((Performative::Attach(answer), _)) = Performative::decode(frame.body) else { panic!() };
+    assert_eq!(answer.snd_settle_mode, SenderSettleMode::Settled);
+    assert_eq!(answer.rcv_settle_mode, ReceiverSettleMode::First);
+    assert_eq!(answer.max_message_size, Some(4321));
+    assert_eq!((answer.initial_delivery_count, answer.unsettled), (None, None));
+    // As sender: our first delivery-count, and no limit of ours.
+    peer.attach(receiver("in", 1));
+    let bytes = peer.hears_bytes();
+    let (frame, _) = frame::parse(&bytes, u32::MAX).unwrap().unwrap();
+    let Ok((Performative::Attach(answer), _)) = Performative::decode(frame.body) else { panic!() };
+    assert_eq!((answer.initial_delivery_count, answer.max_message_size), (Some(0), None));
+    assert!(answer.source.unwrap().filter.is_none());
+}
+
+#[test]
+fn item_21_detach_is_answered_in_kind() {
+    for closed in [true, false] {
+        let (mut peer, link) = Peer::receiving(config(), 5);
+        peer.say(0, detach(0, closed));
+        assert_eq!(peer.events(), [Event::DetachReceived { link, closed, error: None }]);
+        assert!(peer.hears().is_empty(), "the host answers");
+        peer.engine.detach(link, !closed, None);
+        let answer = if closed { "detach@0 0 closed" } else { "detach@0 0" };
+        assert_eq!(peer.hears(), [answer]);
+        assert!(peer.events().is_empty());
+        peer.engine.detach(link, true, None);
+        assert!(peer.hears().is_empty(), "the id names nothing any more");
+    }
+    // Both at once.
+    let (mut peer, link) = Peer::receiving(config(), 5);
+    peer.engine.detach(link, true, Some(Error::new(Condition::ResourceDeleted, "")));
+    peer.say(0, detach(0, false));
+    assert_eq!(peer.hears(), ["detach@0 0 closed amqp:resource-deleted"]);
+    assert_eq!(peer.events(), [Event::Detached { link, error: None }]);
+}
+
+#[test]
+fn item_21_a_link_detached_before_it_was_accepted_is_still_attached_first() {
+    let mut peer = Peer::in_session(config());
+    peer.say(0, Performative::Attach(sender("out", 0)));
+    peer.say(0, detach(0, true));
+    let events = peer.events();
+    let [Event::AttachReceived { link, .. }, Event::DetachReceived { .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    peer.accept(*link);
+    assert!(peer.hears().is_empty(), "too late");
+    peer.engine.detach(*link, true, None);
+    assert_eq!(
+        peer.hears(),
+        ["attach@0 0 out receiver mixed first null>null", "detach@0 0 closed"]
+    );
+}
+
+#[test]
+fn item_22_a_second_attach_of_the_name_steals_the_link() {
+    let mut peer = Peer::in_session(config());
+    let old = peer.attach(receiver("sub", 0));
+    // The same name in the other direction is another link.
+    let other = peer.attach(sender("sub", 1));
+    peer.hears();
+    peer.say(0, Performative::Attach(receiver("sub", 2)));
+    let events = peer.events();
+    let [Event::Detached { link, error: Some(error) }, Event::AttachReceived { link: new, .. }] =
+        &events[..]
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!((*link, &error.condition), (old, &Condition::Stolen.into()));
+    peer.accept(*new);
+    assert_eq!(
+        peer.hears(),
+        ["detach@0 0 amqp:link:stolen", "attach@0 2 sub sender mixed first q>q",]
+    );
+    peer.say(0, detach(0, false));
+    peer.say(0, Performative::Flow(credit(2, 1)));
+    assert!(matches!(&peer.events()[..], [Event::CreditChanged { link, .. }] if link == new));
+    peer.engine.grant_credit(other, 1);
+    peer.engine.grant_credit(old, 1);
+    assert_eq!(peer.hears(), ["flow@0 in 0+2048 link 1 0+1"]);
+
+    // From another session, and before the host has accepted the first.
+    let mut peer = Peer::in_session(config());
+    peer.say(1, Performative::Begin(begin()));
+    peer.say(0, Performative::Attach(receiver("sub", 0)));
+    peer.say(1, Performative::Attach(receiver("sub", 0)));
+    let events = peer.events();
+    let [
+        Event::SessionBegun { .. },
+        Event::AttachReceived { link: old, .. },
+        Event::Detached { link: gone, .. },
+        Event::AttachReceived { link: new, .. },
+    ] = &events[..]
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!(gone, old);
+    peer.accept(*old);
+    peer.accept(*new);
+    assert_eq!(
+        peer.hears(),
+        [
+            "begin@1 for 1",
+            "attach@0 0 sub sender mixed first null>null",
+            "detach@0 0 amqp:link:stolen",
+            "attach@1 0 sub sender mixed first q>q",
+        ]
+    );
+}
+
+#[test]
+fn item_22_a_new_attach_waits_for_the_answer_to_the_old_detach() {
+    let (mut peer, link) = Peer::receiving(config(), 5);
+    peer.say(0, detach(0, false));
+    peer.say(0, Performative::Attach(receiver("in", 0)));
+    assert!(matches!(peer.events()[..], [Event::DetachReceived { .. }]));
+    assert!(!peer.engine.wants_read());
+    peer.engine.detach(link, false, None);
+    let next = peer.attached();
+    assert_ne!(next, link);
+    peer.accept(next);
+    assert_eq!(peer.hears(), ["detach@0 0", "attach@0 0 in sender mixed first q>q"]);
+}
+
+#[test]
+fn item_23_an_attach_without_source_reaches_the_host() {
+    let mut peer = Peer::in_session(config());
+    let look_up = Attach { source: None, ..receiver("sub", 0) };
+    peer.say(0, Performative::Attach(look_up));
+    let events = peer.events();
+    let [Event::AttachReceived { link, attach }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((attach.source.as_ref(), &attach.name[..]), (None, "sub"));
+    peer.accept(*link);
+    assert_eq!(peer.hears(), ["attach@0 0 sub sender mixed first q>q"]);
+}
+
+#[test]
+fn item_24_a_sender_without_credit_and_one_with() {
+    let (mut peer, link) = Peer::receiving(config(), 2);
+    peer.engine.send(link, &[b"a"], true).unwrap();
+    // The receiver had not seen that one yet when it granted three.
+    peer.say(0, Performative::Flow(credit(0, 3)));
+    assert!(matches!(peer.events()[..], [Event::CreditChanged { credit: 2, drain: false, .. }]));
+    // Lowered below what is in flight.
+    peer.engine.send(link, &[b"b"], true).unwrap();
+    peer.say(0, Performative::Flow(credit(0, 1)));
+    assert!(matches!(peer.events()[..], [Event::CreditChanged { credit: 0, .. }]));
+    assert!(!peer.engine.can_send(link));
+}
+
+#[test]
+fn item_24_a_receiver_is_not_sent_more_than_it_granted() {
+    let (mut peer, link) = Peer::sending(config(), 2);
+    peer.transfer(transfer(0, 0), b"m");
+    peer.engine.grant_credit(link, 5);
+    assert_eq!(peer.hears(), ["flow@0 in 1+2048 link 0 1+5"]);
+    // Lowering takes nothing back that may be on its way.
+    peer.engine.grant_credit(link, 0);
+    for id in 1..6 {
+        peer.transfer(transfer(0, id), b"m");
+    }
+    assert_eq!(peer.events().len(), 6);
+    peer.transfer(transfer(0, 6), b"m");
+    assert!(matches!(&peer.events()[..], [Event::Detached { .. }]));
+}
+
+fn drain(handle: u32, link_credit: u32) -> Performative<'static> {
+    Performative::Flow(Flow { drain: true, ..credit(handle, link_credit) })
+}
+
+#[test]
+fn item_25_a_drain_is_always_answered() {
+    // With messages to send first.
+    let (mut peer, link) = Peer::receiving(config(), 0);
+    peer.say(0, drain(0, 10));
+    assert_eq!(peer.events(), [Event::CreditChanged { link, credit: 10, drain: true }]);
+    peer.engine.send(link, &[b"m"], true).unwrap();
+    assert_eq!(peer.hears(), ["transfer@0 0 id 0 settled 1 B"]);
+    peer.engine.drained(link);
+    assert_eq!(peer.hears(), ["flow@0 in 0+2048 link 0 10+0 drain"]);
+    peer.engine.drained(link);
+    assert!(peer.hears().is_empty(), "once");
+    // With no credit at all: the engine answers by itself.
+    let (mut peer, link) = Peer::receiving(config(), 0);
+    peer.say(0, drain(0, 0));
+    assert_eq!(peer.hears(), ["flow@0 in 0+2048 link 0 0+0 drain"]);
+    peer.engine.drained(link);
+    assert!(peer.hears().is_empty());
+    // With exactly as many messages as credit.
+    let (mut peer, link) = Peer::receiving(config(), 0);
+    peer.say(0, drain(0, 2));
+    peer.engine.send(link, &[b"m"], true).unwrap();
+    peer.engine.send(link, &[b"m"], true).unwrap();
+    let heard = peer.hears();
+    assert_eq!(heard[2..], ["flow@0 in 0+2048 link 0 2+0 drain"]);
+    // Before the link is accepted.
+    let mut peer = Peer::in_session(config());
+    peer.say(0, Performative::Attach(receiver("in", 0)));
+    peer.say(0, drain(0, 0));
+    let link = peer.attached();
+    peer.accept(link);
+    assert_eq!(peer.hears()[1..], ["flow@0 in 0+2048 link 0 0+0 drain"]);
+    // New credit without drain ends it.
+    let (mut peer, link) = Peer::receiving(config(), 0);
+    peer.say(0, drain(0, 4));
+    peer.say(0, Performative::Flow(credit(0, 4)));
+    peer.engine.drained(link);
+    assert!(peer.hears().is_empty());
+    assert_eq!(peer.engine.link_credit(link), 4);
+}
+
+#[test]
+fn item_25_a_drain_waits_for_a_large_message_under_way() {
+    let small = Open { max_frame_size: 512, ..open() };
+    let narrow = Begin { incoming_window: 1, ..begin() };
+    let mut peer = Peer::in_session_with(config(), &small, &narrow);
+    let link = peer.attach(receiver("in", 0));
+    peer.say(0, Performative::Flow(Flow { incoming_window: 1, ..credit(0, 10) }));
+    peer.events();
+    peer.engine.send(link, &[&[0; 900]], true).unwrap();
+    peer.say(0, Performative::Flow(Flow { incoming_window: 1, drain: true, ..credit(0, 10) }));
+    peer.engine.drained(link);
+    let heard = peer.hears();
+    assert!(heard.last().unwrap().starts_with("transfer@0 0 id 0 settled more"), "{heard:?}");
+    let wide = Flow {
+        next_incoming_id: Some(1),
+        handle: None,
+        delivery_count: None,
+        link_credit: None,
+        ..credit(0, 0)
+    };
+    peer.say(0, Performative::Flow(wide));
+    let heard = peer.hears();
+    assert!(heard[0].starts_with("transfer@0 0 id 0 settled ") && !heard[0].contains("more"));
+    assert_eq!(heard[1..], ["flow@0 in 0+2048 link 0 10+0 drain"]);
+}
+
+#[test]
+fn item_25_a_drain_of_ours_is_over_when_the_credit_is() {
+    let (mut peer, link) = Peer::sending(config(), 10);
+    peer.engine.drain(link);
+    assert_eq!(peer.hears(), ["flow@0 in 0+2048 link 0 0+10 drain"]);
+    peer.transfer(transfer(0, 0), b"m");
+    let answer = Flow { delivery_count: Some(10), ..credit(0, 0) };
+    peer.say(0, Performative::Flow(Flow { drain: true, ..answer }));
+    let events = peer.events();
+    assert_eq!(events[1..], [Event::Drained { link }]);
+    peer.say(0, Performative::Flow(Flow { drain: true, ..answer }));
+    assert!(peer.events().is_empty(), "once");
+    peer.engine.grant_credit(link, 1);
+    assert_eq!(peer.hears(), ["flow@0 in 1+2048 link 0 10+1"]);
+}
+
+#[test]
+fn item_46_a_coordinator_is_refused_without_the_host() {
+    let mut peer = Peer::in_session(config());
+    let target = AnyTarget::Coordinator(Coordinator::default());
+    peer.say(0, Performative::Attach(Attach { target: Some(target), ..sender("tx", 0) }));
+    assert_eq!(
+        peer.hears(),
+        ["attach@0 0 tx receiver mixed first null>null", "detach@0 0 closed amqp:not-implemented",]
+    );
+    assert!(peer.events().is_empty());
+    peer.say(0, detach(0, true));
+    peer.attach(sender("tx", 0));
+}
+
+#[test]
+fn a_sender_must_say_where_it_counts_from() {
+    let mut peer = Peer::in_session(config());
+    let attach = Attach { initial_delivery_count: None, ..sender("out", 0) };
+    peer.say(0, Performative::Attach(attach));
+    assert_eq!(peer.hears()[1..], ["detach@0 0 closed amqp:invalid-field"]);
+    assert!(peer.events().is_empty());
+}
+
+#[test]
+fn item_35_an_unsettled_map_is_answered_by_an_empty_one() {
+    let mut peer = Peer::in_session(config());
+    let resumed = Attach { unsettled: Some(amqp::codec::Map::EMPTY), ..sender("out", 0) };
+    peer.say(0, Performative::Attach(resumed));
+    let events = peer.events();
+    let [Event::AttachReceived { link, attach }] = &events[..] else { panic!("{events:?}") };
+    assert!(attach.unsettled);
+    peer.accept(*link);
+    let bytes = peer.hears_bytes();
+    let (frame, _) = frame::parse(&bytes, u32::MAX).unwrap().unwrap();
+    let Ok((Performative::Attach(answer), _)) = Performative::decode(frame.body) else { panic!() };
+    assert_eq!(answer.unsettled, Some(amqp::codec::Map::EMPTY));
+    // What it tries to resume all the same is refused.
+    peer.engine.grant_credit(*link, 1);
+    peer.hears();
+    peer.transfer(Transfer { resume: true, ..transfer(0, 0) }, b"m");
+    assert_eq!(peer.hears(), ["detach@0 0 closed amqp:not-implemented"]);
+}
+
+#[test]
+fn an_answer_beyond_the_peers_frame_size_is_not_sent() {
+    let small = Open { max_frame_size: 512, ..open() };
+    let mut peer = Peer::in_session_with(config(), &small, &begin());
+    peer.say(0, Performative::Attach(receiver("in", 0)));
+    let link = peer.attached();
+    let source = Some(LinkSource::at("q".repeat(600)));
+    peer.engine.accept_link(link, amqp::link::AcceptLink { source, ..Default::default() });
+    assert_eq!(
+        peer.hears(),
+        ["detach@0 0 closed amqp:frame-size-too-small"]
+            .map(|detach| vec!["attach@0 0 in sender mixed first null>null", detach])
+            .concat()
+    );
+    assert!(matches!(&peer.events()[..], [Event::Detached { .. }]));
+}
+
+/// A client in a session of its own.
+fn client() -> (Peer, SessionId) {
+    let mut peer = Peer::new(config(), Side::Client);
+    peer.say_bytes(&ProtocolId::Amqp.header());
+    peer.say(0, Performative::Open(open()));
+    peer.engine.begin().unwrap();
+    peer.say(0, Performative::Begin(Begin { remote_channel: Some(0), ..begin() }));
+    let session = session_of(&peer.events());
+    peer.hears();
+    (peer, session)
+}
+
+fn new_link(name: &str) -> NewLink {
+    NewLink {
+        name: name.into(),
+        source: LinkSource::at("q"),
+        target: LinkTarget::at("q"),
+        ..NewLink::default()
+    }
+}
+
+#[test]
+fn a_client_attaches_and_is_answered() {
+    let (mut peer, session) = client();
+    let out = peer.engine.attach_sender(session, new_link("l")).unwrap();
+    let inn = peer.engine.attach_receiver(session, new_link("l")).unwrap();
+    assert_eq!(peer.engine.attach_sender(session, new_link("l")), Err(BeginError::NameInUse));
+    peer.engine.grant_credit(inn, 7);
+    assert_eq!(
+        peer.hears(),
+        ["attach@0 0 l sender mixed first q>q", "attach@0 1 l receiver mixed first q>q",]
+    );
+    peer.say(0, Performative::Attach(receiver("l", 5)));
+    let mut counted = sender("l", 6);
+    counted.initial_delivery_count = Some(0xFFFF_FFFE);
+    peer.say(0, Performative::Attach(counted));
+    let events = peer.events();
+    let [Event::Attached { link: a, .. }, Event::Attached { link: b, .. }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((*a, *b), (out, inn));
+    // The credit that was granted before the sender said where it counts from.
+    assert_eq!(peer.hears(), ["flow@0 in 0+2048 link 1 4294967294+7"]);
+    for id in 0..7 {
+        peer.transfer(transfer(6, id), b"m");
+    }
+    assert_eq!(peer.events().len(), 7);
+}
+
+#[test]
+fn a_client_is_refused() {
+    let (mut peer, session) = client();
+    let link = peer.engine.attach_sender(session, new_link("l")).unwrap();
+    peer.hears();
+    peer.say(0, Performative::Attach(Attach { target: None, source: None, ..receiver("l", 0) }));
+    assert!(peer.events().is_empty());
+    let why = Some(error(Condition::NotFound));
+    peer.say(0, Performative::Detach(Detach { handle: Handle(0), closed: true, error: why }));
+    let events = peer.events();
+    let [Event::Detached { link: gone, error: Some(error) }] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert_eq!((*gone, &error.condition), (link, &Condition::NotFound.into()));
+    assert_eq!(peer.hears(), ["detach@0 0 closed"]);
+    // Given up before the answer: attach and detach cross.
+    let link = peer.engine.attach_receiver(session, new_link("l")).unwrap();
+    peer.engine.detach(link, true, None);
+    peer.say(0, Performative::Attach(sender("l", 3)));
+    assert!(peer.events().is_empty());
+    peer.say(0, detach(3, true));
+    assert_eq!(peer.events(), [Event::Detached { link, error: None }]);
+    assert_eq!(peer.hears(), ["attach@0 0 l receiver mixed first q>q", "detach@0 0 closed"]);
+    // A sender that does not say where it counts from.
+    let link = peer.engine.attach_receiver(session, new_link("l")).unwrap();
+    peer.hears();
+    peer.say(0, Performative::Attach(Attach { initial_delivery_count: None, ..sender("l", 3) }));
+    assert!(matches!(&peer.events()[..], [Event::Detached { link: gone, .. }] if *gone == link));
+    assert_eq!(peer.hears(), ["detach@0 0 closed amqp:invalid-field"]);
+}
+
+#[test]
+fn handles_are_used_again_and_ids_are_not() {
+    let mut peer = Peer::in_session(config());
+    let mut seen = Vec::new();
+    for round in 0..100 {
+        let attach = Attach {
+            source: Some(Source { address: Some("q"), ..Source::default() }),
+            target: Some(AnyTarget::Target(Target::default())),
+            ..receiver("in", 3)
+        };
+        let link = peer.attach(attach);
+        assert!(!seen.contains(&link));
+        seen.push(link);
+        if round % 2 == 0 {
+            peer.say(0, detach(3, true));
+            peer.events();
+            peer.engine.detach(link, true, None);
+        } else {
+            peer.engine.detach(link, true, None);
+            peer.say(0, detach(3, true));
+            assert_eq!(peer.events(), [Event::Detached { link, error: None }]);
+        }
+        let heard = peer.hears();
+        assert_eq!(heard, ["attach@0 0 in sender mixed first q>q", "detach@0 0 closed"]);
+    }
+}
