@@ -20,8 +20,10 @@
 //! On failure a [`DecodeError`] says what was wrong, in which field, at which offset. It is always
 //! the sender's fault; the connection answers it with `amqp:decode-error`.
 
+mod check;
 mod error;
 mod field;
+mod layout;
 mod reader;
 mod value;
 mod writer;

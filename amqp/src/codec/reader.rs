@@ -9,6 +9,7 @@
 //!
 //! A read that fails leaves the cursor somewhere inside the value: throw the reader away.
 
+use super::layout::{Body, Prefix, Raw, layout};
 use super::value::{Array, Described, Descriptor, List, Map, Symbol, Value};
 use super::{DEPTH_MAX, DecodeError, ELEMENTS_MAX, Fault, code};
 use crate::definitions::Timestamp;
@@ -19,37 +20,6 @@ pub struct Reader<'a> {
     rest: &'a [u8],
     /// Where `rest` ends in what the outermost reader began with: reading moves only one of both.
     end: usize,
-}
-
-/// How the data after a format code is laid out [1.2].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
-    Fixed(usize),
-    Variable(Prefix),
-    Compound(Prefix),
-    Array(Prefix),
-}
-
-/// The width of the length, or of size and count each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Prefix {
-    Byte,
-    Word,
-}
-
-/// A list, map or array: its format code and what follows. Apart, because the elements of an array
-/// share one format code.
-#[derive(Clone, Copy)]
-pub(crate) struct Raw<'a> {
-    pub(crate) code: u8,
-    pub(crate) data: &'a [u8],
-}
-
-/// The content of a list, map or array after its size and count were checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Body<'a> {
-    pub(crate) count: u32,
-    pub(crate) content: Reader<'a>,
 }
 
 impl<'a> Reader<'a> {
@@ -86,7 +56,7 @@ impl<'a> Reader<'a> {
 
     /// Consumes `len` bytes.
     #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let Some((head, rest)) = self.rest.split_at_checked(len) else {
             return Err(self.fail(Fault::Truncated));
         };
@@ -104,7 +74,7 @@ impl<'a> Reader<'a> {
     }
 
     #[inline(always)]
-    pub(crate) fn byte(&mut self) -> Result<u8, DecodeError> {
+    pub(super) fn byte(&mut self) -> Result<u8, DecodeError> {
         let [byte] = self.take_array()?;
         Ok(byte)
     }
@@ -129,7 +99,7 @@ impl<'a> Reader<'a> {
     }
 
     #[inline(always)]
-    fn length(&mut self, prefix: Prefix) -> Result<u32, DecodeError> {
+    pub(super) fn length(&mut self, prefix: Prefix) -> Result<u32, DecodeError> {
         Ok(match prefix {
             Prefix::Byte => u32::from(self.byte()?),
             Prefix::Word => u32::from_be_bytes(self.take_array()?),
@@ -138,7 +108,7 @@ impl<'a> Reader<'a> {
 
     /// Consumes size, count and content of a list, map or array whose format code was consumed.
     #[inline(always)]
-    fn body(&mut self, prefix: Prefix) -> Result<Body<'a>, DecodeError> {
+    pub(super) fn body(&mut self, prefix: Prefix) -> Result<Body<'a>, DecodeError> {
         let size = self.length(prefix)? as usize;
         let rest = self.take(size)?;
         let mut content = Reader { rest, end: self.position() };
@@ -149,7 +119,7 @@ impl<'a> Reader<'a> {
 
     /// Consumes a list; gives its count and its content, of which only the bounds were checked.
     #[inline(always)]
-    pub(crate) fn list_body(&mut self) -> Result<Body<'a>, DecodeError> {
+    pub(super) fn list_body(&mut self) -> Result<Body<'a>, DecodeError> {
         match self.byte()? {
             code::LIST8 => self.body(Prefix::Byte),
             code::LIST32 => self.body(Prefix::Word),
@@ -161,13 +131,13 @@ impl<'a> Reader<'a> {
     }
 
     #[inline(always)]
-    fn variable(&mut self, prefix: Prefix) -> Result<&'a [u8], DecodeError> {
+    pub(super) fn variable(&mut self, prefix: Prefix) -> Result<&'a [u8], DecodeError> {
         let len = self.length(prefix)? as usize;
         self.take(len)
     }
 
     #[cold]
-    fn unexpected(self, code: u8) -> DecodeError {
+    pub(super) fn unexpected(self, code: u8) -> DecodeError {
         // Already past the format code: point at it.
         let mut here = self;
         here.end = here.end.saturating_sub(1);
@@ -224,7 +194,7 @@ impl<'a> Reader<'a> {
 
     /// A uint or null, by one look at the format code.
     #[inline(always)]
-    pub(crate) fn optional_uint(&mut self) -> Result<Option<u32>, DecodeError> {
+    pub(super) fn optional_uint(&mut self) -> Result<Option<u32>, DecodeError> {
         match self.byte()? {
             code::NULL => Ok(None),
             code::SMALL_UINT => Ok(Some(u32::from(self.byte()?))),
@@ -236,7 +206,7 @@ impl<'a> Reader<'a> {
 
     /// A boolean or null, by one look at the format code.
     #[inline(always)]
-    pub(crate) fn optional_boolean(&mut self) -> Result<Option<bool>, DecodeError> {
+    pub(super) fn optional_boolean(&mut self) -> Result<Option<bool>, DecodeError> {
         match self.byte()? {
             code::NULL => Ok(None),
             code::TRUE => Ok(Some(true)),
@@ -369,117 +339,15 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Passing over values.
+/// Data whose format code was consumed.
 impl<'a> Reader<'a> {
-    /// Consumes the next value by its size, in constant time for anything without a descriptor.
-    ///
-    /// # Errors
-    /// Where the value is cut short, its format code unknown or its descriptors too deep. What is
-    /// inside lists, maps and arrays is not looked at.
-    #[inline]
-    pub fn skip(&mut self) -> Result<(), DecodeError> {
-        self.skip_at(DEPTH_MAX)
-    }
-
-    fn skip_at(&mut self, depth_left: u32) -> Result<(), DecodeError> {
-        let code = self.byte()?;
-        if code == code::DESCRIBED {
-            let depth_left = depth_left.checked_sub(1).ok_or_else(|| self.fail(Fault::TooDeep))?;
-            self.skip_at(depth_left)?;
-            return self.skip_at(depth_left);
-        }
-        self.skip_data(code)
-    }
-
-    fn skip_data(&mut self, code: u8) -> Result<(), DecodeError> {
-        let len = match layout(code) {
-            Some(Layout::Fixed(width)) => width,
-            Some(Layout::Variable(prefix) | Layout::Compound(prefix) | Layout::Array(prefix)) => {
-                self.length(prefix)? as usize
-            }
-            None => return Err(self.unexpected(code)),
-        };
-        self.take(len).map(|_| ())
-    }
-
-    /// Consumes a list by its size.
-    ///
-    /// # Errors
-    /// As [`Reader::skip`], and on any other type.
-    #[inline]
-    pub fn skip_list(&mut self) -> Result<(), DecodeError> {
-        self.list_body().map(|_| ())
-    }
-
-    /// Consumes a map by its size.
-    ///
-    /// # Errors
-    /// As [`Reader::skip`], and on any other type.
-    #[inline]
-    pub fn skip_map(&mut self) -> Result<(), DecodeError> {
-        match self.byte()? {
-            code::MAP8 => self.body(Prefix::Byte).map(|_| ()),
-            code::MAP32 => self.body(Prefix::Word).map(|_| ()),
-            other => Err(self.unexpected(other)),
-        }
-    }
-
-    /// Consumes the next value and verifies it to the bottom, in linear time.
-    ///
-    /// # Errors
-    /// Where anything inside is malformed, or beyond [`DEPTH_MAX`] or [`ELEMENTS_MAX`].
-    pub fn check(&mut self) -> Result<(), DecodeError> {
-        self.check_at(DEPTH_MAX, &mut { ELEMENTS_MAX })
-    }
-
-    fn check_at(&mut self, depth_left: u32, elements_left: &mut u32) -> Result<(), DecodeError> {
-        let code = self.byte()?;
-        if code == code::DESCRIBED {
-            let depth_left = self.deeper(depth_left)?;
-            self.check_at(depth_left, elements_left)?;
-            return self.check_at(depth_left, elements_left);
-        }
-        self.check_data(code, depth_left, elements_left)
-    }
-
-    fn check_data(
-        &mut self,
-        code: u8,
-        depth_left: u32,
-        elements_left: &mut u32,
-    ) -> Result<(), DecodeError> {
-        match layout(code) {
-            Some(Layout::Fixed(_)) if code == code::BOOLEAN => self.boolean_data().map(|_| ()),
-            Some(Layout::Fixed(width)) => self.take(width).map(|_| ()),
-            Some(Layout::Variable(prefix)) => match code {
-                code::STR8 | code::STR32 => self.string_data(prefix).map(|_| ()),
-                code::SYM8 | code::SYM32 => self.symbol_data(prefix).map(|_| ()),
-                _ => self.variable(prefix).map(|_| ()),
-            },
-            Some(Layout::Compound(prefix)) => {
-                let depth_left = self.deeper(depth_left)?;
-                let is_map = matches!(code, code::MAP8 | code::MAP32);
-                self.body(prefix)?.check_compound(is_map, depth_left, elements_left)
-            }
-            Some(Layout::Array(prefix)) => {
-                let depth_left = self.deeper(depth_left)?;
-                self.body(prefix)?.check_array(depth_left, elements_left)
-            }
-            None => Err(self.unexpected(code)),
-        }
-    }
-
-    fn deeper(&self, depth_left: u32) -> Result<u32, DecodeError> {
-        depth_left.checked_sub(1).ok_or_else(|| self.fail(Fault::TooDeep))
-    }
-
     fn unexpected_next(&self, code: u8) -> DecodeError {
         let mut past = *self;
         past.end += 1;
         past.unexpected(code)
     }
 
-    fn boolean_data(&mut self) -> Result<bool, DecodeError> {
+    pub(super) fn boolean_data(&mut self) -> Result<bool, DecodeError> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -487,118 +355,21 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn string_data(&mut self, prefix: Prefix) -> Result<&'a str, DecodeError> {
+    pub(super) fn string_data(&mut self, prefix: Prefix) -> Result<&'a str, DecodeError> {
         let bytes = self.variable(prefix)?;
         std::str::from_utf8(bytes).map_err(|_| self.fail(Fault::InvalidUtf8))
     }
 
-    fn symbol_data(&mut self, prefix: Prefix) -> Result<Symbol<'a>, DecodeError> {
+    pub(super) fn symbol_data(&mut self, prefix: Prefix) -> Result<Symbol<'a>, DecodeError> {
         let bytes = self.variable(prefix)?;
         Symbol::from_ascii(bytes).ok_or_else(|| self.fail(Fault::NotAscii))
     }
 }
 
-impl Body<'_> {
-    /// Checks the elements of a list or map.
-    fn check_compound(
-        mut self,
-        is_map: bool,
-        depth_left: u32,
-        elements_left: &mut u32,
-    ) -> Result<(), DecodeError> {
-        if is_map && self.count % 2 == 1 {
-            return Err(self.content.fail(Fault::OddMap));
-        }
-        // Every element has a format code at least.
-        if self.count as usize > self.content.rest.len() {
-            return Err(self.content.fail(Fault::SizeMismatch));
-        }
-        self.charge(elements_left)?;
-        let unread = self;
-        for _ in 0..self.count {
-            self.content.check_at(depth_left, elements_left)?;
-        }
-        self.finish()?;
-        if is_map && self.count > 2 { unread.check_keys() } else { Ok(()) }
-    }
-
-    /// Checks that no two keys of a map are equal; its content was checked before. The one place
-    /// here that allocates: comparing in place would cost quadratic time.
-    fn check_keys(mut self) -> Result<(), DecodeError> {
-        let mut keys = Vec::new();
-        for _ in 0..self.count / 2 {
-            keys.extend(self.content.shallow_value()?.key());
-            self.content.skip()?;
-        }
-        keys.sort_unstable();
-        if keys.is_sorted_by(|a, b| a < b) {
-            Ok(())
-        } else {
-            Err(self.content.fail(Fault::DuplicateKey))
-        }
-    }
-
-    /// Checks constructor and elements of an array [1.6.24].
-    fn check_array(mut self, depth_left: u32, elements_left: &mut u32) -> Result<(), DecodeError> {
-        // Some encoders leave out the constructor of an empty array.
-        if self.count == 0 && self.content.is_empty() {
-            return Ok(());
-        }
-        let code = self.content.element_code(depth_left, elements_left)?;
-        match layout(code) {
-            None => return Err(self.content.unexpected(code)),
-            // Zero-width elements may come in any number: they are never expanded.
-            Some(Layout::Fixed(width)) if code != code::BOOLEAN => {
-                let len = (self.count as usize).checked_mul(width);
-                let len = len.ok_or_else(|| self.content.fail(Fault::Truncated))?;
-                self.content.take(len)?;
-            }
-            Some(
-                Layout::Fixed(_) | Layout::Variable(_) | Layout::Compound(_) | Layout::Array(_),
-            ) => {
-                if self.count as usize > self.content.rest.len() {
-                    return Err(self.content.fail(Fault::SizeMismatch));
-                }
-                self.charge(elements_left)?;
-                for _ in 0..self.count {
-                    self.content.check_data(code, depth_left, elements_left)?;
-                }
-            }
-        }
-        self.finish()
-    }
-
-    fn charge(&self, elements_left: &mut u32) -> Result<(), DecodeError> {
-        let left = elements_left.checked_sub(self.count);
-        *elements_left = left.ok_or_else(|| self.content.fail(Fault::TooManyElements))?;
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<(), DecodeError> {
-        if self.content.is_empty() { Ok(()) } else { Err(self.content.fail(Fault::SizeMismatch)) }
-    }
-}
-
 /// Walking over what was checked before. Bounds are honoured still; the rest is not verified again.
 impl<'a> Reader<'a> {
-    /// Consumes an array's constructor; gives the format code of its elements.
-    pub(crate) fn element_code(
-        &mut self,
-        mut depth_left: u32,
-        elements_left: &mut u32,
-    ) -> Result<u8, DecodeError> {
-        loop {
-            let code = self.byte()?;
-            if code != code::DESCRIBED {
-                return Ok(code);
-            }
-            depth_left = self.deeper(depth_left)?;
-            self.check_at(depth_left, elements_left)?;
-        }
-    }
-
     /// Any value; lists, maps, arrays and described values are not looked into.
-    pub(crate) fn shallow_value(&mut self) -> Result<Value<'a>, DecodeError> {
+    pub(super) fn shallow_value(&mut self) -> Result<Value<'a>, DecodeError> {
         let start = *self;
         if self.peek()? == code::DESCRIBED {
             self.skip()?;
@@ -609,7 +380,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The data of a value whose format code was consumed.
-    pub(crate) fn shallow_data(&mut self, code: u8) -> Result<Value<'a>, DecodeError> {
+    pub(super) fn shallow_data(&mut self, code: u8) -> Result<Value<'a>, DecodeError> {
         Ok(match code {
             code::NULL => Value::Null,
             code::TRUE => Value::Boolean(true),
@@ -671,47 +442,4 @@ impl<'a> Reader<'a> {
     fn consumed_by(&self, end: &Self) -> &'a [u8] {
         &self.rest[..self.rest.len() - end.rest.len()]
     }
-}
-
-impl<'a> Raw<'a> {
-    /// Count and content, unverified but within bounds.
-    pub(crate) fn body(self) -> Result<Body<'a>, DecodeError> {
-        let mut reader = Reader::new(self.data);
-        match layout(self.code) {
-            Some(Layout::Compound(prefix) | Layout::Array(prefix)) => reader.body(prefix),
-            Some(Layout::Fixed(_) | Layout::Variable(_)) | None => {
-                Ok(Body { count: 0, content: reader })
-            }
-        }
-    }
-}
-
-/// The 40 format codes; the high half alone gives the layout.
-#[inline]
-const fn layout(code: u8) -> Option<Layout> {
-    Some(match code {
-        code::NULL | code::TRUE | code::FALSE | code::UINT0 | code::ULONG0 | code::LIST0 => {
-            Layout::Fixed(0)
-        }
-        code::UBYTE
-        | code::BYTE
-        | code::SMALL_UINT
-        | code::SMALL_ULONG
-        | code::SMALL_INT
-        | code::SMALL_LONG
-        | code::BOOLEAN => Layout::Fixed(1),
-        code::USHORT | code::SHORT => Layout::Fixed(2),
-        code::UINT | code::INT | code::FLOAT | code::CHAR | code::DECIMAL32 => Layout::Fixed(4),
-        code::ULONG | code::LONG | code::DOUBLE | code::TIMESTAMP | code::DECIMAL64 => {
-            Layout::Fixed(8)
-        }
-        code::DECIMAL128 | code::UUID => Layout::Fixed(16),
-        code::VBIN8 | code::STR8 | code::SYM8 => Layout::Variable(Prefix::Byte),
-        code::VBIN32 | code::STR32 | code::SYM32 => Layout::Variable(Prefix::Word),
-        code::LIST8 | code::MAP8 => Layout::Compound(Prefix::Byte),
-        code::LIST32 | code::MAP32 => Layout::Compound(Prefix::Word),
-        code::ARRAY8 => Layout::Array(Prefix::Byte),
-        code::ARRAY32 => Layout::Array(Prefix::Word),
-        _ => return None,
-    })
 }

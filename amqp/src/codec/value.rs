@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use super::reader::{Body, Raw};
+use super::layout::{Body, Raw};
 use super::{DEPTH_MAX, ELEMENTS_MAX, Reader, code};
 
 /// Any AMQP value.

@@ -8,7 +8,7 @@
 //!
 //! Allocates only where the vector must grow, so a reused one costs nothing.
 
-use super::reader::Raw;
+use super::layout::Raw;
 use super::value::Symbols;
 use super::{Array, Field, List, Map, Multiple, Symbol, Value, code};
 use crate::definitions::Timestamp;
