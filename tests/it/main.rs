@@ -1,1 +1,25 @@
-//! Integration tests.
+//! Tests of the real process: clients that others wrote, kill -9, power cuts, damage, exits.
+//!
+//! ```text
+//!   harness   a broker as a process, scratch directories
+//!   load      foreign producers and consumers that outlive the broker
+//!   check     judges what they saw; its own rules are tested without a broker
+//!   power_fs  the file system that loses what was not synced (tests/powerfs)
+//!   kill, power, interop, exits, damage      the tests
+//! ```
+//!
+//! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run by
+//! `tests/run`, which fetches and builds both. Everything is bounded in time, binds to loopback
+//! only, and ends every process that it started.
+#![forbid(unsafe_code)]
+#![expect(clippy::disallowed_methods, reason = "real processes are waited for by a real clock")]
+
+mod check;
+mod harness;
+mod interop;
+mod kill;
+mod load;
+mod message;
+mod power;
+mod power_fs;
+mod remote;

@@ -1,0 +1,471 @@
+//! The broker as clients that others wrote see it: one test for each thing that they rely on.
+//!
+//! Messages are written by hand (`message.rs`) and travel through a foreign client on each side, so
+//! neither end of a test knows our codec. Unless it says otherwise, a test runs with Proton and with
+//! rhea, on a queue of its own.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Broker, Scratch, Start, built};
+use crate::load::{Client, fetched};
+use crate::message::{
+    Header, data, durable, header, kept, number, numbered, pattern, samples, to_hex,
+};
+use crate::remote::{BOTH, Remote};
+
+/// A broker with a directory of its own.
+struct World {
+    broker: Broker,
+    scratch: Scratch,
+}
+
+fn world(name: &str) -> World {
+    let scratch = Scratch::new(name);
+    let broker = Start::new(&scratch.join("data")).ready();
+    World { broker, scratch }
+}
+
+fn numbers(messages: &[Vec<u8>]) -> Vec<u32> {
+    messages.iter().map(|message| number(message)).collect()
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn messages_come_out_as_they_went_in() {
+    let world = world("exact");
+    for (at, (from, to)) in [(0, 1), (1, 0), (0, 0), (1, 1)].into_iter().enumerate() {
+        let queue = format!("exact-{at}");
+        let mut sender = Remote::connected(BOTH[from], &world.broker);
+        sender.sender("s", &queue);
+        let samples = samples();
+        for sample in &samples {
+            sender.send("s", &sample.bytes);
+        }
+        let mut receiver = Remote::connected(BOTH[to], &world.broker);
+        receiver.receiver("r", &queue, 1);
+        for sample in &samples {
+            let came = receiver.take("r", 1).remove(0);
+            let what = format!("{} from {:?} to {:?}", sample.what, BOTH[from], BOTH[to]);
+            assert!(kept(&came) == kept(&sample.bytes), "{what} came out changed");
+            assert!(header(&came).first_acquirer, "{what}: nobody had it before");
+            let was_durable = header(&sample.bytes).durable;
+            assert_eq!(header(&came).durable, was_durable, "{what}: durable");
+            receiver.settle("r:0", "accepted");
+            receiver.ok(json!({"do": "flow", "name": "r", "credit": 1}));
+        }
+        receiver.answered(json!({"do": "close"}));
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn credit_is_obeyed() {
+    let world = world("credit");
+    for client in BOTH {
+        let queue = format!("credit-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        (0..10).for_each(|n| remote.send("s", &numbered(n)));
+        remote.receiver("r", &queue, 3);
+        assert_eq!(numbers(&remote.take_some("r", 4, 500)), [0, 1, 2], "{client:?}");
+        remote.settle("r:0", "accepted");
+        assert!(remote.take_some("r", 1, 300).is_empty(), "{client:?}: settling is no credit");
+        remote.ok(json!({"do": "flow", "name": "r", "credit": 2}));
+        assert_eq!(numbers(&remote.take_some("r", 3, 500)), [3, 4], "{client:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn drain_is_always_answered() {
+    let world = world("drain");
+    for client in BOTH {
+        let queue = format!("drain-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        remote.receiver("r", &queue, 0);
+        let drain = json!({"do": "drain", "name": "r", "credit": 10});
+        let answer = remote.ok(drain.clone());
+        assert_eq!(answer, json!({"done": true, "unused": 10}), "{client:?}: an empty queue");
+        (0..2).for_each(|n| remote.send("s", &numbered(n)));
+        let answer = remote.ok(drain);
+        assert_eq!(answer, json!({"done": true, "unused": 8}), "{client:?}: two messages");
+        assert_eq!(numbers(&remote.take("r", 2)), [0, 1], "{client:?}");
+        remote.send("s", &numbered(2));
+        assert!(remote.take_some("r", 1, 300).is_empty(), "{client:?}: no credit is left");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn outcomes_do_what_they_say() {
+    let world = world("outcomes");
+    for client in BOTH {
+        let queue = format!("outcomes-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        remote.receiver("r", &queue, 100);
+        let expect = |remote: &mut Remote, n: u32, first_acquirer: bool, delivery_count: u64| {
+            let came = remote.take("r", 1).remove(0);
+            assert_eq!(number(&came), n, "{client:?}");
+            let Header { first_acquirer: first, delivery_count: count, .. } = header(&came);
+            assert_eq!((first, count), (first_acquirer, delivery_count), "{client:?}: {n}");
+        };
+        remote.send("s", &numbered(1));
+        expect(&mut remote, 1, true, 0);
+        remote.settle("r:0", "released");
+        expect(&mut remote, 1, false, 0);
+        remote
+            .ok(json!({"do": "settle", "delivery": "r:0", "outcome": "modified", "failed": true}));
+        expect(&mut remote, 1, false, 1);
+        remote.ok(json!({"do": "settle", "delivery": "r:0", "outcome": "modified"}));
+        expect(&mut remote, 1, false, 1);
+        remote.settle("r:0", "rejected");
+        remote.send("s", &numbered(2));
+        expect(&mut remote, 2, true, 0);
+        remote.settle("r:0", "accepted");
+        assert!(
+            remote.take_some("r", 1, 300).is_empty(),
+            "{client:?}: rejected is not redelivered"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn undeliverable_here_goes_elsewhere() {
+    let world = world("elsewhere");
+    for client in BOTH {
+        let queue = format!("elsewhere-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        remote.send("s", &numbered(1));
+        remote.receiver("a", &queue, 10);
+        remote.take("a", 1);
+        let settle = json!({"do": "settle", "delivery": "a:0", "outcome": "modified",
+            "undeliverable": true});
+        remote.ok(settle);
+        assert!(remote.take_some("a", 1, 300).is_empty(), "{client:?}: not here again");
+        remote.receiver("b", &queue, 10);
+        assert_eq!(numbers(&remote.take("b", 1)), [1], "{client:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn what_a_dead_consumer_held_comes_in_order() {
+    let world = world("dead");
+    for client in BOTH {
+        let queue = format!("dead-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        (0..10).for_each(|n| remote.send("s", &numbered(n)));
+        let mut dying = Remote::connected(client, &world.broker);
+        dying.receiver("r", &queue, 5);
+        assert_eq!(numbers(&dying.take("r", 5)), [0, 1, 2, 3, 4]);
+        dying.settle("r:1", "accepted");
+        dying.ok(json!({"do": "idle", "ms": 200}));
+        dying.kill();
+        remote.receiver("r", &queue, 100);
+        let came = remote.take("r", 9);
+        assert_eq!(numbers(&came), [0, 2, 3, 4, 5, 6, 7, 8, 9], "{client:?}");
+        let first: Vec<bool> = came.iter().map(|each| header(each).first_acquirer).collect();
+        assert_eq!(first, [[false; 4].as_slice(), &[true; 5]].concat(), "{client:?}");
+        assert!(came.iter().all(|each| header(each).delivery_count == 0), "{client:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn an_unsettled_outcome_is_settled_by_the_broker() {
+    let world = world("unsettled");
+    for client in BOTH {
+        let queue = format!("unsettled-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        (0..2).for_each(|n| remote.send("s", &numbered(n)));
+        remote.receiver("r", &queue, 10);
+        remote.take("r", 2);
+        let unsettled = json!({"do": "settle", "delivery": "r:1", "outcome": "accepted",
+            "unsettled": true});
+        assert_eq!(remote.ok(unsettled), json!({"settled": true}), "{client:?}");
+        remote.answered(json!({"do": "detach", "name": "r"}));
+        remote.receiver("r", &queue, 10);
+        assert_eq!(numbers(&remote.take_some("r", 2, 500)), [0], "{client:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn each_ending_is_answered() {
+    let world = world("endings");
+    for client in BOTH {
+        let queue = format!("endings-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        for closed in [true, false] {
+            remote.sender("s", &queue);
+            remote.receiver("r", &queue, 10);
+            remote.answered(json!({"do": "detach", "name": "s", "closed": closed}));
+            remote.answered(json!({"do": "detach", "name": "r", "closed": closed}));
+        }
+        remote.sender("s", &queue);
+        remote.answered(json!({"do": "end"}));
+        remote.sender("s", &queue);
+        remote.send("s", &numbered(1));
+        remote.answered(json!({"do": "close"}));
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn what_is_not_built_is_refused() {
+    let world = world("refused");
+    for client in BOTH {
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", "refused");
+        remote.send("s", &numbered(1));
+        let mut steps = vec![
+            json!({"do": "receiver", "name": "dynamic", "dynamic": true}),
+            json!({"do": "sender", "name": "dynamic-target", "dynamic": true}),
+            json!({"do": "receiver", "name": "filtered", "from": "refused", "selector": "a > 1"}),
+            json!({"do": "receiver", "name": "browser", "from": "refused", "copy": true}),
+            json!({"do": "receiver", "name": "topic", "from": "topic://t"}),
+        ];
+        if matches!(client, Client::Proton) {
+            steps.push(json!({"do": "sender", "name": "coordinator", "coordinator": true}));
+        }
+        for step in steps {
+            let condition = remote.refused(step.clone());
+            assert_eq!(condition, "amqp:not-implemented", "{client:?}: {step}");
+        }
+        remote.send("s", &numbered(2));
+        let second = json!({"do": "receiver", "name": "r", "from": "refused",
+            "rcv_settle": "second"});
+        assert_eq!(remote.ok(second)["rcv_settle"], 0, "{client:?}: what is in force is said");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn a_message_too_large_ends_its_link_only() {
+    let world = world("large");
+    let mut remote = Remote::connected(Client::Proton, &world.broker);
+    remote.sender("s", "large");
+    let largest = remote.ok(json!({"do": "sender", "name": "m", "to": "large"}));
+    assert_eq!(largest["max_message_size"], 16 << 20);
+    let hex = to_hex(&data(&pattern(17 << 20)));
+    let condition = remote.refused(json!({"do": "send", "name": "s", "hex": hex}));
+    assert_eq!(condition, "amqp:link:message-size-exceeded");
+    remote.send("m", &data(&pattern(15 << 20)));
+    remote.receiver("r", "large", 10);
+    let came = remote.take_some("r", 2, 2000);
+    assert_eq!(came.len(), 1);
+    assert!(kept(&came[0]) == data(&pattern(15 << 20)));
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn an_aborted_delivery_leaves_no_trace() {
+    let world = world("aborted");
+    let mut remote = Remote::connected(Client::Proton, &world.broker);
+    remote.sender("s", "aborted");
+    let hex = to_hex(&data(&pattern(300_000)));
+    remote.ok(json!({"do": "send", "name": "s", "hex": hex, "abort": true}));
+    remote.send("s", &numbered(1));
+    remote.receiver("r", "aborted", 10);
+    assert_eq!(numbers(&remote.take_some("r", 2, 500)), [1]);
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn users_log_in_with_their_password_only() {
+    let scratch = Scratch::new("sasl");
+    let config = scratch.join("laelaps.toml");
+    let user = format!("[[users]]\nname = \"app\"\npassword-hash = \"{}\"\n", hash("secret"));
+    fs::write(&config, user).expect("a file can be written");
+    let data = scratch.join("data");
+    let mut start = Start::new(&data);
+    start.args.extend(["--config".into(), config.to_string_lossy().into_owned()]);
+    let broker = start.ready();
+    for client in BOTH {
+        let connect = |user: Option<(&str, &str)>| match user {
+            Some((user, password)) => {
+                json!({"do": "connect", "port": broker.amqp.port(), "user": user,
+                    "password": password})
+            }
+            None => json!({"do": "connect", "port": broker.amqp.port()}),
+        };
+        let mut remote = Remote::start(client);
+        remote.ok(connect(Some(("app", "secret"))));
+        remote.sender("s", "sasl");
+        remote.send("s", &numbered(1));
+        for wrong in [Some(("app", "Secret")), Some(("nobody", "secret")), Some(("app", "")), None]
+        {
+            let mut remote = Remote::start(client);
+            let answer = remote.step(connect(wrong));
+            assert!(!answer["error"].is_null(), "{client:?}: {wrong:?} got in: {answer}");
+        }
+    }
+    let said = broker.said();
+    assert!(!said.contains("secret") && !said.contains("Secret"), "a password is in the log");
+}
+
+fn hash(password: &str) -> String {
+    let mut child = Command::new(built("laelaps"))
+        .args(["user", "hash"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the broker's binary can be started");
+    let mut input = child.stdin.take().expect("its input is piped");
+    std::io::Write::write_all(&mut input, password.as_bytes()).expect("it reads the password");
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "user hash: {}", output.status);
+    String::from_utf8(output.stdout).expect("a hash is text").trim().to_owned()
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn an_idle_connection_is_kept_alive() {
+    let world = world("idle");
+    for client in BOTH {
+        let mut remote = Remote::start(client);
+        let port = world.broker.amqp.port();
+        remote.ok(json!({"do": "connect", "port": port, "idle_ms": 1000}));
+        let answer = remote.ok(json!({"do": "idle", "ms": 4000}));
+        assert_eq!(answer["open"], true, "{client:?}: the broker sends its heartbeats");
+        remote.sender("s", "idle");
+        remote.send("s", &numbered(1));
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn a_stop_tells_the_clients_and_keeps_the_messages() {
+    let scratch = Scratch::new("stop");
+    let data = scratch.join("data");
+    let start = Start::new(&data);
+    let mut broker = start.ready();
+    for client in BOTH {
+        let queue = format!("stop-{client:?}");
+        let mut remote = Remote::connected(client, &broker);
+        remote.sender("s", &queue);
+        (0..50).for_each(|n| remote.send("s", &durable(&numbered(n))));
+        broker.send_term();
+        let answer = remote.step(json!({"do": "connection_closed"}));
+        assert_eq!(answer["closed"], true, "{client:?}");
+        assert_eq!(answer["error"]["condition"], "amqp:connection:forced", "{client:?}");
+        let began = Instant::now();
+        assert!(broker.wait_exit().success());
+        assert!(began.elapsed() < Duration::from_secs(6), "drained within --drain");
+        broker = start.ready();
+        let mut remote = Remote::connected(client, &broker);
+        remote.receiver("r", &queue, 100);
+        assert_eq!(numbers(&remote.take("r", 50)), (0..50).collect::<Vec<u32>>(), "{client:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn two_shards_make_one_queue() {
+    let scratch = Scratch::new("shards");
+    let data = scratch.join("data");
+    let mut start = Start::new(&data);
+    start.args.extend(["--shards".into(), "2".into()]);
+    let broker = start.ready();
+    let mut remotes: Vec<Remote> =
+        (0..6).map(|n| Remote::connected(BOTH[n % 2], &broker)).collect();
+    for round in 0..5 {
+        let queue = format!("made-{round}");
+        for remote in &mut remotes {
+            remote.sender(&queue, &queue);
+        }
+        for (n, remote) in remotes.iter_mut().enumerate() {
+            remote.send(&queue, &numbered(n as u32));
+        }
+        let reader = &mut remotes[round % 6];
+        reader.receiver("r", &queue, 100);
+        assert_eq!(numbers(&reader.take("r", 6)), [0, 1, 2, 3, 4, 5], "{queue}");
+        (0..6).for_each(|n| reader.settle(&format!("r:{n}"), "accepted"));
+        reader.answered(json!({"do": "detach", "name": "r"}));
+    }
+    let queues = broker.get("/api/v1/queues");
+    let text = queues.to_string();
+    for round in 0..5 {
+        assert_eq!(text.matches(&format!("\"made-{round}\"")).count(), 1, "{queues}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn the_admin_api_counts_what_is_there() {
+    let world = world("counts");
+    let mut remote = Remote::connected(Client::Proton, &world.broker);
+    remote.sender("s", "counts");
+    (0..5).for_each(|n| remote.send("s", &numbered(n)));
+    remote.receiver("r", "counts", 2);
+    remote.take("r", 2);
+    let queue = world.broker.get("/api/v1/queues/counts");
+    let numbers = ["available", "acquired", "consumers", "enqueued_total"].map(|name| &queue[name]);
+    assert_eq!(numbers, [3, 2, 1, 5].map(Value::from).each_ref(), "{queue}");
+    let connections = world.broker.get("/api/v1/connections").to_string();
+    assert!(connections.contains("127.0.0.1"), "{connections}");
+}
+
+fn jms(args: &[&str], broker: &Broker) -> Vec<Value> {
+    let (classes, libraries) = (fetched("jms/classes"), fetched("jms/lib"));
+    let path = format!("{}:{}/*", classes.display(), libraries.display());
+    let url = format!("amqp://{}", broker.amqp);
+    let output = Command::new("java")
+        .args(["-cp", &path, "JmsClient", args[0], &url])
+        .args(&args[1..])
+        .output()
+        .expect("java can be started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "JMS {args:?}: {text}{errors}");
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+    assert_eq!(lines.last(), Some(&json!({"ev": "done"})));
+    lines
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn jms_sends_and_receives() {
+    let world = world("jms");
+    for how in ["auto", "client"] {
+        let queue = format!("jms-{how}");
+        jms(&["send", &queue, "50"], &world.broker);
+        let lines = jms(&["receive", &queue, "50", how], &world.broker);
+        for (n, line) in lines[..50].iter().enumerate() {
+            let expected = json!({"ev": "received", "number": n, "whole": true,
+                "redelivered": false, "count": 1});
+            assert_eq!(*line, expected, "{how}");
+        }
+        let queue = world.broker.get(&format!("/api/v1/queues/{queue}"));
+        assert_eq!((&queue["available"], &queue["acquired"]), (&json!(0), &json!(0)), "{how}");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn jms_recovers_and_is_refused_clearly() {
+    let world = world("jms-recover");
+    jms(&["send", "recover", "5"], &world.broker);
+    let lines = jms(&["receive", "recover", "5", "recover"], &world.broker);
+    let flags: Vec<bool> = lines[..10].iter().map(|line| line["redelivered"] == true).collect();
+    assert_eq!(flags, [[false; 5], [true; 5]].concat());
+    let order: Vec<&Value> = lines[..10].iter().map(|line| &line["number"]).collect();
+    assert_eq!(order, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4].map(Value::from).each_ref());
+    for what in ["selector", "temporary"] {
+        let lines = jms(&["refuse", "recover", what], &world.broker);
+        assert_eq!(lines[0]["ev"], "refused", "{what}: {}", lines[0]);
+    }
+    drop(world.scratch);
+}
