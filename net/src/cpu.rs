@@ -5,7 +5,7 @@
 //!   quota      cgroup v2 cpu.max, or v1 cpu.cfs_quota_us / cpu.cfs_period_us, from our own group
 //!              up to the root, the smallest wins; none visible = none
 //!   threads  = floor(min(|affinity|, quota)), at least 1; one less where there is a quota of 4 or
-//!              more, so that HTTP, telemetry and the kernel's workers don't get the cores throttled
+//!              more, so that HTTP, telemetry and kernel workers don't get the cores throttled
 //!   pin      = the process has the CPUs of its set for itself: fewer than the machine has, and a
 //!              quota, if any, of just as many
 //! ```

@@ -279,9 +279,9 @@ const LOCK_NAME: &str = "lock";
 const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 impl DirectoryLock {
-    /// Locks `directory` (with `flock` on a file in it), waiting at most `wait` for another process.
-    /// While it waits, `waiting` is told who holds the lock and for how long we wait by now: at once,
-    /// then every `LOCK_RETRY` (100 ms).
+    /// Locks `directory` (with `flock` on a file in it), waiting at most `wait` for another
+    /// process. While it waits, `waiting` is told who holds the lock and for how long we wait by
+    /// now: at once, then every `LOCK_RETRY` (100 ms).
     ///
     /// # Errors
     /// [`LockError::Held`] when the wait is over, [`LockError::Io`] at once.

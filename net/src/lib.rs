@@ -1,4 +1,5 @@
-//! The kernel side of Laelaps: one reactor for each core thread, and the files, mail and cores around it.
+//! The kernel side of Laelaps: one reactor for each core thread, and the files, mail and cores
+//! around it.
 //!
 //! ```text
 //!   shard thread 0                       shard thread 1                    other threads
@@ -12,15 +13,16 @@
 //!   the kernel (io_uring, one ring a core)
 //! ```
 //!
-//! Completion-based, without futures: the caller hands an operation its buffer, [`Ring::wait`] brings
-//! the buffer back. No borrowed memory ever reaches the kernel.
+//! Completion-based, without futures: the caller hands an operation its buffer, [`Ring::wait`]
+//! brings the buffer back. No borrowed memory ever reaches the kernel.
 //!
-//! Invariants: this crate imports none of ours and is the only one with `unsafe`, each block with the
-//! fact it rests on; no raw descriptor crosses the public interface; everything the kernel may still
-//! touch is owned by a slab slot until its last completion.
+//! Invariants: this crate imports none of ours and is the only one with `unsafe`, each block with
+//! the fact it rests on; no raw descriptor crosses the public interface; everything the kernel may
+//! still touch is owned by a slab slot until its last completion.
 //!
 //! Failure: a refused io_uring is a [`Refusal`] in words, with what to do; a failed operation comes
-//! back as its completion; a failed [`Ring::wait`] means the ring is lost and the process should end.
+//! back as its completion; a failed [`Ring::wait`] means the ring is lost and the process should
+//! end.
 
 pub mod buf;
 pub mod cpu;

@@ -6,8 +6,8 @@
 //!
 //! Invariant: nothing in a running broker maps a file; it reads by the ring.
 //!
-//! Failure: a file that is cut or goes bad while it is mapped ends the process with SIGBUS. The tools
-//! take the directory's lock first, so that no broker of ours does that.
+//! Failure: a file that is cut or goes bad while it is mapped ends the process with SIGBUS. The
+//! tools take the directory's lock first, so that no broker of ours does that.
 
 #![expect(unsafe_code, reason = "mapping a file is unsafe: others can change it")]
 

@@ -11,12 +11,12 @@
 //! ```
 //!
 //! No wake-up is lost. Both fences are sequentially consistent, so one comes first. If the sender's
-//! comes first, (c) sees the mail of (1) and the sleeper doesn't block. If the sleeper's comes first,
-//! (3) sees (a) and a knock is sent; a knock is a completion or a counter in the kernel, so it ends a
-//! wait that begins after it as well as one that began before. The knock travels in the sender's own
-//! ring, at the latest in the `io_uring_enter` of its next wait, which [`MeshPort::wait`] makes the
-//! same call that asked for it. One knock is enough for any number of letters: who is awake looks into
-//! every box before it sleeps.
+//! comes first, (c) sees the mail of (1) and the sleeper doesn't block. If the sleeper's comes
+//! first, (3) sees (a) and a knock is sent; a knock is a completion or a counter in the kernel, so
+//! it ends a wait that begins after it as well as one that began before. The knock travels in the
+//! sender's own ring, at the latest in the `io_uring_enter` of its next wait, which
+//! [`MeshPort::wait`] makes the same call that asked for it. One knock is enough for any number of
+//! letters: who is awake looks into every box before it sleeps.
 //!
 //! Invariants: letters between two ports arrive in order, once. A full box gives the letter back:
 //! nobody blocks, so two cores can't wait for each other.

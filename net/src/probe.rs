@@ -7,7 +7,8 @@
 //!   Refusal { cause, error, detail }          Display says what was wrong and what to do
 //! ```
 //!
-//! Invariant: the probe asks the kernel, under the filters that hold now; the version is only quoted.
+//! Invariant: the probe asks the kernel, under the filters that hold now; the version is only
+//! quoted.
 //!
 //! Failure: none but the refusal itself. It costs some hundred microseconds.
 

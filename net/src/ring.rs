@@ -76,7 +76,8 @@ impl Default for RingConfig {
 pub struct SocketId(pub(crate) Key);
 
 impl SocketId {
-    /// The slot: small, dense, reused after [`Completion::Closed`]. Good for a table of connections.
+    /// The slot: small, dense, reused after [`Completion::Closed`]. Good for a table of
+    /// connections.
     pub fn slot(self) -> usize {
         self.0.slot as usize
     }
@@ -314,7 +315,8 @@ impl Ring {
         self.engine.wait(timeout, completions)
     }
 
-    /// Binds and listens; connections come as [`Completion::Accepted`]. Also gives the bound address.
+    /// Binds and listens; connections come as [`Completion::Accepted`]. Also gives the bound
+    /// address.
     ///
     /// # Errors
     /// What `bind` or `listen` said, such as `AddrInUse`.
@@ -327,8 +329,8 @@ impl Ring {
         self.engine.stop_listening(listener);
     }
 
-    /// Starts a connection; [`Completion::Connected`] tells how it went. Sends and receives that are
-    /// commanded before wait for it.
+    /// Starts a connection; [`Completion::Connected`] tells how it went. Sends and receives that
+    /// are commanded before wait for it.
     ///
     /// # Errors
     /// No socket could be made.
@@ -336,14 +338,14 @@ impl Ring {
         self.engine.connect(addr)
     }
 
-    /// Begins to receive, or goes on after [`Ring::pause_receive`]. Idempotent; nothing happens once
-    /// receiving ended or the socket is closing.
+    /// Begins to receive, or goes on after [`Ring::pause_receive`]. Idempotent; nothing happens
+    /// once receiving ended or the socket is closing.
     pub fn start_receive(&mut self, socket: SocketId) {
         self.engine.start_receive(socket);
     }
 
-    /// Stops receiving, so that the peer is held back by its window. What the kernel had already put
-    /// into buffers still arrives. Idempotent.
+    /// Stops receiving, so that the peer is held back by its window. What the kernel had already
+    /// put into buffers still arrives. Idempotent.
     pub fn pause_receive(&mut self, socket: SocketId) {
         self.engine.pause_receive(socket);
     }
@@ -364,9 +366,9 @@ impl Ring {
         self.engine.release(lease);
     }
 
-    /// Sends all of `buf`. One send a socket is with the kernel at a time; more are queued behind it
-    /// in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`]. One
-    /// for a socket that is closing or gone comes back, failed, at the next wait.
+    /// Sends all of `buf`. One send a socket is with the kernel at a time; more are queued behind
+    /// it in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`].
+    /// One for a socket that is closing or gone comes back, failed, at the next wait.
     pub fn send(&mut self, socket: SocketId, buf: Vec<u8>) {
         self.engine.send(socket, buf);
     }
@@ -377,8 +379,9 @@ impl Ring {
     }
 
     /// Closes at once: what is queued to be sent fails, what was received is dropped, and
-    /// [`Completion::Closed`] follows when the kernel has let go. To close politely, wait for the last
-    /// `Sent`, then [`Ring::shutdown_write`], then the peer's end for a bounded time. Idempotent.
+    /// [`Completion::Closed`] follows when the kernel has let go. To close politely, wait for the
+    /// last `Sent`, then [`Ring::shutdown_write`], then the peer's end for a bounded time.
+    /// Idempotent.
     pub fn close(&mut self, socket: SocketId) {
         self.engine.close(socket);
     }
@@ -437,8 +440,8 @@ impl Ring {
         self.engine.doorbell()
     }
 
-    /// Knocks at another ring's bell from this one: cheaper than [`Doorbell::knock`], but on its way
-    /// only at the next wait.
+    /// Knocks at another ring's bell from this one: cheaper than [`Doorbell::knock`], but on its
+    /// way only at the next wait.
     pub fn knock(&mut self, bell: &Doorbell) {
         self.engine.knock(bell);
     }

@@ -12,12 +12,12 @@
 //!          3 take files, memory and buffers back from the kernel
 //! ```
 //!
-//! Setup: `SINGLE_ISSUER | DEFER_TASKRUN | TASKRUN_FLAG`, `SUBMIT_ALL`, `CLAMP` is off so that a size
-//! that isn't given is an error. Completions are posted only inside our own `enter`.
+//! Setup: `SINGLE_ISSUER | DEFER_TASKRUN | TASKRUN_FLAG`, `SUBMIT_ALL`, `CLAMP` is off so that a
+//! size that isn't given is an error. Completions are posted only inside our own `enter`.
 //!
-//! Invariants: each operation under way is a slot of `ops`, which owns its memory; `start` is the only
-//! place that writes an entry with an address in it. What is cancelled is still waited for, and a
-//! cancelled operation that succeeded all the same is honoured.
+//! Invariants: each operation under way is a slot of `ops`, which owns its memory; `start` is the
+//! only place that writes an entry with an address in it. What is cancelled is still waited for,
+//! and a cancelled operation that succeeded all the same is honoured.
 //!
 //! Failure: an error of `enter` other than "nothing yet" or "try again" loses the ring. A drop that
 //! can't drain within `DRAIN_MAX` leaks the memory that the kernel may still write to.
@@ -248,9 +248,9 @@ impl Uring {
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
         let mut queue = self.ring.submission();
         // SAFETY: an entry's addresses are those of memory that a slot of `ops` owns on the heap or
-        // lent for good, and a slot is emptied at the operation's last completion only (`handle`) or
-        // leaked (`drop`); a cancel carries no address. Descriptors in it stay open as long, because
-        // a socket, listener or bell is dropped after its last operation.
+        // lent for good, and a slot is emptied at the operation's last completion only (`handle`)
+        // or leaked (`drop`); a cancel carries no address. Descriptors in it stay open as long,
+        // because a socket, listener or bell is dropped after its last operation.
         let pushed = unsafe { queue.push(entry) };
         pushed.is_ok()
     }

@@ -1,19 +1,19 @@
 //! The receive buffers that all sockets of a ring share: a provided buffer ring.
 //!
 //! ```text
-//!   ring memory, 16 bytes an entry     [addr len bid][addr len bid] ...   tail (in entry 0's bytes 14..16)
+//!   ring memory, 16 bytes an entry     [addr len bid TAIL][addr len bid -] ...
 //!   buffers                            [ bid 0 ][ bid 1 ] ... [ bid n-1 ]
 //!
 //!   a buffer is   free (in the ring) -> filled (its id is in a completion) -> on loan (RecvLease)
 //!                   ^----------------------- give_back + publish -------------------'
 //! ```
 //!
-//! Invariants: a buffer is in exactly one of these places, so the ring never holds more entries than
-//! it has; bytes of a buffer are read only while its lease is alive, and the kernel writes only to
-//! free ones. The memory outlives its registration.
+//! Invariants: a buffer is in exactly one of these places, so the ring never holds more entries
+//! than it has; bytes of a buffer are read only while its lease is alive, and the kernel writes
+//! only to free ones. The memory outlives its registration.
 //!
-//! Failure: when all are out, the kernel ends a receive with `ENOBUFS`; it is armed again once one is
-//! back. A lease that is dropped instead of released is a lost buffer: a panic in debug builds.
+//! Failure: when all are out, the kernel ends a receive with `ENOBUFS`; it is armed again once one
+//! is back. A lease that is dropped instead of released is a lost buffer: a panic in debug builds.
 
 #![expect(unsafe_code, reason = "the buffer ring is memory shared with the kernel")]
 

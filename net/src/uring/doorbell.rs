@@ -6,8 +6,8 @@
 //!                                    refused (its thread is gone, no memory): as any thread
 //! ```
 //!
-//! Invariants: the eventfd is a counter, so a knock before the wait counts as well as one during it.
-//! A bell keeps the descriptors it uses open: it never knocks at a stranger's.
+//! Invariants: the eventfd is a counter, so a knock before the wait counts as well as one during
+//! it. A bell keeps the descriptors it uses open: it never knocks at a stranger's.
 //!
 //! Failure: knocking at a ring that is gone does nothing.
 

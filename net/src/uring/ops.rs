@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants: an operation enters the slab before its submission entry is written and leaves it at
-//! its last completion (no `F_MORE`) and not before, so the memory that the entry points into stays.
-//! That memory is on the heap or static: the slab itself may grow and move.
+//! its last completion (no `F_MORE`) and not before, so the memory that the entry points into
+//! stays. That memory is on the heap or static: the slab itself may grow and move.
 //!
 //! Failure: a completion for a slot that is free would be a kernel bug; it is counted by nobody and
 //! its buffer goes home.

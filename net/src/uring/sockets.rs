@@ -13,10 +13,10 @@
 //!   closing     close: cancel, shut down both ways -> the last operation ends -> fd closed, Closed
 //! ```
 //!
-//! Invariants: an operation's socket is in the table (it is removed when it has none), so a completion
-//! always finds its socket. The shutdown makes sure that a receive or send ends even if the kernel
-//! missed its cancel. Sockets are blocking ones: io_uring waits for readiness itself, and would
-//! answer `EAGAIN` on a non-blocking one.
+//! Invariants: an operation's socket is in the table (it is removed when it has none), so a
+//! completion always finds its socket. The shutdown makes sure that a receive or send ends even if
+//! the kernel missed its cancel. Sockets are blocking ones: io_uring waits for readiness itself,
+//! and would answer `EAGAIN` on a non-blocking one.
 //!
 //! Failure: a peer's reset ends in `ReceiveEnded` and `Sent` errors; the caller closes.
 

@@ -41,7 +41,8 @@ fn blocks(count: usize) -> (Vec<&'static mut [u8]>, StaticRegion) {
     (memory.chunks_mut(BLOCK).collect(), region)
 }
 
-/// Writes block `n` of the file from each buffer, all at once, several rounds, then reads them back.
+/// Writes block `n` of the file from each buffer, all at once, several rounds, then reads them
+/// back.
 fn write_and_read_back(core: &mut Core, file: FileId, mut buffers: Vec<&'static mut [u8]>) {
     let count = buffers.len();
     for round in 1..=20u8 {
