@@ -12,11 +12,11 @@
 
 use crate::codec::{DecodeError, Fault, Field, Reader, Symbol, Writer};
 
-/// The handle that stands for a link in one direction of a session [2.6.2].
+/// The handle that stands for a link in one direction of a session [2.8.4].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u32);
 
-/// The number of a delivery in one direction of a session, in serial arithmetic [2.8.7].
+/// The number of a delivery in one direction of a session, in serial arithmetic [2.8.8].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeliveryId(pub u32);
 

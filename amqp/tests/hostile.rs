@@ -197,7 +197,7 @@ fn item_43_equal_keys_are_refused_in_whatever_encoding() {
 
 #[test]
 fn item_43_many_keys_take_no_quadratic_time() {
-    // 32,767 entries: a comparison of all pairs in place would walk 10^13 bytes.
+    // 32,767 entries: all pairs would be half a billion comparisons.
     let entries = ELEMENTS_MAX / 2 - 1;
     let mut map = vec![0xd1];
     map.extend((entries * 6 + 4).to_be_bytes());

@@ -262,6 +262,12 @@ pub(crate) fn read_code(
     code.ok_or_else(|| start.fail(Fault::UnexpectedDescriptor))
 }
 
+/// Whether a field may hold a password or its like, which no log may show: what the mechanisms of
+/// SASL exchange.
+pub(crate) fn is_secret(code: u64, type_name: &str) -> bool {
+    (0x40..=0x4f).contains(&code) && type_name == "binary"
+}
+
 /// Declares composite types; see `composites.rs`.
 macro_rules! composites {
     ($(
@@ -272,7 +278,7 @@ macro_rules! composites {
     )*) => {
         $(
             $(#[$doc])*
-            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            #[derive(Clone, Copy, PartialEq, Eq)]
             pub struct $name $(<$lt>)? {
                 $( $(#[$field_doc])* pub $field: composites!(@type $mode $ty), )*
             }
@@ -306,6 +312,18 @@ macro_rules! composites {
                 fn write_fields(&self, list: &mut CompoundWriter<'_>) {
                     let _ = &list;
                     $( composites!(@write $mode list self.$field $(, $default)?); )*
+                }
+            }
+
+            impl $(<$lt>)? std::fmt::Debug for $name $(<$lt>)? {
+                fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    let mut shown = f.debug_struct(stringify!($name));
+                    $( if is_secret($code, <$ty as Field<'_>>::SPEC) {
+                        shown.field(stringify!($field), &format_args!(".."));
+                    } else {
+                        shown.field(stringify!($field), &self.$field);
+                    } )*
+                    shown.finish()
                 }
             }
 
