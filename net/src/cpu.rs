@@ -4,8 +4,8 @@
 //!   affinity   sched_getaffinity: the CPUs we may run on
 //!   quota      cgroup v2 cpu.max, or v1 cpu.cfs_quota_us / cpu.cfs_period_us, from our own group
 //!              up to the root, the smallest wins; none visible = none
-//!   threads  = floor(min(|affinity|, quota)), at least 1; one less where there is a quota of 4 or
-//!              more, so that HTTP, telemetry and kernel workers don't get the cores throttled
+//!   threads  = floor(min(|affinity|, quota)), at least 1; a quota of 4 or more counts as one less,
+//!              so that HTTP, telemetry and kernel workers don't get the cores throttled
 //!   pin      = the process has the CPUs of its set for itself: fewer than the machine has, and a
 //!              quota, if any, of just as many
 //! ```
@@ -53,14 +53,10 @@ impl CpuPlan {
     fn decide(affinity: Vec<usize>, quota: Option<f64>, machine: Option<usize>) -> Self {
         let cpus = affinity.len();
         let threads = match quota {
+            None => cpus,
             // A quota is positive and finite (see `ratio`), so the cast keeps its floor.
-            Some(quota) if quota < cpus as f64 => (quota.floor() as usize).max(1),
-            Some(_) | None => cpus,
-        };
-        let threads = if quota.is_some_and(|quota| quota >= 4.0) && threads > 1 {
-            threads - 1
-        } else {
-            threads
+            Some(quota) if quota < 4.0 => cpus.min(quota as usize).max(1),
+            Some(quota) => cpus.min(quota as usize - 1),
         };
         let own_set = machine.is_some_and(|machine| cpus < machine);
         let whole_quota = quota.is_none_or(|quota| quota == cpus as f64);
@@ -176,7 +172,8 @@ mod tests {
         assert_eq!(plan(8, Some(0.5), 8), (1, false));
         assert_eq!(plan(8, Some(3.9), 8), (3, false));
         assert_eq!(plan(8, Some(4.0), 8), (3, false));
-        assert_eq!(plan(2, Some(4.0), 8), (1, false));
+        assert_eq!(plan(2, Some(4.0), 8), (2, false));
+        assert_eq!(plan(8, Some(8.0), 16), (7, true));
         assert_eq!(plan(1, Some(64.0), 8), (1, false));
     }
 
