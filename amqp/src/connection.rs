@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Four kinds of methods: getters; `handle_*` takes an input; commands; `poll_*` hands out outputs
-//! until there are none. After any input or command: poll events, then bytes, then the timeout.
-//! Read from the socket only while [`Connection::wants_read`].
+//! until there are none. After any input or command: poll events, then bytes, then events again
+//! (taking bytes may bring `SendReady`), then the timeout. Read from the socket only while
+//! [`Connection::wants_read`].
 //!
 //! Invariants: nothing that a peer sends makes it panic or hold memory beyond the bounds of
 //! [`Config`]; an id names one session or link for ever; commands for what is gone do nothing;
@@ -85,7 +86,8 @@ pub struct Config {
     pub unsettled_outgoing_max: u32,
     /// Bytes of unfinished incoming messages. Default 64 MiB.
     pub reassembly_bytes_max: u64,
-    /// Bytes waiting for `poll_transmit` at which `can_send` is false. Default 1 MiB.
+    /// Bytes waiting for `poll_transmit` at which `can_send` is false; reading stops at twice as
+    /// many and a frame. Default 1 MiB.
     pub transmit_bytes_max: usize,
     /// What is asked of the peer, or done, before open.
     pub sasl: Sasl,
@@ -226,11 +228,14 @@ impl Connection {
     /// A new connection. A client's first bytes are ready to be polled.
     ///
     /// # Panics
-    /// If the config is wrong in itself: `max_frame_size` below 512, a server's SASL that offers
-    /// nothing or a client's that is a server's, properties that are not an encoded map.
+    /// If the config is wrong in itself: `max_frame_size` below 512, `handle_max` above 65,535, a
+    /// window of 0, a server's SASL that offers nothing or a client's that is a server's,
+    /// properties that are not an encoded map.
     pub fn new(config: Config, side: Side, now: Instant) -> Self {
         assert!(config.max_frame_size >= MAX_FRAME_SIZE_MIN, "max_frame_size is below 512");
         assert!(config.handle_max <= 65_535, "handle_max is above 65,535");
+        let windows = [config.incoming_window, config.unsettled_incoming_max];
+        assert!(!windows.contains(&0), "a session that may receive nothing");
         let fits = match (&config.sasl, side) {
             (Sasl::None, Side::Client | Side::Server) => true,
             (Sasl::Server { anonymous, plain, bare: _ }, Side::Server) => *anonymous || *plain,
@@ -275,11 +280,14 @@ impl Connection {
     // Getters.
 
     /// Whether the host should read on: false while the host owes an answer that the next frame
-    /// needs, while many bytes wait to be written, and once the peer has nothing more to say.
+    /// needs, while far too many answers wait to be written, and once the peer has nothing more
+    /// to say.
+    ///
+    /// Messages alone never stop the reading: they stop at `transmit_bytes_max`, this twice as
+    /// far. A peer that reads only when it has written would wait for us for ever.
     pub fn wants_read(&self) -> bool {
-        self.state != ConnectionState::Closed
-            && !self.is_parked()
-            && self.out.len() < self.config.transmit_bytes_max
+        let bound = 2 * self.config.transmit_bytes_max + self.config.max_frame_size as usize;
+        self.state != ConnectionState::Closed && !self.is_parked() && self.out.len() < bound
     }
 
     /// Bytes that the next `poll_transmit` hands out, without the flows and dispositions that it

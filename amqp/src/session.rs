@@ -269,11 +269,11 @@ impl Session {
         *self.remote_handles.get(handle as usize)?
     }
 
-    /// The lowest free handle of ours; none where the peer takes no more.
-    pub(crate) fn free_local_handle(&self) -> Option<u32> {
+    /// The lowest free handle of ours; none where the peer takes no more, or we don't.
+    pub(crate) fn free_local_handle(&self, handle_max: u32) -> Option<u32> {
         let free = self.local_handles.iter().position(Option::is_none);
         let handle = u32::try_from(free.unwrap_or(self.local_handles.len())).ok()?;
-        (handle <= self.remote_handle_max).then_some(handle)
+        (handle <= self.remote_handle_max.min(handle_max)).then_some(handle)
     }
 
     /// All its links.

@@ -74,9 +74,10 @@ impl Connection {
 
     /// Tries parked input again after an answer of the host's.
     pub(super) fn resume_input(&mut self) {
-        self.stalled = false;
-        // The peer was not read from meanwhile: its silence was ours.
-        self.last_received = self.now;
+        if std::mem::take(&mut self.stalled) {
+            // The peer was not read from meanwhile: its silence was ours.
+            self.last_received = self.now;
+        }
         self.handle_kept_input();
     }
 

@@ -344,9 +344,10 @@ impl Connection {
         }
     }
 
-    /// The lowest free handle of the session's is the new link's; none where there is none.
+    /// The lowest free handle of the session's is the new link's; none where there is none. Our
+    /// own handle-max bounds the links whose detach has not been answered yet.
     fn add_link(&mut self, session: u32, name: &str, role: Role) -> Option<u32> {
-        let handle = self.sessions.get(session)?.free_local_handle()?;
+        let handle = self.sessions.get(session)?.free_local_handle(self.config.handle_max)?;
         let index = self.links.insert(Link::new(session, name, role, handle));
         self.names.insert(name_key(name, role), index);
         if let Some(state) = self.sessions.get_mut(session) {

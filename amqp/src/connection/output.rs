@@ -82,7 +82,7 @@ impl Connection {
     /// A link's flow is written when polled.
     pub(super) fn link_flow_due(&mut self, index: u32) {
         let Some(link) = self.links.get_mut(index) else { return };
-        if link.state == LinkState::Attached && !link.flow_due {
+        if link.state == LinkState::Attached && !link.flow_due && !link.refused {
             link.flow_due = true;
             self.due_links.push(index);
         }

@@ -76,11 +76,12 @@ impl Connection {
         Ok(Handled::Done)
     }
 
-    /// The lowest channel of ours that is free; none where the peer takes no more.
+    /// The lowest channel of ours that is free; none where the peer takes no more. Our own
+    /// channel-max bounds the sessions whose end the host has not answered yet.
     fn free_channel(&self) -> Option<u16> {
         let free = self.local_channels.iter().position(Option::is_none);
         let channel = u16::try_from(free.unwrap_or(self.local_channels.len())).ok()?;
-        (channel <= self.remote_channel_max).then_some(channel)
+        (channel <= self.remote_channel_max.min(self.config.channel_max)).then_some(channel)
     }
 
     fn add_session(&mut self, channel: u16, event: SessionEvent) -> u32 {

@@ -24,7 +24,10 @@ struct Row<E, S: 'static> {
 }
 
 macro_rules! table {
-    ($(#[$doc:meta])* $state:ident, $event:ident: $($name:ident { $($from:ident => $to:ident),* })*) => {
+    (
+        $(#[$doc:meta])* $state:ident, $event:ident:
+        $($name:ident { $($from:ident => $to:ident),* })*
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum $event {

@@ -311,7 +311,7 @@ impl Connection {
             ..Transfer::default()
         };
         let limits = FrameLimits {
-            frame_bytes_max: self.remote_max_frame_size as usize,
+            frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
             out_bytes_max: self.config.transmit_bytes_max,
         };
         if !write_transfers(&mut self.out, session, first, &mut message, limits) {
@@ -346,7 +346,7 @@ impl Connection {
             ..Transfer::default()
         };
         let limits = FrameLimits {
-            frame_bytes_max: self.remote_max_frame_size as usize,
+            frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
             out_bytes_max: self.config.transmit_bytes_max,
         };
         let parts = [&rest.message[rest.written..]];
@@ -420,7 +420,8 @@ fn check_settle_mode(mode: SenderSettleMode, settled: bool) -> Result<(), PeerVi
 /// What bounds the frames of a message.
 #[derive(Clone, Copy)]
 struct FrameLimits {
-    /// The peer's max-frame-size: a frame is never one byte larger.
+    /// The peer's max-frame-size, or ours where it would take a whole message in one frame: a
+    /// frame is never one byte larger.
     frame_bytes_max: usize,
     /// No further frame of a message is begun beyond this.
     out_bytes_max: usize,

@@ -330,14 +330,15 @@ fn a_full_buffer_holds_messages_back_and_tells_when_it_is_taken() {
     peer.events();
     peer.engine.send(link, &[&[1; 5000]], true).unwrap();
     assert!(peer.engine.transmit_bytes_pending() < 1700);
-    assert!(!peer.engine.can_send(link) && !peer.engine.wants_read());
+    assert!(!peer.engine.can_send(link));
+    assert!(peer.engine.wants_read(), "messages alone must not stop the reading");
     assert_eq!(peer.engine.send(link, &[b"m"], true), Err(SendError::NotReady));
     let heard = peer.hears();
     assert_eq!(heard.len(), 9, "{heard:?}");
     assert!(!heard[8].contains("more"));
     let events = peer.events();
     assert!(!events.is_empty() && events.iter().all(|e| matches!(e, Event::SendReady { .. })));
-    assert!(peer.engine.can_send(link) && peer.engine.wants_read());
+    assert!(peer.engine.can_send(link));
 }
 
 #[test]
@@ -408,4 +409,23 @@ fn a_sender_that_settles_by_itself_frees_the_tag() {
     assert_eq!(messages(&mut peer).len(), 2);
     peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
     assert!(peer.hears().is_empty(), "nothing is left to answer");
+}
+
+#[test]
+fn reading_stops_where_answers_pile_up_unread() {
+    let bounded = Config { transmit_bytes_max: 1000, max_frame_size: 512, ..config() };
+    let mut peer = Peer::in_session(bounded);
+    let mut rounds = 0;
+    while peer.engine.wants_read() {
+        peer.say(0, Performative::Attach(sender("out", 0)));
+        let link = peer.attached();
+        peer.accept(link);
+        peer.say(0, detach(0, true));
+        peer.events();
+        peer.engine.detach(link, true, None);
+        rounds += 1;
+        assert!(rounds < 200, "a peer that never reads must be stopped");
+    }
+    peer.hears();
+    assert!(peer.engine.wants_read());
 }

@@ -466,3 +466,29 @@ fn handles_are_used_again_and_ids_are_not() {
         assert_eq!(heard, ["attach@0 0 in sender mixed first q>q", "detach@0 0 closed"]);
     }
 }
+
+#[test]
+fn links_whose_detach_the_host_owes_are_bounded() {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut peer = Peer::in_session(Config { handle_max: 3, ..config() });
+    let mut links = Vec::new();
+    for name in &names[..4] {
+        peer.say(0, Performative::Attach(receiver(name, 0)));
+        links.push(peer.attached());
+        peer.say(0, detach(0, true));
+        peer.events();
+    }
+    peer.say(0, Performative::Attach(receiver(names[4], 0)));
+    assert!(peer.events().is_empty() && !peer.engine.wants_read());
+    peer.engine.detach(links[2], true, None);
+    let link = peer.attached();
+    peer.accept(link);
+    assert_eq!(
+        peer.hears(),
+        [
+            "attach@0 2 c sender mixed first null>null",
+            "detach@0 2 closed",
+            "attach@0 2 e sender mixed first q>q",
+        ]
+    );
+}
