@@ -1,12 +1,12 @@
 //! The AMQP 1.0 type system on bytes: borrowed reading, appending writing, no allocation.
 //!
 //! ```text
-//!  value      = constructor, data                         [1.2]
-//!  constructor= format code | 0x00, descriptor value, constructor
+//!  value       = constructor, data                         [1.2]
+//!  constructor = format code | 0x00, descriptor value, constructor
 //!
-//!  code  0x4_   0x5_ 0x6_ 0x7_ 0x8_ 0x9_   0xa_     0xb_      0xc_        0xd_        0xe_/0xf_
-//!  data  none   1    2    4    8    16 B   len8,..  len32,..  size8,n8,.. size32,n32  array: size, n,
-//!        fixed width                       variable           compound                constructor, ..
+//!  code  0x4_   0x5_ 0x6_ 0x7_ 0x8_ 0x9_   0xa_     0xb_      0xc_         0xd_         0xe_ 0xf_
+//!  data  none   1    2    4    8    16 B   len8 ..  len32 ..  size8 n8 ..  size32 n32   array:
+//!        fixed width                       variable           compound                  size n ..
 //! ```
 //!
 //! Invariants:

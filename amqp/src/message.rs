@@ -1,18 +1,22 @@
 //! Where the sections of a message are, in one scan that decodes only the header.
 //!
 //! ```text
-//!  header? delivery-annotations? message-annotations? properties? application-properties?  body  footer?
-//!  0x70    0x71                  0x72                 0x73        0x74                           0x78
-//!                                                                 data 0x75 .. | sequence 0x76 .. | value 0x77
-//!          '- for one hop -----' '- the bare message: kept byte for byte -----------------------'
+//!  0x70 header?                  ┐ for one hop
+//!  0x71 delivery-annotations?    ┘
+//!  0x72 message-annotations?
+//!  0x73 properties?              ┐
+//!  0x74 application-properties?  │ the bare message: kept byte for byte
+//!  0x75 data .. | 0x76 amqp-sequence .. | 0x77 amqp-value
+//!                                ┘
+//!  0x78 footer?
 //! ```
 //!
 //! Invariants: the ranges are in order, disjoint, and cover the message; a section out of order or
-//! repeated is a decode error [3.2]. Several data or sequence sections are one body. No body at all
-//! is against the letter, but clients send it, so it is an empty range.
+//! repeated is a decode error [3.2]. Several data or sequence sections are one body. No body at
+//! all is against the letter, but clients send it, so it is an empty range.
 //!
-//! The scan takes each section by its size. What is inside is checked by those who look inside, with
-//! [`Sections::properties`] and its kind; a broker that only forwards never pays for it.
+//! The scan takes each section by its size. What is inside is checked by those who look inside,
+//! with [`Sections::properties`] and its kind; a broker that only forwards never pays for it.
 
 use std::ops::Range;
 

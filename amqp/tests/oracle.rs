@@ -2,7 +2,7 @@
 //! and back.
 //!
 //! ```text
-//!  value ── ours ──▶ bytes ── theirs ──▶ their value ── theirs ──▶ bytes ── ours ──▶ the same value
+//!  value ── ours ──▶ bytes ── theirs ──▶ their value ── theirs ──▶ bytes ── ours ──▶ same value
 //! ```
 //!
 //! What both sides would get wrong alike is not found here; the field order is held against the
