@@ -248,7 +248,9 @@ impl Journal {
         } else {
             Claim::Grow { settlements: settlements_of(record) }
         };
-        let appended = self.append_as(now, record, claim, Wish { due, forced: false })?;
+        // On a full disk settlements wait for company; what else frees space is rare and goes at once.
+        let forced = record.kind.may_use_reserve() && record.kind != RecordKind::Settle;
+        let appended = self.append_as(now, record, claim, Wish { due, forced })?;
         match record.kind {
             RecordKind::Settle => self.space.count_settled(),
             RecordKind::Message | RecordKind::Reference => {

@@ -383,17 +383,15 @@ fn part_is_known(code: u16) -> bool {
 
 impl<'a> Parts<'a> {
     fn encoded_len(&self) -> usize {
-        let known = [
-            self.duplicate_id.map(<[u8]>::len),
-            self.origin.map(|_| ORIGIN_BYTES),
-            self.transaction_id.map(<[u8]>::len),
-            self.delivery_count.map(|_| 4),
-            self.expiry_unix_ms.map(|_| 8),
-            self.priority.map(|_| 1),
-        ];
-        let known: usize = known.into_iter().flatten().map(|len| PART_HEADER_BYTES + len).sum();
-        let carried: usize = self.unknown().map(|(_, part)| PART_HEADER_BYTES + part.len()).sum();
-        known + carried
+        let part = |len: Option<usize>| len.map_or(0, |len| PART_HEADER_BYTES + len);
+        let known = part(self.duplicate_id.map(<[u8]>::len))
+            + part(self.origin.map(|_| ORIGIN_BYTES))
+            + part(self.transaction_id.map(<[u8]>::len))
+            + part(self.delivery_count.map(|_| 4))
+            + part(self.expiry_unix_ms.map(|_| 8))
+            + part(self.priority.map(|_| 1));
+        let carried = self.unknown().map(|(_, bytes)| PART_HEADER_BYTES + bytes.len());
+        known + carried.sum::<usize>()
     }
 
     fn unknown(&self) -> impl Iterator<Item = (u16, &'a [u8])> {
