@@ -18,14 +18,13 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use bench::disk::{FILE_BYTES, Figures, Load, offset, through_ring};
 use hdrhistogram::Histogram;
 use net::buf::Pages;
 use net::file::{self, DataFile, FileOpen};
-use net::{Completion, DiskWrite, MemoryUse, Ring, RingConfig};
 
-const FILE_BYTES: usize = 64 << 20;
 const SIZES: [usize; 2] = [4096, 65_536];
 const DEPTHS: [usize; 3] = [1, 4, 8];
 
@@ -49,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(path: &Path, writes: usize) -> Result<(), Box<dyn Error>> {
+fn measure(path: &Path, writes: usize) -> Result<(), Box<dyn Error + Send + Sync>> {
     let how = FileOpen { create: true, write: true, direct: true };
     file::open(path, how)?.prewrite(FILE_BYTES as u64)?;
     let open = || file::open(path, FileOpen { create: false, ..how });
@@ -68,11 +67,6 @@ fn measure(path: &Path, writes: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-struct Figures {
-    latency_ns: Histogram<u64>,
-    took: Duration,
-}
-
 fn report(name: &str, depth: usize, figures: &Figures) {
     let us = |quantile| figures.latency_ns.value_at_quantile(quantile) as f64 / 1000.0;
     let rate = figures.latency_ns.len() as f64 / figures.took.as_secs_f64();
@@ -84,7 +78,11 @@ fn report(name: &str, depth: usize, figures: &Figures) {
     );
 }
 
-fn blocking(file: &DataFile, size: usize, writes: usize) -> Result<Figures, Box<dyn Error>> {
+fn blocking(
+    file: &DataFile,
+    size: usize,
+    writes: usize,
+) -> Result<Figures, Box<dyn Error + Send + Sync>> {
     let buf = Pages::new(size)?;
     let mut latency_ns = Histogram::new(3)?;
     let start = Instant::now();
@@ -94,50 +92,4 @@ fn blocking(file: &DataFile, size: usize, writes: usize) -> Result<Figures, Box<
         latency_ns.record(one.elapsed().as_nanos() as u64)?;
     }
     Ok(Figures { latency_ns, took: start.elapsed() })
-}
-
-struct Load {
-    size: usize,
-    depth: usize,
-    writes: usize,
-}
-
-fn through_ring(file: DataFile, load: Load) -> Result<Figures, Box<dyn Error>> {
-    let mut ring = Ring::new(RingConfig::default())?;
-    let Ok(file) = ring.add_file(file) else { return Err("the ring took no file".into()) };
-    let (memory, region) = Pages::new(load.size * load.depth)?.leak();
-    if let MemoryUse::Unregistered(why) = ring.register_memory(&[region]) {
-        println!("(unregistered: {why})");
-    }
-    let mut idle = memory.chunks_mut(load.size).collect::<Vec<_>>();
-    let mut latency_ns = Histogram::new(3)?;
-    let mut begun = vec![Instant::now(); load.writes];
-    let (mut next, mut done) = (0, 0);
-    let mut completions = Vec::new();
-    let start = Instant::now();
-    while done < load.writes {
-        while next < load.writes
-            && let Some(buf) = idle.pop()
-        {
-            begun[next] = Instant::now();
-            let (offset, tag) = (offset(next, load.size), next as u64);
-            ring.write_durable(DiskWrite { file, offset, buf, len: load.size, tag });
-            next += 1;
-        }
-        ring.wait(None, &mut completions)?;
-        for completion in completions.drain(..) {
-            let Completion::Disk { tag, buf, result } = completion else { continue };
-            if result? as usize != load.size {
-                return Err("a short write".into());
-            }
-            latency_ns.record(begun[tag as usize].elapsed().as_nanos() as u64)?;
-            idle.extend(buf);
-            done += 1;
-        }
-    }
-    Ok(Figures { latency_ns, took: start.elapsed() })
-}
-
-fn offset(at: usize, size: usize) -> u64 {
-    (at * size % FILE_BYTES) as u64
 }
