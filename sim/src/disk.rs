@@ -120,6 +120,7 @@ struct Flight {
     file: FileId,
     work: Work,
     buf: Option<BlockBuf>,
+    since: Instant,
     failure: Option<DiskError>,
 }
 
@@ -178,6 +179,12 @@ impl Disk {
     /// How many operations are in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.len()
+    }
+
+    /// When the oldest write in flight was submitted.
+    pub fn oldest_write(&self) -> Option<Instant> {
+        let is_write = |flight: &&Flight| matches!(flight.work, Work::Write { .. });
+        self.flights.values().find(is_write).map(|flight| flight.since)
     }
 
     /// The segment files of a shard, as a host lists them at start.
@@ -264,7 +271,7 @@ impl Disk {
         if let Some(due) = due {
             self.due.insert((due, ticket));
         }
-        self.flights.insert(ticket, Flight { owner, id, file, work, buf, failure });
+        self.flights.insert(ticket, Flight { owner, id, file, work, buf, since: now, failure });
     }
 
     fn draw_due(&mut self, now: Instant, work: &Work) -> Option<Instant> {

@@ -1,0 +1,335 @@
+//! What was seen, and one checker for each promise.
+//!
+//! ```text
+//!   clients ──┐                    ┌─▶ survival    accepted, or delivered, and lost
+//!   the log ──┼─▶ Seen ─▶ Facts ───┼─▶ settlement  confirmed, and back again
+//!   the world ┘                    ├─▶ order       a producer's messages overtake each other
+//!                                  └─▶ …           one file, one promise
+//! ```
+//! [`Facts`] is what all of them need to know (which letter is which, what crashed when); a checker
+//! keeps what only it needs. A broken promise is an `Err` with a sentence; the world adds the seed.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
+
+use crate::letter::LetterId;
+use crate::wire::Verdict;
+
+mod commit;
+mod count;
+mod creation;
+mod order;
+mod recovery;
+mod sequence;
+mod settlement;
+mod survival;
+mod vouch;
+
+/// A link of a client, numbered over the whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkKey(pub u64);
+
+/// How durable one shard's log really is, by the disk and not by the broker's word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The end of the contiguous prefix of writes that have ended.
+    pub durable: Lsn,
+    /// What the second member was said to have received.
+    pub received: Lsn,
+    /// What it was said to have made durable.
+    pub backed_up: Lsn,
+}
+
+/// The moment at which the broker let bytes go.
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    /// When.
+    pub at: Instant,
+    /// The marks of every shard then.
+    pub marks: Vec<Mark>,
+}
+
+/// A record on its way to the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Whose log.
+    pub shard: ShardId,
+    /// What it is.
+    pub kind: RecordKind,
+    /// The level it asks for.
+    pub level: Level,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// Its place.
+    pub lsn: Lsn,
+    /// The end of its last fragment.
+    pub end: Lsn,
+    /// The letter in it.
+    pub letter: Option<LetterId>,
+    /// The name in it, of a queue's creation.
+    pub name: Option<String>,
+}
+
+/// A queue's state as an operator is shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueView {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: QueueId,
+    /// Where it lives.
+    pub shard: u16,
+    /// Messages in it, whatever their state.
+    pub messages: u64,
+    /// The next sequence.
+    pub next_sequence: Sequence,
+}
+
+/// One thing that was seen.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// A client sent a letter.
+    Sent {
+        /// Which.
+        letter: LetterId,
+        /// On which link.
+        link: LinkKey,
+        /// To which queue, by the client's own numbering.
+        queue: usize,
+        /// Sent settled: nothing is promised.
+        settled: bool,
+    },
+    /// The broker accepted it.
+    Accepted(LetterId),
+    /// The broker did not take it.
+    Refused(LetterId),
+    /// A letter came.
+    Delivered {
+        /// Which.
+        letter: LetterId,
+        /// On which link.
+        link: LinkKey,
+        /// Failed deliveries, as the header says.
+        delivery_count: u32,
+        /// As the header says.
+        first_acquirer: bool,
+        /// The only consumer of its queue, of a broker that is otherwise at rest.
+        alone: bool,
+    },
+    /// A client gave a delivery its outcome.
+    Judged {
+        /// Which letter.
+        letter: LetterId,
+        /// The outcome.
+        verdict: Verdict,
+    },
+    /// The broker has confirmed that outcome.
+    Confirmed {
+        /// Which letter.
+        letter: LetterId,
+        /// The outcome.
+        verdict: Verdict,
+    },
+    /// A record was submitted to the disk.
+    Written(Written),
+    /// A batch was submitted that vouches for everything below `vouched`.
+    Vouched {
+        /// Whose log.
+        shard: ShardId,
+        /// What it vouches for.
+        vouched: Lsn,
+    },
+    /// A shard's log ends here after recovery: what was written beyond is gone.
+    Recovered {
+        /// Whose log.
+        shard: ShardId,
+        /// Its end.
+        end: Lsn,
+    },
+    /// All shards serve; this is what they hold.
+    Ready {
+        /// Every queue.
+        queues: Vec<QueueView>,
+        /// The process before ended by itself, all answered.
+        clean: bool,
+    },
+    /// The process is gone. What was accepted at `async` since `async_from` may be, too.
+    Crash {
+        /// The beginning of the flush window and the writes in flight.
+        async_from: Instant,
+    },
+}
+
+/// A letter's way so far.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// Its place among all letters of its producer's link.
+    pub link: LinkKey,
+    /// The queue, by the client's own numbering.
+    pub queue: usize,
+    /// Its newest record in a log.
+    pub written: Option<Written>,
+    /// The incarnation of the broker in which that was written.
+    pub incarnation: u64,
+}
+
+/// What every checker may know.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// All letters.
+    pub letters: BTreeMap<LetterId, Letter>,
+    /// Each end of the process: from when `async` was at risk, and when it was.
+    pub crashes: Vec<(Instant, Instant)>,
+    /// The names of queues by id, as the log has them.
+    pub queues: BTreeMap<QueueId, Written>,
+    /// Starts of the broker.
+    pub incarnation: u64,
+    /// A second member is in the in-sync set.
+    pub backup: bool,
+    /// The level of durability asked for was `async` at some time in this run.
+    pub has_async: bool,
+    /// The disk was full at some time.
+    pub was_full: bool,
+    /// The stamp of what is being seen.
+    pub stamp: Option<Stamp>,
+}
+
+impl Facts {
+    /// The letter, which must have been sent.
+    pub fn letter(&self, id: LetterId) -> Result<&Letter, String> {
+        self.letters.get(&id).ok_or_else(|| format!("{id:?} was never sent"))
+    }
+
+    /// The level that a letter was written at; `sync` while nobody has seen it written.
+    pub fn level(&self, id: LetterId) -> Level {
+        let written = self.letters.get(&id).and_then(|letter| letter.written.as_ref());
+        written.map_or(Level::Sync, |written| written.level)
+    }
+
+    /// Whether something promised at this time, at level `async`, may be lost.
+    pub fn at_risk(&self, promised: Instant) -> bool {
+        self.crashes.iter().any(|(from, to)| *from <= promised && promised <= *to)
+    }
+}
+
+/// One promise, watched over.
+pub trait Check {
+    /// The promise, in a few words.
+    fn promise(&self) -> &'static str;
+
+    /// Takes what was seen.
+    ///
+    /// # Errors
+    /// How the promise was broken.
+    fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String>;
+
+    /// Everything is delivered, settled and at rest.
+    ///
+    /// # Errors
+    /// How the promise was broken.
+    fn finish(&mut self, _facts: &Facts) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// All checkers.
+pub struct Checks {
+    /// What is known.
+    pub facts: Facts,
+    checks: Vec<Box<dyn Check>>,
+}
+
+impl std::fmt::Debug for Checks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let promises = self.checks.iter().map(|check| check.promise());
+        f.debug_list().entries(promises).finish()
+    }
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self {
+            facts: Facts::default(),
+            checks: vec![
+                Box::new(commit::Commit),
+                Box::new(count::Count::default()),
+                Box::new(creation::Creation::default()),
+                Box::new(order::Order::default()),
+                Box::new(recovery::Recovery::default()),
+                Box::new(sequence::SequenceOnce::default()),
+                Box::new(settlement::Settlement::default()),
+                Box::new(survival::Survival::default()),
+                Box::new(vouch::Vouch),
+            ],
+        }
+    }
+}
+
+impl Checks {
+    /// Shows every checker what was seen.
+    ///
+    /// # Errors
+    /// The promise that was broken, and how.
+    pub fn see(&mut self, now: Instant, seen: &Seen) -> Result<(), String> {
+        self.learn(seen);
+        for check in &mut self.checks {
+            let judged = check.see(now, &self.facts, seen);
+            judged.map_err(|what| format!("{}: {what}", check.promise()))?;
+        }
+        if let Seen::Crash { async_from } = seen {
+            self.facts.crashes.push((*async_from, now));
+        }
+        Ok(())
+    }
+
+    /// Asks every checker for its last word.
+    ///
+    /// # Errors
+    /// The promise that was broken, and how.
+    pub fn finish(&mut self) -> Result<(), String> {
+        for check in &mut self.checks {
+            let judged = check.finish(&self.facts);
+            judged.map_err(|what| format!("{}: {what}", check.promise()))?;
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, seen: &Seen) {
+        let facts = &mut self.facts;
+        match seen {
+            Seen::Sent { letter, link, queue, .. } => {
+                let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
+                let new = Letter { link, queue, written: None, incarnation };
+                facts.letters.insert(*letter, new);
+            }
+            Seen::Written(written) => {
+                if let Some(letter) = written.letter.and_then(|id| facts.letters.get_mut(&id)) {
+                    letter.written = Some(written.clone());
+                    letter.incarnation = facts.incarnation;
+                }
+                if written.kind == RecordKind::QueueCreate && written.name.is_some() {
+                    facts.queues.entry(written.queue).or_insert_with(|| written.clone());
+                }
+                facts.has_async |= written.level == Level::Async;
+            }
+            Seen::Recovered { shard, end } => {
+                for letter in facts.letters.values_mut() {
+                    letter.written.take_if(|at| at.shard == *shard && at.end > *end);
+                }
+                facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
+            }
+            Seen::Ready { .. } => facts.incarnation += 1,
+            Seen::Accepted(_)
+            | Seen::Refused(_)
+            | Seen::Delivered { .. }
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Vouched { .. }
+            | Seen::Crash { .. } => {}
+        }
+    }
+}

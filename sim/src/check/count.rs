@@ -1,0 +1,76 @@
+//! A delivery count comes from the log, and `first-acquirer` is said of nothing that was recovered.
+//!
+//! The count lies between the failed deliveries that the broker has confirmed and those that clients
+//! have told it of. A released message, a lost connection or a crash adds nothing to it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::{Check, Facts, Seen};
+use crate::letter::LetterId;
+use crate::wire::Verdict;
+
+/// What is known of each letter's failures.
+#[derive(Debug, Default)]
+pub(super) struct Count {
+    told: BTreeMap<LetterId, u32>,
+    confirmed: BTreeMap<LetterId, u32>,
+}
+
+impl Check for Count {
+    fn promise(&self) -> &'static str {
+        "a delivery count comes from the log alone"
+    }
+
+    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Judged { letter, verdict: Verdict::Modified { failed: true, .. } } => {
+                *self.told.entry(*letter).or_default() += 1;
+            }
+            Seen::Confirmed { letter, verdict: Verdict::Modified { failed: true, .. } } => {
+                *self.confirmed.entry(*letter).or_default() += 1;
+            }
+            Seen::Delivered { letter, delivery_count, first_acquirer, .. } => {
+                return self.delivered(facts, *letter, *delivery_count, *first_acquirer);
+            }
+            Seen::Sent { .. }
+            | Seen::Accepted(_)
+            | Seen::Refused(_)
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Written(_)
+            | Seen::Vouched { .. }
+            | Seen::Recovered { .. }
+            | Seen::Ready { .. }
+            | Seen::Crash { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl Count {
+    fn delivered(
+        &self,
+        facts: &Facts,
+        id: LetterId,
+        count: u32,
+        first_acquirer: bool,
+    ) -> Result<(), String> {
+        let told = self.told.get(&id).copied().unwrap_or(0);
+        // A full disk gives a message back uncounted; at `async` a crash may take a count along.
+        let excused = facts.was_full || facts.has_async;
+        let confirmed = if excused { 0 } else { self.confirmed.get(&id).copied().unwrap_or(0) };
+        if !(confirmed..=told).contains(&count) {
+            return Err(format!(
+                "{id:?} came with delivery-count {count}; {confirmed} failures are confirmed, \
+                 {told} were told"
+            ));
+        }
+        let letter = facts.letter(id)?;
+        let recovered = letter.written.is_some() && letter.incarnation < facts.incarnation;
+        if recovered && first_acquirer {
+            return Err(format!("{id:?} was recovered and came with first-acquirer=true"));
+        }
+        Ok(())
+    }
+}

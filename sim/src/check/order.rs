@@ -1,0 +1,43 @@
+//! A producer's messages keep their order in a queue.
+//!
+//! On one link, messages that nobody can have seen before come in the order in which their producer
+//! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever happened
+//! to them before: what was given back is back in its place.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::{Check, Facts, LinkKey, Seen};
+use crate::letter::LetterId;
+
+/// The newest letter seen, by consumer's and producer's link.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    first: BTreeMap<(LinkKey, LinkKey), LetterId>,
+    alone: BTreeMap<(LinkKey, LinkKey), LetterId>,
+}
+
+impl Check for Order {
+    fn promise(&self) -> &'static str {
+        "a producer's messages keep their order in a queue"
+    }
+
+    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        let Seen::Delivered { letter, link, first_acquirer, alone, .. } = seen else {
+            return Ok(());
+        };
+        let key = (*link, facts.letter(*letter)?.link);
+        for (counts, newest) in [(*first_acquirer, &mut self.first), (*alone, &mut self.alone)] {
+            if counts
+                && let Some(before) = newest.insert(key, *letter)
+                && before >= *letter
+            {
+                return Err(format!(
+                    "{letter:?} came after {before:?} on {link:?}; both are of {:?}",
+                    key.1
+                ));
+            }
+        }
+        Ok(())
+    }
+}

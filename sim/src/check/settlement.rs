@@ -1,0 +1,51 @@
+//! A confirmed settlement never comes back.
+//!
+//! Confirmed is what the broker has answered: an outcome that waited for its settlement, or a
+//! detach, end or close after it. Only at `async`, and only inside the window that a crash puts at
+//! risk, may such a message be there again.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use journal::Level;
+
+use super::{Check, Facts, Seen};
+use crate::letter::LetterId;
+
+/// When each was confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Settlement {
+    confirmed: BTreeMap<LetterId, Instant>,
+}
+
+impl Check for Settlement {
+    fn promise(&self) -> &'static str {
+        "a confirmed settlement never comes back"
+    }
+
+    fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Confirmed { letter, verdict } if verdict.is_final() => {
+                let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
+                self.confirmed.entry(*letter).or_insert(at);
+            }
+            Seen::Delivered { letter, .. } => {
+                let Some(at) = self.confirmed.get(letter) else { return Ok(()) };
+                if facts.level(*letter) != Level::Async || !facts.at_risk(*at) {
+                    return Err(format!("{letter:?} was settled, confirmed, and came again"));
+                }
+            }
+            Seen::Sent { .. }
+            | Seen::Accepted(_)
+            | Seen::Refused(_)
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Written(_)
+            | Seen::Vouched { .. }
+            | Seen::Recovered { .. }
+            | Seen::Ready { .. }
+            | Seen::Crash { .. } => {}
+        }
+        Ok(())
+    }
+}

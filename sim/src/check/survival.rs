@@ -1,0 +1,64 @@
+//! What was accepted, or delivered, is there until somebody has settled it.
+//!
+//! At the end of a run every queue is drained to the last message. A letter that was accepted, or
+//! that anybody has been given, must have been settled by a client by then; otherwise it is lost. At
+//! `async` it may be, inside the window that a crash puts at risk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use journal::Level;
+
+use super::{Check, Facts, Seen};
+use crate::letter::LetterId;
+
+/// What was promised when, and what was settled.
+#[derive(Debug, Default)]
+pub(super) struct Survival {
+    promised: BTreeMap<LetterId, (Instant, Level, &'static str)>,
+    settled: BTreeSet<LetterId>,
+}
+
+impl Check for Survival {
+    fn promise(&self) -> &'static str {
+        "what was accepted or delivered survives until it is settled"
+    }
+
+    fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
+        match seen {
+            Seen::Accepted(letter) => {
+                let promise = (at, facts.level(*letter), "accepted");
+                self.promised.entry(*letter).or_insert(promise);
+            }
+            Seen::Delivered { letter, .. } => {
+                let promise = (at, facts.level(*letter), "delivered");
+                self.promised.entry(*letter).or_insert(promise);
+            }
+            Seen::Judged { letter, verdict } if verdict.is_final() => {
+                self.settled.insert(*letter);
+            }
+            Seen::Sent { .. }
+            | Seen::Refused(_)
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Written(_)
+            | Seen::Vouched { .. }
+            | Seen::Recovered { .. }
+            | Seen::Ready { .. }
+            | Seen::Crash { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, facts: &Facts) -> Result<(), String> {
+        for (letter, (at, level, what)) in &self.promised {
+            let excused = *level == Level::Async && facts.at_risk(*at);
+            if !self.settled.contains(letter) && !excused {
+                let record = &facts.letter(*letter)?.written;
+                return Err(format!("{letter:?} was {what} and is lost; its record: {record:?}"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,604 @@
+//! A client with a mind of its own: it produces, consumes, changes its mind, and leaves.
+//!
+//! ```text
+//!   Work    links come and go; letters, credit, drains, every outcome, some of them waiting for
+//!           the broker's settlement
+//!   Drain   the only consumer of every queue: accepts everything, and waits for each settlement
+//!   Leave   ends or closes in order, and waits for the answer
+//! ```
+//! What it does is reported as [`Seen`]; what it may do is in [`Habits`], drawn from the seed.
+//!
+//! Invariant: an outcome counts as confirmed only by the broker's own answer to it, or to a detach,
+//! end or close that was sent after it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::check::{LinkKey, Seen};
+use crate::hits::{Hit, Hits};
+use crate::letter::{self, LetterId};
+use crate::rng::Rng;
+use crate::wire::{Endpoint, Heard, Hello, Verdict};
+
+/// What clients share: numbers, and what was sent.
+#[derive(Debug, Default)]
+pub struct Desk {
+    next_letter: u64,
+    next_link: u64,
+    sizes: BTreeMap<LetterId, usize>,
+    delivered: BTreeSet<LetterId>,
+    /// Letters sent.
+    pub sent: u64,
+    /// Deliveries, repeated ones counted again.
+    pub deliveries: u64,
+}
+
+impl Desk {
+    fn link(&mut self) -> LinkKey {
+        self.next_link += 1;
+        LinkKey(self.next_link)
+    }
+
+    fn letter(&mut self, size: usize) -> LetterId {
+        self.next_letter += 1;
+        let id = LetterId(self.next_letter);
+        self.sizes.insert(id, size);
+        id
+    }
+
+    /// The letter that these bytes are, if its bare message is what was sent.
+    fn recognise(&self, message: &[u8]) -> Result<(LetterId, u32, bool), String> {
+        let (header, forwarded) = letter::bare(message)?;
+        let id = letter::find(forwarded).ok_or("a delivery that is no letter")?;
+        let size = self.sizes.get(&id).ok_or_else(|| format!("{id:?} was never sent"))?;
+        let sent = letter::write(id, *size);
+        let (_, expected) = letter::bare(&sent)?;
+        if expected != forwarded {
+            return Err(format!("{id:?} came back changed"));
+        }
+        let count = header.delivery_count.unwrap_or(0);
+        Ok((id, count, header.first_acquirer.unwrap_or(false)))
+    }
+}
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// What it says when it connects.
+    pub hello: Hello,
+    /// Links it likes to have.
+    pub links: usize,
+    /// Of a thousand links, so many produce.
+    pub produces: u32,
+    /// Letters at once, at most.
+    pub burst: u64,
+    /// Of a thousand letters, so many are larger than a fragment.
+    pub large: u32,
+    /// Of a thousand letters, so many are sent settled.
+    pub presettled: u32,
+    /// Of a thousand outcomes, so many wait for the broker's settlement.
+    pub waits: u32,
+    /// Of a thousand verdicts, so many give the message back.
+    pub gives_back: u32,
+    /// Of a thousand ticks, so many detach a link.
+    pub detaches: u32,
+    /// Of a thousand ticks, so many close the connection in order.
+    pub closes: u32,
+    /// Of a thousand ticks, so many cut it.
+    pub cuts: u32,
+    /// Of a thousand ticks of a consumer, so many do anything about its deliveries.
+    pub diligence: u32,
+    /// Names of the queues.
+    pub queues: Vec<String>,
+}
+
+/// What a client is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does its work.
+    Work,
+    /// It empties every queue.
+    Drain,
+    /// It goes.
+    Leave,
+}
+
+/// What a client asks of the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing.
+    None,
+    /// A connection, to any shard.
+    Connect,
+    /// That its connection be cut.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    Produce,
+    Consume,
+}
+
+#[derive(Debug)]
+struct Link {
+    key: LinkKey,
+    job: Job,
+    queue: usize,
+    up: bool,
+    detaching: bool,
+    draining: bool,
+    credit: u32,
+    /// Sent, and not answered.
+    unanswered: BTreeMap<u32, LetterId>,
+    /// Delivered, without a verdict.
+    held: Vec<(u32, LetterId)>,
+    /// Judged; the broker is to settle them.
+    waiting: BTreeMap<u32, (LetterId, Verdict)>,
+    /// Judged and settled; confirmed by the answer to a detach, end or close.
+    settled: Vec<(LetterId, Verdict)>,
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Client {
+    name: String,
+    rng: Rng,
+    habits: Habits,
+    mode: Mode,
+    endpoint: Option<Endpoint>,
+    ready: bool,
+    leaving: bool,
+    over: bool,
+    links: BTreeMap<u32, Link>,
+}
+
+impl Client {
+    /// A client that has not connected.
+    pub fn new(index: usize, rng: Rng, habits: Habits) -> Self {
+        Self {
+            name: format!("client-{index}"),
+            rng,
+            habits,
+            mode: Mode::Work,
+            endpoint: None,
+            ready: false,
+            leaving: false,
+            over: false,
+            links: BTreeMap::new(),
+        }
+    }
+
+    /// What it is to be about from now on.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// Whether it has a connection.
+    pub fn is_connected(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    /// Whether both sides have said close: it hangs up.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Whether it holds nothing: no delivery without a confirmed outcome.
+    pub fn is_idle(&self) -> bool {
+        self.links.values().all(|link| link.held.is_empty() && link.waiting.is_empty())
+    }
+
+    /// Whether it waits for an answer to a detach, a drain, an end or a close.
+    pub fn is_parting(&self) -> bool {
+        self.leaving || self.links.values().any(|link| link.detaching || link.draining)
+    }
+
+    /// The connection that was wished for is there.
+    pub fn connected(&mut self) {
+        self.endpoint = Some(Endpoint::new(&self.name, self.habits.hello));
+        self.ready = false;
+        self.leaving = false;
+        self.over = false;
+        self.links.clear();
+    }
+
+    /// The connection is gone: what was under way stays unknown.
+    pub fn lost(&mut self) {
+        self.endpoint = None;
+        self.links.clear();
+    }
+
+    /// Bytes for the broker.
+    pub fn take_output(&mut self) -> Vec<u8> {
+        self.endpoint.as_mut().map_or_else(Vec::new, Endpoint::take_output)
+    }
+
+    // ---- What comes ----------------------------------------------------------------------------
+
+    /// Takes bytes from the broker.
+    ///
+    /// # Errors
+    /// The rule that the broker broke.
+    pub fn hear(
+        &mut self,
+        bytes: &[u8],
+        desk: &mut Desk,
+        hits: &mut Hits,
+        out: &mut Vec<Seen>,
+    ) -> Result<(), String> {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.hear(bytes);
+        }
+        while let Some(heard) = self.endpoint.as_mut().and_then(Endpoint::poll_heard) {
+            self.take(heard, desk, hits, out)?;
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        heard: Heard,
+        desk: &mut Desk,
+        hits: &mut Hits,
+        out: &mut Vec<Seen>,
+    ) -> Result<(), String> {
+        match heard {
+            Heard::Ready => self.ready = true,
+            Heard::Attached { handle } => {
+                if let Some(link) = self.links.get_mut(&handle) {
+                    link.up = true;
+                }
+            }
+            Heard::Credit { .. } => {}
+            Heard::Delivery { handle, id, settled, message } => {
+                self.delivered(handle, id, settled, &message, desk, hits, out)?;
+            }
+            Heard::Outcome { first, last, verdict } => {
+                self.answered(first, last, verdict, hits, out)?;
+            }
+            Heard::Settled { first, last } => {
+                for link in self.links.values_mut() {
+                    for id in serial_range(first, last) {
+                        if let Some((letter, verdict)) = link.waiting.remove(&id) {
+                            confirm(letter, verdict, hits, out);
+                        }
+                    }
+                }
+            }
+            Heard::Drained { handle } => {
+                hits.add(Hit::Drained);
+                if let Some(link) = self.links.get_mut(&handle) {
+                    link.draining = false;
+                    link.credit = 0;
+                }
+            }
+            Heard::Detached { handle, answered, error } => {
+                permitted(error.as_deref())?;
+                if let Some(link) = self.links.remove(&handle)
+                    && answered
+                    && error.is_none()
+                {
+                    confirm_all(link, hits, out);
+                }
+            }
+            Heard::Ended { answered } => {
+                let links = std::mem::take(&mut self.links);
+                if answered {
+                    links.into_values().for_each(|link| confirm_all(link, hits, out));
+                }
+                if let Some(endpoint) = &mut self.endpoint {
+                    endpoint.close();
+                }
+            }
+            Heard::Closed { answered, error } => {
+                permitted(error.as_deref())?;
+                self.over = true;
+                let links = std::mem::take(&mut self.links);
+                if answered && error.is_none() {
+                    links.into_values().for_each(|link| confirm_all(link, hits, out));
+                }
+            }
+            Heard::Broken(what) => return Err(format!("the broker broke the protocol: {what}")),
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a delivery, and the three places it is told to")]
+    fn delivered(
+        &mut self,
+        handle: u32,
+        id: u32,
+        settled: bool,
+        message: &[u8],
+        desk: &mut Desk,
+        hits: &mut Hits,
+        out: &mut Vec<Seen>,
+    ) -> Result<(), String> {
+        if settled {
+            return Err("a delivery came settled, on a link that did not ask for it".to_owned());
+        }
+        let (letter, delivery_count, first_acquirer) = desk.recognise(message)?;
+        desk.deliveries += 1;
+        if !desk.delivered.insert(letter) {
+            hits.add(Hit::Redelivered);
+        }
+        let alone = self.mode == Mode::Drain;
+        let link = self.links.get_mut(&handle).ok_or("a delivery on a link that is gone")?;
+        link.credit = link.credit.saturating_sub(1);
+        link.held.push((id, letter));
+        let link = link.key;
+        out.push(Seen::Delivered { letter, link, delivery_count, first_acquirer, alone });
+        Ok(())
+    }
+
+    fn answered(
+        &mut self,
+        first: u32,
+        last: u32,
+        verdict: Option<Verdict>,
+        hits: &mut Hits,
+        out: &mut Vec<Seen>,
+    ) -> Result<(), String> {
+        for id in serial_range(first, last) {
+            let found = self.links.values_mut().find_map(|link| link.unanswered.remove(&id));
+            let Some(letter) = found else { continue };
+            match verdict {
+                Some(Verdict::Accepted) => {
+                    hits.add(Hit::Accepted);
+                    out.push(Seen::Accepted(letter));
+                }
+                Some(Verdict::Rejected | Verdict::Released) => {
+                    hits.add(Hit::Refused);
+                    out.push(Seen::Refused(letter));
+                }
+                Some(Verdict::Modified { .. }) | None => {
+                    return Err(format!("{letter:?} was answered with {verdict:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- What it does --------------------------------------------------------------------------
+
+    /// Does something, or nothing.
+    pub fn tick(&mut self, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) -> Wish {
+        let Some(endpoint) = &mut self.endpoint else {
+            return if self.mode == Mode::Leave { Wish::None } else { Wish::Connect };
+        };
+        if !self.ready || self.leaving || self.over {
+            return Wish::None;
+        }
+        match self.mode {
+            Mode::Leave => {
+                if !endpoint.is_waiting() {
+                    self.leaving = true;
+                    if self.rng.chance(300) { endpoint.end() } else { endpoint.close() }
+                }
+                Wish::None
+            }
+            Mode::Drain => {
+                self.tick_drain(desk, out);
+                Wish::None
+            }
+            Mode::Work => self.tick_work(desk, hits, out),
+        }
+    }
+
+    fn tick_drain(&mut self, desk: &mut Desk, out: &mut Vec<Seen>) {
+        for queue in 0..self.habits.queues.len() {
+            if !self.links.values().any(|link| link.queue == queue) {
+                self.attach(desk, Job::Consume, queue);
+            }
+        }
+        let handles: Vec<u32> = self.links.keys().copied().collect();
+        for handle in handles {
+            self.grant(handle, 50, false);
+            let held = self.links.get(&handle).map_or(0, |link| link.held.len());
+            self.judge(handle, held, Verdict::Accepted, false, out);
+        }
+    }
+
+    fn tick_work(&mut self, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) -> Wish {
+        if self.rng.chance(self.habits.cuts) {
+            return Wish::Cut;
+        }
+        let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
+        if self.rng.chance(self.habits.closes) && !waiting {
+            self.leaving = true;
+            if let Some(endpoint) = &mut self.endpoint {
+                endpoint.close();
+            }
+            return Wish::None;
+        }
+        if self.links.len() < self.habits.links && self.rng.chance(500) {
+            let produces = self.rng.chance(self.habits.produces);
+            let queue = self.rng.index(self.habits.queues.len());
+            self.attach(desk, if produces { Job::Produce } else { Job::Consume }, queue);
+        }
+        let handles: Vec<u32> = self.links.keys().copied().collect();
+        for handle in handles {
+            let Some(link) = self.links.get(&handle) else { continue };
+            if !link.up || link.detaching {
+                continue;
+            }
+            let job = link.job;
+            match job {
+                Job::Produce => self.produce(handle, desk, hits, out),
+                Job::Consume => self.consume(handle, out),
+            }
+            let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
+            if self.rng.chance(self.habits.detaches) && !waiting {
+                let closed = self.rng.chance(600);
+                self.detach(handle, closed);
+            }
+        }
+        Wish::None
+    }
+
+    fn attach(&mut self, desk: &mut Desk, job: Job, queue: usize) {
+        let Some(endpoint) = &mut self.endpoint else { return };
+        let Some(handle) = (0..32).find(|handle| !self.links.contains_key(handle)) else { return };
+        let address = &self.habits.queues[queue];
+        let name = format!("{}-{job:?}-{handle}", self.name);
+        match job {
+            Job::Produce => endpoint.attach_sender(handle, &name, address),
+            Job::Consume => endpoint.attach_receiver(handle, &name, address),
+        }
+        let link = Link {
+            key: desk.link(),
+            job,
+            queue,
+            up: false,
+            detaching: false,
+            draining: false,
+            credit: 0,
+            unanswered: BTreeMap::new(),
+            held: Vec::new(),
+            waiting: BTreeMap::new(),
+            settled: Vec::new(),
+        };
+        self.links.insert(handle, link);
+    }
+
+    fn detach(&mut self, handle: u32, closed: bool) {
+        let Some(link) = self.links.get_mut(&handle) else { return };
+        link.detaching = true;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.detach(handle, closed);
+        }
+    }
+
+    fn produce(&mut self, handle: u32, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) {
+        for _ in 0..self.rng.between(0, self.habits.burst) {
+            let Some(endpoint) = &mut self.endpoint else { return };
+            if !endpoint.can_send(handle) {
+                return;
+            }
+            let size = if self.rng.chance(self.habits.large) {
+                hits.add(Hit::LargeMessage);
+                self.rng.between(66_000, 150_000)
+            } else if self.rng.chance(100) {
+                self.rng.between(600, 6000)
+            } else {
+                self.rng.between(14, 600)
+            };
+            let settled = self.rng.chance(self.habits.presettled);
+            let letter = desk.letter(size as usize);
+            desk.sent += 1;
+            let id = endpoint.send(handle, letter::write(letter, size as usize), settled);
+            let Some(link) = self.links.get_mut(&handle) else { return };
+            if !settled {
+                link.unanswered.insert(id, letter);
+            }
+            out.push(Seen::Sent { letter, link: link.key, queue: link.queue, settled });
+        }
+    }
+
+    fn consume(&mut self, handle: u32, out: &mut Vec<Seen>) {
+        if self.rng.chance(400) {
+            let credit = self.rng.between(1, 30) as u32;
+            let drain = self.rng.chance(80);
+            self.grant(handle, credit, drain);
+        }
+        if !self.rng.chance(self.habits.diligence) {
+            return;
+        }
+        let held = self.links.get(&handle).map_or(0, |link| link.held.len());
+        if held == 0 {
+            return;
+        }
+        let count = self.rng.between(1, held as u64) as usize;
+        let verdict = if self.rng.chance(self.habits.gives_back) {
+            let failed = self.rng.chance(600);
+            let not_here = self.rng.chance(100);
+            if self.rng.chance(400) {
+                Verdict::Released
+            } else {
+                Verdict::Modified { failed, not_here }
+            }
+        } else if self.rng.chance(50) {
+            Verdict::Rejected
+        } else {
+            Verdict::Accepted
+        };
+        let settled = !self.rng.chance(self.habits.waits);
+        self.judge(handle, count, verdict, settled, out);
+    }
+
+    fn grant(&mut self, handle: u32, credit: u32, drain: bool) {
+        let Some(link) = self.links.get_mut(&handle) else { return };
+        if !link.up || link.detaching || link.draining || link.credit >= credit {
+            return;
+        }
+        link.credit = credit;
+        link.draining = drain;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.grant(handle, credit, drain);
+        }
+    }
+
+    /// Judges the oldest deliveries of a link, as ranges where their numbers allow it.
+    fn judge(
+        &mut self,
+        handle: u32,
+        count: usize,
+        verdict: Verdict,
+        settled: bool,
+        out: &mut Vec<Seen>,
+    ) {
+        let (Some(link), Some(endpoint)) = (self.links.get_mut(&handle), &mut self.endpoint) else {
+            return;
+        };
+        if link.detaching {
+            return;
+        }
+        let mut range: Option<(u32, u32)> = None;
+        for (id, letter) in link.held.drain(..count) {
+            out.push(Seen::Judged { letter, verdict });
+            if settled {
+                link.settled.push((letter, verdict));
+            } else {
+                link.waiting.insert(id, (letter, verdict));
+            }
+            range = match range {
+                Some((first, last)) if last.wrapping_add(1) == id => Some((first, id)),
+                Some((first, last)) => {
+                    endpoint.dispose(first, last, verdict, settled);
+                    Some((id, id))
+                }
+                None => Some((id, id)),
+            };
+        }
+        if let Some((first, last)) = range {
+            endpoint.dispose(first, last, verdict, settled);
+        }
+    }
+}
+
+fn confirm(letter: LetterId, verdict: Verdict, hits: &mut Hits, out: &mut Vec<Seen>) {
+    hits.add(Hit::Confirmed);
+    out.push(Seen::Confirmed { letter, verdict });
+}
+
+fn confirm_all(link: Link, hits: &mut Hits, out: &mut Vec<Seen>) {
+    for (letter, verdict) in link.settled.into_iter().chain(link.waiting.into_values()) {
+        confirm(letter, verdict, hits, out);
+    }
+}
+
+/// Errors that a broker may give to a client that did nothing wrong.
+fn permitted(error: Option<&str>) -> Result<(), String> {
+    let permitted = ["amqp:connection:forced", "amqp:resource-limit-exceeded"];
+    match error {
+        Some(error) if !permitted.iter().any(|condition| error.starts_with(condition)) => {
+            Err(format!("the broker gave an error without cause: {error}"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Delivery numbers from the first to the last, which wrap.
+fn serial_range(first: u32, last: u32) -> impl Iterator<Item = u32> {
+    (0..=last.wrapping_sub(first).min(100_000)).map(move |step| first.wrapping_add(step))
+}

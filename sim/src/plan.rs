@@ -1,0 +1,184 @@
+//! What a run is like, drawn from its seed: every run another mix, so that the mixes are many.
+//!
+//! Seeds differ in which faults there are at all, not only in when they strike: a run without
+//! crashes fills a disk, one without consumers pins the log, one with four shards crosses them.
+
+use std::time::Duration;
+
+use journal::Level;
+
+use crate::client::Habits;
+use crate::disk::Profile;
+use crate::rng::Rng;
+use crate::wire::Hello;
+
+/// A rule, broken on purpose: the checkers must notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// One of the journal's.
+    Journal(journal::Canary),
+    /// One of the broker's.
+    Broker(broker::canary::Canary),
+    /// The host writes batches that nobody waits for without data sync.
+    AsyncWithoutSync,
+}
+
+impl Canary {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, Self); 11] = [
+        ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
+        ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
+        ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
+        ("stale-batch-accepted", Self::Journal(journal::Canary::StaleBatchAccepted)),
+        ("durable-field-beyond-own", Self::Journal(journal::Canary::DurableFieldBeyondOwn)),
+        ("settle-dropped-at-recovery", Self::Journal(journal::Canary::SettleDroppedAtRecovery)),
+        ("order-by-lsn", Self::Broker(broker::canary::Canary::OrderByLsn)),
+        ("async-without-sync", Self::AsyncWithoutSync),
+        (
+            "settlement-recycled-early",
+            Self::Broker(broker::canary::Canary::SettlementRecycledEarly),
+        ),
+        ("sequence-reused", Self::Broker(broker::canary::Canary::SequenceReused)),
+        ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
+    ];
+
+    /// The canary of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, canary)| *canary)
+    }
+}
+
+/// What the caller decides.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// The work goes on until so many events have happened.
+    pub events_min: u64,
+    /// A rule to break.
+    pub canary: Option<Canary>,
+}
+
+/// What the seed decides.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Shards of the node.
+    pub shards: u16,
+    /// Levels that new queues get; each start picks one.
+    pub levels: Vec<Level>,
+    /// There is a second member.
+    pub backup: bool,
+    /// The journal's knobs.
+    pub journal: journal::Config,
+    /// The disk.
+    pub disk: Profile,
+    /// Bound of a shard's memory, bytes.
+    pub memory_bytes_max: u64,
+    /// Moments of the disk between two ends of the process, about; 0: it never ends.
+    pub crash_every: u64,
+    /// Of a thousand ends, so many are asked for in order.
+    pub clean_stops: u32,
+    /// Of a thousand ends, so many are power cuts.
+    pub power_cuts: u32,
+    /// Of a thousand starts, so many are crashed at once when they are ready.
+    pub crash_at_ready: u32,
+    /// Of a thousand starts, so many find a block that can't be read.
+    pub spoilt: u32,
+    /// The longest time that bytes and mail take.
+    pub delay_max: Duration,
+    /// Time between two ticks of a client, at most.
+    pub tick_max: Duration,
+    /// One for each client.
+    pub clients: Vec<Habits>,
+    /// Names of the queues.
+    pub queues: Vec<String>,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::stream(seed, "plan", 0);
+        let queues: Vec<String> =
+            (0..rng.between(2, 6)).map(|queue| format!("queue-{queue}")).collect();
+        let starved = rng.chance(250);
+        let clients =
+            (0..rng.between(3, 6)).map(|_| habits(&mut rng, &queues, starved)).collect();
+        let backup = rng.chance(300);
+        let levels = if backup {
+            vec![*rng.pick(&[Level::Sync, Level::Replicated, Level::ReplicatedSync])]
+        } else {
+            match rng.below(4) {
+                0 => vec![Level::Async],
+                1 => vec![Level::Async, Level::Sync],
+                _ => vec![Level::Sync],
+            }
+        };
+        let journal = journal::Config {
+            writes_in_flight_max: rng.between(1, 8) as usize,
+            segments_max: rng.between(5, 12) as u32,
+            write_bound: Duration::from_millis(rng.between(300, 1500)),
+            ..journal::Config::default()
+        };
+        let delay_max = Duration::from_micros(rng.between(20, 2000));
+        let tick_max = Duration::from_micros(rng.between(200, 4000));
+        Self {
+            shards: rng.between(2, 4) as u16,
+            levels,
+            backup,
+            journal,
+            disk: disk(&mut rng),
+            memory_bytes_max: rng.between(200_000, 4_000_000),
+            crash_every: if rng.chance(150) { 0 } else { rng.between(40, 900) },
+            clean_stops: if rng.chance(300) { 300 } else { 0 },
+            power_cuts: *rng.pick(&[0, 500, 1000]),
+            crash_at_ready: if rng.chance(300) { 300 } else { 0 },
+            spoilt: if rng.chance(150) { 200 } else { 0 },
+            delay_max,
+            tick_max,
+            clients,
+            queues,
+        }
+    }
+}
+
+fn disk(rng: &mut Rng) -> Profile {
+    let mut rare = |permille: u32, times: u64| if rng.chance(permille) { times } else { 0 };
+    let slow_one_in = rare(500, 25);
+    let write_hung_one_in = rare(150, 400);
+    let write_failed_one_in = rare(150, 400);
+    let write_short_one_in = rare(100, 500);
+    let delay_max = Duration::from_micros(rng.between(60, 3000));
+    let bytes_max = if rng.chance(200) { rng.between(1_200_000, 3_000_000) } else { u64::MAX };
+    Profile {
+        delay_max,
+        slow_one_in,
+        write_hung_one_in,
+        write_failed_one_in,
+        write_short_one_in,
+        bytes_max,
+        ..Profile::sound()
+    }
+}
+
+fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
+    let hello = Hello {
+        sasl: rng.chance(500),
+        max_frame_size: *rng.pick(&[512, 4096, 65_536, 1 << 20]),
+        incoming_window: rng.between(8, 2000) as u32,
+    };
+    Habits {
+        hello,
+        links: rng.between(1, 6) as usize,
+        produces: if starved { 800 } else { 450 },
+        burst: rng.between(1, 12),
+        large: if rng.chance(250) { 15 } else { 0 },
+        presettled: if rng.chance(300) { 100 } else { 0 },
+        waits: *rng.pick(&[0, 400, 1000]),
+        gives_back: *rng.pick(&[0, 100, 400]),
+        detaches: *rng.pick(&[0, 20, 100]),
+        closes: *rng.pick(&[0, 5, 20]),
+        cuts: *rng.pick(&[0, 5, 20]),
+        diligence: if starved { 100 } else { 600 },
+        queues: queues.to_vec(),
+    }
+}

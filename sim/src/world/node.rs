@@ -1,0 +1,209 @@
+//! The process: its start, its shards, and what the host has to remember of them.
+//!
+//! ```text
+//!   superblock there? ── no ──▶ format ──┐
+//!        │ yes                           ▼
+//!        └──▶ sync it: a killed process may have left it in the cache ──▶ recovery, a shard each
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use broker::admin::{AdminId, AdminReply};
+use broker::{Action, Event, Shard, ShardConfig};
+use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
+use journal::ShardId;
+
+use super::{JOURNAL_UUID, LOG_ID, SEGMENT_BYTES};
+use crate::disk::Disk;
+use crate::plan::{Canary, Plan};
+
+/// A broker's process.
+#[derive(Debug)]
+pub(super) struct Node {
+    stage: Stage,
+    shards: Vec<Shard>,
+    template: ShardConfig,
+    journal: journal::Config,
+    host: VecDeque<DiskOp>,
+    ready: Vec<bool>,
+    drained: Vec<bool>,
+    replies: BTreeMap<AdminId, AdminReply>,
+    polls: Vec<bool>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Formatting(Box<Format>),
+    Trusting(Box<NodeSuperblock>),
+    Trusted(Box<NodeSuperblock>),
+    Running,
+}
+
+impl Node {
+    /// A process that begins.
+    pub(super) fn new(
+        plan: &Plan,
+        level: Level,
+        canary: Option<Canary>,
+        disk: &Disk,
+    ) -> Result<Self, String> {
+        let superblock = NodeSuperblock::decode(&disk.contents(FileId::NodeSuperblock))
+            .map_err(|error| format!("the node's superblock can't be used: {error:?}"))?;
+        let mut host = VecDeque::new();
+        let stage = match superblock {
+            Some(node) => {
+                host.push_back(DiskOp::Sync { id: OpId(0), file: FileId::NodeSuperblock });
+                Stage::Trusting(Box::new(node))
+            }
+            None => {
+                let geometry = Geometry { segment_bytes: SEGMENT_BYTES, shards: plan.shards };
+                Stage::Formatting(Box::new(Format::new(LOG_ID, JOURNAL_UUID, geometry)))
+            }
+        };
+        let mut journal = plan.journal.clone();
+        let mut canaries = broker::canary::Canaries::default();
+        match canary {
+            Some(Canary::Journal(broken)) => journal.canary = Some(broken),
+            Some(Canary::Broker(broken)) => canaries.broken = Some(broken),
+            Some(Canary::AsyncWithoutSync) | None => {}
+        }
+        let amqp = amqp::connection::Config {
+            container_id: "laelaps".to_owned(),
+            sasl: amqp::connection::Sasl::Server { anonymous: true, plain: false, bare: true },
+            max_message_size: 1 << 20,
+            ..amqp::connection::Config::default()
+        };
+        let template = ShardConfig {
+            shard: ShardId(0),
+            shards: plan.shards,
+            segment_bytes: SEGMENT_BYTES,
+            level,
+            memory_bytes_max: plan.memory_bytes_max,
+            amqp,
+            backup: plan.backup,
+            segments_max: u64::from(plan.journal.segments_max),
+            canaries,
+        };
+        let count = usize::from(plan.shards);
+        Ok(Self {
+            stage,
+            shards: Vec::new(),
+            template,
+            journal,
+            host,
+            ready: vec![false; count],
+            drained: vec![false; count],
+            replies: BTreeMap::new(),
+            polls: vec![false; count],
+        })
+    }
+
+    // ---- The start -----------------------------------------------------------------------------
+
+    /// The host's next disk operation.
+    pub(super) fn poll_host(&mut self) -> Option<DiskOp> {
+        if let Stage::Formatting(format) = &mut self.stage
+            && let Some(op) = format.poll_disk()
+        {
+            return Some(op);
+        }
+        self.host.pop_front()
+    }
+
+    /// The answer to one.
+    pub(super) fn host_done(&mut self, done: DiskDone) -> Result<(), String> {
+        match &mut self.stage {
+            Stage::Formatting(format) => {
+                format.handle_disk(done);
+                match format.poll_outcome() {
+                    Some(Ok(node)) => self.stage = Stage::Trusted(Box::new(node)),
+                    Some(Err(error)) => return Err(format!("the format failed: {error:?}")),
+                    None => {}
+                }
+            }
+            Stage::Trusting(node) => self.stage = Stage::Trusted(node.clone()),
+            Stage::Trusted(_) | Stage::Running => {}
+        }
+        Ok(())
+    }
+
+    /// Begins recovery once the node's superblock can be relied on; whether it did just now.
+    pub(super) fn begin_if_possible(&mut self, disk: &Disk) -> Result<bool, String> {
+        let Stage::Trusted(node) = &self.stage else { return Ok(false) };
+        for shard in (0..self.template.shards).map(ShardId) {
+            let slots = disk.segments(shard);
+            let recovery = Recovery::new(node, shard, &slots, self.journal.clone());
+            let config = ShardConfig { shard, ..self.template.clone() };
+            self.shards.push(Shard::new(config, recovery));
+        }
+        self.stage = Stage::Running;
+        Ok(true)
+    }
+
+    // ---- The shards ----------------------------------------------------------------------------
+
+    fn shard(&mut self, shard: ShardId) -> Option<&mut Shard> {
+        self.shards.get_mut(usize::from(shard.0))
+    }
+
+    /// Something happens to a shard.
+    pub(super) fn handle(&mut self, shard: ShardId, now: Instant, event: Event<'_>) {
+        if let Some(shard) = self.shard(shard) {
+            shard.handle(now, event);
+        }
+    }
+
+    /// The next thing that a shard wants done.
+    pub(super) fn poll(&mut self, shard: ShardId, now: Instant) -> Option<Action> {
+        self.polls[usize::from(shard.0)] = false;
+        self.shard(shard)?.poll(now)
+    }
+
+    /// Whether a poll is to be arranged: none is on its way.
+    pub(super) fn wants_poll(&mut self, shard: ShardId) -> bool {
+        !std::mem::replace(&mut self.polls[usize::from(shard.0)], true)
+    }
+
+    /// The earliest deadline of a shard.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.shards.iter().filter_map(Shard::poll_timeout).min()
+    }
+
+    /// A shard whose deadline has passed.
+    pub(super) fn timer_due(&self, now: Instant) -> Option<ShardId> {
+        let due = |shard: &&Shard| shard.poll_timeout().is_some_and(|at| at <= now);
+        self.shards.iter().find(due).map(Shard::id)
+    }
+
+    /// A shard serves.
+    pub(super) fn set_ready(&mut self, shard: ShardId) {
+        self.ready[usize::from(shard.0)] = true;
+    }
+
+    /// Whether all serve.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.iter().all(|ready| *ready)
+    }
+
+    /// A shard has answered everything; whether all have.
+    pub(super) fn set_drained(&mut self, shard: ShardId) -> bool {
+        self.drained[usize::from(shard.0)] = true;
+        self.drained.iter().all(|drained| *drained)
+    }
+
+    /// An operator is answered.
+    pub(super) fn replied(&mut self, id: AdminId, reply: AdminReply) {
+        self.replies.insert(id, reply);
+    }
+
+    /// The answer to an operator.
+    pub(super) fn take_reply(&mut self, id: AdminId) -> Option<AdminReply> {
+        self.replies.remove(&id)
+    }
+
+    /// Links that a shard knows.
+    pub(super) fn links(&self, shard: ShardId) -> usize {
+        self.shards.get(usize::from(shard.0)).map_or(0, Shard::links)
+    }
+}
