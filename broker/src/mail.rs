@@ -170,6 +170,8 @@ pub enum Mail {
         /// The consumer.
         consumer: LinkRef,
     },
+    /// The sender is stopping and has no connection left: no more mail of its links will come.
+    NoMore,
     /// This shard's memory or disk is near its bound (or no longer): withhold producers' credit.
     Pressure(bool),
 }

@@ -13,8 +13,8 @@
 //! ```
 //! ```text
 //!   Recovering ──▶ Joining ──▶ Serving ──▶ Stopping ──▶ Stopped
-//!    own log is     shard 0's    ready       no new        all answered,
-//!    read           catalogue    (once)      transfers     all closed
+//!    own log is     shard 0's    ready       no new        all answered, all
+//!    read           catalogue    (once)      transfers     closed, the journal too
 //! ```
 //! A host calls `handle` for everything that happened, then `poll` until there is nothing left, then
 //! sleeps until `poll_timeout` or the next event.
@@ -108,6 +108,8 @@ pub struct Shard {
     report_head: Option<u64>,
     catalogue_seen: bool,
     counters: Counters,
+    farewell_said: bool,
+    stopped_shards: u16,
     dead: bool,
 }
 
@@ -140,6 +142,8 @@ impl Shard {
             report_head: None,
             catalogue_seen: false,
             counters: Counters::default(),
+            farewell_said: false,
+            stopped_shards: 0,
             dead: false,
         }
     }
@@ -333,6 +337,7 @@ impl Shard {
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
             Mail::Unconsume { queue, consumer } => self.unconsume(now, queue, consumer),
             Mail::Unconsumed { consumer } => self.unconsumed(consumer),
+            Mail::NoMore => self.stopped_shards += 1,
             Mail::Pressure(on) => self.pressed_by(self.config.shard, on),
         }
     }

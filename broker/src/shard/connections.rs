@@ -517,6 +517,7 @@ impl Shard {
             }
             Phase::Recovering(_) | Phase::Joining => {
                 self.phase = Phase::Stopped;
+                self.post_all(&Mail::NoMore);
                 self.actions.push_back(Action::Drained);
             }
             Phase::Stopping | Phase::Stopped => {}
@@ -536,7 +537,18 @@ impl Shard {
         for id in answered {
             self.say_goodbye(id, "the broker is stopping");
         }
-        if self.conns.is_empty() && self.is_quiet() {
+        if self.conns.is_empty() && !std::mem::replace(&mut self.farewell_said, true) {
+            self.post_all(&Mail::NoMore);
+        }
+        // The other shards' links may still settle here: the journal is closed when none is left.
+        let Some(journal) = &mut self.journal else { return };
+        if self.stopped_shards < self.config.shards || !self.mail.is_empty() {
+            return;
+        }
+        if self.pending.is_empty() && self.parked.is_empty() {
+            journal.close();
+        }
+        if journal.is_closed() {
             self.phase = Phase::Stopped;
             self.actions.push_back(Action::Drained);
         }
