@@ -244,9 +244,8 @@ impl OpenBatch {
         self.bytes + record_bytes <= self.bytes_max
     }
 
-    /// Copies the record in; returns its place and its end.
-    pub(crate) fn push(&mut self, seed: &LogSeed, record: &Record<'_>) -> (Lsn, Lsn) {
-        let len = record.encoded_len();
+    /// Copies the record, which takes `len` bytes, in; returns its place and its end.
+    pub(crate) fn push(&mut self, seed: &LogSeed, record: &Record<'_>, len: usize) -> (Lsn, Lsn) {
         assert!(self.fits(len), "a record of {len} bytes in a batch of {}", self.bytes_max);
         let lsn = self.first_lsn.plus(self.bytes as u64);
         let at = self.lead + self.bytes;
@@ -322,10 +321,8 @@ mod tests {
         let now = Instant::now();
         let mut batch = OpenBatch::new(Lsn(4096), 8192, opens_segment, now, now);
         for sequence in 0..records {
-            batch.push(
-                &seed(),
-                &Record::new(RecordKind::Settle, QueueId(1), Sequence(sequence), &[]),
-            );
+            let record = Record::new(RecordKind::Settle, QueueId(1), Sequence(sequence), &[]);
+            batch.push(&seed(), &record, record.encoded_len());
         }
         let term = Term { epoch: Epoch(1), incarnation: Incarnation(2) };
         let seal = Seal {

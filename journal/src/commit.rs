@@ -22,12 +22,12 @@ use crate::batch::{OpenBatch, Seal};
 use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
+use crate::fragment::Fragment;
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_HEADER_BYTES, PACK_WINDOW, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX,
 };
 use crate::lsn::{Lsn, Slot, Term};
-use crate::record::Record;
 use crate::space::Room;
 
 #[derive(Debug)]
@@ -167,11 +167,11 @@ impl Commit {
     }
 
     /// Copies a record into the open batch, which must have room for it.
-    pub(crate) fn push(&mut self, record: &Record<'_>, wish: Wish) -> (Lsn, Lsn) {
+    pub(crate) fn push(&mut self, fragment: &Fragment<'_>, wish: Wish) -> (Lsn, Lsn) {
         let batch = &mut self.open.as_mut().expect("opened by the caller").batch;
         batch.due = batch.due.min(wish.due);
         batch.forced |= wish.forced;
-        batch.push(&self.seed, record)
+        batch.push(&self.seed, &fragment.record, fragment.bytes)
     }
 
     /// Makes the open batch final. Returns the chain before it if it opens a segment.

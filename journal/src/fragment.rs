@@ -16,20 +16,32 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::limits::FRAGMENT_BYTES_MAX;
+use crate::limits::{FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES};
 use crate::lsn::{Lsn, QueueId, Sequence};
 use crate::record::{Parts, Record, RecordFlags};
 
 /// Bytes in a fragment where there is a choice: two of them fill a batch.
 const SPLIT_BYTES: usize = 63 * 1024;
 
+/// A record that carries a message, or a part of one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fragment<'a> {
+    pub(crate) record: Record<'a>,
+    /// How many bytes it takes in a batch; counted once, for it is asked for several times.
+    pub(crate) bytes: usize,
+}
+
 /// The records that carry `record`, of at most `bytes_max` payload each. None: there would be more
-/// fragments than can be numbered.
+/// fragments than can be numbered, or the optional parts are too long.
 pub(crate) fn split<'a>(
     record: &Record<'a>,
     bytes_max: usize,
-) -> Option<impl Iterator<Item = Record<'a>> + Clone + use<'a>> {
+) -> Option<impl Iterator<Item = Fragment<'a>> + Clone + use<'a>> {
     assert!(bytes_max > 0 && bytes_max <= FRAGMENT_BYTES_MAX);
+    let parts_len = record.parts_len();
+    if parts_len > PARTS_BYTES_MAX {
+        return None;
+    }
     let record = *record;
     let is_whole = record.payload.len() <= bytes_max;
     let bytes = if is_whole { bytes_max } else { bytes_max.min(SPLIT_BYTES) };
@@ -49,7 +61,9 @@ pub(crate) fn split<'a>(
         if index < last {
             one.flags = one.flags.without(RecordFlags::LAST);
         }
-        one
+        let parts_len = if index == 0 { parts_len } else { 0 };
+        let bytes = RECORD_HEADER_BYTES + parts_len + one.payload.len();
+        Fragment { record: one, bytes }
     }))
 }
 
@@ -126,7 +140,8 @@ mod tests {
     fn a_short_message_stays_one_record() {
         let record = message(b"short", 1);
         let split: Vec<_> = split(&record, 100).unwrap().collect();
-        assert_eq!(split, [record]);
+        assert_eq!((split.len(), split[0].record), (1, record));
+        assert_eq!(split[0].bytes, record.encoded_len());
         let empty = message(b"", 1);
         assert_eq!(super::split(&empty, 100).unwrap().count(), 1);
     }
@@ -140,7 +155,8 @@ mod tests {
         let mixed: Vec<_> = b_split.clone().take(2).chain(a_split).chain(b_split.skip(2)).collect();
         let mut gather = Gather::default();
         let mut whole = Vec::new();
-        for (place, fragment) in mixed.iter().enumerate() {
+        for (place, Fragment { record: fragment, bytes }) in mixed.iter().enumerate() {
+            assert_eq!(*bytes, fragment.encoded_len());
             assert_eq!(fragment.parts.priority.is_some(), fragment.flags.has(RecordFlags::FIRST));
             whole.extend(gather.handle_fragment(Lsn(place as u64), fragment));
         }
@@ -158,7 +174,7 @@ mod tests {
             let mut gather = Gather::default();
             let fragments = split(&record, 100).unwrap().enumerate();
             let kept = fragments.filter(|(index, _)| *index != missing);
-            let whole = kept.filter_map(|(_, one)| gather.handle_fragment(Lsn(1), &one));
+            let whole = kept.filter_map(|(_, one)| gather.handle_fragment(Lsn(1), &one.record));
             assert_eq!(whole.count(), 0, "without {missing}");
         }
     }

@@ -23,7 +23,7 @@ use crate::canary::Canaries;
 use crate::canary::Canary;
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
-use crate::fragment;
+use crate::fragment::{self, Fragment};
 use crate::identity::LogSeed;
 use crate::keeper::Keeper;
 use crate::limits::{
@@ -513,18 +513,15 @@ impl Journal {
             return Err(AppendError::Closed);
         }
         let fragments = fragment::split(record, self.fragment_bytes_max());
-        let Some(fragments) = fragments.filter(|_| record.parts_len() <= PARTS_BYTES_MAX) else {
-            return Err(AppendError::TooLarge);
-        };
+        let fragments = fragments.ok_or(AppendError::TooLarge)?;
         self.admit(claim, fragments.clone())?;
         let mut whole: Option<Appended> = None;
         for fragment in fragments {
-            let bytes = fragment.encoded_len();
-            if self.commit.is_open() && !self.commit.open_fits(bytes) {
+            if self.commit.is_open() && !self.commit.open_fits(fragment.bytes) {
                 self.seal();
             }
             if !self.commit.is_open() {
-                let place = self.place(bytes);
+                let place = self.place(fragment.bytes);
                 self.commit.open(place, now, wish);
             }
             let (lsn, end) = self.commit.push(&fragment, wish);
@@ -536,19 +533,18 @@ impl Journal {
     fn admit<'a>(
         &mut self,
         claim: Claim,
-        fragments: impl Iterator<Item = Record<'a>> + Clone,
+        fragments: impl Iterator<Item = Fragment<'a>> + Clone,
     ) -> Result<(), AppendError> {
         let grows = matches!(claim, Claim::Grow { .. });
         if grows && self.backlog_bytes() >= BACKLOG_BYTES_MAX {
             return Err(AppendError::Busy);
         }
         let mut whole = fragments.clone();
-        let fits_open = whole.next().is_some_and(|only| self.commit.open_fits(only.encoded_len()));
+        let fits_open = whole.next().is_some_and(|only| self.commit.open_fits(only.bytes));
         if fits_open && whole.next().is_none() && !grows {
             return Ok(());
         }
-        let batches =
-            fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.encoded_len()) as u64);
+        let batches = fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.bytes) as u64);
         if self.space.admit(claim, self.commit.next(), batches) {
             Ok(())
         } else if self.space.expects_room() {

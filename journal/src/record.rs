@@ -248,11 +248,9 @@ impl<'a> Record<'a> {
     /// # Panics
     /// If `out` is not [`encoded_len`](Self::encoded_len) long or the parts are too long.
     pub(crate) fn encode(&self, seed: &LogSeed, lsn: Lsn, out: &mut [u8]) {
-        let length = self.encoded_len();
-        let parts_len = self.parts.encoded_len();
-        assert_eq!(out.len(), length, "a record of {length} bytes");
+        let length = u32::try_from(out.len()).expect("a record fits into a batch");
+        let parts_len = out.len() - RECORD_HEADER_BYTES - self.payload.len();
         assert!(parts_len <= PARTS_BYTES_MAX, "parts of {parts_len} bytes");
-        let length = u32::try_from(length).expect("a record fits into a batch");
         let parts_len = u16::try_from(parts_len).expect("checked above");
         out[4..8].copy_from_slice(&length.to_le_bytes());
         out[8] = self.kind as u8;
