@@ -46,9 +46,7 @@ mod directory;
 mod disk;
 mod sockets;
 
-pub(crate) use directory::{
-    Directory, Files, LockWait, Wanted, nearest_there, path_failure, volume,
-};
+pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
 
 use cold::Cold;
 use directory::Store;

@@ -18,11 +18,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use journal::{
     BatchState, BatchView, FileId, NodeSuperblock, RecoveryError, SegmentFile, SegmentRead,
-    SegmentView, ShardId, Slot, SuperblockError, verify,
+    SegmentView, ShardId, SuperblockError, verify,
 };
-use net::map::FileMap;
 
-use crate::driver::{Directory, Files, path_failure};
+use crate::driver::{Directory, path_failure};
 use crate::fatal::{Cause, Failure};
 use crate::output;
 
@@ -69,7 +68,7 @@ fn inspect(options: &Inspect) -> Result<(), Failure> {
         if options.shard.is_some_and(|wanted| wanted != shard.0) {
             continue;
         }
-        for (slot, map) in segments(&files, shard)? {
+        for (slot, map) in files.map_segments(shard)? {
             let file = FileId::Segment { shard, slot };
             let view = SegmentView::new(&node, shard, map.bytes());
             output::line(format_args!("{file}: {}", segment_line(&view)));
@@ -95,7 +94,7 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(path_failure(&path, "cannot be read", &error)),
         };
-        let maps = segments(&files, shard)?;
+        let maps = files.map_segments(shard)?;
         let segments: Vec<SegmentFile<'_>> = maps
             .iter()
             .map(|(slot, map)| SegmentFile { slot: *slot, bytes: map.bytes() })
@@ -144,27 +143,6 @@ fn cause_of(error: &RecoveryError) -> Cause {
             Cause::JournalUnreadable
         }
     }
-}
-
-/// A segment's bytes; an empty file cannot be mapped.
-struct Mapped(Option<FileMap>);
-
-impl Mapped {
-    fn bytes(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
-    }
-}
-
-fn segments(files: &Files, shard: ShardId) -> Result<Vec<(Slot, Mapped)>, Failure> {
-    let slots = files.slots(shard)?.into_iter();
-    slots
-        .map(|file| {
-            let path = files.path(FileId::Segment { shard, slot: file.slot });
-            let map = (file.bytes > 0).then(|| FileMap::open(&path)).transpose();
-            let map = map.map_err(|error| path_failure(&path, "cannot be mapped", &error))?;
-            Ok((file.slot, Mapped(map)))
-        })
-        .collect()
 }
 
 fn node_line(node: &NodeSuperblock) -> String {

@@ -10,6 +10,7 @@
 //! ```
 //! A command that is not built is not listed. Every failure is a [`Failure`]: one message on standard
 //! error, one exit status (`docs/operating/exit-statuses.md`).
+#![forbid(unsafe_code)]
 
 use std::io::Read as _;
 use std::path::PathBuf;

@@ -23,7 +23,10 @@ fn start(stage: Stage) -> String {
                         drop(answer.send(reply(shard, &request)));
                     }
                     Input::Ping(answer) => drop(answer.send(())),
-                    other => panic!("the API has no business with {other:?}"),
+                    other @ (Input::Verdict { .. }
+                    | Input::Cold { .. }
+                    | Input::Listen { .. }
+                    | Input::Shutdown) => panic!("the API has no business with {other:?}"),
                 }
             }
         })

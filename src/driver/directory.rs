@@ -28,6 +28,7 @@ use journal::{
     ShardId, Slot, SlotFile, SuperblockError,
 };
 use net::file::{DataFile, DirectoryLock, FileOpen, LockError, Volume};
+use net::map::FileMap;
 
 use crate::fatal::{Cause, Failure};
 
@@ -155,6 +156,16 @@ impl Directory {
 
 /// A directory that is only read: its files, what it was formatted as, and the lock if it can be had.
 pub(crate) type Inspected = (Files, NodeSuperblock, Option<DirectoryLock>);
+
+/// The bytes of a file; an empty one cannot be mapped.
+pub(crate) struct Mapped(Option<FileMap>);
+
+impl Mapped {
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
 
 /// What a start wants of a directory.
 pub(crate) struct Wanted {
@@ -308,6 +319,17 @@ impl Files {
         }
         slots.sort_by_key(|file| file.slot);
         Ok(slots)
+    }
+
+    /// The segments of a shard, mapped to be read. Only under the directory's lock.
+    pub(crate) fn map_segments(&self, shard: ShardId) -> Result<Vec<(Slot, Mapped)>, Failure> {
+        let map = |file: SlotFile| {
+            let path = self.path(FileId::Segment { shard, slot: file.slot });
+            let map = (file.bytes > 0).then(|| FileMap::open(&path)).transpose();
+            let map = map.map_err(|error| path_failure(&path, "cannot be mapped", &error))?;
+            Ok((file.slot, Mapped(map)))
+        };
+        self.slots(shard)?.into_iter().map(map).collect()
     }
 
     /// Pre-write a file, make it if it is not there, and make its name durable.
