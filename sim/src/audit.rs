@@ -79,11 +79,12 @@ impl Audit {
         }
     }
 
-    /// A log was recovered up to here.
+    /// A log was recovered up to here; the second member has no more of it than that.
     pub fn recovered(&mut self, shard: ShardId, end: Lsn) {
-        let log = &mut self.logs[usize::from(shard.0)];
-        log.mark.durable = end;
-        log.flights.clear();
+        let mark = &mut self.logs[usize::from(shard.0)].mark;
+        mark.durable = end;
+        mark.received = mark.received.min(end);
+        mark.backed_up = mark.backed_up.min(end);
     }
 
     /// Whether every record of a write is at level `async`.

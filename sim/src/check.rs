@@ -184,8 +184,10 @@ pub struct Facts {
     pub letters: BTreeMap<LetterId, Letter>,
     /// Each end of the process: from when `async` was at risk, and when it was.
     pub crashes: Vec<(Instant, Instant)>,
-    /// The names of queues by id, as the log has them.
+    /// The creations of queues by id, as the log has them.
     pub queues: BTreeMap<QueueId, Written>,
+    /// The names of queues, in the clients' numbering.
+    pub names: Vec<String>,
     /// Starts of the broker.
     pub incarnation: u64,
     /// A second member is in the in-sync set.
@@ -204,10 +206,34 @@ impl Facts {
         self.letters.get(&id).ok_or_else(|| format!("{id:?} was never sent"))
     }
 
-    /// The level that a letter was written at; `sync` while nobody has seen it written.
+    /// The level of a letter's queue. One that was never written may be at `async`, and lost.
     pub fn level(&self, id: LetterId) -> Level {
-        let written = self.letters.get(&id).and_then(|letter| letter.written.as_ref());
-        written.map_or(Level::Sync, |written| written.level)
+        let Some(letter) = self.letters.get(&id) else { return Level::Sync };
+        if let Some(written) = &letter.written {
+            return written.level;
+        }
+        let name = self.names.get(letter.queue);
+        let creation = self.queues.values().find(|creation| creation.name.as_ref() == name);
+        creation.map_or(Level::Sync, |creation| creation.level)
+    }
+
+    /// Whether what was seen concerns this letter, or everything.
+    pub fn concerns(&self, seen: &Seen, id: LetterId) -> bool {
+        match seen {
+            Seen::Sent { letter, .. }
+            | Seen::Accepted(letter)
+            | Seen::Refused(letter)
+            | Seen::Delivered { letter, .. }
+            | Seen::Judged { letter, .. }
+            | Seen::Confirmed { letter, .. } => *letter == id,
+            Seen::Written(record) => {
+                let written = self.letters.get(&id).and_then(|letter| letter.written.as_ref());
+                let same = |at: &Written| (at.queue, at.sequence) == (record.queue, record.sequence);
+                record.letter == Some(id) || written.is_some_and(same)
+            }
+            Seen::Vouched { .. } => false,
+            Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
+        }
     }
 
     /// Whether something promised at this time, at level `async`, may be lost.

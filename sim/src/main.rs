@@ -17,6 +17,7 @@ use std::time::Instant;
 use clap::Parser;
 
 use sim::hits::{Hit, Hits};
+use sim::letter::LetterId;
 use sim::plan::{Canary, Options, Plan};
 use sim::world::{Failure, Report, run};
 
@@ -38,6 +39,9 @@ struct Args {
     /// Runs side by side.
     #[arg(long, default_value_t = 1)]
     jobs: u64,
+    /// A letter whose story is told if the run fails, by its number.
+    #[arg(long)]
+    follow: Option<u64>,
     /// Print what the seed stands for.
     #[arg(long)]
     plan: bool,
@@ -124,6 +128,7 @@ fn main() -> ExitCode {
     }
     if let Some((seed, failure)) = suite.failure {
         eprintln!("seed {seed}: {}", failure.what);
+        failure.story.iter().for_each(|line| eprintln!("  {line}"));
         eprintln!("after {} events, {:?} of virtual time", failure.events, failure.after);
         eprintln!("cargo run --release -p sim -- --seed {seed} --events {}", args.events);
         return ExitCode::FAILURE;
@@ -187,12 +192,14 @@ fn carry_out(args: &Args, base: Instant) -> Suite {
             if seed >= end {
                 return suite;
             }
-            let options = Options { seed, events_min: args.events, canary: args.canary };
+            let follow = args.follow.map(LetterId);
+            let options = Options { seed, events_min: args.events, canary: args.canary, follow };
             match run(base, &options) {
                 Ok(report) if report.events >= args.events => suite.add(&report),
                 Ok(report) => {
                     let what = format!("only {} events happened", report.events);
-                    let failure = Failure { what, events: report.events, after: report.took };
+                    let (events, after) = (report.events, report.took);
+                    let failure = Failure { what, events, after, story: Vec::new() };
                     suite.failure = Some((seed, failure));
                 }
                 Err(failure) => suite.failure = Some((seed, failure)),

@@ -9,6 +9,7 @@ use journal::Level;
 
 use crate::client::Habits;
 use crate::disk::Profile;
+use crate::letter::LetterId;
 use crate::rng::Rng;
 use crate::wire::Hello;
 
@@ -57,6 +58,8 @@ pub struct Options {
     pub events_min: u64,
     /// A rule to break.
     pub canary: Option<Canary>,
+    /// A letter whose story is told if the run fails.
+    pub follow: Option<LetterId>,
 }
 
 /// What the seed decides.

@@ -349,7 +349,7 @@ impl Endpoint {
     }
 
     fn transmit(&mut self) {
-        while self.remote_window > 0 {
+        while self.remote_window > 0 && !self.end_sent && !self.close_sent {
             let Some(mut waiting) = self.waiting.take() else { return };
             let room = self.frame_max - 128;
             let end = (waiting.sent + room).min(waiting.message.len());
@@ -427,8 +427,12 @@ impl Endpoint {
         self.write(&Performative::Close(Close::default()));
     }
 
+    /// Nothing more is said in a session that we have ended [2.5.6].
     fn write(&mut self, performative: &Performative<'_>) {
-        frame::write(&mut self.output, 0, performative);
+        let last_word = matches!(performative, Performative::End(_) | Performative::Close(_));
+        if last_word || !(self.end_sent || self.close_sent) {
+            frame::write(&mut self.output, 0, performative);
+        }
     }
 
     // ---- Input ---------------------------------------------------------------------------------

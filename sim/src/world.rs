@@ -44,6 +44,8 @@ const SEGMENT_BYTES: u64 = 64 * 1024;
 const HOST: Owner = Owner(u16::MAX);
 /// Longest that the end of a run may take.
 const REST_MAX: Duration = Duration::from_secs(120);
+/// Longest that a start may take.
+const START_MAX: Duration = Duration::from_secs(10);
 /// Events after which a run is stuck.
 const EVENTS_MAX: u64 = 3_000_000;
 
@@ -73,6 +75,8 @@ pub struct Failure {
     pub events: u64,
     /// After how much virtual time.
     pub after: Duration,
+    /// What happened to the letter that was followed, and all starts and ends.
+    pub story: Vec<String>,
 }
 
 /// Something that will happen.
@@ -139,6 +143,7 @@ pub struct World {
     process: u64,
     crash_at: Option<(u64, Crash)>,
     stopping: bool,
+    started: Instant,
     was_clean: bool,
     /// A death is to be expected: the disk failed it.
     excuse: bool,
@@ -154,6 +159,7 @@ pub struct World {
     events: u64,
     trace: u64,
     backup: Vec<BackupMarks>,
+    story: Vec<String>,
 }
 
 /// Carries out a run.
@@ -175,7 +181,12 @@ pub fn run(base: Instant, options: &Options) -> Result<Report, Failure> {
                 took: world.now - world.base,
             })
         }
-        Err(what) => Err(Failure { what, events: world.events, after: world.now - world.base }),
+        Err(what) => Err(Failure {
+            what,
+            events: world.events,
+            after: world.now - world.base,
+            story: world.story,
+        }),
     }
 }
 
@@ -189,6 +200,7 @@ impl World {
         let clients: Vec<Client> = plan.clients.iter().enumerate().map(client).collect();
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
+        checks.facts.names.clone_from(&plan.queues);
         let mut world = Self {
             options: options.clone(),
             base,
@@ -202,6 +214,7 @@ impl World {
             process: 0,
             crash_at: None,
             stopping: false,
+            started: base,
             was_clean: false,
             excuse: false,
             due: BTreeMap::new(),
@@ -216,6 +229,7 @@ impl World {
             events: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             backup: vec![BackupMarks::default(); usize::from(plan.shards)],
+            story: Vec::new(),
             plan,
         };
         world.after(Duration::ZERO, Due::Start);
@@ -252,6 +266,7 @@ impl World {
     fn live(&mut self) -> Result<(), String> {
         while self.phase != Phase::Over {
             self.next()?;
+            self.watch()?;
             self.advance()?;
             if self.events > EVENTS_MAX {
                 return Err(format!("the world does not come to rest: {}", self.standing()));
@@ -321,11 +336,24 @@ impl World {
         }
     }
 
+    /// A start that waits for a write that never ends is ended by whoever watches over it.
+    fn watch(&mut self) -> Result<(), String> {
+        let Some(node) = &self.node else { return Ok(()) };
+        if node.is_ready() || self.now < self.started + START_MAX {
+            return Ok(());
+        }
+        if self.disk.hits().get(Hit::Hung) == 0 {
+            return Err(format!("a start does not come to its end: {}", self.standing()));
+        }
+        self.crash(Crash::Kill(Fate::Seeded))
+    }
+
     // ---- The process ---------------------------------------------------------------------------
 
     fn start(&mut self) -> Result<(), String> {
         self.process += 1;
         self.stopping = false;
+        self.started = self.now;
         if self.process > 1 {
             self.hits.add(Hit::Restart);
         }
@@ -437,8 +465,7 @@ impl World {
         let faults = [Hit::Hung, Hit::WriteFailed, Hit::WriteShort, Hit::ReadFailed];
         let happened = faults.iter().map(|hit| self.disk.hits().get(*hit)).sum::<u64>();
         let excused = match cause {
-            Fatal::JournalPoisoned(_) => happened > 0,
-            Fatal::JournalUnreadable(_) => self.disk.hits().get(Hit::ReadFailed) > 0,
+            Fatal::JournalPoisoned(_) | Fatal::JournalUnreadable(_) => happened > 0,
             Fatal::JournalDamaged(_) | Fatal::FormatUnknown(_) | Fatal::DiskFull(_) => false,
         };
         if !excused {
@@ -505,11 +532,7 @@ impl World {
                 let delay = self.delay();
                 self.after(delay, Due::Mail { from: shard, to });
             }
-            Action::AdminReply { id, reply } => {
-                if let Some(node) = &mut self.node {
-                    node.replied(id, reply);
-                }
-            }
+            Action::AdminReply { id, .. } => return Err(format!("nobody asked {id:?}")),
             Action::Ready(report) => {
                 if report.truncated.is_some() {
                     self.hits.add(Hit::TailCut);
@@ -517,6 +540,7 @@ impl World {
                 if let Some(node) = &mut self.node {
                     node.set_ready(shard);
                 }
+                self.recovered(shard)?;
                 self.ready_if_all()?;
             }
             Action::Drained => {
@@ -560,7 +584,8 @@ impl World {
             | Mail::Settled { .. }
             | Mail::Unconsume { .. }
             | Mail::Unconsumed { .. }
-            | Mail::Pressure(false) => {}
+            | Mail::Pressure(false)
+            | Mail::NoMore => {}
         }
     }
 
@@ -568,11 +593,6 @@ impl World {
     fn ready_if_all(&mut self) -> Result<(), String> {
         if !self.node.as_ref().is_some_and(Node::is_ready) {
             return Ok(());
-        }
-        for shard in (0..self.plan.shards).map(ShardId) {
-            let end = Lsn(self.stats(shard)?.journal_durable_lsn);
-            self.audit.recovered(shard, end);
-            self.see(&Seen::Recovered { shard, end })?;
         }
         let queues = self.queues()?;
         let clean = std::mem::take(&mut self.was_clean);
@@ -585,14 +605,53 @@ impl World {
         Ok(())
     }
 
-    /// Asks a shard as an operator does, who is answered at once.
-    fn ask(&mut self, shard: ShardId, request: AdminRequest) -> Result<AdminReply, String> {
+    /// A shard's own log is read: what it vouches for now is the ground for what comes.
+    fn recovered(&mut self, shard: ShardId) -> Result<(), String> {
+        let (reply, others) = self.question(shard, AdminRequest::Stats)?;
+        let AdminReply::Stats(stats) = reply else { return Err("no stats".to_owned()) };
+        let end = Lsn(stats.journal_durable_lsn);
+        self.audit.recovered(shard, end);
+        self.see(&Seen::Recovered { shard, end })?;
+        self.act_all(shard, others)
+    }
+
+    /// Asks a shard as an operator does; the answer, and what else it wanted done meanwhile.
+    fn question(
+        &mut self,
+        shard: ShardId,
+        request: AdminRequest,
+    ) -> Result<(AdminReply, Vec<Action>), String> {
         let id = AdminId(self.events);
         let Some(node) = &mut self.node else { return Err("nobody to ask".to_owned()) };
         node.handle(shard, self.now, Event::Admin { id, request });
+        let mut others = Vec::new();
+        while let Some(action) = node.poll(shard, self.now) {
+            match action {
+                Action::AdminReply { id: answered, reply } if answered == id => {
+                    return Ok((reply, others));
+                }
+                other => others.push(other),
+            }
+        }
+        Err(format!("shard {} did not answer its operator", shard.0))
+    }
+
+    fn ask(&mut self, shard: ShardId, request: AdminRequest) -> Result<AdminReply, String> {
+        let (reply, others) = self.question(shard, request)?;
+        self.act_all(shard, others)?;
         self.poll(shard)?;
-        let reply = self.node.as_mut().and_then(|node| node.take_reply(id));
-        reply.ok_or_else(|| format!("shard {} did not answer its operator", shard.0))
+        Ok(reply)
+    }
+
+    fn act_all(&mut self, shard: ShardId, actions: Vec<Action>) -> Result<(), String> {
+        let process = self.process;
+        for action in actions {
+            self.act(shard, action)?;
+            if self.process != process {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn stats(&mut self, shard: ShardId) -> Result<ShardStats, String> {
@@ -642,8 +701,11 @@ impl World {
             return Ok(());
         }
         if owner == HOST {
-            if let Some(node) = &mut self.node {
-                node.host_done(done)?;
+            let formatted = self.node.as_mut().map_or(Ok(()), |node| node.host_done(done));
+            if let Err(what) = formatted {
+                // The process says so and ends; the next start begins again.
+                let cause = Fatal::JournalPoisoned(what);
+                return self.died(&cause);
             }
             return self.pump_host();
         }
@@ -753,8 +815,7 @@ impl World {
     /// A client hangs up: some of what it said may still arrive.
     fn cut(&mut self, conn: ConnId) -> Result<(), String> {
         let process = self.process;
-        while self.rng.chance(500) && self.pipes.get(&conn).is_some_and(|p| !p.to_broker.is_empty())
-        {
+        while self.rng.chance(500) && self.says_something(conn) {
             self.bytes_to_broker(conn)?;
             if process != self.process {
                 return Ok(());
@@ -770,6 +831,11 @@ impl World {
         Ok(())
     }
 
+    /// Whether the broker would read more bytes of a connection.
+    fn says_something(&self, conn: ConnId) -> bool {
+        self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && !pipe.paused)
+    }
+
     fn flush_client(&mut self, client: usize) -> Result<(), String> {
         let Some(conn) = self.conn_of(client) else { return Ok(()) };
         let bytes = self.clients[client].take_output();
@@ -780,7 +846,7 @@ impl World {
         if self.clients[client].is_over() {
             // Both have said close: what is left is hanging up.
             let process = self.process;
-            while self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty()) {
+            while self.says_something(conn) {
                 self.bytes_to_broker(conn)?;
                 if process != self.process {
                     return Ok(());
@@ -804,12 +870,11 @@ impl World {
     fn bytes_to_broker(&mut self, conn: ConnId) -> Result<(), String> {
         let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
         pipe.to_broker_due = false;
-        if pipe.closing || pipe.paused || !pipe.accepted {
+        if pipe.closing || !pipe.accepted {
             pipe.to_broker.clear();
-            return Ok(());
         }
         let len = pipe.to_broker.len() as u64;
-        if len == 0 {
+        if len == 0 || pipe.paused {
             return Ok(());
         }
         // Mostly whole, sometimes a few bytes, sometimes any part.
@@ -871,6 +936,9 @@ impl World {
     // ---- Checks --------------------------------------------------------------------------------
 
     fn see(&mut self, seen: &Seen) -> Result<(), String> {
+        if self.options.follow.is_some_and(|letter| self.checks.facts.concerns(seen, letter)) {
+            self.story.push(format!("{:?} {seen:?}", self.now - self.base));
+        }
         self.checks.see(self.now, seen)
     }
 

@@ -6,10 +6,9 @@
 //!        └──▶ sync it: a killed process may have left it in the cache ──▶ recovery, a shard each
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use broker::admin::{AdminId, AdminReply};
 use broker::{Action, Event, Shard, ShardConfig};
 use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
 use journal::ShardId;
@@ -28,7 +27,6 @@ pub(super) struct Node {
     host: VecDeque<DiskOp>,
     ready: Vec<bool>,
     drained: Vec<bool>,
-    replies: BTreeMap<AdminId, AdminReply>,
     polls: Vec<bool>,
 }
 
@@ -94,7 +92,6 @@ impl Node {
             host,
             ready: vec![false; count],
             drained: vec![false; count],
-            replies: BTreeMap::new(),
             polls: vec![false; count],
         })
     }
@@ -190,16 +187,6 @@ impl Node {
     pub(super) fn set_drained(&mut self, shard: ShardId) -> bool {
         self.drained[usize::from(shard.0)] = true;
         self.drained.iter().all(|drained| *drained)
-    }
-
-    /// An operator is answered.
-    pub(super) fn replied(&mut self, id: AdminId, reply: AdminReply) {
-        self.replies.insert(id, reply);
-    }
-
-    /// The answer to an operator.
-    pub(super) fn take_reply(&mut self, id: AdminId) -> Option<AdminReply> {
-        self.replies.remove(&id)
     }
 
     /// Links that a shard knows.
