@@ -196,6 +196,8 @@ pub struct Facts {
     pub has_async: bool,
     /// The disk was full at some time.
     pub was_full: bool,
+    /// Segments are so small that the journal is often busy making the next one.
+    pub is_small: bool,
     /// The stamp of what is being seen.
     pub stamp: Option<Stamp>,
 }

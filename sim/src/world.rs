@@ -200,6 +200,7 @@ impl World {
         let clients: Vec<Client> = plan.clients.iter().enumerate().map(client).collect();
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
+        checks.facts.is_small = true;
         checks.facts.names.clone_from(&plan.queues);
         let mut world = Self {
             options: options.clone(),

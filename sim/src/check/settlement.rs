@@ -31,7 +31,9 @@ impl Check for Settlement {
             }
             Seen::Delivered { letter, .. } => {
                 let Some(at) = self.confirmed.get(letter) else { return Ok(()) };
-                if facts.level(*letter) != Level::Async || !facts.at_risk(*at) {
+                // On a full disk settlements wait for company until their block is full.
+                let at_risk = facts.at_risk(*at) || facts.was_full;
+                if facts.level(*letter) != Level::Async || !at_risk {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }
             }
