@@ -313,3 +313,33 @@ fn bytes_of_any_kind_do_not_panic() {
         }
     }
 }
+
+#[test]
+fn operations_of_any_kind_do_not_panic() {
+    let frames = [
+        encode(0, &Performative::Attach(sender("a", 0))),
+        encode(0, &Performative::Attach(receiver("b", 1))),
+        encode(0, &Performative::Flow(credit(1, 9))),
+        encode(0, &detach(0, true)),
+        encode(0, &detach(1, false)),
+        encode(0, &Performative::Disposition(disposition(Role::Receiver, 0, 9))),
+        encode(0, &Performative::End(End { error: None })),
+        encode(0, &Performative::Begin(begin())),
+    ];
+    let now = crate::peer::start();
+    for seed in 0..20_000 {
+        let mut random = Random::new(seed);
+        let mut bytes = vec![random.below(8) as u8 & [7, 0][random.below(2)]];
+        for _ in 0..random.below(60) {
+            if random.below(3) == 0 {
+                let body = &frames[random.below(frames.len())][8..];
+                let body = &body[..body.len().min(127)];
+                bytes.push(body.len() as u8);
+                bytes.extend_from_slice(body);
+            } else {
+                bytes.push(0xC0 + random.below(64) as u8);
+            }
+        }
+        crate::operations::drive(now, &bytes);
+    }
+}

@@ -8,6 +8,7 @@
 //!  deliveries.rs  transfers in both directions
 //!  pair.rs        client and server in memory, random byte splits and commands, by seed
 //!  hostile.rs     random frames in any order: no panic, bounded memory
+//!  operations.rs  the same driven by bytes, for the fuzzer and for seeds
 //! ```
 //!
 //! `item_N` in a test's name is the item in the list of what AMQP servers get wrong that it is
@@ -20,6 +21,7 @@ mod deliveries;
 mod handshake;
 mod hostile;
 mod links;
+mod operations;
 mod pair;
 mod peer;
 mod sessions;
