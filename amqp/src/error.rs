@@ -8,8 +8,8 @@
 //!  LimitExceeded   the peer's size, our bound    detach or close: resource-limit-exceeded, …
 //! ```
 //!
-//! Invariant: every fault has exactly one condition and one scope ([`Fault::condition`],
-//! [`Fault::scope`]), in matches without a catch-all, so that none is answered by accident.
+//! Invariant: every fault has exactly one condition and one scope (`Fault::condition`,
+//! `Fault::scope`), in matches without a catch-all, so that none is answered by accident.
 
 use std::fmt;
 

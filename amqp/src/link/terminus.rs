@@ -240,6 +240,9 @@ pub(crate) fn borrow_symbols(symbols: &[String]) -> Vec<Symbol<'_>> {
     symbols.iter().filter_map(|symbol| Symbol::from_ascii(symbol.as_bytes())).collect()
 }
 
+/// Filters of one source that reach the host; a client uses two or three.
+const FILTERS_MAX: usize = 64;
+
 /// Keys are symbols by the book; strings are seen in the field. Others name no filter we know.
 fn own_filters(filters: &Map<'_>) -> Vec<Filter> {
     let own = |(key, value): (Value<'_>, Value<'_>)| {
@@ -248,7 +251,7 @@ fn own_filters(filters: &Map<'_>) -> Vec<Filter> {
         Writer::new(&mut encoded).value(&value);
         Some(Filter { key, value: Bytes::from(encoded) })
     };
-    filters.iter().filter_map(own).collect()
+    filters.iter().filter_map(own).take(FILTERS_MAX).collect()
 }
 
 fn key_text<'a>(key: &Value<'a>) -> Option<&'a str> {
@@ -264,7 +267,11 @@ fn write_filters(filters: &[Filter]) -> Option<Vec<u8>> {
     }
     let mut encoded = Vec::new();
     Writer::new(&mut encoded).map_with(|map| {
-        for filter in filters {
+        for (nth, filter) in filters.iter().enumerate() {
+            // A symbol and a string of the same text come from the wire as one key twice.
+            if filters[..nth].iter().any(|other| other.key == filter.key) {
+                continue;
+            }
             let Some(key) = Symbol::from_ascii(filter.key.as_bytes()) else { continue };
             map.element().symbol(key);
             map.element().raw(&filter.value);
@@ -296,6 +303,24 @@ mod tests {
         };
         let back = source.with_wire(|wire| LinkSource::from_wire(&wire));
         assert_eq!(back, source);
+    }
+
+    #[test]
+    fn filters_whose_keys_differ_only_in_type_are_written_once() {
+        let mut encoded = Vec::new();
+        Writer::new(&mut encoded).map_with(|map| {
+            map.element().symbol(Symbol::new("f"));
+            map.element().uint(1);
+            map.element().string("f");
+            map.element().uint(2);
+            map.element().ulong(7);
+            map.element().uint(3);
+        });
+        let filter = borrow_map(Some(&encoded));
+        let source = LinkSource::from_wire(&Source { filter, ..Source::default() });
+        assert_eq!(source.filters.len(), 2);
+        let written = source.with_wire(|wire| LinkSource::from_wire(&wire).filters);
+        assert_eq!(written, source.filters[..1]);
     }
 
     #[test]
