@@ -429,3 +429,14 @@ fn reading_stops_where_answers_pile_up_unread() {
     peer.hears();
     assert!(peer.engine.wants_read());
 }
+
+#[test]
+fn item_36_batchable_never_holds_an_answer_back() {
+    let (mut peer, link) = Peer::sending(config(), 10);
+    for id in 0..2 {
+        peer.transfer(Transfer { batchable: true, ..transfer(0, id) }, b"m");
+        peer.engine.settle(link, DeliveryId(id), Outcome::Accepted);
+        let answer = format!("disposition@0 receiver {id}..={id} settled accepted");
+        assert_eq!(peer.hears(), [answer], "also when nothing follows");
+    }
+}
