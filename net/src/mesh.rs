@@ -18,6 +18,9 @@
 //! [`MeshPort::wait`] makes the same call that asked for it. One knock is enough for any number of
 //! letters: who is awake looks into every box before it sleeps.
 //!
+//! The tests notice a missing look or a missing knock. The order of the steps and the fences rest
+//! on this argument alone: the moments between them are too short to be hit by trying (we tried).
+//!
 //! Invariants: letters between two ports arrive in order, once. A full box gives the letter back:
 //! nobody blocks, so two cores can't wait for each other.
 //!
@@ -144,8 +147,7 @@ impl<T: Send> MeshPort<T> {
 
     /// Whether letters wait to be drained.
     pub fn has_mail(&self) -> bool {
-        let me = self.id.index();
-        (0..self.shared.ports).any(|from| !self.shared.mailbox(from, me).is_empty())
+        self.shared.has_mail(self.id.index())
     }
 
     /// Announces what was sent, then waits on the ring like [`Ring::wait`], but doesn't block while
@@ -168,26 +170,17 @@ impl<T: Send> MeshPort<T> {
         if timeout == Some(Duration::ZERO) {
             return ring.wait(timeout, completions);
         }
-        let asleep = &self.shared.asleep[me];
-        asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let timeout = if self.has_mail() { Some(Duration::ZERO) } else { timeout };
+        let timeout = if self.shared.may_sleep(me) { timeout } else { Some(Duration::ZERO) };
         let result = ring.wait(timeout, completions);
-        asleep.store(false, Ordering::Relaxed);
+        self.shared.awake(me);
         result
     }
 
     fn announce(&mut self, ring: &mut Ring) {
-        if !self.unannounced.contains(&true) {
-            return;
-        }
-        fence(Ordering::SeqCst);
         for (to, unannounced) in self.unannounced.iter_mut().enumerate() {
-            let asleep = &self.shared.asleep[to];
             if std::mem::take(unannounced)
                 && to != self.id.index()
-                && asleep.load(Ordering::Relaxed)
-                && asleep.swap(false, Ordering::Acquire)
+                && self.shared.must_knock(to)
                 && let Some(bell) = self.shared.bells[to].get()
             {
                 ring.knock(bell);
@@ -197,6 +190,29 @@ impl<T: Send> MeshPort<T> {
 }
 
 impl<T> Shared<T> {
+    /// The sleeper's side: says that it sleeps, then looks once more. `false`: there is mail.
+    fn may_sleep(&self, me: usize) -> bool {
+        self.asleep[me].store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        !self.has_mail(me)
+    }
+
+    fn awake(&self, me: usize) {
+        self.asleep[me].store(false, Ordering::Relaxed);
+    }
+
+    /// The sender's side, after its letter is in the box: whether `to` sleeps and nobody else is
+    /// waking it.
+    fn must_knock(&self, to: usize) -> bool {
+        fence(Ordering::SeqCst);
+        let asleep = &self.asleep[to];
+        asleep.load(Ordering::Relaxed) && asleep.swap(false, Ordering::Relaxed)
+    }
+
+    fn has_mail(&self, me: usize) -> bool {
+        (0..self.ports).any(|from| !self.mailbox(from, me).is_empty())
+    }
+
     fn mailbox(&self, from: usize, to: usize) -> &ArrayQueue<T> {
         assert!(to < self.ports, "the mesh has no port {to}");
         &self.boxes[from * self.ports + to]
