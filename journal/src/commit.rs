@@ -16,7 +16,7 @@
 //! A write that fails, is short, or hangs ends all this: the journal is poisoned by its owner.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::batch::{OpenBatch, Seal};
 use crate::block_buf::BlockBuf;
@@ -24,11 +24,8 @@ use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
 use crate::fragment::Fragment;
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{
-    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, PACK_WINDOW, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX,
-};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX};
 use crate::lsn::{Lsn, Slot, Term};
-use crate::space::Room;
 
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -193,19 +190,16 @@ impl Commit {
         open.opens_segment.then_some(chain_before)
     }
 
-    /// When the open batch is to be sealed, as far as it alone goes. None: when it is full.
-    pub(crate) fn seal_at(&self, room: Room) -> Option<Instant> {
+    /// When the open batch is to be sealed, if a block that is not full may be written after
+    /// `patience`. None: when it is full.
+    pub(crate) fn seal_at(&self, patience: Option<Duration>) -> Option<Instant> {
         let batch = &self.open.as_ref()?.batch;
         // A block counts as full when not even a bare settlement and a bit fit any more.
         let is_full = batch.padding() < RECORD_HEADER_BYTES + BATCH_HEADER_BYTES;
         if batch.forced || is_full {
             return Some(batch.due);
         }
-        match room {
-            Room::Plenty => Some(batch.due),
-            Room::Scarce => Some(batch.due.max(batch.since + PACK_WINDOW)),
-            Room::Packed => None,
-        }
+        patience.map(|patience| batch.due.max(batch.since + patience))
     }
 
     /// Whether another write may be submitted.

@@ -577,7 +577,7 @@ impl Journal {
 
     /// When the open batch is to be sealed.
     fn seal_at(&self) -> Option<Instant> {
-        self.commit.seal_at(self.space.room(self.commit.next()))
+        self.commit.seal_at(self.space.patience(self.commit.next()))
     }
 
     fn poll_batch(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {

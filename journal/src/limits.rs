@@ -63,6 +63,9 @@ pub const BACKLOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long a settlement waits for company when the disk is full.
 pub const PACK_WINDOW: Duration = Duration::from_millis(50);
 
+/// How long a settlement waits for company when the last reserved segment is in use.
+pub const PACK_WINDOW_LAST: Duration = Duration::from_secs(1);
+
 /// Idle time after which the durable mark is written.
 pub const DURABLE_MARK_IDLE: Duration = Duration::from_millis(200);
 

@@ -8,14 +8,15 @@
 //!
 //!   free   0 ......... 1 segment + set aside ...... 2 segments + set aside ............ all
 //!            Packed      |       Scarce               |       Plenty
-//!            settlements |  settlements wait          |  messages are taken
+//!            settlements |  settlements wait 50 ms    |  messages are taken
 //!            fill blocks |  for company               |
 //! ```
 //!
 //! Each accepted message sets aside the bytes of its settlement in a full block. So whatever is in
-//! the log can be settled: while `Scarce`, blocks that are not full eat at most one segment; when
-//! `Packed`, a block is written only full, and full blocks fit into what was set aside. The last
-//! reserved segment is for the copies that recycling the head needs.
+//! the log can be settled, in any order: while `Scarce`, blocks that are not full eat at most one
+//! segment; when `Packed`, half of one, more slowly; then a block is written only full, and full
+//! blocks fit into what was set aside. The other half of the last reserved segment is for the copies
+//! that recycling the head needs. Once all is settled the last block is written however full it is.
 //!
 //! Invariants: a slot is in exactly one place (a segment, ready, released but not yet free); a slot
 //! is claimed for a segment the moment its first batch opens, so that nothing that was taken can
@@ -23,11 +24,14 @@
 //! second.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::disk::OpId;
 use crate::identity::Chain;
-use crate::limits::{RESERVE_SEGMENTS, SEGMENT_HEADER_BYTES, SETTLE_BYTES, SPACE_RETRY};
+use crate::limits::{
+    PACK_WINDOW, PACK_WINDOW_LAST, RESERVE_SEGMENTS, SEGMENT_HEADER_BYTES, SETTLE_BYTES,
+    SPACE_RETRY,
+};
 use crate::lsn::{Lsn, Slot};
 
 /// How much room is left, and so how settlements are written.
@@ -37,7 +41,7 @@ pub enum Room {
     Plenty,
     /// Messages are not taken; settlements wait up to 50 ms for company.
     Scarce,
-    /// Settlements are written in full blocks only.
+    /// Settlements fill blocks; those that are alone wait for a second, and in the end for ever.
     Packed,
 }
 
@@ -157,6 +161,22 @@ impl Space {
             Room::Scarce
         } else {
             Room::Packed
+        }
+    }
+
+    /// How long a block that is not full has to wait. None: until it is full.
+    ///
+    /// Half of the last segment is kept for copies and for full blocks. Where everything is settled
+    /// nothing more has to be kept: that last block makes the whole log free.
+    pub(crate) fn patience(&self, next: Lsn) -> Option<Duration> {
+        match self.room(next) {
+            Room::Plenty => Some(Duration::ZERO),
+            Room::Scarce => Some(PACK_WINDOW),
+            Room::Packed => {
+                let kept = self.set_aside(0) + self.usable_bytes() / 2;
+                let may = self.unsettled == 0 || self.free_bytes(next) >= kept;
+                may.then_some(PACK_WINDOW_LAST)
+            }
         }
     }
 

@@ -2,12 +2,12 @@
 
 use journal::limits::BLOCK_BYTES;
 use journal::{
-    DiskError, Evidence, FileId, Lsn, NodeSuperblock, RecordKind, RecoveryError, Slot,
+    DiskError, DiskOp, Evidence, FileId, Lsn, NodeSuperblock, RecordKind, RecoveryError, Slot,
     SuperblockError,
 };
 
-use crate::bed::{Bed, SHARD, Seen, recover, recover_error};
-use crate::disk::Disk;
+use crate::bed::{Bed, SEGMENT_BYTES, SHARD, Seen, recover, recover_error, writes_of};
+use crate::disk::{Disk, Fate};
 
 const FIRST: FileId = FileId::Segment { shard: SHARD, slot: Slot(0) };
 
@@ -141,4 +141,65 @@ fn a_clean_end_is_known_as_such() {
     assert_eq!(seen, bed.seen());
     let (outcome, _) = recover(&mut bed.disk, &node);
     assert!(!outcome.clean, "the opening before was not closed");
+}
+
+/// The first batch of a segment never reached the disk, its slot still has the header of an earlier
+/// life, and behind it stands a batch that vouches for what was damaged before.
+#[test]
+fn proof_behind_the_header_of_an_earlier_life_is_found() {
+    let (mut bed, node) = Bed::fresh();
+    bed.settle();
+    let mut sequence = 0;
+    let mut next = || {
+        sequence += 1;
+        sequence
+    };
+    // Nothing is kept, so the slots go round; from the tenth segment on all are used ones.
+    let opening = loop {
+        bed.append(RecordKind::Settle, next(), b"");
+        bed.settle();
+        while bed.journal.head_segment().is_some() {
+            bed.journal.recycle_head();
+            bed.settle();
+        }
+        let last = bed.journal.durable();
+        bed.append(RecordKind::Message, next(), &[1; 20_000]);
+        bed.poll();
+        bed.make_segments();
+        let opens = bed.pending.iter().position(|op| {
+            matches!(op, DiskOp::Write { file: FileId::Segment { .. }, offset: 0, .. })
+        });
+        match opens {
+            Some(opening) if bed.journal.appended() > Lsn(10 * SEGMENT_BYTES) => {
+                bed.append(RecordKind::Message, next(), b"vouches for all before");
+                bed.poll();
+                break (opening, last);
+            }
+            Some(_) | None => bed.settle(),
+        }
+    };
+    let (opening, last) = opening;
+    let lost = bed.pending.remove(opening).file();
+    let header = &bed.disk.platter[&lost][..BLOCK_BYTES];
+    assert!(header.iter().any(|byte| *byte != 0), "the slot was used before");
+    for write in writes_of(&bed.pending) {
+        bed.disk.crash(&write, Fate::Whole);
+    }
+    recover(&mut bed.disk.clone(), &node);
+
+    // Now the last batch before, which was durable, is hurt.
+    let hurt = last.0 - BLOCK_BYTES as u64;
+    let names = bed.disk.platter.keys().copied().filter(|file| *file != lost);
+    let segments = names.filter(|file| matches!(file, FileId::Segment { .. }));
+    for file in segments.collect::<Vec<_>>() {
+        let at = usize::try_from(hurt % SEGMENT_BYTES).unwrap();
+        let block = &bed.disk.platter[&file][at..];
+        if block[16..24] == hurt.to_le_bytes() {
+            flip(&mut bed.disk, file, at + 70);
+        }
+    }
+    let error = recover_error(&mut bed.disk, &node);
+    let RecoveryError::Damaged { lsn, evidence, .. } = error else { panic!("{error}") };
+    assert_eq!(lsn, Lsn(hurt));
+    assert!(matches!(evidence, Evidence::LaterBatch { durable, .. } if durable == last));
 }

@@ -173,6 +173,32 @@ fn a_full_log_drains_in_order_settled_one_by_one_and_takes_messages_again() {
 }
 
 #[test]
+fn a_full_log_drains_even_if_the_oldest_message_is_settled_last() {
+    for segments_max in [4, 5, 8, 12] {
+        let (mut bed, _) = bed_of(segments_max);
+        bed.settle();
+        let mut owner = Owner::default();
+        filled(&mut bed, &mut owner);
+        let mut packed = 0;
+        while let Some((sequence, _)) = owner.live.pop_back() {
+            // Nothing can be recycled meanwhile, and each settlement comes alone.
+            let settled = bed.try_append(RecordKind::Settle, sequence, b"", Urgency::Now);
+            settled.expect("a settlement always has room");
+            packed += usize::from(bed.journal.usage().room == Room::Packed);
+            bed.wait(Duration::from_millis(2_000));
+        }
+        assert!(packed > 0, "the log never came to its last segment");
+        bed.wait(Duration::from_millis(2_000));
+        assert_eq!(bed.promised(), bed.appended.len(), "the last block is written all the same");
+        assert!(owner.recycle(&mut bed) > 0);
+        while owner.accept(&mut bed, 256) == Err(AppendError::Busy) {
+            bed.settle();
+        }
+        assert_eq!(owner.live.len(), 1, "messages are taken again");
+    }
+}
+
+#[test]
 fn a_full_log_also_drains_after_a_restart() {
     let (mut bed, node) = bed_of(6);
     bed.settle();

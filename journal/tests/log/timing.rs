@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use journal::limits::DURABLE_MARK_IDLE;
+use journal::limits::{DURABLE_MARK_IDLE, WRITES_WINDOW_MAX};
 use journal::{AppendError, DiskOp, FileId, RecordKind, Urgency};
 
 use crate::bed::{Bed, SHARD, recover};
@@ -103,4 +103,26 @@ fn a_message_of_many_fragments_is_there_whole_or_not_at_all() {
     assert!(seen.len() >= 3);
     let whole: Vec<u8> = seen.iter().flat_map(|seen| seen.payload.clone()).collect();
     assert_eq!(whole, payload);
+}
+
+#[test]
+fn no_more_than_a_window_of_batches_runs_ahead_of_a_write_that_does_not_end() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    let durable = bed.journal.durable();
+    let mut submitted = 0;
+    for sequence in 0..100 {
+        bed.append(RecordKind::Message, sequence, b"behind the one that hangs");
+        bed.poll();
+        bed.make_segments();
+        // All but the oldest are answered.
+        while bed.pending.len() > 1 {
+            bed.complete(1);
+            submitted += 1;
+        }
+    }
+    assert_eq!(submitted + 1, WRITES_WINDOW_MAX);
+    assert_eq!(bed.journal.durable(), durable);
+    bed.settle();
+    assert_eq!(bed.promised(), 100);
 }
