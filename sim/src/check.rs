@@ -196,8 +196,6 @@ pub struct Facts {
     pub has_async: bool,
     /// The disk was full at some time.
     pub was_full: bool,
-    /// Segments are so small that the journal is often busy making the next one.
-    pub is_small: bool,
     /// The stamp of what is being seen.
     pub stamp: Option<Stamp>,
 }
@@ -230,7 +228,8 @@ impl Facts {
             | Seen::Confirmed { letter, .. } => *letter == id,
             Seen::Written(record) => {
                 let written = self.letters.get(&id).and_then(|letter| letter.written.as_ref());
-                let same = |at: &Written| (at.queue, at.sequence) == (record.queue, record.sequence);
+                let same =
+                    |at: &Written| (at.queue, at.sequence) == (record.queue, record.sequence);
                 record.letter == Some(id) || written.is_some_and(same)
             }
             Seen::Vouched { .. } => false,

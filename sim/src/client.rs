@@ -73,6 +73,10 @@ pub struct Habits {
     pub burst: u64,
     /// Of a thousand letters, so many are larger than a fragment.
     pub large: u32,
+    /// Of a thousand letters, so many have some kilobytes.
+    pub medium: u32,
+    /// The most credit that it gives at once.
+    pub credit_max: u64,
     /// Of a thousand letters, so many are sent settled.
     pub presettled: u32,
     /// Of a thousand outcomes, so many wait for the broker's settlement.
@@ -478,7 +482,7 @@ impl Client {
             let size = if self.rng.chance(self.habits.large) {
                 hits.add(Hit::LargeMessage);
                 self.rng.between(66_000, 150_000)
-            } else if self.rng.chance(100) {
+            } else if self.rng.chance(self.habits.medium) {
                 self.rng.between(600, 6000)
             } else {
                 self.rng.between(14, 600)
@@ -497,7 +501,7 @@ impl Client {
 
     fn consume(&mut self, handle: u32, out: &mut Vec<Seen>) {
         if self.rng.chance(400) {
-            let credit = self.rng.between(1, 30) as u32;
+            let credit = self.rng.between(1, self.habits.credit_max) as u32;
             let drain = self.rng.chance(80);
             self.grant(handle, credit, drain);
         }

@@ -52,7 +52,6 @@ pub fn find(bytes: &[u8]) -> Option<LetterId> {
     Some(LetterId(u64::from_le_bytes(*number)))
 }
 
-
 /// What is forwarded of a message: all but its header.
 ///
 /// # Errors

@@ -193,7 +193,8 @@ fn carry_out(args: &Args, base: Instant) -> Suite {
                 return suite;
             }
             let follow = args.follow.map(LetterId);
-            let options = Options { seed, events_min: args.events, canary: args.canary, follow };
+            let options =
+                Options { canary: args.canary, follow, ..Options::new(seed, args.events) };
             match run(base, &options) {
                 Ok(report) if report.events >= args.events => suite.add(&report),
                 Ok(report) => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use journal::Level;
 
 use crate::client::Habits;
-use crate::disk::Profile;
+use crate::disk::{Crash, Profile};
 use crate::letter::LetterId;
 use crate::rng::Rng;
 use crate::wire::Hello;
@@ -58,6 +58,8 @@ pub struct Options {
     pub events_min: u64,
     /// A rule to break.
     pub canary: Option<Canary>,
+    /// One crash, at this moment of the disk, instead of those that the seed draws.
+    pub crash: Option<(u64, Crash)>,
     /// A letter whose story is told if the run fails.
     pub follow: Option<LetterId>,
 }
@@ -97,6 +99,13 @@ pub struct Plan {
     pub queues: Vec<String>,
 }
 
+impl Options {
+    /// A seed, without a canary.
+    pub fn new(seed: u64, events_min: u64) -> Self {
+        Self { seed, events_min, canary: None, crash: None, follow: None }
+    }
+}
+
 impl Plan {
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
@@ -104,8 +113,7 @@ impl Plan {
         let queues: Vec<String> =
             (0..rng.between(2, 6)).map(|queue| format!("queue-{queue}")).collect();
         let starved = rng.chance(250);
-        let clients =
-            (0..rng.between(3, 6)).map(|_| habits(&mut rng, &queues, starved)).collect();
+        let clients = (0..rng.between(3, 6)).map(|_| habits(&mut rng, &queues, starved)).collect();
         let backup = rng.chance(300);
         let levels = if backup {
             vec![*rng.pick(&[Level::Sync, Level::Replicated, Level::ReplicatedSync])]
@@ -116,12 +124,15 @@ impl Plan {
                 _ => vec![Level::Sync],
             }
         };
+        let tight = rng.chance(300);
         let journal = journal::Config {
             writes_in_flight_max: rng.between(1, 8) as usize,
-            segments_max: rng.between(5, 12) as u32,
+            segments_max: if tight { rng.between(5, 10) } else { rng.between(12, 60) } as u32,
             write_bound: Duration::from_millis(rng.between(300, 1500)),
             ..journal::Config::default()
         };
+        let memory_bytes_max =
+            if rng.chance(250) { rng.between(200_000, 600_000) } else { 16_000_000 };
         let delay_max = Duration::from_micros(rng.between(20, 2000));
         let tick_max = Duration::from_micros(rng.between(200, 4000));
         Self {
@@ -130,7 +141,7 @@ impl Plan {
             backup,
             journal,
             disk: disk(&mut rng),
-            memory_bytes_max: rng.between(200_000, 4_000_000),
+            memory_bytes_max,
             crash_every: if rng.chance(150) { 0 } else { rng.between(40, 900) },
             clean_stops: if rng.chance(300) { 300 } else { 0 },
             power_cuts: *rng.pick(&[0, 500, 1000]),
@@ -175,6 +186,8 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         produces: if starved { 800 } else { 450 },
         burst: rng.between(1, 12),
         large: if rng.chance(250) { 15 } else { 0 },
+        medium: *rng.pick(&[50, 50, 700]),
+        credit_max: *rng.pick(&[5, 30, 400]),
         presettled: if rng.chance(300) { 100 } else { 0 },
         waits: *rng.pick(&[0, 400, 1000]),
         gives_back: *rng.pick(&[0, 100, 400]),

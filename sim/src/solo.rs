@@ -546,8 +546,7 @@ impl Oracle {
         if end < self.promised {
             return Err(format!(
                 "{} records were durable, recovery ends after {end}: {:?} is lost",
-                self.promised,
-                self.entries[end].lsn
+                self.promised, self.entries[end].lsn
             ));
         }
         self.entries.truncate(end);

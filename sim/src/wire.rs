@@ -18,8 +18,8 @@ use amqp::codec::{Multiple, Symbol};
 use amqp::definitions::{DeliveryId, Handle, Role, SenderSettleMode};
 use amqp::frame::{self, FrameKind, FrameWriter, ProtocolId};
 use amqp::performative::{
-    AnyTarget, Attach, Begin, Close, DeliveryState, Detach, Disposition, End, Error, Flow, Modified,
-    Open, Performative, Rejected, Source, Target, Transfer,
+    AnyTarget, Attach, Begin, Close, DeliveryState, Detach, Disposition, End, Error, Flow,
+    Modified, Open, Performative, Rejected, Source, Target, Transfer,
 };
 use amqp::sasl::{SaslBody, SaslCode, SaslInit};
 

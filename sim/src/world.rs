@@ -27,7 +27,7 @@ use journal::{DiskDone, DiskOp, JournalUuid, LogId, Lsn, ShardId};
 use crate::audit::Audit;
 use crate::check::{Checks, QueueView, Seen, Stamp};
 use crate::client::{Client, Desk, Mode, Wish};
-use crate::disk::{Crash, Disk, Fate, Owner};
+use crate::disk::{Crash, Disk, Fate, Owner, Profile};
 use crate::hits::{Hit, Hits};
 use crate::plan::{Canary, Options, Plan};
 use crate::rng::Rng;
@@ -62,6 +62,8 @@ pub struct Report {
     pub sent: u64,
     /// Deliveries.
     pub deliveries: u64,
+    /// Moments of the disk at which it could have been crashed.
+    pub moments: u64,
     /// Virtual time that passed.
     pub took: Duration,
 }
@@ -178,6 +180,7 @@ pub fn run(base: Instant, options: &Options) -> Result<Report, Failure> {
                 hits,
                 sent: world.desk.sent,
                 deliveries: world.desk.deliveries,
+                moments: world.disk.moments(),
                 took: world.now - world.base,
             })
         }
@@ -192,7 +195,11 @@ pub fn run(base: Instant, options: &Options) -> Result<Report, Failure> {
 
 impl World {
     fn new(base: Instant, options: &Options) -> Self {
-        let plan = Plan::draw(options.seed);
+        let mut plan = Plan::draw(options.seed);
+        if options.crash.is_some() {
+            (plan.crash_every, plan.crash_at_ready, plan.spoilt) = (0, 0, 0);
+            plan.disk = Profile { bytes_max: plan.disk.bytes_max, ..Profile::sound() };
+        }
         let seed = options.seed;
         let client = |(index, habits): (usize, &crate::client::Habits)| {
             Client::new(index, Rng::stream(seed, "client", index as u64), habits.clone())
@@ -200,7 +207,6 @@ impl World {
         let clients: Vec<Client> = plan.clients.iter().enumerate().map(client).collect();
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
-        checks.facts.is_small = true;
         checks.facts.names.clone_from(&plan.queues);
         let mut world = Self {
             options: options.clone(),
@@ -383,7 +389,7 @@ impl World {
     }
 
     fn draw_crash(&mut self) {
-        self.crash_at = None;
+        self.crash_at = self.options.crash.filter(|_| self.process == 1);
         if self.phase == Phase::Work && self.plan.crash_every > 0 {
             let soon = self.rng.chance(100);
             let every = if soon { 40 } else { 2 * self.plan.crash_every };
@@ -394,8 +400,13 @@ impl World {
     }
 
     fn draw_crash_kind(&mut self) -> Crash {
-        let fate = *self.rng.pick(&[Fate::Seeded, Fate::Seeded, Fate::Lost, Fate::Whole, Fate::Torn]);
-        if self.rng.chance(self.plan.power_cuts) { Crash::PowerCut(fate) } else { Crash::Kill(fate) }
+        let fate =
+            *self.rng.pick(&[Fate::Seeded, Fate::Seeded, Fate::Lost, Fate::Whole, Fate::Torn]);
+        if self.rng.chance(self.plan.power_cuts) {
+            Crash::PowerCut(fate)
+        } else {
+            Crash::Kill(fate)
+        }
     }
 
     /// Crashes, if the moment for it has come; whether it did.
@@ -926,8 +937,7 @@ impl World {
             pipe.to_client.push_front((rest, Rc::clone(&stamp)));
         }
         let mut seen = Vec::new();
-        let heard =
-            self.clients[client].hear(&bytes, &mut self.desk, &mut self.hits, &mut seen);
+        let heard = self.clients[client].hear(&bytes, &mut self.desk, &mut self.hits, &mut seen);
         self.see_all(&seen, Some(&stamp))?;
         heard?;
         self.flush_to_client(conn);
@@ -996,8 +1006,7 @@ impl World {
         }
         self.crash_at = None;
         let bytes_max = self.plan.disk.bytes_max;
-        *self.disk.profile_mut() =
-            crate::disk::Profile { bytes_max, ..crate::disk::Profile::sound() };
+        *self.disk.profile_mut() = Profile { bytes_max, ..Profile::sound() };
         self.enter(Phase::Leave, Mode::Leave);
         Ok(())
     }

@@ -1,10 +1,13 @@
 //! A delivery count comes from the log, and `first-acquirer` is said of nothing that was recovered.
 //!
-//! The count lies between the failed deliveries that the broker has confirmed and those that clients
-//! have told it of. A released message, a lost connection or a crash adds nothing to it.
+//! The count lies between the failed deliveries that are in the log and confirmed, and those that
+//! clients have told the broker of. A released message, a lost connection or a crash adds nothing.
+//! (A full disk may give a message back uncounted; what the log has counted stays counted.)
 
 use std::collections::BTreeMap;
 use std::time::Instant;
+
+use journal::{QueueId, RecordKind, Sequence};
 
 use super::{Check, Facts, Seen};
 use crate::letter::LetterId;
@@ -14,6 +17,7 @@ use crate::wire::Verdict;
 #[derive(Debug, Default)]
 pub(super) struct Count {
     told: BTreeMap<LetterId, u32>,
+    logged: BTreeMap<(QueueId, Sequence), u32>,
     confirmed: BTreeMap<LetterId, u32>,
 }
 
@@ -27,8 +31,16 @@ impl Check for Count {
             Seen::Judged { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 *self.told.entry(*letter).or_default() += 1;
             }
+            Seen::Written(record) if record.kind == RecordKind::DeliveryCount => {
+                *self.logged.entry((record.queue, record.sequence)).or_default() += 1;
+            }
             Seen::Confirmed { letter, verdict: Verdict::Modified { failed: true, .. } } => {
-                *self.confirmed.entry(*letter).or_default() += 1;
+                if let Some(written) = &facts.letter(*letter)?.written {
+                    let at = (written.queue, written.sequence);
+                    let logged = self.logged.get(&at).copied().unwrap_or(0);
+                    let confirmed = self.confirmed.entry(*letter).or_default();
+                    *confirmed = logged.min(*confirmed + 1);
+                }
             }
             Seen::Delivered { letter, delivery_count, first_acquirer, .. } => {
                 return self.delivered(facts, *letter, *delivery_count, *first_acquirer);
@@ -57,8 +69,8 @@ impl Count {
         first_acquirer: bool,
     ) -> Result<(), String> {
         let told = self.told.get(&id).copied().unwrap_or(0);
-        // A disk that is behind or full gives a message back uncounted; at `async` a crash may take a count along.
-        let excused = facts.was_full || facts.has_async || facts.is_small;
+        // At `async` a crash may take a count along.
+        let excused = facts.has_async && !facts.crashes.is_empty();
         let confirmed = if excused { 0 } else { self.confirmed.get(&id).copied().unwrap_or(0) };
         if !(confirmed..=told).contains(&count) {
             return Err(format!(

@@ -31,6 +31,11 @@ impl Check for Settlement {
             }
             Seen::Delivered { letter, .. } => {
                 let Some(at) = self.confirmed.get(letter) else { return Ok(()) };
+                // Sent before the confirmation, to a link that was on its way out: it crossed it.
+                let sent = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
+                if sent <= *at {
+                    return Ok(());
+                }
                 // On a full disk settlements wait for company until their block is full.
                 let at_risk = facts.at_risk(*at) || facts.was_full;
                 if facts.level(*letter) != Level::Async || !at_risk {

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use broker::{Action, Event, Shard, ShardConfig};
-use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
 use journal::ShardId;
+use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
 
 use super::{JOURNAL_UUID, LOG_ID, SEGMENT_BYTES};
 use crate::disk::Disk;
