@@ -21,6 +21,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amqp::connection::Sasl;
 use broker::ShardConfig;
@@ -185,6 +186,12 @@ fn bind_alone(addr: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
+/// A peer has at least so long to answer our close.
+const CLOSE_WITHIN_MIN: Duration = Duration::from_millis(500);
+
+/// And at most so long.
+const CLOSE_WITHIN_MAX: Duration = Duration::from_secs(5);
+
 /// Segments that each shard may have.
 fn segments_max(config: &Config, directory: &Directory) -> u32 {
     let there = directory.bytes_used();
@@ -216,6 +223,8 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
     let amqp = amqp::connection::Config {
         container_id: "laelaps".to_owned(),
         idle_time_out: Some(config.idle_timeout.0),
+        // Who does not answer our goodbye must not hold up a stop.
+        close_timeout: (config.drain.0 / 2).clamp(CLOSE_WITHIN_MIN, CLOSE_WITHIN_MAX),
         max_message_size: config.max_message_size.0,
         sasl: Sasl::Server { anonymous: open, plain: !open, bare: open },
         tag_seed,

@@ -93,6 +93,8 @@ impl Directory {
             None => (files.format(wanted)?, true),
         };
         let direct = files.check_direct()?;
+        // Again: a format has used some of the space.
+        let volume = self::volume(root)?;
         Ok(Self { files, node, volume, direct, formatted_now, _lock: lock })
     }
 
