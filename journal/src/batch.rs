@@ -11,10 +11,10 @@
 //! one stands 64 bytes later. `durable LSN` is how far the writer's own log was durable when the
 //! batch was sealed. The header's checksum covers bytes 0..60. Zeros fill the last block.
 //!
-//! Invariants: a batch begins at a block and never leaves its segment; its durable LSN is not beyond
-//! its first LSN; its term is not below the term before it; it holds at least one record. Magic,
-//! version and the checksum of the first 60 bytes keep their place in every version, so that a newer
-//! format is known as such.
+//! Invariants: a batch begins at a block and never leaves its segment; its durable LSN is not
+//! beyond its first LSN; its term is not below the term before it; it holds at least one record.
+//! Magic, version and the checksum of the first 60 bytes keep their place in every version, so that
+//! a newer format is known as such.
 
 use std::time::Instant;
 

@@ -18,8 +18,11 @@ use std::collections::BTreeMap;
 
 use crate::limits::{BLOCK_BYTES, block_ceil};
 
+/// Buffers that nobody holds, by their size.
+type FreeLists = BTreeMap<usize, Vec<&'static mut [u8]>>;
+
 thread_local! {
-    static FREE: Cell<BTreeMap<usize, Vec<&'static mut [u8]>>> = const { Cell::new(BTreeMap::new()) };
+    static FREE: Cell<FreeLists> = const { Cell::new(BTreeMap::new()) };
 }
 
 /// Block-aligned memory of which the first [`len`](Self::len) bytes are in use.

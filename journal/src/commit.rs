@@ -3,16 +3,16 @@
 //! ```text
 //!   open ----(full | due and a write slot free)----> sealed queue ----> in flight ----> durable
 //!            due: at once if somebody waits,                            |A|B|C|D|
-//!                 else the end of the flush window                       ok   ok     durable = end A
+//!                 else the end of the flush window                      ok   ok   durable = end A
 //! ```
 //!
-//! There is no timer that holds a batch back from an idle disk: the first record that somebody waits
-//! for is written at once, and what comes while the disk is busy shares the next write.
+//! There is no timer that holds a batch back from an idle disk: the first record that somebody
+//! waits for is written at once, and what comes while the disk is busy shares the next write.
 //!
-//! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes run,
-//! and no more than `WRITES_WINDOW_MAX` batches lie behind the oldest of them;
-//! `durable` is the end of the contiguous prefix, never of the furthest write; no batch is submitted
-//! whose durable field exceeds our own durable LSN.
+//! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes
+//! run, and no more than `WRITES_WINDOW_MAX` batches lie behind the oldest of them;
+//! `durable` is the end of the contiguous prefix, never of the furthest write; no batch is
+//! submitted whose durable field exceeds our own durable LSN.
 //! A write that fails, is short, or hangs ends all this: the journal is poisoned by its owner.
 
 use std::collections::VecDeque;

@@ -15,7 +15,8 @@
 //! 4. A file that is too short for a `Read` gives as many bytes as there are (zero if it is not
 //!    there).
 //! 5. `Prewrite` creates the file where it is missing (and its directory), writes zeros over all of
-//!    it, and syncs file and directory. The host may cut it into pieces; it ends when all is durable.
+//!    it, and syncs file and directory. The host may cut it into pieces; it ends when all is
+//!    durable.
 //! 6. No operation is ever cancelled.
 
 use std::fmt;

@@ -8,10 +8,10 @@
 //! ```
 //!
 //! Invariants: each step is durable before the next; only step 4 makes [`NodeSuperblock::decode`]
-//! find anything, and it is a write within one sector, so a crash leaves the directory not formatted
-//! or complete, never in between. A format of a directory that is not formatted may be begun again
-//! any number of times. Never begin one where the node's superblock is good or unreadable: step 1
-//! would write zeros over a log.
+//! find anything, and it is a write within one sector, so a crash leaves the directory not
+//! formatted or complete, never in between. A format of a directory that is not formatted may be
+//! begun again any number of times. Never begin one where the node's superblock is good or
+//! unreadable: step 1 would write zeros over a log.
 //! The first failure ends it; nothing is retried here.
 
 use std::collections::VecDeque;

@@ -7,8 +7,8 @@
 //!
 //! All fragments of a message carry its queue, sequence, kind and level; only the first its parts.
 //! Fragments of different messages may lie between each other. The last one commits the message: an
-//! incomplete chain at the end of the log is garbage, and so is one whose fragments don't follow each
-//! other.
+//! incomplete chain at the end of the log is garbage, and so is one whose fragments don't follow
+//! each other.
 //!
 //! What is gathered is bounded by the log itself: a fragment is never longer than its record.
 

@@ -7,10 +7,11 @@
 //!  chain'      = mix64(rotl(chain, 23) ^ (header crc << 32 | body crc))
 //! ```
 //!
-//! Invariants: no client knows the log id, so no payload can be made to pass for a header at a block
-//! boundary; bytes of another log or another shard never check. The chain's step is a bijection of
-//! the chain before for each pair of checksums: two different histories meet again only by a
-//! collision of 64 bits. Both are guards against accidents and stale bytes, not signatures.
+//! Invariants: no client knows the log id, so no payload can be made to pass for a header at a
+//! block boundary; bytes of another log or another shard never check. The chain's step is a
+//! bijection of the chain before for each pair of checksums: two different histories meet again
+//! only by a collision of 64 bits. Both are guards against accidents and stale bytes, not
+//! signatures.
 
 use crate::lsn::{LogId, Lsn, ShardId};
 

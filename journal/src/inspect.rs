@@ -150,8 +150,8 @@ impl<'a> SegmentView<'a> {
         SegmentHeader::decode(&self.seed, self.segment_bytes, block)
     }
 
-    /// Every batch whose header checks, in the order of the file: the segment's own and, behind them,
-    /// what is left of its file's earlier lives.
+    /// Every batch whose header checks, in the order of the file: the segment's own and, behind
+    /// them, what is left of its file's earlier lives.
     pub fn batches(&self) -> impl Iterator<Item = BatchView<'a>> + use<'a> {
         let view = *self;
         let first = match view.header() {

@@ -227,8 +227,8 @@ impl Journal {
         }
     }
 
-    /// Appends a record; a payload over `fragment_bytes_max()` is split. It is copied once, into the
-    /// batch.
+    /// Appends a record; a payload over `fragment_bytes_max()` is split. It is copied once, into
+    /// the batch.
     ///
     /// # Errors
     /// Why it was not taken. Messages meet `Full` before settlements do: accepting a message sets
@@ -248,7 +248,8 @@ impl Journal {
         } else {
             Claim::Grow { settlements: settlements_of(record) }
         };
-        // On a full disk settlements wait for company; what else frees space is rare and goes at once.
+        // On a full disk settlements wait for company; what else frees space is rare and goes at
+        // once.
         let forced = record.kind.may_use_reserve() && record.kind != RecordKind::Settle;
         let appended = self.append_as(now, record, claim, Wish { due, forced })?;
         match record.kind {

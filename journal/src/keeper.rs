@@ -4,10 +4,10 @@
 //!   recycle, idle, close --> wanted --> in flight (generation + 1) --> done: slots are let go
 //! ```
 //!
-//! Invariants: at most one write is in flight, so the block before it stays whole; a slot of the old
-//! head is free only when a superblock with the new head is durable; the durable mark written is our
-//! own durable LSN at that moment, never more. What is wanted while a write is in flight goes into
-//! the next one. A failure poisons the journal, like that of a batch.
+//! Invariants: at most one write is in flight, so the block before it stays whole; a slot of the
+//! old head is free only when a superblock with the new head is durable; the durable mark written
+//! is our own durable LSN at that moment, never more. What is wanted while a write is in flight
+//! goes into the next one. A failure poisons the journal, like that of a batch.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! One shard's log, sans-IO: records go in, disk operations come out, completions make them durable.
+//! One shard's log, sans-IO: records go in, disk operations come out, completions make them
+//! durable.
 //!
 //! ```text
 //!              append                    poll_disk                  handle_disk

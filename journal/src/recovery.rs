@@ -10,17 +10,17 @@
 //!   7             Journal
 //! ```
 //!
-//! Torn or damaged: the log ends at the first place X that nothing valid stands at. If a later batch
-//! or the superblock says that more than X had been durable, what stood at X was promised: damage,
-//! and the start stops. If nothing does, it was never promised: it is cut off.
+//! Torn or damaged: the log ends at the first place X that nothing valid stands at. If a later
+//! batch or the superblock says that more than X had been durable, what stood at X was promised:
+//! damage, and the start stops. If nothing does, it was never promised: it is cut off.
 //!
 //! Invariants: before step 6 nothing is written, and every error comes before it or is its failure.
 //! Step 6 is one block with data sync; the other block stays whole; so a crash at any step leaves a
-//! log that recovers to the same records. Step 5 comes first: after a killed process the cache shows
-//! writes that were never synced; step 6 calls those of the segments durable, and writes over the
-//! superblock block that would be needed if the other one were only in the cache. Every opening has a new incarnation,
-//! and the truncation covers all that went before it: what was cut off can't come back.
-//! A block that can't be read is neither torn nor damaged: it is an error of its own.
+//! log that recovers to the same records. Step 5 comes first: after a killed process the cache
+//! shows writes that were never synced; step 6 calls those of the segments durable, and writes over
+//! the superblock block that would be needed if the other one were only in the cache. Every opening
+//! has a new incarnation, and the truncation covers all that went before it: what was cut off can't
+//! come back. A block that can't be read is neither torn nor damaged: it is an error of its own.
 
 mod replay;
 mod scan;
@@ -192,7 +192,8 @@ impl fmt::Display for RecoveryError {
             ),
             Self::Unreadable { file, offset, error } => write!(
                 f,
-                "{file} can't be read at byte {offset}: {error}; nothing was changed; see to the disk"
+                "{file} can't be read at byte {offset}: {error}; nothing was changed; \
+                 see to the disk"
             ),
             Self::Unwritable { file, error } => {
                 write!(f, "{file} can't be written: {error}; see to the disk")
@@ -552,8 +553,9 @@ impl Recovery {
         RecoveryError::Damaged { file, offset, lsn, evidence }
     }
 
-    /// The file and offset where the log ends: in a segment without a first batch; in the tail; else the file whose header can't be
-    /// read; else the superblock, which names a segment that is not there.
+    /// The file and offset where the log ends: in a segment without a first batch; in the tail;
+    /// else the file whose header can't be read; else the superblock, which names a segment that is
+    /// not there.
     fn place_of_end(&self) -> (FileId, u64) {
         let replay = self.replay.as_ref().expect("it has ended");
         if let Some(segment) = replay.abandoned() {

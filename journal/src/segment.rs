@@ -10,14 +10,14 @@
 //!   | chain before   | incarn.| log id                          | crc    | zeros ...  | batches
 //! ```
 //!
-//! The header is one block and is written together with the first batch, in one operation: a segment
-//! without a durable first batch is as good as none. `first LSN` is n*S + 4096. Term and chain are
-//! the first batch's, so both members of a pair write the same bytes.
+//! The header is one block and is written together with the first batch, in one operation: a
+//! segment without a durable first batch is as good as none. `first LSN` is n*S + 4096. Term and
+//! chain are the first batch's, so both members of a pair write the same bytes.
 //!
-//! Invariants: a segment is found by its header, never by the name of its file. A header proves that
-//! the log went on from the chain value it names, so what was left of the segment before is skipped.
-//! A slot that is used again keeps the batches of its last life behind the new ones; their first LSN
-//! is not their place any more, and their chain doesn't fit, so they are never read.
+//! Invariants: a segment is found by its header, never by the name of its file. A header proves
+//! that the log went on from the chain value it names, so what was left of the segment before is
+//! skipped. A slot that is used again keeps the batches of its last life behind the new ones; their
+//! first LSN is not their place any more, and their chain doesn't fit, so they are never read.
 
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{BLOCK_BYTES, FORMAT_VERSION, LSN_MAX, SEGMENT_HEADER_BYTES};

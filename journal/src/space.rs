@@ -15,8 +15,9 @@
 //! Each accepted message sets aside the bytes of its settlement in a full block. So whatever is in
 //! the log can be settled, in any order: while `Scarce`, blocks that are not full eat at most one
 //! segment; when `Packed`, half of one, more slowly; then a block is written only full, and full
-//! blocks fit into what was set aside. The other half of the last reserved segment is for the copies
-//! that recycling the head needs. Once all is settled the last block is written however full it is.
+//! blocks fit into what was set aside. The other half of the last reserved segment is for the
+//! copies that recycling the head needs. Once all is settled the last block is written however full
+//! it is.
 //!
 //! Invariants: a slot is in exactly one place (a segment, ready, released but not yet free); a slot
 //! is claimed for a segment the moment its first batch opens, so that nothing that was taken can

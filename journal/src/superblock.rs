@@ -19,10 +19,10 @@
 //!
 //! Invariants: the highest valid generation wins. A write tears at most the older block. A format
 //! writes generation 1 into block 0 within one sector, which a power cut leaves old or new: a block
-//! that is neither zero nor valid has been written and was damaged later. So there are three answers:
-//! never written, good, and written but unreadable, and the last stops the start. A valid block of a
-//! newer version or with features that must be known stops it too; the older block is no way out.
-//! Parts that aren't known are kept.
+//! that is neither zero nor valid has been written and was damaged later. So there are three
+//! answers: never written, good, and written but unreadable, and the last stops the start. A valid
+//! block of a newer version or with features that must be known stops it too; the older block is no
+//! way out. Parts that aren't known are kept.
 
 use std::fmt;
 

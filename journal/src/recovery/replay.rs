@@ -1,8 +1,8 @@
 //! Walks over the batches of a log, in order, as far as they prove each other.
 //!
 //! ```text
-//!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, inside its
-//!          segment, vouching for nothing beyond itself; body: checksum         -> its records, go on
+//!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, inside
+//!          its segment, vouching for nothing beyond itself; body: checksum   -> its records, go on
 //!   else:  a segment header for the next number that names this chain          -> go on there, if
 //!          its first batch is good; if not, the log ends at X all the same
 //!   else:  the log ends at X (whether rightly, `scan` finds out)
@@ -130,7 +130,8 @@ impl Replay {
         }
     }
 
-    /// The segment that was entered last, if nothing in it was accepted: then the log ends before it.
+    /// The segment that was entered last, if nothing in it was accepted: then the log ends before
+    /// it.
     pub(super) fn abandoned(&self) -> Option<&Segment> {
         self.abandoned.as_ref()
     }

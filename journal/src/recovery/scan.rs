@@ -1,16 +1,16 @@
 //! Looks behind the end of a log for proof that it did not end there.
 //!
 //! ```text
-//!   end X       |<- rest of the tail ->|<- other files ->|<- start of files with an older header ->|
-//!   each block  a batch header of this log, at its own place, beyond X, not cut off by a truncation:
+//!   end X       |<- rest of the tail ->|<- other files ->|<- start of files with older headers ->|
+//!   each block  a batch header of this log, at its own place, beyond X, not cut off before:
 //!                 its durable field > X   -> X was durable: damage
 //!                 else                    -> written, never promised: it is cut off
 //! ```
 //!
 //! Invariants: every place where a batch beyond X can lie is looked at: the rest of the tail, each
 //! file that doesn't begin with the header of a segment before X, and of the others the start: a
-//! segment's header goes out with its first batch, and at most `WRITES_WINDOW_MAX` batches run ahead
-//! of it.
+//! segment's header goes out with its first batch, and at most `WRITES_WINDOW_MAX` batches run
+//! ahead of it.
 //! A block inside a batch can't pass for a header: no client knows the seed.
 
 use crate::batch::{BatchHeader, BatchRead};

@@ -2,8 +2,9 @@
 //! is all that was promised there, in order, and nothing that was never appended?
 //!
 //! The workload keeps three writes in flight and answers the youngest first half of the time, so
-//! that holes in the middle are common; it crosses segments and recycles. After the first recovery it
-//! goes on, is cut again, and recovers again: what was cut off the first time must not come back.
+//! that holes in the middle are common; it crosses segments and recycles. After the first recovery
+//! it goes on, is cut again, and recovers again: what was cut off the first time must not come
+//! back.
 
 use journal::limits::BLOCK_BYTES;
 use journal::{Config, DiskOp, FileId, Journal, NodeSuperblock, RecordKind};

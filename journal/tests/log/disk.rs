@@ -1,7 +1,7 @@
 //! A disk in memory, with sync modelled for each write.
 //!
 //! ```text
-//!   submit -> pending --complete--> platter                 (a write is data-synced: it is durable)
+//!   submit -> pending --complete--> platter                 (a write is synced: it is durable)
 //!                     --crash-----> lost | torn | whole     (each pending write by itself)
 //!                     --kill------> cache                   (visible, and gone at a power cut
 //!                                                            unless its file is synced first)

@@ -1,8 +1,8 @@
 //! Files of the format as it was: every later version must read them to the same records, and this
 //! version must write the same bytes.
 //!
-//! `cargo test -p journal --test log golden::make -- --ignored` writes them anew; that is right only
-//! together with a new format version.
+//! `cargo test -p journal --test log golden::make -- --ignored` writes them anew; that is right
+//! only together with a new format version.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! The log as a whole, on a disk in memory that loses, tears and fails what it is told to.
 //!
-//! One binary: `disk` is the disk, `bed` the host around a journal; each other file is one property.
+//! One binary: `disk` is the disk, `bed` the host around a journal; each other file is one
+//! property.
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
 

@@ -1,4 +1,5 @@
-//! The head is recycled, stale bytes stay dead, and a full log always drains in the order of the log.
+//! The head is recycled, stale bytes stay dead, and a full log always drains in the order of the
+//! log.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -149,7 +150,8 @@ fn a_full_log_drains_in_order_settled_one_by_one_and_takes_messages_again() {
         assert!(messages as u64 * SETTLE_BYTES > 3_000, "{messages} messages");
         let (mut packed, mut scarce) = (0, 0);
         while !owner.live.is_empty() {
-            // Each settlement comes long after the last one and wants an answer now: the worst case.
+            // Each settlement comes long after the last one and wants an answer now: the worst
+            // case.
             owner.settle_oldest(&mut bed).expect("a settlement always has room");
             match bed.journal.usage().room {
                 Room::Packed => packed += 1,
