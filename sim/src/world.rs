@@ -988,8 +988,13 @@ impl World {
                 }
             }
             Phase::Part if self.is_quiet() && self.serves() => {
-                self.last_check()?;
-                self.phase = Phase::Over;
+                // A crash meanwhile may have brought back what was at risk.
+                if self.is_drained()? {
+                    self.last_check()?;
+                    self.phase = Phase::Over;
+                } else {
+                    self.enter(Phase::Drain, Mode::Drain);
+                }
             }
             Phase::Leave | Phase::Drain | Phase::Part | Phase::Over => {}
         }

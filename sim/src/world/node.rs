@@ -81,6 +81,7 @@ impl Node {
             amqp,
             backup: plan.backup,
             segments_max: u64::from(plan.journal.segments_max),
+            disk_bound: plan.journal.write_bound,
             canaries,
         };
         let count = usize::from(plan.shards);
