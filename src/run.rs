@@ -245,6 +245,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         amqp: amqp.clone(),
         backup: false,
         segments_max: u64::from(segments_max(config, directory)),
+        disk_bound: journal::Config::default().write_bound,
         canaries: broker::canary::Canaries::default(),
     };
     Ok((0..geometry.shards).map(shard).collect())

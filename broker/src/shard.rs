@@ -67,6 +67,8 @@ pub struct ShardConfig {
     pub backup: bool,
     /// Segments allowed, for the operator's eyes.
     pub segments_max: u64,
+    /// How long the disk may take for one operation of recovery.
+    pub disk_bound: std::time::Duration,
     /// Rules that are broken on purpose: none, but in tests of the tests.
     pub canaries: crate::canary::Canaries,
 }
@@ -100,11 +102,13 @@ pub struct Shard {
     dirty_queues: BTreeSet<QueueId>,
     creations: Creations,
     parked: ingress::Parked,
+    counts_parked: VecDeque<egress::Parked>,
     recycling: Recycling,
     purges: Purges,
     pressed: bool,
     pressure: Vec<bool>,
     report: crate::event::RecoveryReport,
+    recovery_due: Option<Instant>,
     report_head: Option<u64>,
     catalogue_seen: bool,
     counters: Counters,
@@ -134,11 +138,13 @@ impl Shard {
             dirty_queues: BTreeSet::new(),
             creations: Creations::default(),
             parked: ingress::Parked::default(),
+            counts_parked: VecDeque::new(),
             recycling: Recycling::default(),
             purges: Purges::default(),
             pressed: false,
             pressure: vec![false; shards],
             report: crate::event::RecoveryReport::default(),
+            recovery_due: None,
             report_head: None,
             catalogue_seen: false,
             counters: Counters::default(),
@@ -165,7 +171,10 @@ impl Shard {
 
     /// Whether nothing waits for a commit.
     pub fn is_quiet(&self) -> bool {
-        self.pending.is_empty() && self.mail.is_empty() && self.parked.is_empty()
+        self.pending.is_empty()
+            && self.mail.is_empty()
+            && self.parked.is_empty()
+            && self.counts_parked.is_empty()
     }
 
     /// Links of connections that this shard knows, for the checker of leaks.
@@ -187,6 +196,7 @@ impl Shard {
             Event::Disk(done) => match &mut self.phase {
                 Phase::Recovering(recovery) => {
                     recovery.handle_disk(now, done);
+                    self.recovery_due = None;
                     self.recover(now);
                 }
                 Phase::Joining | Phase::Serving | Phase::Stopping | Phase::Stopped => {
@@ -220,13 +230,14 @@ impl Shard {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
-        earlier(conns, journal)
+        earlier(self.recovery_due, earlier(conns, journal))
     }
 
     /// One round of the steps at the top; whether anything was done.
     fn step(&mut self, now: Instant) -> bool {
         if let Phase::Recovering(recovery) = &mut self.phase {
             if let Some(op) = recovery.poll_disk() {
+                self.recovery_due = Some(now + self.config.disk_bound);
                 self.actions.push_back(Action::Disk(op));
                 return true;
             }
@@ -235,6 +246,7 @@ impl Shard {
         self.step_mail(now);
         self.step_commit(now);
         self.step_parked(now);
+        self.step_counts(now);
         self.step_dispatch(now);
         self.step_purges(now);
         self.step_recycle(now);
@@ -284,6 +296,12 @@ impl Shard {
     }
 
     fn timer(&mut self, now: Instant) {
+        if self.recovery_due.is_some_and(|at| at <= now) {
+            self.fatal(Fatal::JournalUnreadable(format!(
+                "shard {}: the disk has not answered for {:?} while the log was read; check it",
+                self.config.shard.0, self.config.disk_bound
+            )));
+        }
         if let Some(journal) = &mut self.journal
             && journal.poll_timeout().is_some_and(|at| at <= now)
         {

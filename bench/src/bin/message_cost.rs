@@ -125,6 +125,7 @@ impl World {
             amqp,
             backup: false,
             segments_max: 64,
+            disk_bound: std::time::Duration::from_secs(30),
             canaries: broker::canary::Canaries::default(),
         };
         let client =

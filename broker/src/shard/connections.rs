@@ -50,6 +50,7 @@ impl Shard {
             paused: false,
             sending: false,
             spare: Vec::new(),
+            stalled: false,
             dirty: false,
             deadline: None,
             ending: Vec::new(),
@@ -463,6 +464,7 @@ impl Shard {
                 }
                 // Room in the engine may let the next delivery through.
                 self.pump_quietly(now, id);
+                self.send_stalled(now, id);
             }
             self.watch(id);
         }
@@ -545,7 +547,7 @@ impl Shard {
         if self.stopped_shards < self.config.shards || !self.mail.is_empty() {
             return;
         }
-        if self.pending.is_empty() && self.parked.is_empty() {
+        if self.pending.is_empty() && self.parked.is_empty() && self.counts_parked.is_empty() {
             journal.close();
         }
         if journal.is_closed() {

@@ -12,7 +12,8 @@
 //! empty, and the client is told.
 //!
 //! Only what the log knows counts as a failed delivery: the message is available again when its
-//! count is committed. If the disk is too full even for that, it goes back uncounted.
+//! count is committed, and while the journal is behind, it waits. If the disk is too full even for
+//! that record, the message goes back uncounted.
 
 use std::time::Instant;
 
@@ -61,6 +62,18 @@ impl Shard {
             if self.links.get(key).is_some_and(|link| link.session == session) {
                 self.send_stash(now, key);
             }
+        }
+    }
+
+    /// The engine's bytes were taken: what waited for that goes on, if anything did.
+    pub(super) fn send_stalled(&mut self, now: Instant, conn: ConnId) {
+        let Some(conn) = self.conns.get_mut(&conn) else { return };
+        if !std::mem::take(&mut conn.stalled) {
+            return;
+        }
+        let keys: Vec<LinkKey> = conn.links.values().copied().collect();
+        for key in keys {
+            self.send_stash(now, key);
         }
     }
 
@@ -144,7 +157,11 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(&conn_id) else { return };
         let mut presettled = Vec::new();
         while let Some(next) = consumer.stash.front() {
-            if conn.amqp.transmit_bytes_pending() > TRANSMIT_BYTES_HIGH || !conn.amqp.can_send(id) {
+            if conn.amqp.transmit_bytes_pending() > TRANSMIT_BYTES_HIGH {
+                conn.stalled = true;
+                break;
+            }
+            if !conn.amqp.can_send(id) {
                 break;
             }
             match send_one(&mut conn.amqp, id, next, consumer.presettled) {
@@ -336,7 +353,7 @@ impl Shard {
     ) {
         let mut record = Record::new(RecordKind::Settle, id, sequence, &[]);
         record.level = level;
-        if let Some(end) = self.append_small(now, &record, urgency) {
+        if let Some(end) = self.append_reserved(now, &record, urgency) {
             let effect = self.state.apply_settle(id, sequence);
             self.pending.push(level, Waiting { end, effect, answer });
         }
@@ -354,33 +371,45 @@ impl Shard {
         let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &[]);
         record.level = level;
         record.parts.delivery_count = Some(count);
-        match self.append_small(now, &record, Urgency::Now) {
-            Some(end) => {
+        let Some(journal) = &mut self.journal else { return };
+        match journal.append(now, &record, Urgency::Now) {
+            Ok(appended) => {
                 let effect = self.state.apply_delivery_count(id, sequence, count);
-                self.pending.push(level, Waiting { end, effect, answer });
+                self.pending.push(level, Waiting { end: appended.end, effect, answer });
             }
-            None => {
+            // The message stays where no consumer sees it, and the answer waits.
+            Err(AppendError::Busy) => {
+                self.counts_parked.push_back(Parked { id, level, counted, answer });
+            }
+            Err(AppendError::Full | AppendError::TooLarge) => {
                 self.state.commit(Effect::Counted(id, sequence));
                 self.answer(answer);
             }
+            Err(AppendError::Poisoned | AppendError::Closed) => {}
         }
     }
 
-    /// Appends a record without payload; `None` if it is not in the log. A settlement always has
-    /// its room, set aside when its message was accepted.
-    fn append_small(&mut self, now: Instant, record: &Record<'_>, urgency: Urgency) -> Option<Lsn> {
-        let journal = self.journal.as_mut()?;
-        match journal.append(now, record, urgency) {
+    /// The journal may take again the counts that it could not take before.
+    pub(super) fn step_counts(&mut self, now: Instant) {
+        for Parked { id, level, counted, answer } in std::mem::take(&mut self.counts_parked) {
+            self.append_count(now, id, level, counted, answer);
+        }
+    }
+
+    /// Appends a settlement, which always has its room: it was set aside when its message was
+    /// accepted. `None` only where the journal takes nothing any more.
+    fn append_reserved(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        urgency: Urgency,
+    ) -> Option<Lsn> {
+        match self.journal.as_mut()?.append(now, record, urgency) {
             Ok(appended) => Some(appended.end),
             Err(AppendError::Poisoned | AppendError::Closed) => None,
-            Err(AppendError::Full | AppendError::Busy | AppendError::TooLarge)
-                if record.kind != RecordKind::Settle =>
-            {
-                None
-            }
             Err(error @ (AppendError::Full | AppendError::Busy | AppendError::TooLarge)) => {
                 self.fatal(Fatal::JournalPoisoned(format!(
-                    "there is no room for a settlement ({error:?}), though it was set aside"
+                    "there is no room for a settlement ({error}), though it was set aside"
                 )));
                 None
             }
@@ -414,7 +443,17 @@ enum Next {
 }
 
 /// A failed delivery.
-struct Counted {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
     sequence: Sequence,
     count: u32,
+}
+
+/// A failed delivery that the journal could not take yet.
+#[derive(Debug)]
+pub(super) struct Parked {
+    id: QueueId,
+    level: Level,
+    counted: Counted,
+    answer: Answer,
 }

@@ -39,6 +39,8 @@ pub(crate) struct Conn {
     pub(crate) sending: bool,
     /// A buffer that came home.
     pub(crate) spare: Vec<u8>,
+    /// Some stash waits for the engine's bytes to be taken.
+    pub(crate) stalled: bool,
     /// It is in `dirty_conns`.
     pub(crate) dirty: bool,
     /// Its entry in `deadlines`.
