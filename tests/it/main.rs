@@ -15,6 +15,8 @@
 #![expect(clippy::disallowed_methods, reason = "real processes are waited for by a real clock")]
 
 mod check;
+mod damage;
+mod exits;
 mod harness;
 mod interop;
 mod kill;

@@ -102,11 +102,12 @@ impl PowerFs {
 
 impl Drop for PowerFs {
     fn drop(&mut self) {
-        // Requests that hang would keep the mount busy.
-        if let Some(input) = &mut self.input {
+        // Requests that hang would keep their processes alive, and those the mount.
+        if let Some(mut input) = self.input.take() {
             let _ = input.write_all(b"freeze\ncut\n");
         }
-        self.input = None;
+        // Lazily: the kernel closes a dead ring's files a little after its process is gone.
+        let _ = Command::new("fusermount3").arg("-uz").arg(&self.dir).status();
         let _ = self.child.wait();
     }
 }

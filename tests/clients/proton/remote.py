@@ -66,6 +66,7 @@ class Remote(MessagingHandler):
         self.failure = None
         self.gone = False
         self.tags = 0
+        self.detached = set()
 
     # -- what Proton tells
 
@@ -93,6 +94,10 @@ class Remote(MessagingHandler):
 
     def on_link_error(self, event):
         pass
+
+    def on_link_remote_detach(self, event):
+        """A detach that is no close: Proton tells of it, but does not keep it in the state."""
+        self.detached.add(event.link.name)
 
     # -- the loop
 
@@ -272,12 +277,14 @@ class Remote(MessagingHandler):
         return {}
 
     def do_detach(self, step):
-        link = self.links.pop(step["name"])
+        name = step["name"]
+        link = self.links.pop(name)
+        self.detached.discard(name)
         if step.get("closed", True):
             link.close()
         else:
             link.detach()
-        done = self.wait(lambda: closed(link) or self.gone, step)
+        done = self.wait(lambda: closed(link) or name in self.detached or self.gone, step)
         answered = done and not self.gone
         link.free()
         return {"answered": answered}

@@ -66,6 +66,7 @@ pub(crate) struct Knobs {
     pub(crate) writes_fail: bool,
     pub(crate) reads_fail: bool,
     pub(crate) syncs_hang: bool,
+    pub(crate) opens_denied: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -309,6 +310,10 @@ impl Filesystem for PowerFs {
         reply: ReplyEntry,
     ) {
         let Some((mut state, reply)) = self.enter(reply, ReplyEntry::error) else { return };
+        if state.knobs.opens_denied {
+            reply.error(Errno::EACCES);
+            return;
+        }
         let kind = Kind::Directory(Directory::default());
         match state.make(req, parent, name, mode & !umask, kind) {
             Ok(attr) => reply.entry(&TTL, &attr, Generation(0)),
@@ -327,6 +332,10 @@ impl Filesystem for PowerFs {
         reply: ReplyCreate,
     ) {
         let Some((mut state, reply)) = self.enter(reply, ReplyCreate::error) else { return };
+        if state.knobs.opens_denied {
+            reply.error(Errno::EACCES);
+            return;
+        }
         match state.make(req, parent, name, mode & !umask, Kind::File(File::default())) {
             Ok(attr) => {
                 let flags = FopenFlags::empty();
@@ -365,7 +374,11 @@ impl Filesystem for PowerFs {
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let Some((_state, reply)) = self.enter(reply, ReplyOpen::error) else { return };
+        let Some((state, reply)) = self.enter(reply, ReplyOpen::error) else { return };
+        if state.knobs.opens_denied {
+            reply.error(Errno::EACCES);
+            return;
+        }
         reply.opened(FileHandle(0), FopenFlags::empty());
     }
 

@@ -11,6 +11,7 @@
 //!             fail-writes on|off        EIO for writes and syncs           ok
 //!             fail-reads on|off         EIO for reads                      ok
 //!             hang-syncs on|off         no answer to syncs, until a cut    ok
+//!             deny-opens on|off         EACCES for open, create and mkdir   ok
 //!             quota BYTES|none          ENOSPC beyond                      ok
 //!             counts                    ok WRITES WRITTEN_BYTES SYNCS READS ALLOCATED_BYTES
 //!             end of input              unmount, exit 0
@@ -102,6 +103,10 @@ fn obey(fs: &PowerFs, line: &str) -> Result<String, String> {
         ["hang-syncs", word] => {
             let hang = on_or_off(word)?;
             fs.set_knobs(|knobs| knobs.syncs_hang = hang);
+        }
+        ["deny-opens", word] => {
+            let denied = on_or_off(word)?;
+            fs.set_knobs(|knobs| knobs.opens_denied = denied);
         }
         ["quota", "none"] => fs.set_quota(u64::MAX),
         ["quota", bytes] => {
