@@ -159,6 +159,8 @@ impl fmt::Display for DiskError {
     }
 }
 
+impl std::error::Error for DiskError {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

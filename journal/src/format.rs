@@ -55,6 +55,8 @@ impl std::fmt::Display for FormatError {
     }
 }
 
+impl std::error::Error for FormatError {}
+
 impl Format {
     /// Both ids are drawn by the caller, from the system's generator.
     ///

@@ -119,6 +119,8 @@ impl fmt::Display for AppendError {
     }
 }
 
+impl std::error::Error for AppendError {}
+
 /// The first failure of a journal: nothing is durable after it, and nothing is taken any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Poison {

@@ -354,6 +354,8 @@ impl fmt::Display for RecordError {
     }
 }
 
+impl std::error::Error for RecordError {}
+
 /// Set in the type of a part that must be refused where it isn't known.
 pub(crate) const PART_REQUIRED: u16 = 0x8000;
 

@@ -209,6 +209,8 @@ impl fmt::Display for RecoveryError {
     }
 }
 
+impl std::error::Error for RecoveryError {}
+
 /// What shows that bytes had been durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {

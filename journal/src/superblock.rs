@@ -363,6 +363,8 @@ impl fmt::Display for SuperblockError {
     }
 }
 
+impl std::error::Error for SuperblockError {}
+
 struct Head {
     magic: [u8; 4],
     shard: u16,
