@@ -23,9 +23,11 @@ use std::time::{Duration, Instant};
 use broker::admin::{AdminId, AdminReply};
 use broker::{Action, Event, Mail, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
-use journal::{Recovery, ShardId};
+use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES};
+use journal::{BlockBuf, Recovery, ShardId};
+use net::buf::Pages;
 use net::mesh::{MeshPort, PortId};
-use net::{Completion, ListenerId, Ring, RingConfig, RingError, TcpListen};
+use net::{Completion, ListenerId, MemoryUse, Ring, RingConfig, RingError, TcpListen};
 use tokio::sync::oneshot;
 
 use super::cold::Cold;
@@ -48,6 +50,9 @@ const HELD_RETRY: Duration = Duration::from_micros(200);
 
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u16 = 1024;
+
+/// Batch buffers of a shard beside those being written: one that fills, one that is sealed.
+const BUFFERS_SPARE: usize = 2;
 
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
@@ -135,7 +140,9 @@ impl Core {
             Failure::new(Cause::EngineRefused, what)
         };
         let config = RingConfig { files_max: FILES_MAX + 64, ..RingConfig::default() };
-        let ring = Ring::new(config).map_err(refused)?;
+        let mut ring = Ring::new(config).map_err(refused)?;
+        let buffers = setup.shards.len() * (setup.journal.writes_in_flight_max + BUFFERS_SPARE);
+        pin_batch_buffers(&mut ring, setup.core, buffers);
         setup.port.attach(&ring);
         let bell = ring.doorbell();
         let (inbox, inputs) = Inbox::new(move || bell.knock());
@@ -430,6 +437,21 @@ impl Core {
     /// Whoever started us is gone only when the process is going too.
     fn report(&self, report: Report) {
         drop(self.reports.send(report));
+    }
+}
+
+/// Stock this thread's batch buffers with memory that the kernel holds pinned, so that a write from
+/// it need not pin it first. Where the limit on locked memory refuses, writes just cost more.
+fn pin_batch_buffers(ring: &mut Ring, core: usize, buffers: usize) {
+    let bytes = BATCH_BYTES_MAX + SEGMENT_HEADER_BYTES as usize;
+    let Ok(pages) = Pages::new(buffers * bytes) else { return };
+    let (memory, region) = pages.leak();
+    if let MemoryUse::Unregistered(why) = ring.register_memory(&[region]) {
+        tracing::info!("core {core} writes from memory that is not pinned: {why}");
+    }
+    for buffer in memory.chunks_exact_mut(bytes) {
+        // A buffer that is dropped waits for its thread's next journal to take one of its size.
+        drop(BlockBuf::from_static(buffer, bytes));
     }
 }
 
