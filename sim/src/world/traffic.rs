@@ -1,0 +1,189 @@
+//! Bytes between clients and shards: delayed, cut anywhere, and lost with their connection.
+//!
+//! ```text
+//!   client ── to_broker ──▶ shard        withheld while the shard has paused its reads
+//!   client ◀── to_client ── shard        each piece with the marks of the moment it was let go
+//! ```
+//! The bytes of one direction keep their order, whatever their pieces.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use broker::{ConnId, Event};
+use journal::ShardId;
+
+use super::node::Node;
+use super::{Due, Pipe, World};
+use crate::check::Stamp;
+use crate::client::Wish;
+use crate::hits::Hit;
+
+impl World {
+    pub(super) fn tick(&mut self, client: usize) -> Result<(), String> {
+        let max = self.plan.tick_max.as_nanos() as u64;
+        let next = Duration::from_nanos(self.rng.between(max / 10, max));
+        self.after(next, Due::Tick(client));
+        let mut seen = Vec::new();
+        let wish = self.clients[client].tick(&mut self.desk, &mut self.hits, &mut seen);
+        self.see_all(&seen, None)?;
+        match wish {
+            Wish::None => {}
+            Wish::Connect => self.connect(client),
+            Wish::Cut => {
+                self.hits.add(Hit::ConnectionLost);
+                if let Some(conn) = self.conn_of(client) {
+                    self.cut(conn)?;
+                }
+            }
+        }
+        self.flush_client(client)
+    }
+
+    pub(super) fn conn_of(&self, client: usize) -> Option<ConnId> {
+        self.pipes.iter().find(|(_, pipe)| pipe.client == client).map(|(conn, _)| *conn)
+    }
+
+    pub(super) fn connect(&mut self, client: usize) {
+        if self.stopping || !self.node.as_ref().is_some_and(Node::is_ready) {
+            return;
+        }
+        self.next_conn += 1;
+        let conn = ConnId(self.next_conn);
+        let pipe = Pipe {
+            client,
+            shard: ShardId(self.rng.below(u64::from(self.plan.shards)) as u16),
+            accepted: false,
+            paused: false,
+            closing: false,
+            to_broker: VecDeque::new(),
+            to_broker_due: false,
+            to_client: VecDeque::new(),
+            to_client_due: false,
+        };
+        self.pipes.insert(conn, pipe);
+        self.clients[client].connected();
+        let delay = self.delay();
+        self.after(delay, Due::Accept(conn));
+    }
+
+    /// A client hangs up: some of what it said may still arrive.
+    pub(super) fn cut(&mut self, conn: ConnId) -> Result<(), String> {
+        let process = self.process;
+        while self.rng.chance(500) && self.says_something(conn) {
+            self.bytes_to_broker(conn)?;
+            if process != self.process {
+                return Ok(());
+            }
+        }
+        if let Some(pipe) = self.pipes.remove(&conn) {
+            self.clients[pipe.client].lost();
+            if pipe.accepted && !pipe.closing {
+                let delay = self.delay();
+                self.after(delay, Due::Lost(conn, pipe.shard));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the broker would read more bytes of a connection.
+    pub(super) fn says_something(&self, conn: ConnId) -> bool {
+        self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && !pipe.paused)
+    }
+
+    pub(super) fn flush_client(&mut self, client: usize) -> Result<(), String> {
+        let Some(conn) = self.conn_of(client) else { return Ok(()) };
+        let bytes = self.clients[client].take_output();
+        if let Some(pipe) = self.pipes.get_mut(&conn) {
+            pipe.to_broker.extend(bytes);
+        }
+        self.flush_to_broker(conn);
+        if self.clients[client].is_over() {
+            // Both have said close: what is left is hanging up.
+            let process = self.process;
+            while self.says_something(conn) {
+                self.bytes_to_broker(conn)?;
+                if process != self.process {
+                    return Ok(());
+                }
+            }
+            return self.cut(conn);
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush_to_broker(&mut self, conn: ConnId) {
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
+        let may = pipe.accepted && !pipe.paused && !pipe.closing && !pipe.to_broker_due;
+        if may && !pipe.to_broker.is_empty() {
+            pipe.to_broker_due = true;
+            let delay = self.delay();
+            self.after(delay, Due::ToBroker(conn));
+        }
+    }
+
+    pub(super) fn bytes_to_broker(&mut self, conn: ConnId) -> Result<(), String> {
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
+        pipe.to_broker_due = false;
+        if pipe.closing || !pipe.accepted {
+            pipe.to_broker.clear();
+        }
+        let len = pipe.to_broker.len() as u64;
+        if len == 0 || pipe.paused {
+            return Ok(());
+        }
+        // Mostly whole, sometimes a few bytes, sometimes any part.
+        let take = match self.rng.below(10) {
+            0 => self.rng.between(1, len.min(9)),
+            1..=3 => self.rng.between(1, len),
+            _ => len.min(256 * 1024),
+        };
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
+        let bytes: Vec<u8> = pipe.to_broker.drain(..take as usize).collect();
+        let shard = pipe.shard;
+        self.flush_to_broker(conn);
+        self.tell(shard, Event::Received { conn, bytes: &bytes })
+    }
+
+    pub(super) fn send_to_client(&mut self, conn: ConnId, buf: Vec<u8>) {
+        let stamp = Rc::new(Stamp { at: self.now, marks: self.audit.marks() });
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
+        pipe.to_client.push_back((buf.clone(), stamp));
+        self.flush_to_client(conn);
+        let delay = self.delay();
+        self.after(delay, Due::Sent(conn, buf));
+    }
+
+    pub(super) fn flush_to_client(&mut self, conn: ConnId) {
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return };
+        let anything = !pipe.to_client.is_empty() || pipe.closing;
+        if anything && !pipe.to_client_due {
+            pipe.to_client_due = true;
+            let delay = self.delay();
+            self.after(delay, Due::ToClient(conn));
+        }
+    }
+
+    pub(super) fn bytes_to_client(&mut self, conn: ConnId) -> Result<(), String> {
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
+        pipe.to_client_due = false;
+        let client = pipe.client;
+        let Some((mut bytes, stamp)) = pipe.to_client.pop_front() else {
+            if pipe.closing {
+                self.pipes.remove(&conn);
+                self.clients[client].lost();
+            }
+            return Ok(());
+        };
+        if self.rng.chance(200) && bytes.len() > 1 {
+            let rest = bytes.split_off(self.rng.between(1, bytes.len() as u64 - 1) as usize);
+            pipe.to_client.push_front((rest, Rc::clone(&stamp)));
+        }
+        let mut seen = Vec::new();
+        let heard = self.clients[client].hear(&bytes, &mut self.desk, &mut self.hits, &mut seen);
+        self.see_all(&seen, Some(&stamp))?;
+        heard?;
+        self.flush_to_client(conn);
+        self.flush_client(client)
+    }
+}

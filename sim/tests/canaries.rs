@@ -1,0 +1,90 @@
+//! Each rule, broken on purpose: the checkers must notice within a stated number of runs.
+//!
+//! ```text
+//!   the journal's   one journal alone, crashed at each moment in turn     LOGS_MAX runs
+//!                   and the whole world                                   SEEDS_MAX seeds
+//!   the broker's    the whole world                                       SEEDS_MAX seeds
+//! ```
+//! A mix of faults that cannot find a planted bug proves nothing about the bugs that nobody planted.
+//! The same seeds without a canary are sound: that is the test in `seeds.rs`.
+
+use std::time::Instant;
+
+use sim::disk::{Crash, Fate};
+use sim::plan::{Canary, Options};
+use sim::{solo, world};
+
+/// Runs of one journal alone within which each of the journal's canaries is caught.
+const LOGS_MAX: u64 = 400;
+/// Seeds of the whole world within which every canary is caught.
+const SEEDS_MAX: u64 = 40;
+const EVENTS: u64 = 12_000;
+
+const CRASHES: [Crash; 7] = [
+    Crash::PowerCut(Fate::Lost),
+    Crash::PowerCut(Fate::Whole),
+    Crash::PowerCut(Fate::Torn),
+    Crash::PowerCut(Fate::Seeded),
+    Crash::Kill(Fate::Lost),
+    Crash::Kill(Fate::Whole),
+    Crash::Kill(Fate::Torn),
+];
+
+#[expect(clippy::disallowed_methods, reason = "the origin of virtual time; only differences count")]
+fn base() -> Instant {
+    Instant::now()
+}
+
+/// After how many runs a broken rule shows, in one journal alone.
+fn runs_alone(canary: journal::Canary) -> Option<u64> {
+    let base = base();
+    let mut runs = 0;
+    for seed in 0.. {
+        let mut plan = solo::Plan::new(seed, 100);
+        plan.config.segments_max = 4 + (seed % 5) as u32;
+        plan.config.writes_in_flight_max = 1 + (seed % 8) as usize;
+        let sound = solo::run(base, &plan).expect("sound without the canary");
+        plan.config.canary = Some(canary);
+        for moment in 1..=sound.moments {
+            let crash = CRASHES[(moment + seed) as usize % CRASHES.len()];
+            plan.stop = Some(solo::Stop { moment, crash });
+            runs += 1;
+            if solo::run(base, &plan).is_err() {
+                return Some(runs);
+            }
+            if runs == LOGS_MAX {
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// After how many seeds a broken rule shows in the world, and how.
+fn seeds_of_world(canary: Canary) -> Option<(u64, String)> {
+    let base = base();
+    (0..SEEDS_MAX).find_map(|seed| {
+        let options = Options { canary: Some(canary), ..Options::new(seed, EVENTS) };
+        world::run(base, &options).err().map(|failure| (seed + 1, failure.what))
+    })
+}
+
+#[test]
+fn the_journals_canaries_are_caught_by_a_journal_alone() {
+    for (name, canary) in Canary::ALL {
+        if let Canary::Journal(canary) = canary {
+            let runs = runs_alone(canary);
+            println!("{name}: caught by run {runs:?}");
+            assert!(runs.is_some(), "{name} was not caught by {LOGS_MAX} runs");
+        }
+    }
+}
+
+#[test]
+fn every_canary_is_caught_in_the_world() {
+    for (name, canary) in Canary::ALL {
+        let caught = seeds_of_world(canary);
+        println!("{name}: {caught:?}");
+        assert!(caught.is_some(), "{name} was not caught by {SEEDS_MAX} seeds");
+    }
+}
