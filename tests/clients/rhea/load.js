@@ -147,6 +147,7 @@ class Consumer extends Role {
         this.links = 0;
         this.seen = 0;
         this.ends = 0;
+        this.seen_before_drain = 0;
         this.forget();
     }
 
@@ -198,7 +199,8 @@ class Consumer extends Role {
     received(receiver, { message, delivery }) {
         if (receiver !== this.receiver || this.closing) return;
         const id = message.message_id;
-        const bytes = message.body.content;
+        // Proton sends bytes as an amqp-value, rhea as a data section.
+        const bytes = Buffer.isBuffer(message.body) ? message.body : message.body.content;
         say('received', {
             id, q: this.queue, inc: this.inc, link: this.link,
             fa: Boolean(message.first_acquirer), dc: message.delivery_count || 0,
@@ -222,12 +224,20 @@ class Consumer extends Role {
         if (this.style === 'mixed' && this.seen % 10 === 0) kind = 'released';
         if (this.style === 'mixed' && this.seen % 15 === 0) kind = 'failed';
         say('outcome', { id, link: this.link, kind, settled: true });
+        // rhea 3.0.5 merges a first disposition with the next one whatever that says, so each that is
+        // not `accepted` is written by itself.
+        if (kind !== 'accepted') this.write_dispositions();
         if (kind === 'accepted') delivery.update(true, rhea.message.accepted().described());
         if (kind === 'released') delivery.update(true, rhea.message.released().described());
         if (kind === 'failed') {
             delivery.update(true, rhea.message.modified({ delivery_failed: true }).described());
         }
+        if (kind !== 'accepted') this.write_dispositions();
         this.settled.push({ id, kind });
+    }
+
+    write_dispositions() {
+        this.session.incoming.process(this.session);
     }
 
     // The broker settled an outcome that was sent unsettled.
@@ -263,9 +273,15 @@ class Consumer extends Role {
         if (!this.finished) this.attach();
     }
 
-    // rhea counts received credit down itself, so unused credit at the answer means: empty.
+    // Credit that comes back unused means an empty queue; used up, it means: ask again.
     drained(receiver) {
         if (receiver !== this.receiver || this.closing) return;
+        const credit = this.spec.credit || 30;
+        if (this.seen - this.seen_before_drain === credit) {
+            this.seen_before_drain = this.seen;
+            receiver.add_credit(credit);
+            return;
+        }
         say('drained', { who: this.name, q: this.queue, inc: this.inc });
         this.end();
     }

@@ -72,7 +72,9 @@ fn serve(dir: &str, seed: u64) -> io::Result<()> {
         println!("{}", answer.unwrap_or_else(|why| format!("no: {why}")));
         io::stdout().flush()?;
     }
-    session.umount_and_join()
+    // Whoever started it may have unmounted it already, lazily.
+    let _ = session.umount_and_join();
+    Ok(())
 }
 
 fn obey(fs: &PowerFs, line: &str) -> Result<String, String> {
