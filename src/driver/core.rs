@@ -4,7 +4,7 @@
 //!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn
 //!               ├─ Received ───▶ Event::Received      bytes on loan, given back at once
 //!               ├─ Sent ───────▶ Event::Sent          or ConnectionLost
-//!               ├─ ReceiveEnded▶ Event::ConnectionLost at the end of the turn
+//!               ├─ ReceiveEnded▶ Event::ConnectionLost; an orderly end at the end of the turn
 //!               └─ Disk ───────▶ Event::Disk
 //!   Action ─────┬─ Send, Pause, Resume, Close ▶ ring
 //!               ├─ Disk ───────▶ ring or cold thread
@@ -237,7 +237,7 @@ impl Core {
                 }
                 self.ring.release(lease);
             }
-            Completion::ReceiveEnded { socket, .. } => self.ended.push(socket),
+            Completion::ReceiveEnded { socket, result: Ok(()) } => self.ended.push(socket),
             Completion::Sent { socket, buf, result: Ok(()) } => {
                 let served = self.sockets.served(socket);
                 self.sockets.sent(&mut self.ring, socket);
@@ -245,7 +245,8 @@ impl Core {
                     self.handle(now, shard, Event::Sent { conn, buf });
                 }
             }
-            Completion::Sent { socket, result: Err(_), .. } => {
+            Completion::Sent { socket, result: Err(_), .. }
+            | Completion::ReceiveEnded { socket, result: Err(_) } => {
                 if let Some(Served { conn, shard }) = self.sockets.lost(&mut self.ring, socket) {
                     self.handle(now, shard, Event::ConnectionLost { conn });
                 }
@@ -424,7 +425,7 @@ impl Core {
     fn tell_ended(&mut self, now: Instant) {
         let mut told = false;
         for socket in std::mem::take(&mut self.ended) {
-            if let Some(Served { conn, shard }) = self.sockets.ended(&mut self.ring, socket) {
+            if let Some(Served { conn, shard }) = self.sockets.ended(&mut self.ring, now, socket) {
                 self.handle(now, shard, Event::ConnectionLost { conn });
                 told = true;
             }

@@ -506,3 +506,119 @@ fn superblock_failure(path: &Path, error: &SuperblockError) -> Failure {
     };
     Failure::new(cause, format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use journal::BlockBuf;
+    use journal::OpId;
+
+    use super::*;
+
+    const WANTED: Wanted = Wanted {
+        segment_bytes: 64 * 1024,
+        segment_bytes_given: false,
+        shards: 2,
+        shards_given: false,
+        allow_volatile: true,
+    };
+
+    const AT_ONCE: LockWait = LockWait(Some(Duration::ZERO));
+
+    fn open(root: &Path) -> Result<Directory, Failure> {
+        Directory::open(root, AT_ONCE, &WANTED, || {})
+    }
+
+    fn cause(opened: Result<Directory, Failure>) -> Cause {
+        opened.err().expect("a failure").cause
+    }
+
+    /// Let a segment hold something where its first batch would stand.
+    fn write_a_batch(files: &Files) {
+        let mut buf = BlockBuf::zeroed(BLOCK_BYTES);
+        buf.as_mut_slice()[0] = 1;
+        let file = FileId::Segment { shard: ShardId(1), slot: Slot(0) };
+        let done =
+            files.perform(DiskOp::Write { id: OpId(1), file, offset: SEGMENT_HEADER_BYTES, buf });
+        assert_eq!(done.result, Ok(4096));
+    }
+
+    #[test]
+    fn a_new_directory_is_formatted_once_and_found_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        let data = root.path().join("a/b");
+        let first = open(&data).expect("formatted");
+        assert!(first.is_new() && first.bytes_used() > 0);
+        let node = first.node();
+        drop(first);
+        let second = open(&data).expect("found");
+        assert!(!second.is_new());
+        assert_eq!(second.node(), node);
+    }
+
+    #[test]
+    fn a_directory_has_one_holder() {
+        let root = tempfile::tempdir().expect("a directory");
+        let holder = open(root.path()).expect("formatted");
+        assert_eq!(cause(open(root.path())), Cause::LockHeld);
+        assert_eq!(
+            Directory::inspect(root.path()).map(drop).expect_err("held").cause,
+            Cause::LockHeld
+        );
+        drop(holder);
+        open(root.path()).expect("free again");
+    }
+
+    #[test]
+    fn what_was_formatted_is_never_contradicted() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(open(root.path()).expect("formatted"));
+        let other = Wanted { segment_bytes: 128 * 1024, shards: 3, ..WANTED };
+        drop(Directory::open(root.path(), AT_ONCE, &other, || {}).expect("defaults give way"));
+        for wanted in
+            [Wanted { segment_bytes_given: true, ..other }, Wanted { shards_given: true, ..other }]
+        {
+            let opened = Directory::open(root.path(), AT_ONCE, &wanted, || {});
+            assert_eq!(cause(opened), Cause::DirectoryMismatch);
+        }
+    }
+
+    #[test]
+    fn a_lost_superblock_never_makes_a_new_log_over_an_old_one() {
+        let root = tempfile::tempdir().expect("a directory");
+        write_a_batch(&open(root.path()).expect("formatted").files());
+        let superblock = root.path().join("superblock");
+        fs::write(&superblock, vec![0; 2 * BLOCK_BYTES]).expect("blanked");
+        assert_eq!(cause(open(root.path())), Cause::JournalDamaged);
+        fs::remove_file(&superblock).expect("removed");
+        assert_eq!(cause(open(root.path())), Cause::JournalDamaged);
+        assert!(!superblock.exists(), "nothing was changed");
+    }
+
+    #[test]
+    fn a_format_that_was_cut_short_is_begun_again() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(open(root.path()).expect("formatted"));
+        fs::remove_file(root.path().join("superblock")).expect("removed");
+        fs::remove_dir_all(root.path().join("shard-001")).expect("removed");
+        assert!(open(root.path()).expect("formatted").is_new());
+    }
+
+    #[test]
+    fn an_unreadable_superblock_stops_the_start() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(open(root.path()).expect("formatted"));
+        fs::write(root.path().join("superblock"), b"something else").expect("spoilt");
+        assert_eq!(cause(open(root.path())), Cause::JournalDamaged);
+    }
+
+    #[test]
+    fn a_missing_file_holds_no_bytes_and_takes_none() {
+        let root = tempfile::tempdir().expect("a directory");
+        let files = open(root.path()).expect("formatted").files();
+        let file = FileId::Segment { shard: ShardId(0), slot: Slot(77) };
+        let written =
+            files.perform(DiskOp::Write { id: OpId(1), file, offset: 0, buf: BlockBuf::zeroed(1) });
+        assert!(matches!(written.result, Err(DiskError::Io(_))));
+        assert!(written.buf.is_some());
+    }
+}

@@ -200,3 +200,125 @@ impl Disk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use journal::Slot;
+    use net::{Completion, RingConfig};
+
+    use super::*;
+    use crate::driver::directory::{Directory, LockWait, Wanted};
+
+    struct Bench {
+        ring: Ring,
+        disk: Disk,
+        _root: tempfile::TempDir,
+        _directory: Directory,
+    }
+
+    fn bench() -> Bench {
+        let root = tempfile::tempdir().expect("a directory");
+        let wanted = Wanted {
+            segment_bytes: 64 * 1024,
+            segment_bytes_given: false,
+            shards: 1,
+            shards_given: false,
+            allow_volatile: true,
+        };
+        let directory =
+            Directory::open(root.path(), LockWait(None), &wanted, || {}).expect("formatted");
+        let config = RingConfig { files_max: FILES_MAX + 1, ..RingConfig::default() };
+        let ring = Ring::new(config).expect("a ring");
+        let cold = Cold::start(directory.files()).expect("a thread");
+        let bell = ring.doorbell();
+        let (inbox, _inputs) = Inbox::new(move || bell.knock());
+        let disk = Disk::new(directory.files(), cold, inbox);
+        Bench { ring, disk, _root: root, _directory: directory }
+    }
+
+    impl Bench {
+        fn perform(&mut self, op: DiskOp) -> DiskDone {
+            self.disk.submit(&mut self.ring, ShardId(0), op);
+            let mut completions = Vec::new();
+            loop {
+                if let Some((_, done)) = self.disk.poll() {
+                    return done;
+                }
+                self.ring.wait(None, &mut completions).expect("a wait");
+                if let Some(Completion::Disk { tag, buf, result }) = completions.pop() {
+                    return self.disk.complete(tag, buf, result).1;
+                }
+            }
+        }
+    }
+
+    fn segment(slot: u32) -> FileId {
+        FileId::Segment { shard: ShardId(0), slot: Slot(slot) }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_each_answer_has_its_name() {
+        let mut bench = bench();
+        let mut buf = BlockBuf::zeroed(8192);
+        buf.as_mut_slice()[5000] = 7;
+        let (file, offset) = (segment(0), 4096);
+        let written = bench.perform(DiskOp::Write { id: OpId(1), file, offset, buf });
+        assert_eq!((written.id, written.result), (OpId(1), Ok(8192)));
+        let buf = BlockBuf::zeroed(8192);
+        let read = bench.perform(DiskOp::Read { id: OpId(2), file, offset, buf });
+        assert_eq!((read.id, read.result), (OpId(2), Ok(8192)));
+        assert_eq!(read.buf.expect("the buffer").as_slice()[5000], 7);
+        let synced = bench.perform(DiskOp::Sync { id: OpId(3), file });
+        assert!(synced.result.is_ok() && synced.buf.is_none());
+    }
+
+    #[test]
+    fn a_read_gives_what_there_is() {
+        let mut bench = bench();
+        let read =
+            |file, offset| DiskOp::Read { id: OpId(1), file, offset, buf: BlockBuf::zeroed(8192) };
+        assert_eq!(bench.perform(read(segment(0), 60 * 1024)).result, Ok(4096));
+        assert_eq!(bench.perform(read(segment(99), 0)).result, Ok(0));
+    }
+
+    #[test]
+    fn a_write_to_a_missing_file_is_an_error_with_its_buffer() {
+        let mut bench = bench();
+        let buf = BlockBuf::zeroed(4096);
+        let op = DiskOp::Write { id: OpId(1), file: segment(99), offset: 0, buf };
+        let done = bench.perform(op);
+        assert!(matches!(done.result, Err(DiskError::Io(_))));
+        assert!(done.buf.is_some());
+    }
+
+    #[test]
+    fn more_files_than_the_ring_takes_are_opened_in_turn() {
+        let mut bench = bench();
+        for slot in 0..FILES_MAX + 20 {
+            let path = bench.disk.files.path(segment(slot));
+            if !path.exists() {
+                std::fs::write(path, vec![0; 4096]).expect("a file");
+            }
+            let buf = BlockBuf::take(4096);
+            let read = DiskOp::Read { id: OpId(1), file: segment(slot), offset: 0, buf };
+            assert_eq!(bench.perform(read).result, Ok(4096), "slot {slot}");
+        }
+        assert_eq!(bench.disk.open.len(), FILES_MAX as usize);
+    }
+
+    #[test]
+    fn a_pre_write_is_answered_by_the_inbox() {
+        let mut bench = bench();
+        let bell = bench.ring.doorbell();
+        let (inbox, inputs) = Inbox::new(move || bell.knock());
+        bench.disk.inbox = inbox;
+        let op = DiskOp::Prewrite { id: OpId(9), file: segment(7), bytes: 65_536 };
+        bench.disk.submit(&mut bench.ring, ShardId(0), op);
+        let crate::node::Input::Cold { done, .. } = inputs.recv().expect("an answer") else {
+            panic!("not an answer");
+        };
+        assert_eq!((done.id, done.result.is_ok()), (OpId(9), true));
+        let path = bench.disk.files.path(segment(7));
+        assert_eq!(std::fs::metadata(path).expect("there").len(), 65_536);
+    }
+}

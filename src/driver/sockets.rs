@@ -4,7 +4,7 @@
 //!   Serving ──Action::Close──▶ Finishing ──last Sent──▶ Lingering ──peer's end──▶ Closing ──▶ gone
 //!      │                           │                        │                        ▲
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
-//!      └── ReceiveEnded, or a failed send: the shard is told once ───────────────────┘
+//!      └── the peer's end, or a failed send: the shard is told once ─────────────────┘
 //! ```
 //! A close is polite: what is under way is sent, our half is ended, and what the peer still sends is
 //! read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would make the
@@ -156,12 +156,24 @@ impl Sockets {
         told.then_some(served)
     }
 
-    /// The peer has ended its half. A connection that says goodbye may finish its sends.
-    pub(super) fn ended(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Served> {
+    /// The peer has ended its half: whom to tell, if anybody. What is being sent may still arrive,
+    /// so the socket stays until it is.
+    pub(super) fn ended(
+        &mut self,
+        ring: &mut Ring,
+        now: Instant,
+        socket: SocketId,
+    ) -> Option<Served> {
         let entry = self.entry_of(socket)?;
         entry.peer_ended = true;
         match entry.phase {
             Phase::Finishing => None,
+            Phase::Serving if entry.sends > 0 => {
+                entry.phase = Phase::Finishing;
+                let served = Served { conn: entry.conn, shard: entry.shard };
+                self.deadlines.push_back((now + LINGER, socket));
+                Some(served)
+            }
             Phase::Serving | Phase::Lingering | Phase::Closing => self.lost(ring, socket),
         }
     }
@@ -219,5 +231,157 @@ fn close(ring: &mut Ring, entry: &mut Entry) {
     if entry.phase != Phase::Closing {
         entry.phase = Phase::Closing;
         ring.close(entry.socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+
+    use net::{Completion, RingConfig, TcpListen};
+
+    use super::*;
+    use crate::driver::clock;
+
+    /// A ring with one accepted connection, and its client's end.
+    struct Bench {
+        ring: Ring,
+        sockets: Sockets,
+        socket: SocketId,
+        conn: ConnId,
+        client: TcpStream,
+    }
+
+    fn bench() -> Bench {
+        let mut ring = Ring::new(RingConfig::default()).expect("a ring");
+        let addr = "127.0.0.1:0".parse().expect("an address");
+        let listen = TcpListen { addr, reuse_port: false, backlog: 8 };
+        let (_, addr) = ring.listen(listen).expect("listening");
+        let client = TcpStream::connect(addr).expect("connected");
+        client.set_read_timeout(Some(Duration::from_secs(10))).expect("bounded");
+        let mut sockets = Sockets::new(0, 2);
+        let socket = loop {
+            if let Completion::Accepted { socket, .. } = next(&mut ring) {
+                break socket;
+            }
+        };
+        let conn = sockets.add(socket, ShardId(0));
+        ring.start_receive(socket);
+        Bench { ring, sockets, socket, conn, client }
+    }
+
+    fn next(ring: &mut Ring) -> Completion {
+        let mut completions = Vec::new();
+        for _ in 0..1000 {
+            ring.wait(Some(Duration::from_millis(10)), &mut completions).expect("a wait");
+            if !completions.is_empty() {
+                assert_eq!(completions.len(), 1, "the tests do one thing at a time");
+                return completions.remove(0);
+            }
+        }
+        panic!("nothing happened in ten seconds");
+    }
+
+    #[test]
+    fn ids_are_never_given_twice_and_differ_between_cores() {
+        let mut bench = bench();
+        let first = bench.conn;
+        bench.ring.close(bench.socket);
+        loop {
+            if let Completion::Closed { socket } = next(&mut bench.ring) {
+                bench.sockets.closed(socket);
+                break;
+            }
+        }
+        assert_eq!(bench.sockets.socket(first), None);
+        let mut other = Sockets::new(1, 2);
+        let second = bench.sockets.add(bench.socket, ShardId(0));
+        let third = other.add(bench.socket, ShardId(1));
+        assert!(first != second && second != third && first != third);
+    }
+
+    #[test]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "any other completion fails the test")]
+    fn a_goodbye_is_sent_whole_before_the_end() {
+        let mut bench = bench();
+        bench.sockets.send(&mut bench.ring, bench.conn, b"goodbye".to_vec());
+        bench.sockets.finish(&mut bench.ring, clock(), bench.conn);
+        assert_eq!(bench.sockets.served(bench.socket), None, "the shard hears nothing more");
+        loop {
+            if let Completion::Sent { socket, result, .. } = next(&mut bench.ring) {
+                result.expect("sent");
+                bench.sockets.sent(&mut bench.ring, socket);
+                break;
+            }
+        }
+        // What the peer still sends is taken and dropped: the kernel must not reset the connection.
+        bench.client.write_all(b"more").expect("still open");
+        let mut heard = Vec::new();
+        loop {
+            match next(&mut bench.ring) {
+                Completion::Received { lease, .. } => {
+                    bench.ring.release(lease);
+                    bench.client.read_to_end(&mut heard).expect("an orderly end");
+                    assert_eq!(heard, b"goodbye");
+                    bench.client.shutdown(std::net::Shutdown::Write).expect("ended");
+                }
+                Completion::ReceiveEnded { socket, .. } => {
+                    assert_eq!(bench.sockets.ended(&mut bench.ring, clock(), socket), None);
+                }
+                Completion::Closed { socket } => return bench.sockets.closed(socket),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "any other completion fails the test")]
+    fn what_is_being_sent_outlives_the_peers_end() {
+        let mut bench = bench();
+        bench.sockets.send(&mut bench.ring, bench.conn, b"answer".to_vec());
+        let served = Served { conn: bench.conn, shard: ShardId(0) };
+        let told = bench.sockets.ended(&mut bench.ring, clock(), bench.socket);
+        assert_eq!(told, Some(served));
+        loop {
+            match next(&mut bench.ring) {
+                Completion::Sent { socket, result, .. } => {
+                    result.expect("sent");
+                    bench.sockets.sent(&mut bench.ring, socket);
+                }
+                Completion::Closed { socket } => break bench.sockets.closed(socket),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+        let mut heard = Vec::new();
+        bench.client.read_to_end(&mut heard).expect("an orderly end");
+        assert_eq!(heard, b"answer");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_end_is_closed_in_time() {
+        let mut bench = bench();
+        let now = clock();
+        bench.sockets.finish(&mut bench.ring, now, bench.conn);
+        assert_eq!(bench.sockets.poll_timeout(), Some(now + LINGER));
+        bench.sockets.handle_timeout(&mut bench.ring, now + LINGER);
+        assert_eq!(bench.sockets.poll_timeout(), None);
+        loop {
+            if let Completion::Closed { socket } = next(&mut bench.ring) {
+                bench.sockets.closed(socket);
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_told_once() {
+        let mut bench = bench();
+        let served = Served { conn: bench.conn, shard: ShardId(0) };
+        assert_eq!(bench.sockets.ended(&mut bench.ring, clock(), bench.socket), Some(served));
+        assert_eq!(bench.sockets.lost(&mut bench.ring, bench.socket), None);
+        assert_eq!(bench.sockets.socket(bench.conn), None, "nothing is sent any more");
+        bench.sockets.finish(&mut bench.ring, clock(), bench.conn);
+        assert_eq!(bench.sockets.poll_timeout(), None);
     }
 }
