@@ -9,8 +9,9 @@
 //!             under way, by the file system's own account
 //! ```
 //!
-//! Between an acknowledgement at `async` and the submission of its batch lies the flush window, and
-//! on a busy machine the time until a thread runs again; [`ASYNC_SLACK`] is the bound on the latter.
+//! Between an acknowledgement at `async` and the submission of its batch lies the flush window, the
+//! time that the writes then under way take, and on a busy machine the time until a thread runs
+//! again; [`ASYNC_SLACK`] is the bound on the last.
 
 use std::thread;
 use std::time::Duration;
@@ -181,15 +182,18 @@ fn what_async_loses_lies_within_the_flush_window() {
     let mut oldest = Duration::ZERO;
     for lost in &run.verdict.lost {
         let cut = &run.cuts[lost.inc as usize - 1];
-        let age = Duration::from_nanos(cut.frozen_ns.saturating_sub(lost.accepted_t));
+        let age = Duration::from_nanos(cut.busy_since_ns.saturating_sub(lost.accepted_t));
         if !was_in_flight(lost, cut) {
             let id = &lost.id;
-            assert!(age <= FLUSH_WINDOW + ASYNC_SLACK, "{id} was lost {age:?} after its accepted");
+            assert!(age <= FLUSH_WINDOW + ASYNC_SLACK, "{id} was accepted {age:?} before that");
             oldest = oldest.max(age);
         }
     }
     let lost = run.verdict.lost.len();
-    println!("async: {lost} messages lost, of those in no write under way the oldest {oldest:?}");
+    println!(
+        "async: {lost} messages lost; the oldest that was in no write under way was accepted \
+         {oldest:?} before those began"
+    );
 }
 
 /// Whether its bytes were in a write that the cut has interrupted.

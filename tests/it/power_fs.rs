@@ -25,8 +25,9 @@ pub(crate) struct PowerFs {
 
 /// What a cut did, as the file system tells it.
 pub(crate) struct Cut {
-    /// When requests began to wait, on `CLOCK_MONOTONIC`.
-    pub(crate) frozen_ns: u64,
+    /// When the oldest write under way began, or else when requests began to wait; on
+    /// `CLOCK_MONOTONIC`.
+    pub(crate) busy_since_ns: u64,
     pub(crate) writes_pending: u64,
     pub(crate) writes_lost: u64,
     pub(crate) writes_torn: u64,
@@ -78,14 +79,14 @@ impl PowerFs {
 
     /// Cuts the power of the machine that `broker` runs on.
     pub(crate) fn cut(&mut self, mut broker: Broker) -> Cut {
-        let frozen_ns = self.ask("freeze")[0];
+        self.ask("freeze");
         broker.send_kill();
         let in_flight = self.dir.with_extension("in-flight");
         let numbers = self.ask(format!("cut {}", in_flight.display()));
         broker.wait_killed();
         self.ask("on");
         Cut {
-            frozen_ns,
+            busy_since_ns: numbers[4],
             writes_pending: numbers[0],
             writes_lost: numbers[1],
             writes_torn: numbers[2],

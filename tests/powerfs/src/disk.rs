@@ -99,6 +99,8 @@ pub(crate) struct Loss {
     pub(crate) names_lost: usize,
     /// The bytes of writes that were under way, for who wants to know what may be lost.
     pub(crate) in_flight: Vec<u8>,
+    /// When the oldest of them began.
+    pub(crate) in_flight_since_ns: Option<u64>,
 }
 
 /// How a cut treats one file's pending writes.
@@ -343,6 +345,8 @@ impl File {
         let young = pending.iter().filter(|change| change.started_ns >= young_since_ns);
         for change in young {
             change.what.copy_to(&mut loss.in_flight);
+            let oldest = loss.in_flight_since_ns.unwrap_or(u64::MAX).min(change.started_ns);
+            loss.in_flight_since_ns = Some(oldest);
         }
         loss.writes_pending += pending.len();
         let fate = Fate::choose(chance);
@@ -567,7 +571,8 @@ mod tests {
         let (mut disk, ino) = disk_with_file(1);
         disk.write(ino, 0, b"old", 10).unwrap();
         disk.write(ino, 3, b"new", 90).unwrap();
-        assert_eq!(disk.cut(100, 50).in_flight, b"new");
+        let loss = disk.cut(100, 50);
+        assert_eq!((loss.in_flight.as_slice(), loss.in_flight_since_ns), (&b"new"[..], Some(90)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   stdin     freeze                    requests wait from now on          ok AT_NS
-//!             cut [FILE]                lose what was not synced, EIO      ok PENDING LOST TORN NAMES
+//!             cut [FILE]                lose what was not synced, EIO      ok PENDING LOST TORN NAMES SINCE_NS
 //!                                       for all; write what was in flight
 //!                                       to FILE
 //!             on                        serve the durable image            ok
@@ -131,7 +131,8 @@ fn cut(fs: &PowerFs, file: Option<&str>) -> Result<String, String> {
         fs::write(file, &loss.in_flight).map_err(|error| format!("{file}: {error}"))?;
     }
     let (pending, lost, torn) = (loss.writes_pending, loss.writes_lost, loss.writes_torn);
-    Ok(format!("ok {pending} {lost} {torn} {}", loss.names_lost))
+    let since_ns = loss.in_flight_since_ns.unwrap_or(fs.frozen_ns());
+    Ok(format!("ok {pending} {lost} {torn} {} {since_ns}", loss.names_lost))
 }
 
 fn micros(word: &str) -> Result<Duration, String> {
