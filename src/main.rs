@@ -39,6 +39,7 @@ mod preflight;
 #[cfg(test)]
 mod reference;
 mod run;
+mod watchdog;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

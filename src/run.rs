@@ -35,7 +35,7 @@ use crate::config::{Config, Durability, EngineChoice, Layer, LogFormat, Patience
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Facts, Inbox, Input, Node, Stage};
-use crate::{admin, log, machine};
+use crate::{admin, log, machine, watchdog};
 
 /// `laelaps run`.
 pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
@@ -79,13 +79,15 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let storage = Storage::of(&directory);
     let shards = shard_configs(config, &directory)?;
     let shard_count = storage.shards;
+    let journal = journal_config(config, &directory);
+    let write_bound = journal.write_bound;
     let driver = driver::start(Plan {
-        journal: journal_config(config, &directory),
+        journal,
         authenticator: Authenticator::start(config.users.clone())?,
         directory,
         shards,
     })?;
-    let (inboxes, recovered) = wait_ready(&driver, shard_count, &signals)?;
+    let (inboxes, recovered) = wait_ready(&driver, shard_count, write_bound, &signals)?;
     let listening = listen(&driver, &inboxes, config.listen)?;
     node.set_cores(inboxes.clone(), shard_count, facts.clone());
     node.enter(Stage::Ready);
@@ -255,6 +257,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
 fn wait_ready(
     driver: &Driver,
     shards: u16,
+    write_bound: Duration,
     signals: &Receiver<i32>,
 ) -> Result<(Vec<Inbox>, Vec<RecoveryReport>), Failure> {
     let mut inboxes: Vec<Option<Inbox>> = vec![None; driver.cores];
@@ -262,7 +265,10 @@ fn wait_ready(
     while recovered.len() < usize::from(shards) {
         select! {
             recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
-                Report::Started { core, inbox } => inboxes[core] = Some(inbox.0),
+                Report::Started { core, inbox } => {
+                    watchdog::watch(core, inbox.0.clone(), write_bound)?;
+                    inboxes[core] = Some(inbox.0);
+                }
                 Report::Ready(report) => recovered.push(report),
                 Report::Failed(failure) => return Err(failure),
                 Report::Listening(_) | Report::Drained => {}

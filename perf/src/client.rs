@@ -352,7 +352,7 @@ mod tests {
         for body in [&b""[..], b"x", &[7; 70_000]] {
             let message = durable_message(body);
             assert_eq!(data_of(&message), Some(body));
-            assert!(Sections::scan(&message).expect("our own").is_durable());
+            assert!(Sections::scan(&message).expect("our own").header_fields.is_durable());
         }
         assert_eq!(data_of(b"\x00"), None);
     }
