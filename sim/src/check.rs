@@ -20,8 +20,10 @@ use crate::wire::Verdict;
 mod commit;
 mod count;
 mod creation;
+mod holder;
 mod order;
 mod recovery;
+mod refusal;
 mod sequence;
 mod settlement;
 mod survival;
@@ -134,6 +136,8 @@ pub enum Seen {
         /// The outcome.
         verdict: Verdict,
     },
+    /// A link is on its way out, or gone: what it holds goes back.
+    Parted(LinkKey),
     /// A record was submitted to the disk.
     Written(Written),
     /// A batch was submitted that vouches for everything below `vouched`.
@@ -232,7 +236,7 @@ impl Facts {
                     |at: &Written| (at.queue, at.sequence) == (record.queue, record.sequence);
                 record.letter == Some(id) || written.is_some_and(same)
             }
-            Seen::Vouched { .. } => false,
+            Seen::Vouched { .. } | Seen::Parted(_) => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
         }
     }
@@ -285,8 +289,10 @@ impl Default for Checks {
                 Box::new(commit::Commit),
                 Box::new(count::Count::default()),
                 Box::new(creation::Creation::default()),
+                Box::new(holder::Holder::default()),
                 Box::new(order::Order::default()),
                 Box::new(recovery::Recovery::default()),
+                Box::new(refusal::Refusal::default()),
                 Box::new(sequence::SequenceOnce::default()),
                 Box::new(settlement::Settlement::default()),
                 Box::new(survival::Survival::default()),
@@ -355,6 +361,7 @@ impl Checks {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Crash { .. } => {}
         }

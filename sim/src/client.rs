@@ -207,9 +207,15 @@ impl Client {
     }
 
     /// The connection is gone: what was under way stays unknown.
-    pub fn lost(&mut self) {
+    pub fn lost(&mut self, out: &mut Vec<Seen>) {
+        self.part(out);
         self.endpoint = None;
         self.links.clear();
+    }
+
+    /// All links are on their way out.
+    fn part(&self, out: &mut Vec<Seen>) {
+        out.extend(self.links.values().map(|link| Seen::Parted(link.key)));
     }
 
     /// Bytes for the broker.
@@ -278,14 +284,15 @@ impl Client {
             }
             Heard::Detached { handle, answered, error } => {
                 permitted(error.as_deref())?;
-                if let Some(link) = self.links.remove(&handle)
-                    && answered
-                    && error.is_none()
-                {
-                    confirm_all(link, hits, out);
+                if let Some(link) = self.links.remove(&handle) {
+                    out.push(Seen::Parted(link.key));
+                    if answered && error.is_none() {
+                        confirm_all(link, hits, out);
+                    }
                 }
             }
             Heard::Ended { answered } => {
+                self.part(out);
                 let links = std::mem::take(&mut self.links);
                 if answered {
                     links.into_values().for_each(|link| confirm_all(link, hits, out));
@@ -297,6 +304,7 @@ impl Client {
             Heard::Closed { answered, error } => {
                 permitted(error.as_deref())?;
                 self.over = true;
+                self.part(out);
                 let links = std::mem::take(&mut self.links);
                 if answered && error.is_none() {
                     links.into_values().for_each(|link| confirm_all(link, hits, out));
@@ -377,7 +385,12 @@ impl Client {
             Mode::Leave => {
                 if !endpoint.is_waiting() {
                     self.leaving = true;
-                    if self.rng.chance(300) { endpoint.end() } else { endpoint.close() }
+                    if self.rng.chance(300) {
+                        endpoint.end()
+                    } else {
+                        endpoint.close()
+                    }
+                    self.part(out);
                 }
                 Wish::None
             }
@@ -413,6 +426,7 @@ impl Client {
             if let Some(endpoint) = &mut self.endpoint {
                 endpoint.close();
             }
+            self.part(out);
             return Wish::None;
         }
         if self.links.len() < self.habits.links && self.rng.chance(500) {
@@ -434,7 +448,7 @@ impl Client {
             let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
             if self.rng.chance(self.habits.detaches) && !waiting {
                 let closed = self.rng.chance(600);
-                self.detach(handle, closed);
+                self.detach(handle, closed, out);
             }
         }
         Wish::None
@@ -465,9 +479,10 @@ impl Client {
         self.links.insert(handle, link);
     }
 
-    fn detach(&mut self, handle: u32, closed: bool) {
+    fn detach(&mut self, handle: u32, closed: bool, out: &mut Vec<Seen>) {
         let Some(link) = self.links.get_mut(&handle) else { return };
         link.detaching = true;
+        out.push(Seen::Parted(link.key));
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.detach(handle, closed);
         }

@@ -58,7 +58,7 @@ pub fn find(bytes: &[u8]) -> Option<LetterId> {
 /// Where it cannot be decoded.
 pub fn bare(message: &[u8]) -> Result<(Header, &[u8]), String> {
     let sections = Sections::scan(message).map_err(|error| error.to_string())?;
-    let header = sections.header_fields.clone();
+    let header = sections.header_fields;
     Ok((header, &message[sections.forwarded]))
 }
 

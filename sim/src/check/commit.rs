@@ -27,6 +27,7 @@ impl Check for Commit {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Recovered { .. }

@@ -50,6 +50,7 @@ impl Check for Count {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Recovered { .. }

@@ -40,6 +40,7 @@ impl Check for Creation {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Recovered { .. }
             | Seen::Crash { .. } => Ok(()),

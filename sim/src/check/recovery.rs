@@ -31,6 +31,7 @@ impl Check for Recovery {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. } => self.found = None,
         }

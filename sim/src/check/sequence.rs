@@ -53,6 +53,7 @@ impl Check for SequenceOnce {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Ready { .. }

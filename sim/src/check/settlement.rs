@@ -47,6 +47,7 @@ impl Check for Settlement {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Recovered { .. }

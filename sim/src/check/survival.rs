@@ -42,6 +42,7 @@ impl Check for Survival {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Recovered { .. }

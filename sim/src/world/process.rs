@@ -134,7 +134,7 @@ impl World {
             }
         }
         if let Some(pipe) = self.pipes.remove(&conn) {
-            self.clients[pipe.client].lost();
+            self.lost(pipe.client)?;
         }
         Ok(())
     }
@@ -306,10 +306,18 @@ impl World {
         let mut others = Vec::new();
         while let Some(action) = node.poll(shard, self.now) {
             match action {
-                Action::AdminReply { id: answered, reply } if answered == id => {
-                    return Ok((reply, others));
-                }
-                other => others.push(other),
+                Action::AdminReply { id: of, reply } if of == id => return Ok((reply, others)),
+                Action::AdminReply { .. } => return Err("nobody else asked".to_owned()),
+                Action::Send { .. }
+                | Action::PauseReceive(_)
+                | Action::ResumeReceive(_)
+                | Action::Close(_)
+                | Action::Authenticate { .. }
+                | Action::Disk(_)
+                | Action::Mail { .. }
+                | Action::Ready(_)
+                | Action::Drained
+                | Action::Fatal(_) => others.push(action),
             }
         }
         Err(format!("shard {} did not answer its operator", shard.0))
@@ -338,10 +346,10 @@ impl World {
     }
 
     pub(super) fn stats(&mut self, shard: ShardId) -> Result<ShardStats, String> {
-        match self.ask(shard, AdminRequest::Stats)? {
-            AdminReply::Stats(stats) => Ok(*stats),
-            other => Err(format!("stats were asked for, not {other:?}")),
-        }
+        let AdminReply::Stats(stats) = self.ask(shard, AdminRequest::Stats)? else {
+            return Err("stats were asked for".to_owned());
+        };
+        Ok(*stats)
     }
 
     pub(super) fn queues(&mut self) -> Result<Vec<QueueView>, String> {

@@ -77,7 +77,7 @@ impl World {
             }
         }
         if let Some(pipe) = self.pipes.remove(&conn) {
-            self.clients[pipe.client].lost();
+            self.lost(pipe.client)?;
             if pipe.accepted && !pipe.closing {
                 let delay = self.delay();
                 self.after(delay, Due::Lost(conn, pipe.shard));
@@ -89,6 +89,13 @@ impl World {
     /// Whether the broker would read more bytes of a connection.
     pub(super) fn says_something(&self, conn: ConnId) -> bool {
         self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && !pipe.paused)
+    }
+
+    /// A client's connection is gone.
+    pub(super) fn lost(&mut self, client: usize) -> Result<(), String> {
+        let mut seen = Vec::new();
+        self.clients[client].lost(&mut seen);
+        self.see_all(&seen, None)
     }
 
     pub(super) fn flush_client(&mut self, client: usize) -> Result<(), String> {
@@ -171,7 +178,7 @@ impl World {
         let Some((mut bytes, stamp)) = pipe.to_client.pop_front() else {
             if pipe.closing {
                 self.pipes.remove(&conn);
-                self.clients[client].lost();
+                self.lost(client)?;
             }
             return Ok(());
         };

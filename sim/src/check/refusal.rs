@@ -1,0 +1,50 @@
+//! A refused message is nowhere: no consumer ever gets it.
+//!
+//! A message is refused before it touches the log, or it is in the log; there is no third way. A
+//! producer that was told no sends again, and would have it twice.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::{Check, Facts, Seen};
+use crate::letter::LetterId;
+
+/// What was refused.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    refused: BTreeSet<LetterId>,
+    delivered: BTreeSet<LetterId>,
+}
+
+impl Check for Refusal {
+    fn promise(&self) -> &'static str {
+        "a refused message is nowhere"
+    }
+
+    fn see(&mut self, _now: Instant, _facts: &Facts, seen: &Seen) -> Result<(), String> {
+        let letter = match seen {
+            Seen::Refused(letter) => {
+                self.refused.insert(*letter);
+                letter
+            }
+            Seen::Delivered { letter, .. } => {
+                self.delivered.insert(*letter);
+                letter
+            }
+            Seen::Sent { .. }
+            | Seen::Accepted(_)
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Parted(_)
+            | Seen::Written(_)
+            | Seen::Vouched { .. }
+            | Seen::Recovered { .. }
+            | Seen::Ready { .. }
+            | Seen::Crash { .. } => return Ok(()),
+        };
+        if self.refused.contains(letter) && self.delivered.contains(letter) {
+            return Err(format!("{letter:?} was refused, and delivered"));
+        }
+        Ok(())
+    }
+}
