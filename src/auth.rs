@@ -8,11 +8,11 @@
 //! [`VERIFIERS`] threads do: a flood of log-ins slows log-ins and nothing else.
 //!
 //! Invariants: an unknown user costs as much as a known one (the password is then verified against
-//! the costliest hash there is, and refused whatever comes out); a password is wiped after use and is
-//! never logged; costs in the configuration are bounded, so a hash cannot eat the machine.
+//! the costliest hash there is, and refused whatever comes out); a password is wiped after use and
+//! is never logged; costs in the configuration are bounded, so a hash cannot eat the machine.
 //!
-//! Failure: a full queue answers [`AuthVerdict::Busy`]; a hash that cannot be read is an error of the
-//! configuration, found before the start.
+//! Failure: a full queue answers [`AuthVerdict::Busy`]; a hash that cannot be read is an error of
+//! the configuration, found before the start.
 
 use std::fmt;
 use std::str::FromStr;
@@ -63,7 +63,7 @@ impl FromStr for PasswordHash {
         let params = Params::try_from(&phc).map_err(|error| wrong(&error))?;
         if params.m_cost() > HASH_KIB_MAX || params.t_cost() > HASH_PASSES_MAX {
             return Err(wrong(&format!(
-                "it costs {} KiB and {} passes; at most {HASH_KIB_MAX} and {HASH_PASSES_MAX} are taken",
+                "it costs {} KiB and {} passes; at most {HASH_KIB_MAX} and {HASH_PASSES_MAX}",
                 params.m_cost(),
                 params.t_cost()
             )));

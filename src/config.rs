@@ -9,8 +9,8 @@
 //! ```
 //! A knob lives nowhere else: the rest of the process reads [`Config`], and no default is repeated.
 //!
-//! Invariants: a [`Config`] is within its bounds and safe to start with: the levels that need a replica
-//! are refused without one, and so is an address off loopback without authentication.
+//! Invariants: a [`Config`] is within its bounds and safe to start with: the levels that need a
+//! replica are refused without one, and so is an address off loopback without authentication.
 //!
 //! Failure: each message names the key, the value and the bounds; TOML errors name line and column.
 
@@ -152,7 +152,7 @@ knobs! {
     "shards" shards: Shards = "auto" like "auto, or 1 to 256";
         Format; arg(value_name = "N");
         "Shares of the state, each with a journal of its own";
-        "One for each thread when the directory is formatted; more only to move to a larger machine.";
+        "One for each thread at the time of the format; more only to move to a larger machine.";
     "segment-size" segment_size: Bytes = "64 MiB" in "4 MiB" ..= "256 MiB";
         Format; arg(value_name = "BYTES");
         "Size of a journal segment, a multiple of 4 KiB";
@@ -180,7 +180,7 @@ knobs! {
     "idle-timeout" idle_timeout: Span = "60s" in "1s" ..= "10m";
         Start; arg(value_name = "TIME");
         "A connection that is silent for so long is closed; the peer is told half of it";
-        "Long enough for a pause of a client's collector, short enough to free what a dead one holds.";
+        "Long enough for a client's pause, short enough to free what a dead one holds.";
     "engine" engine: EngineChoice = "auto" one of (EngineChoice::WORDS);
         Start; arg(value_name = "ENGINE");
         "What drives sockets and files: auto, uring";

@@ -9,8 +9,8 @@
 //!   6 ask the broker: the queue is empty
 //!   7 leave it running until Ctrl-C (`--once`: stop it)
 //! ```
-//! The child is a process of its own, so that the kill is a real one. Its log is `broker.log` in the
-//! directory. Whatever is not as it should be is a failure, never a line that passes.
+//! The child is a process of its own, so that the kill is a real one. Its log is `broker.log` in
+//! the directory. Whatever is not as it should be is a failure, never a line that passes.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -31,7 +31,7 @@ use crate::output;
 /// What `dev` is told.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where to keep data and log [default: a new directory for temporary files, removed at the end]
+    /// Where to keep data and log [default: a temporary directory, removed at the end]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// AMQP on this port, HTTP on the next [default: 5672, or free ones where that is taken]
@@ -181,7 +181,8 @@ impl Broker {
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("run").arg("--data").arg(scratch.join("data"));
         command.args(["--listen", &ports.amqp.to_string(), "--admin", &ports.admin.to_string()]);
-        // Scratch directories are often small and sometimes in memory; a kill is survived there too.
+        // Scratch directories are often small and sometimes in memory; a kill is survived there
+        // too.
         command.args(["--segment-size", "4 MiB", "--allow-volatile"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sink);
         let child = command.spawn().map_err(failed)?;

@@ -25,8 +25,8 @@
 //! refuses stays with the sender, in order, and is tried again at its next turn, which comes soon;
 //! meanwhile it goes on to receive. What can pile up there is bounded by the credit of links.
 //!
-//! Failure: `Action::Fatal` ends the process from the core that saw it, before anything else is sent;
-//! a lost ring does the same. A core that cannot start reports why.
+//! Failure: `Action::Fatal` ends the process from the core that saw it, before anything else is
+//! sent; a lost ring does the same. A core that cannot start reports why.
 
 use std::net::SocketAddr;
 use std::time::Instant;

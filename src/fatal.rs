@@ -8,9 +8,9 @@
 //!   20 .. 29 the machine and the process
 //!   134      an assertion failed (the process aborts itself)
 //! ```
-//! A [`Failure`] is built where the cause is known, so its message can say what was wrong, where, and
-//! what to do; nobody on the way up adds to it. `docs/operating/exit-statuses.md` is generated from
-//! the table below, and a test keeps it fresh. A status is never given a second meaning.
+//! A [`Failure`] is built where the cause is known, so its message can say what was wrong, where,
+//! and what to do; nobody on the way up adds to it. `docs/operating/exit-statuses.md` is generated
+//! from the table below, and a test keeps it fresh. A status is never given a second meaning.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -83,7 +83,7 @@ causes! {
         "The log is damaged before its durable end. Nothing was changed.",
         "Keep a copy of the directory; `laelaps journal verify DIR` shows what is readable.";
     JournalUnreadable = 15, "journal-unreadable",
-        "The disk could not read the log, or it takes no direct I/O as it must. Nothing was changed.",
+        "The disk could not read the log, or it cannot take our blocks. Nothing was changed.",
         "Look at the kernel's log for the device; copy the directory to a sound disk.";
     JournalPoisoned = 16, "journal-poisoned",
         "A write or sync of the log failed or hung. Nothing more was acknowledged after it.",
@@ -96,7 +96,7 @@ causes! {
         "Leave the flag out, or use a new directory.";
     EngineRefused = 20, "engine-refused",
         "The kernel refuses io_uring (seccomp, sysctl, or a kernel older than 6.1).",
-        "Allow io_uring_setup, _enter and _register for the process; `laelaps preflight` says more.";
+        "Allow io_uring_setup, _enter and _register; `laelaps preflight` says more.";
     ResourceRefused = 21, "resource-refused",
         "The machine refused a thread, a descriptor or memory that the start needs.",
         "Raise the limit that the message names.";
@@ -177,7 +177,7 @@ fn page() -> String {
          This page is generated from `src/fatal.rs`.\n\n\
          | status | name | meaning | what to do |\n|---|---|---|---|\n\
          | 0 | ok | Stopped as asked, or the command did its work. | |\n\
-         | 2 | usage | The command line was not understood. | `laelaps help` lists what there is. |\n",
+         | 2 | usage | The command line was not understood. | See `laelaps help`. |\n",
     );
     for cause in Cause::ALL {
         page.push_str(&format!(

@@ -1,8 +1,8 @@
 //! The log: text for people on a terminal, or one JSON object a line. Always on standard error.
 //!
-//! `LAELAPS_LOG` filters it as `RUST_LOG` would (`info` if it is not set). Nothing that a client sent
-//! is logged but addresses, names of containers, users and queues; never a password, never a message.
-//! A log that cannot be written is no reason to stop.
+//! `LAELAPS_LOG` filters it as `RUST_LOG` would (`info` if it is not set). Nothing that a client
+//! sent is logged but addresses, names of containers, users and queues; never a password, never a
+//! message. A log that cannot be written is no reason to stop.
 
 use std::io::IsTerminal as _;
 

@@ -1,7 +1,7 @@
 //! What the kernel says of this machine and of the container around us: memory, limits, release.
 //!
 //! ```text
-//!   memory    least of  MemTotal, cgroup v2 memory.max, v1 memory.limit_in_bytes (own group to root)
+//!   memory    least of  MemTotal, cgroup v2 memory.max, v1 memory.limit_in_bytes
 //!   limits    /proc/self/limits
 //! ```
 //! Read, never guessed: a file that is not there or makes no sense counts as "no limit". Parsing is

@@ -8,8 +8,8 @@
 //!   queue, connection        src/admin_client.rs over HTTP to a running broker
 //!   journal                  src/journal_cli.rs  offline, read-only
 //! ```
-//! A command that is not built is not listed. Every failure is a [`Failure`]: one message on standard
-//! error, one exit status (`docs/operating/exit-statuses.md`).
+//! A command that is not built is not listed. Every failure is a [`Failure`]: one message on
+//! standard error, one exit status (`docs/operating/exit-statuses.md`).
 #![forbid(unsafe_code)]
 
 use std::io::Read as _;

@@ -9,8 +9,8 @@
 //! senders bound it: the admin API asks a bounded number of questions at a time, log-ins wait in a
 //! bounded queue, cold file work is bounded by the journals.
 //!
-//! Invariants: nothing here is touched by a core's loop but the beat of its own thread and the end of
-//! its own queue. Failure: a core that is gone answers nothing, and whoever asks has a deadline.
+//! Invariants: nothing here is touched by a core's loop but the beat of its own thread and the end
+//! of its own queue. Failure: a core that is gone answers nothing, and whoever asks has a deadline.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,8 +1,8 @@
 //! Standard output of the tools: a reader that has seen enough ends them quietly.
 //!
-//! `println!` panics when its pipe is closed, so `laelaps journal inspect DIR | head` would end with a
-//! trace. Here a closed pipe ends the process with status 0 and any other failure with status 1:
-//! whoever reads the output must not take a part for the whole.
+//! `println!` panics when its pipe is closed, so `laelaps journal inspect DIR | head` would end
+//! with a trace. Here a closed pipe ends the process with status 0 and any other failure with
+//! status 1: whoever reads the output must not take a part for the whole.
 
 use std::fmt;
 use std::io::{ErrorKind, Write as _};

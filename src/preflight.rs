@@ -10,8 +10,8 @@
 //!   cores        affinity, quota, threads less than one core
 //!   memory, locked memory, open files
 //! ```
-//! Nothing is left behind: the file that is measured on is removed. The exit status is 0 if a broker
-//! can run here at `sync`, else that of the first cause against it.
+//! Nothing is left behind: the file that is measured on is removed. The exit status is 0 if a
+//! broker can run here at `sync`, else that of the first cause against it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -12,8 +12,9 @@
 //! ```
 //! Nobody can connect before step 7: a shard that is not ready has no listener.
 //!
-//! Invariants: the AMQP address is bound once without sharing first, so that two brokers can't share
-//! a port by accident; a signal before step 7 just ends the process (recovery does no harm half-way).
+//! Invariants: the AMQP address is bound once without sharing first, so that two brokers can't
+//! share a port by accident; a signal before step 7 just ends the process (recovery does no harm
+//! half-way).
 //!
 //! Failure: one line in the log, with what, where and what to do, and the cause's status.
 
@@ -354,7 +355,7 @@ fn drain(
     match left {
         0 => tracing::info!("stopped: everything sent was answered"),
         left => tracing::warn!(
-            "stopped after {}: {left} shards had not answered everything; what they accepted is safe",
+            "stopped after {}: {left} shards had not answered all; what they accepted is safe",
             config.drain
         ),
     }

@@ -5,12 +5,12 @@
 //!                                            no answer for `bound`: the process ends (poisoned)
 //! ```
 //! A journal notices a write that hangs by its own timer, as long as its loop turns. But some file
-//! systems carry out a write inside the system call that submits it (FUSE, NFS); if that write hangs the
-//! loop hangs with it. A broker that neither answers nor dies is worse than a dead one: nobody takes
-//! over from it.
+//! systems carry out a write inside the system call that submits it (FUSE, NFS); if that write
+//! hangs the loop hangs with it. A broker that neither answers nor dies is worse than a dead one:
+//! nobody takes over from it.
 //!
-//! Time is counted in naps, not by a clock: a process that was stopped, or a machine that slept, has
-//! not napped meanwhile and is not judged for it.
+//! Time is counted in naps, not by a clock: a process that was stopped, or a machine that slept,
+//! has not napped meanwhile and is not judged for it.
 
 use std::thread::Builder;
 use std::time::Duration;

@@ -6,9 +6,9 @@
 //!
 //!   every call that waits:  write what is pending ─▶ read ─▶ engine ─▶ events into queues
 //! ```
-//! Sends are pipelined: [`Client::send`] waits for credit only, [`Client::next_outcome`] for the next
-//! answer. [`Client::close`] returns when the broker has answered the close, and by the broker's
-//! promise every settlement sent before is committed then.
+//! Sends are pipelined: [`Client::send`] waits for credit only, [`Client::next_outcome`] for the
+//! next answer. [`Client::close`] returns when the broker has answered the close, and by the
+//! broker's promise every settlement sent before is committed then.
 //!
 //! Failure: each wait has the bound given to [`Client::connect`]; a peer that closes, refuses or is
 //! silent is a [`ClientError`]. After an error the client is of no more use.

@@ -3,10 +3,10 @@
 //! ```text
 //!   client    a blocking AMQP 1.0 client over TCP, on the engine's client role
 //! ```
-//! In this version there is only the client; floors, load and comparisons come with their own issue.
-//! It serves `laelaps dev` and tests of ours. Whether the broker speaks AMQP as others understand it
-//! is shown by clients that others wrote (`tests/it`): an error in our codec would be at both ends
-//! here.
+//! In this version there is only the client; floors, load and comparisons come with their own
+//! issue. It serves `laelaps dev` and tests of ours. Whether the broker speaks AMQP as others
+//! understand it is shown by clients that others wrote (`tests/it`): an error in our codec would be
+//! at both ends here.
 #![forbid(unsafe_code)]
 
 pub mod client;

@@ -1,4 +1,5 @@
-//! The JSON form of a shard's answers. Field names are an interface: they are added to, never renamed.
+//! The JSON form of a shard's answers. Field names are an interface: they are added to, never
+//! renamed.
 
 use broker::admin::{ConnectionStat, PeekedMessage, QueueStat};
 use serde_json::{Value, json};

@@ -5,9 +5,9 @@
 //!   # TYPE name gauge|counter
 //!   name{shard="0"} 17
 //! ```
-//! One table gives each shard metric its name, kind, help and value, another those of a queue. Queue
-//! series are cut at [`QUEUES_MAX`], and a metric says how many were left out: a broker with a hundred
-//! thousand queues must not drown who scrapes it. Label values are escaped.
+//! One table gives each shard metric its name, kind, help and value, another those of a queue.
+//! Queue series are cut at [`QUEUES_MAX`], and a metric says how many were left out: a broker with
+//! a hundred thousand queues must not drown who scrapes it. Label values are escaped.
 
 use std::fmt::Write as _;
 

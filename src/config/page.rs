@@ -11,11 +11,12 @@ use super::knobs;
 pub(crate) fn page() -> String {
     let mut page = String::from(
         "# Configuration\n\n\
-         Every key is also a flag of `laelaps run`, and a flag wins over the file. Without a file the\n\
-         defaults hold. `laelaps config check FILE` tests a file, `laelaps config schema` prints its\n\
-         JSON schema. A change takes effect at the next start; *format* marks what is settled when a\n\
-         data directory is made. This page is generated from `src/config.rs`.\n\n\
-         Sizes are bytes, or `512 KiB`, `64 MiB`, `2 GiB`. Times name their unit: `200ms`, `5s`, `2m`.\n\n\
+         Every key is also a flag of `laelaps run`, and a flag wins over the file. Without a file\n\
+         the defaults hold. `laelaps config check FILE` tests a file, `laelaps config schema`\n\
+         prints its JSON schema. A change takes effect at the next start; *format* marks what is\n\
+         settled when a data directory is made. This page is generated from `src/config.rs`.\n\n\
+         Sizes are bytes, or `512 KiB`, `64 MiB`, `2 GiB`. Times name their unit: `200ms`, `5s`,\n\
+         `2m`.\n\n\
          | key | default | values | applies | what it is | why this default |\n\
          |---|---|---|---|---|---|\n",
     );
@@ -31,13 +32,13 @@ pub(crate) fn page() -> String {
     }
     page.push_str(
         "\n## Users\n\n\
-         Without users everybody may connect (SASL ANONYMOUS, or no SASL). With at least one, every\n\
-         client logs in by SASL PLAIN. There is no TLS in this version: PLAIN off loopback sends\n\
-         passwords in the clear, so keep it to a network that you trust.\n\n\
+         Without users everybody may connect (SASL ANONYMOUS, or no SASL). With at least one,\n\
+         every client logs in by SASL PLAIN. There is no TLS in this version: PLAIN off\n\
+         loopback sends passwords in the clear, so keep it to a network that you trust.\n\n\
          ```toml\n\
          [[users]]\n\
          name = \"app\"\n\
-         password-hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"   # laelaps user hash < password-file\n\
+         password-hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"  # laelaps user hash < file\n\
          ```\n",
     );
     page

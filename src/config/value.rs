@@ -1,5 +1,5 @@
-//! The values that knobs take: each is read from a flag or from TOML by one parser, and shown by one
-//! `Display` that the parser reads again.
+//! The values that knobs take: each is read from a flag or from TOML by one parser, and shown by
+//! one `Display` that the parser reads again.
 //!
 //! ```text
 //!   Bytes     67108864 | "64 MiB"           Share     "25%" | "2 GiB"

@@ -1,8 +1,8 @@
 //! Slow file work, off the cores: a segment's worth of zeros takes the disk a moment.
 //!
 //! One thread does it for all shards, one piece after another; each journal has at most one piece
-//! under way, so the queue is as long as there are shards at most. The answer goes to the shard by its
-//! core's inbox and bell.
+//! under way, so the queue is as long as there are shards at most. The answer goes to the shard by
+//! its core's inbox and bell.
 //!
 //! Failure: a piece that fails is answered with the error and what it left behind is pre-written
 //! again or never used; that is the journal's business.

@@ -8,13 +8,14 @@
 //!               └─ Disk ───────▶ Event::Disk
 //!   Action ─────┬─ Send, Pause, Resume, Close ▶ ring
 //!               ├─ Disk ───────▶ ring or cold thread
-//!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held` where that is full
+//!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held`
 //!               ├─ Authenticate▶ verifier threads
 //!               └─ Fatal ──────▶ the process ends here
 //! ```
 //! Invariants: a shard is handled and polled by this thread alone; mail between two shards stays in
 //! order (where something is held, everything after it is held too); a core never blocks but in its
-//! wait. A turn is bounded: by the completions of one wait, [`LETTERS_PER_TURN`], [`INPUTS_PER_TURN`].
+//! wait. A turn is bounded: by the completions of one wait, [`LETTERS_PER_TURN`],
+//! [`INPUTS_PER_TURN`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;

@@ -12,8 +12,8 @@
 //!                      never written and no segment there: format
 //! ```
 //! Everything here blocks; it is used before the cores run, by the cold thread, and by the offline
-//! tools. Invariants: a directory is formatted only if nothing in it looks like a log; a contradicted
-//! geometry is an error, never a silent choice.
+//! tools. Invariants: a directory is formatted only if nothing in it looks like a log; a
+//! contradicted geometry is an error, never a silent choice.
 //!
 //! Failure: each cause has its status (`fatal.rs`) and its message names the path.
 
@@ -156,7 +156,8 @@ impl Directory {
     }
 }
 
-/// A directory that is only read: its files, what it was formatted as, and the lock if it can be had.
+/// A directory that is only read: its files, what it was formatted as, and the lock if it can be
+/// had.
 pub(crate) type Inspected = (Files, NodeSuperblock, Option<DirectoryLock>);
 
 /// The bytes of a file; an empty one cannot be mapped.
@@ -363,8 +364,8 @@ impl Files {
         NodeSuperblock::decode(&bytes).map_err(|error| superblock_failure(&path, &error))
     }
 
-    /// Make durable what was only read. After a kill the kernel may show a superblock, or the name of
-    /// a file, that was never synced: served on, the log would vanish at the next power cut.
+    /// Make durable what was only read. After a kill the kernel may show a superblock, or the name
+    /// of a file, that was never synced: served on, the log would vanish at the next power cut.
     fn settle(&self, node: &NodeSuperblock) -> Result<(), Failure> {
         let path = self.path(FileId::NodeSuperblock);
         fs::File::open(&path)

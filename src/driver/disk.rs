@@ -6,11 +6,11 @@
 //!            └─ no such file ─────────────────────────────────────────────▶ DiskDone at once
 //! ```
 //! Tags are slots of a table that remembers whose operation it is. Files are opened when they are
-//! first used; when the ring has room for no more, the one that was used longest ago goes, and comes
-//! back when it is needed.
+//! first used; when the ring has room for no more, the one that was used longest ago goes, and
+//! comes back when it is needed.
 //!
-//! Invariants: each operation is answered exactly once, with its buffer. A write that ended early is
-//! an error, whatever the kernel calls it. Failure: errors are answers; the journal judges them.
+//! Invariants: each operation is answered exactly once, with its buffer. A write that ended early
+//! is an error, whatever the kernel calls it. Failure: errors are answers; the journal judges them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -6,13 +6,14 @@
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
 //!      └── the peer's end, or a failed send: the shard is told once ─────────────────┘
 //! ```
-//! A close is polite: what is under way is sent, our half is ended, and what the peer still sends is
-//! read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would make the
-//! kernel reset the connection, and a reset can destroy the last frames before the peer reads them.
+//! A close is polite: what is under way is sent, our half is ended, and what the peer still sends
+//! is read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would
+//! make the kernel reset the connection, and a reset can destroy the last frames before the peer
+//! reads them.
 //!
-//! Invariants: a shard hears nothing of a connection after its `Close`, or after `ConnectionLost`. A
-//! `ConnId` is never given twice in a process: it holds the slot of its socket, so that an action finds
-//! the socket without a search, and a serial number.
+//! Invariants: a shard hears nothing of a connection after its `Close`, or after `ConnectionLost`.
+//! A `ConnId` is never given twice in a process: it holds the slot of its socket, so that an action
+//! finds the socket without a search, and a serial number.
 //!
 //! Failure: an action for a connection that is gone does nothing.
 
