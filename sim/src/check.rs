@@ -241,6 +241,11 @@ impl Facts {
         }
     }
 
+    /// Whether the process ended without being asked after this time.
+    pub fn crashed_since(&self, at: Instant) -> bool {
+        self.crashes.last().is_some_and(|(_, to)| at <= *to)
+    }
+
     /// Whether something promised at this time, at level `async`, may be lost.
     pub fn at_risk(&self, promised: Instant) -> bool {
         self.crashes.iter().any(|(from, to)| *from <= promised && promised <= *to)

@@ -147,6 +147,8 @@ pub struct World {
     crash_at: Option<(u64, Crash)>,
     stopping: bool,
     started: Instant,
+    /// Starts in a row that were crashed before they were over.
+    starts_cut: u32,
     was_clean: bool,
     /// A death is to be expected: the disk failed it.
     excuse: bool,
@@ -223,6 +225,7 @@ impl World {
             crash_at: None,
             stopping: false,
             started: base,
+            starts_cut: 0,
             was_clean: false,
             excuse: false,
             due: BTreeMap::new(),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use journal::{QueueId, RecordKind, Sequence};
+use journal::{Lsn, QueueId, RecordKind, Sequence, ShardId};
 
 use super::{Check, Facts, Seen};
 use crate::letter::LetterId;
@@ -17,7 +17,8 @@ use crate::wire::Verdict;
 #[derive(Debug, Default)]
 pub(super) struct Count {
     told: BTreeMap<LetterId, u32>,
-    logged: BTreeMap<(QueueId, Sequence), u32>,
+    /// Where the log's records of failures end, by message.
+    logged: BTreeMap<(QueueId, Sequence), Vec<(ShardId, Lsn)>>,
     confirmed: BTreeMap<LetterId, u32>,
 }
 
@@ -32,18 +33,24 @@ impl Check for Count {
                 *self.told.entry(*letter).or_default() += 1;
             }
             Seen::Written(record) if record.kind == RecordKind::DeliveryCount => {
-                *self.logged.entry((record.queue, record.sequence)).or_default() += 1;
+                let logged = self.logged.entry((record.queue, record.sequence)).or_default();
+                logged.push((record.shard, record.end));
             }
             Seen::Confirmed { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 if let Some(written) = &facts.letter(*letter)?.written {
                     let at = (written.queue, written.sequence);
-                    let logged = self.logged.get(&at).copied().unwrap_or(0);
+                    let logged = self.logged.get(&at).map_or(0, |records| records.len() as u32);
                     let confirmed = self.confirmed.entry(*letter).or_default();
                     *confirmed = logged.min(*confirmed + 1);
                 }
             }
             Seen::Delivered { letter, delivery_count, first_acquirer, .. } => {
                 return self.delivered(facts, *letter, *delivery_count, *first_acquirer);
+            }
+            Seen::Recovered { shard, end } => {
+                for records in self.logged.values_mut() {
+                    records.retain(|(of, at)| of != shard || at <= end);
+                }
             }
             Seen::Sent { .. }
             | Seen::Accepted(_)
@@ -53,7 +60,6 @@ impl Check for Count {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
-            | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => {}
         }

@@ -1,8 +1,8 @@
 //! A confirmed settlement never comes back.
 //!
 //! Confirmed is what the broker has answered: an outcome that waited for its settlement, or a
-//! detach, end or close after it. Only at `async`, and only inside the window that a crash puts at
-//! risk, may such a message be there again.
+//! detach, end or close after it. Only at `async`, and only after a crash, which may have come before
+//! the settlement's record was durable, may such a message be there again.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -36,8 +36,7 @@ impl Check for Settlement {
                 if sent <= *at {
                     return Ok(());
                 }
-                // On a full disk settlements wait for company until their block is full.
-                let at_risk = facts.at_risk(*at) || facts.was_full;
+                let at_risk = facts.crashed_since(*at);
                 if facts.level(*letter) != Level::Async || !at_risk {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }

@@ -60,7 +60,9 @@ impl World {
         if self.phase == Phase::Work && self.plan.crash_every > 0 {
             let soon = self.rng.chance(100);
             let every = if soon { 40 } else { 2 * self.plan.crash_every };
-            let moment = self.disk.moments() + self.rng.between(1, every);
+            // A long log takes many moments to read: now and then a start must come to its end.
+            let patience = if self.starts_cut < 3 { 0 } else { 20_000 };
+            let moment = self.disk.moments() + patience + self.rng.between(1, every);
             let crash = self.draw_crash_kind();
             self.crash_at = Some((moment, crash));
         }
@@ -99,6 +101,7 @@ impl World {
         let Some(node) = self.node.take() else { return Ok(()) };
         if !node.is_ready() {
             self.hits.add(Hit::CrashInRecovery);
+            self.starts_cut += 1;
         } else if self.stopping || self.clients.iter().any(Client::is_parting) {
             self.hits.add(Hit::CrashInDrain);
         }
@@ -272,6 +275,9 @@ impl World {
     pub(super) fn ready_if_all(&mut self) -> Result<(), String> {
         if !self.node.as_ref().is_some_and(Node::is_ready) {
             return Ok(());
+        }
+        if std::mem::take(&mut self.starts_cut) >= 3 {
+            self.draw_crash();
         }
         let queues = self.queues()?;
         let clean = std::mem::take(&mut self.was_clean);
