@@ -201,6 +201,17 @@ impl Link {
         }
     }
 
+    /// Receiver: grants once more what an aborted delivery used up; false where a drain wants it
+    /// used up, or where credit was lowered with deliveries in flight.
+    pub(crate) fn grant_again(&mut self) -> bool {
+        let is_whole = self.limit == self.delivery_count.wrapping_add(self.credit);
+        let granted = is_whole && !self.drain;
+        if granted {
+            self.grant(self.credit + 1);
+        }
+        granted
+    }
+
     /// Receiver: a delivery begins.
     pub(crate) fn count_delivery(&mut self) -> Result<(), PeerViolation> {
         if self.delivery_count == self.limit {

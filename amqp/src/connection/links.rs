@@ -338,10 +338,15 @@ impl Connection {
         let Some(link) = self.links.get_mut(index) else { return };
         link.silent = true;
         let session = link.session;
-        if let Some(state) = self.sessions.get_mut(session) {
-            state.forget_deliveries(index);
-            self.session_due(session);
-        }
+        self.forget_deliveries(session, index);
+    }
+
+    /// A link's deliveries are settled by its end: that may be the room that others wait for.
+    fn forget_deliveries(&mut self, session: u32, index: u32) {
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        state.forget_deliveries(index);
+        self.session_due(session);
+        self.tell_send_ready(session);
     }
 
     /// The lowest free handle of the session's is the new link's; none where there is none. Our
@@ -368,8 +373,7 @@ impl Connection {
         if let Some(handle) = link.remote_handle {
             set_slot(&mut state.remote_handles, handle as usize, None);
         }
-        state.forget_deliveries(index);
-        self.session_due(link.session);
+        self.forget_deliveries(link.session, index);
     }
 
     /// Writes our attach; false where it is larger than the peer's frames may be.

@@ -274,6 +274,10 @@ impl Connection {
         outcome: Option<&Outcome>,
         settled: bool,
     ) {
+        if outcome.is_none() && !settled {
+            // No news of any, and a range costs time by the deliveries in it.
+            return;
+        }
         let Self { sessions, links, events, .. } = self;
         let Some(state) = sessions.get_mut(session) else { return };
         state.outgoing.visit_range(first, last, |id, delivery| {

@@ -11,7 +11,7 @@
 //! A message in one frame costs one copy and one allocation, that of its `Bytes`.
 //!
 //! Invariants: an id is given when the first transfer is written, so that ids on the wire have no
-//! gaps; an aborted delivery leaves nothing behind [2.6.14]; credit counts deliveries, windows
+//! gaps; an aborted delivery leaves nothing behind [2.6.14] and its credit is granted again; credit counts deliveries, windows
 //! count frames.
 
 use bytes::Bytes;
@@ -94,6 +94,7 @@ impl Connection {
             return Err(PeerViolation::TagInUse.into());
         }
         if transfer.aborted {
+            self.give_credit_again(index);
             return Ok(());
         }
         if payload.len() as u64 > self.config.max_message_size {
@@ -153,6 +154,7 @@ impl Connection {
             let delivery = partial.delivery;
             self.drop_partial(index);
             self.forget_incoming(session_index, delivery);
+            self.give_credit_again(index);
             return Ok(());
         }
         if (partial.message.len() + payload.len()) as u64 > max_message_size {
@@ -178,9 +180,19 @@ impl Connection {
             delivery: DeliveryId(partial.delivery),
             settled: partial.settled,
             message_format: partial.message_format,
-            message: Bytes::from(partial.message),
+            // Without what it grew ahead: the host counts the bytes that it holds.
+            message: Bytes::from(partial.message.into_boxed_slice()),
         });
         Ok(())
+    }
+
+    /// An aborted delivery used up credit, and the host, who grants by the messages that it gets,
+    /// will never hear of it: a sender that aborts often would be left without any.
+    fn give_credit_again(&mut self, index: u32) {
+        let Some(link) = self.links.get_mut(index) else { return };
+        if link.grant_again() {
+            self.link_flow_due(index);
+        }
     }
 
     /// Gives up the unfinished incoming message of a link.
@@ -382,6 +394,9 @@ impl Connection {
 
     /// Tells the host that a session that was blocked no longer is.
     pub(super) fn tell_send_ready(&mut self, session: u32) {
+        if !self.is_mapped(session) {
+            return;
+        }
         let ready = self.is_session_ready(session);
         let id = self.session_id(session);
         let Some(state) = self.sessions.get_mut(session) else { return };

@@ -98,14 +98,44 @@ fn item_30_an_aborted_delivery_leaves_nothing_behind() {
     // Aborted wins over more.
     peer.transfer(Transfer { aborted: true, ..rest(true) }, b"x");
     peer.transfer(Transfer { aborted: true, ..transfer(0, 1) }, b"whole");
-    // Its tag is free, its credit is spent, and the next delivery works.
+    // Its tag is free, and the next delivery works.
     peer.transfer(Transfer { delivery_id: Some(DeliveryId(2)), ..transfer(0, 0) }, b"good");
     assert_eq!(messages(&mut peer), [(2, false, b"good".to_vec())]);
-    assert_eq!(peer.engine.link_credit(link), 0);
+    // What was aborted never reached the host: its credit is granted again, once.
+    assert_eq!(peer.engine.link_credit(link), 2);
     peer.engine.settle(link, DeliveryId(0), Outcome::Accepted);
-    assert!(peer.hears().is_empty());
-    peer.transfer(transfer(0, 3), b"m");
+    assert_eq!(peer.hears(), ["flow@0 in 4+2048 link 0 3+2"]);
+    for id in 3..6 {
+        peer.transfer(transfer(0, id), b"m");
+    }
     assert_eq!(detached(&mut peer), Condition::TransferLimitExceeded);
+}
+
+#[test]
+fn item_30_a_sender_that_aborts_all_the_time_keeps_its_credit() {
+    let (mut peer, link) = Peer::sending(config(), 2);
+    for id in 0..100 {
+        let aborted = Transfer { aborted: true, ..transfer(0, id) };
+        if id % 2 == 0 {
+            peer.transfer(aborted, b"whole");
+        } else {
+            peer.transfer(more(id), b"half");
+            peer.transfer(Transfer { aborted: true, ..rest(false) }, b"");
+        }
+        assert_eq!(peer.hears().len(), 1, "the peer is told");
+    }
+    peer.transfer(transfer(0, 100), b"good");
+    assert_eq!(messages(&mut peer), [(100, false, b"good".to_vec())]);
+    // Credit that the host lowered meanwhile stays lowered, and a drain uses it up.
+    peer.engine.grant_credit(link, 3);
+    peer.transfer(more(101), b"half");
+    peer.engine.grant_credit(link, 0);
+    peer.transfer(Transfer { aborted: true, ..rest(false) }, b"");
+    assert_eq!(peer.engine.link_credit(link), 0);
+    peer.engine.grant_credit(link, 3);
+    peer.engine.drain(link);
+    peer.transfer(Transfer { aborted: true, ..transfer(0, 102) }, b"");
+    assert_eq!(peer.engine.link_credit(link), 2);
 }
 
 #[test]

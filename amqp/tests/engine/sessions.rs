@@ -554,6 +554,29 @@ fn unsettled_deliveries_of_both_directions_are_bounded() {
 }
 
 #[test]
+fn a_link_that_goes_makes_room_for_the_others_and_tells() {
+    for steal in [false, true] {
+        let bounded = Config { unsettled_outgoing_max: 10, ..config() };
+        let (mut peer, first) = Peer::receiving(bounded, 100);
+        let second = peer.attach(receiver("other", 1));
+        peer.say(0, Performative::Flow(credit(1, 100)));
+        sent(&mut peer, first, 10);
+        assert_eq!(peer.engine.send(second, &[b"m"], false), Err(SendError::NotReady));
+        peer.events();
+        if steal {
+            peer.say(0, Performative::Attach(receiver("in", 2)));
+        } else {
+            peer.say(0, detach(0, true));
+            peer.engine.detach(first, true, None);
+        }
+        let events = peer.events();
+        let told = events.iter().filter(|e| matches!(e, Event::SendReady { .. })).count();
+        assert_eq!(told, 1, "{events:?}");
+        assert!(peer.engine.can_send(second));
+    }
+}
+
+#[test]
 fn a_session_that_was_refused_leaves_nothing_behind() {
     let mut peer = Peer::new(config(), Side::Server);
     peer.say_bytes(&ProtocolId::Amqp.header());
