@@ -14,6 +14,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -185,6 +186,8 @@ impl Broker {
         // too.
         command.args(["--segment-size", "4 MiB", "--allow-volatile"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(sink);
+        // Ctrl-C is for us: a second signal from the terminal would cut its goodbye short.
+        command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         let mut broker = Self { child, log };
         broker.wait_ready(ports)?;
