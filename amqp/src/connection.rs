@@ -216,6 +216,8 @@ pub struct Connection {
     remote_channels: Vec<Option<u32>>,
     /// The link that an attach with this name, and this role of ours, is about.
     names: BTreeMap<(Box<str>, bool), u32>,
+    /// Bytes in the names of all links.
+    link_name_bytes: usize,
     /// Sessions with a disposition or flow of their own due, and links with a flow due.
     due_sessions: Vec<u32>,
     due_links: Vec<u32>,
@@ -268,6 +270,7 @@ impl Connection {
             local_channels: Vec::new(),
             remote_channels: Vec::new(),
             names: BTreeMap::new(),
+            link_name_bytes: 0,
             due_sessions: Vec::new(),
             due_links: Vec::new(),
             tag_keys,

@@ -186,6 +186,10 @@ pub(crate) enum PeerViolation {
 pub(crate) enum Unsupported {
     /// A link to a transaction coordinator [4.2].
     Coordinator,
+    /// A link to a target of a kind that AMQP 1.0 does not define.
+    TargetKind,
+    /// A delivery state or outcome that AMQP 1.0 does not define.
+    StateKind,
     /// A transfer in a transaction.
     TransactionalTransfer,
     /// A disposition in a transaction.
@@ -207,6 +211,8 @@ pub(crate) enum LimitExceeded {
     Channels,
     /// No handle that the peer takes is free.
     Handles,
+    /// The names of the connection's links hold too much memory.
+    LinkNames,
     /// An answer does not fit the peer's frame size.
     FrameSize,
 }
@@ -252,6 +258,8 @@ impl Fault {
             Self::PeerViolation(violation) => violation.answer().0,
             Self::Unsupported(
                 Unsupported::Coordinator
+                | Unsupported::TargetKind
+                | Unsupported::StateKind
                 | Unsupported::TransactionalTransfer
                 | Unsupported::TransactionalOutcome
                 | Unsupported::ResumedTransfer,
@@ -262,6 +270,7 @@ impl Fault {
                 LimitExceeded::Reassembly
                 | LimitExceeded::ParkedInput
                 | LimitExceeded::Channels
+                | LimitExceeded::LinkNames
                 | LimitExceeded::Handles => Condition::ResourceLimitExceeded,
             },
         }
@@ -276,15 +285,16 @@ impl Fault {
             Self::PeerViolation(violation) => violation.answer().1,
             Self::Unsupported(unsupported) => match unsupported {
                 Unsupported::Coordinator
+                | Unsupported::TargetKind
                 | Unsupported::TransactionalTransfer
                 | Unsupported::ResumedTransfer => Scope::Link,
-                Unsupported::TransactionalOutcome => Scope::Session,
+                Unsupported::StateKind | Unsupported::TransactionalOutcome => Scope::Session,
             },
             Self::LimitExceeded(limit) => match limit {
                 LimitExceeded::MessageSize
                 | LimitExceeded::Reassembly
                 | LimitExceeded::FrameSize => Scope::Link,
-                LimitExceeded::Handles => Scope::Session,
+                LimitExceeded::Handles | LimitExceeded::LinkNames => Scope::Session,
                 LimitExceeded::ParkedInput | LimitExceeded::Channels => Scope::Connection,
             },
         }
@@ -374,6 +384,12 @@ impl fmt::Display for Fault {
             Self::PeerViolation(violation) => f.write_str(violation.answer().2),
             Self::Unsupported(unsupported) => f.write_str(match unsupported {
                 Unsupported::Coordinator => "transactions are not supported",
+                Unsupported::TargetKind => {
+                    "this kind of target is not known here: attach to amqp:target:list"
+                }
+                Unsupported::StateKind => {
+                    "this kind of delivery state is not known here: use those of AMQP 1.0"
+                }
                 Unsupported::TransactionalTransfer | Unsupported::TransactionalOutcome => {
                     "transactions are not supported: send without transactional-state"
                 }
@@ -387,6 +403,7 @@ impl fmt::Display for Fault {
                 LimitExceeded::ParkedInput => "too many bytes sent ahead of an answer",
                 LimitExceeded::Channels => "no channel below your channel-max is free",
                 LimitExceeded::Handles => "no handle below your handle-max is free",
+                LimitExceeded::LinkNames => "too many bytes in the names of links",
                 LimitExceeded::FrameSize => "the answer does not fit your max-frame-size",
             }),
         }

@@ -4,13 +4,18 @@
 //!  requires="delivery-state"   received accepted rejected released modified declared
 //!                              transactional-state
 //!  requires="outcome"          accepted rejected released modified declared
-//!  requires="target"           target coordinator
+//!  requires="target"           target coordinator, others as they are
 //!  requires="message-id"       ulong uuid binary string
 //! ```
 //!
-//! A type that provides none of these is a decode error.
+//! The specification lets others define more types that provide a state, an outcome or a target.
+//! Such a target is kept as it is, so that its link can be refused; such a state or outcome is
+//! [`Fault::UnknownType`], which costs the session and not the connection. Anything else is a
+//! plain decode error.
 
-use crate::codec::{Composite, DecodeError, Fault, Field, Reader, Value, Writer, code, read_code};
+use crate::codec::{
+    Composite, DecodeError, Described, Fault, Field, Reader, Value, Writer, code, read_code,
+};
 use crate::composites::{
     Accepted, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
     TransactionalState,
@@ -47,6 +52,8 @@ pub enum AnyTarget<'a> {
     Target(Target<'a>),
     /// The coordinator of transactions.
     Coordinator(Coordinator<'a>),
+    /// A target that the specification does not have.
+    Other(Described<'a>),
 }
 
 /// What the id of a message can be [3.2.11] to [3.2.14].
@@ -105,12 +112,20 @@ mod descriptor {
     pub(super) const TRANSACTIONAL_STATE: u64 = TransactionalState::SPEC.code;
 }
 
+/// The descriptor that is next, if the specification has it.
+fn known_code(reader: &mut Reader<'_>) -> Result<u64, DecodeError> {
+    read_code(reader, crate::composites::code_of).map_err(|error| {
+        let unknown = error.fault == Fault::UnexpectedDescriptor;
+        DecodeError { fault: if unknown { Fault::UnknownType } else { error.fault }, ..error }
+    })
+}
+
 impl<'a> Field<'a> for DeliveryState<'a> {
     const SPEC: &'static str = "*";
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let start = *reader;
-        Ok(match read_code(reader, crate::composites::code_of)? {
+        Ok(match known_code(reader)? {
             descriptor::ACCEPTED => {
                 Accepted::read_list(reader)?;
                 Self::Accepted
@@ -126,7 +141,7 @@ impl<'a> Field<'a> for DeliveryState<'a> {
             descriptor::TRANSACTIONAL_STATE => {
                 Self::TransactionalState(TransactionalState::read_list(reader)?)
             }
-            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
+            _ => return Err(start.fail(Fault::UnknownType)),
         })
     }
 
@@ -148,7 +163,7 @@ impl<'a> Field<'a> for Outcome<'a> {
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let start = *reader;
-        Ok(match read_code(reader, crate::composites::code_of)? {
+        Ok(match known_code(reader)? {
             descriptor::ACCEPTED => {
                 Accepted::read_list(reader)?;
                 Self::Accepted
@@ -160,7 +175,7 @@ impl<'a> Field<'a> for Outcome<'a> {
             }
             descriptor::MODIFIED => Self::Modified(Modified::read_list(reader)?),
             descriptor::DECLARED => Self::Declared(Declared::read_list(reader)?),
-            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
+            _ => return Err(start.fail(Fault::UnknownType)),
         })
     }
 
@@ -174,17 +189,25 @@ impl<'a> Field<'a> for AnyTarget<'a> {
 
     fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let start = *reader;
-        Ok(match read_code(reader, crate::composites::code_of)? {
-            descriptor::TARGET => Self::Target(Target::read_list(reader)?),
-            descriptor::COORDINATOR => Self::Coordinator(Coordinator::read_list(reader)?),
-            _ => return Err(start.fail(Fault::UnexpectedDescriptor)),
-        })
+        match known_code(reader) {
+            Ok(descriptor::TARGET) => Target::read_list(reader).map(Self::Target),
+            Ok(descriptor::COORDINATOR) => Coordinator::read_list(reader).map(Self::Coordinator),
+            Err(error) if error.fault != Fault::UnknownType => Err(error),
+            Ok(_) | Err(_) => {
+                *reader = start;
+                let Value::Described(other) = reader.value()? else {
+                    return Err(start.fail(Fault::UnexpectedDescriptor));
+                };
+                Ok(Self::Other(other))
+            }
+        }
     }
 
     fn write(&self, writer: &mut Writer<'_>) {
         match self {
             Self::Target(target) => target.write_described(writer),
             Self::Coordinator(coordinator) => coordinator.write_described(writer),
+            Self::Other(other) => writer.value(&Value::Described(*other)),
         }
     }
 }

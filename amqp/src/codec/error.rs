@@ -40,6 +40,9 @@ pub enum Fault {
     UnexpectedType(u8),
     /// The descriptor is not one of those that may stand here.
     UnexpectedDescriptor,
+    /// A delivery state or outcome that the specification does not have. Others may define some:
+    /// it is not wrong, but nobody here can read it.
+    UnknownType,
     /// A boolean with a byte other than 0 and 1.
     InvalidBoolean(u8),
     /// A string that is not UTF-8.
@@ -112,6 +115,7 @@ impl fmt::Display for Fault {
             Self::InvalidBoolean(byte) => return write!(f, "boolean {byte:#04x} is not 0 or 1"),
             Self::Truncated => "a size reaches beyond the end",
             Self::UnexpectedDescriptor => "unexpected descriptor",
+            Self::UnknownType => "a delivery state or outcome that is not known here",
             Self::InvalidUtf8 => "string is not UTF-8",
             Self::NotAscii => "symbol is not ASCII",
             Self::InvalidChoice => "value is none of the choices of its type",

@@ -345,6 +345,7 @@ impl Connection {
         self.local_channels.clear();
         self.remote_channels.clear();
         self.names.clear();
+        self.link_name_bytes = 0;
         self.due_sessions.clear();
         self.due_links.clear();
         self.reassembly_bytes = 0;

@@ -15,7 +15,8 @@ use std::ops::ControlFlow;
 
 use super::state::{ConnectionState, SessionState};
 use super::{Connection, Side};
-use crate::error::{Fault, LimitExceeded, Malformed, PeerViolation, Scope};
+use crate::codec;
+use crate::error::{Fault, LimitExceeded, Malformed, PeerViolation, Scope, Unsupported};
 use crate::frame::{self, Frame, FrameKind, HEADER_LEN, PROTOCOL_HEADER_LEN, ProtocolId};
 use crate::performative::Performative;
 
@@ -190,7 +191,13 @@ impl Connection {
         if frame.body.is_empty() {
             return Ok(Handled::Done);
         }
-        let (performative, payload) = Performative::decode(frame.body)?;
+        let (performative, payload) = match Performative::decode(frame.body) {
+            Ok(decoded) => decoded,
+            Err(error) if error.fault == codec::Fault::UnknownType => {
+                return self.on_unknown_type(frame.channel, error);
+            }
+            Err(error) => return Err(error.into()),
+        };
         if let Performative::Close(close) = &performative {
             self.on_close(close)?;
             return Ok(Handled::Done);
@@ -224,6 +231,26 @@ impl Connection {
             .flatten()
             .ok_or(PeerViolation::ChannelUnmapped)?;
         self.on_session_frame(session, &performative, payload)
+    }
+
+    /// A frame with a type that others may have defined: its session cannot go on without it, the
+    /// connection can.
+    fn on_unknown_type(
+        &mut self,
+        channel: u16,
+        error: codec::DecodeError,
+    ) -> Result<Handled, Fault> {
+        let session = self.remote_channels.get(usize::from(channel)).copied().flatten();
+        match session {
+            Some(session) if self.is_mapped(session) => {
+                self.fail_session(session, Unsupported::StateKind.into());
+                Ok(Handled::Done)
+            }
+            // What comes between our end and the peer's is dropped [2.5.4].
+            Some(_) => Ok(Handled::Done),
+            None if self.state == ConnectionState::CloseSent => Ok(Handled::Done),
+            None => Err(error.into()),
+        }
     }
 
     /// A frame for a session: a fault ends what its scope says, and nothing more.

@@ -36,6 +36,10 @@ struct AttachTerms<'a> {
     properties: Option<&'a [u8]>,
 }
 
+/// What the names of a connection's links may hold, in bytes. One name may fill a frame, and there
+/// may be as many links as channels times handles.
+const LINK_NAME_BYTES_MAX: usize = 8 << 20;
+
 const REFUSAL: AttachTerms<'static> = AttachTerms {
     source: None,
     target: None,
@@ -113,6 +117,9 @@ impl Connection {
                 LinkState::New | LinkState::DetachSent | LinkState::Detached => {}
             }
         }
+        if self.link_name_bytes + attach.name.len() > LINK_NAME_BYTES_MAX {
+            return Err(LimitExceeded::LinkNames.into());
+        }
         let Some(index) = self.add_link(session, attach.name, role) else {
             let host_owes_detach = self.sessions.get(session).is_some_and(|session| {
                 let mut states = session.links().filter_map(|link| self.links.get(link));
@@ -158,8 +165,10 @@ impl Connection {
 
     /// A link that the peer asks for: refused here where nobody could accept it.
     fn announce_attach(&mut self, index: u32, attach: &Attach<'_>) -> Result<(), Fault> {
-        if let Some(AnyTarget::Coordinator(_)) = attach.target {
-            return Err(Unsupported::Coordinator.into());
+        match attach.target {
+            Some(AnyTarget::Coordinator(_)) => return Err(Unsupported::Coordinator.into()),
+            Some(AnyTarget::Other(_)) => return Err(Unsupported::TargetKind.into()),
+            Some(AnyTarget::Target(_)) | None => {}
         }
         let Some(link) = self.links.get_mut(index) else { return Ok(()) };
         if link.role == Role::Receiver {
@@ -203,7 +212,7 @@ impl Connection {
             source: attach.source.as_ref().map(LinkSource::from_wire),
             target: match &attach.target {
                 Some(AnyTarget::Target(target)) => Some(LinkTarget::from_wire(target)),
-                Some(AnyTarget::Coordinator(_)) | None => None,
+                Some(AnyTarget::Coordinator(_) | AnyTarget::Other(_)) | None => None,
             },
             max_message_size: match attach.max_message_size {
                 None | Some(0) => None,
@@ -355,6 +364,7 @@ impl Connection {
         let handle = self.sessions.get(session)?.free_local_handle(self.config.handle_max)?;
         let index = self.links.insert(Link::new(session, name, role, handle));
         self.names.insert(name_key(name, role), index);
+        self.link_name_bytes += name.len();
         if let Some(state) = self.sessions.get_mut(session) {
             set_slot(&mut state.local_handles, handle as usize, Some(index));
         }
@@ -364,6 +374,7 @@ impl Connection {
     pub(super) fn remove_link(&mut self, index: u32) {
         self.drop_partial(index);
         let Some(link) = self.links.remove(index) else { return };
+        self.link_name_bytes -= link.name.len();
         let key = name_key(&link.name, link.role);
         if self.names.get(&key) == Some(&index) {
             self.names.remove(&key);

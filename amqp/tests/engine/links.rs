@@ -1,5 +1,6 @@
 //! Attach, detach, stealing, credit and drain.
 
+use amqp::codec::{Reader, Value};
 use amqp::connection::{BeginError, Config, Event, Side};
 use amqp::definitions::{Condition, Handle, ReceiverSettleMode, SenderSettleMode};
 use amqp::error::Error;
@@ -312,6 +313,61 @@ fn item_46_a_coordinator_is_refused_without_the_host() {
     assert!(peer.events().is_empty());
     peer.say(0, detach(0, true));
     peer.attach(sender("tx", 0));
+}
+
+#[test]
+fn a_target_that_the_spec_does_not_have_is_refused_like_a_coordinator() {
+    let kinds: [&[u8]; 3] = [
+        b"\x00\xa3\x10acme:target:list\xc0\x03\x01\xa1\x00",
+        b"\x00\x80\0\0\x12\x34\0\0\0\x01\xc1\x01\x00",
+        b"\x00\x53\x24\x45",
+    ];
+    for kind in kinds {
+        let mut peer = Peer::in_session(config());
+        let Ok(Value::Described(other)) = Reader::new(kind).value() else { panic!("{kind:?}") };
+        let target = Some(AnyTarget::Other(other));
+        peer.say(0, Performative::Attach(Attach { target, ..sender("odd", 0) }));
+        let heard = peer.hears();
+        assert_eq!(heard[1..], ["detach@0 0 closed amqp:not-implemented"], "{heard:?}");
+        assert!(peer.events().is_empty());
+        peer.say(0, detach(0, true));
+        peer.attach(sender("odd", 0));
+    }
+    // One that is cut short or too deep is still a decode error.
+    let deep = [&b"\x00\xa3\x01x"[..], &[0xc0, 2, 1].repeat(40)].concat();
+    assert!(Reader::new(&deep).value().is_err());
+}
+
+#[test]
+fn the_memory_for_link_names_is_bounded_and_comes_back() {
+    let name: &'static str = "n".repeat(900_000).leak();
+    let names = |n: usize| &name[n..];
+    let (mut peer, mut links) = (Peer::in_session(config()), 0);
+    while peer.engine.transmit_bytes_pending() < 20_000_000 {
+        peer.say(0, Performative::Attach(sender(names(links), links as u32)));
+        let events = peer.events();
+        if let [Event::AttachReceived { link, .. }] = events[..] {
+            peer.engine.refuse_link(link, Error::new(Condition::NotFound, ""));
+            links += 1;
+        } else {
+            assert!(matches!(events[..], [Event::Ended { error: Some(_), .. }]), "{events:?}");
+            break;
+        }
+    }
+    assert_eq!(links, 9, "of which none was answered by a detach");
+    let heard = peer.hears();
+    assert_eq!(heard.last().unwrap(), "end@0 amqp:resource-limit-exceeded");
+    peer.say(0, Performative::End(Default::default()));
+    peer.say(0, Performative::Begin(begin()));
+    peer.events();
+    for _ in 0..20 {
+        peer.attach(sender(name, 0));
+        peer.say(0, detach(0, true));
+        let events = peer.events();
+        let Some(Event::DetachReceived { link, .. }) = events.last() else { panic!("{events:?}") };
+        peer.engine.detach(*link, true, None);
+        peer.hears();
+    }
 }
 
 #[test]

@@ -303,6 +303,7 @@ fn line(channel: u16, performative: &Performative<'_>, payload: &[u8], size: usi
             let target = match attach.target {
                 Some(AnyTarget::Target(target)) => target.address.unwrap_or("-"),
                 Some(AnyTarget::Coordinator(_)) => "coordinator",
+                Some(AnyTarget::Other(_)) => "other",
                 None => "null",
             };
             let (name, handle) = (attach.name, attach.handle.0);

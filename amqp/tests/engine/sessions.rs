@@ -554,6 +554,27 @@ fn unsettled_deliveries_of_both_directions_are_bounded() {
 }
 
 #[test]
+fn a_state_that_the_spec_does_not_have_ends_its_session_and_no_more() {
+    let states: [&[u8]; 3] =
+        [b"\x00\xa3\x0facme:state:list\x45", b"\x00\x53\x99\x45", b"\x00\xa1\x01x\x45"];
+    for state in states {
+        let (mut peer, link) = Peer::receiving(config(), 5);
+        sent(&mut peer, link, 1);
+        let body = [&b"\x00\x53\x15\xc0"[..], &[state.len() as u8 + 5, 5], b"\x41\x43\x40\x41"];
+        let body = [&body.concat()[..], state].concat();
+        let size = (body.len() + 8) as u32;
+        let frame = [&size.to_be_bytes()[..], &[2, 0, 0, 0], &body].concat();
+        peer.say_bytes(&frame);
+        assert_eq!(ended(&mut peer), Condition::NotImplemented);
+        // Dropped until the peer's end; the connection goes on.
+        peer.say_bytes(&frame);
+        peer.say(0, Performative::End(End { error: None }));
+        peer.say(0, Performative::Begin(begin()));
+        assert_eq!(peer.hears(), ["begin@0 for 0"]);
+    }
+}
+
+#[test]
 fn a_link_that_goes_makes_room_for_the_others_and_tells() {
     for steal in [false, true] {
         let bounded = Config { unsettled_outgoing_max: 10, ..config() };
