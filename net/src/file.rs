@@ -232,10 +232,17 @@ fn direct_alignment(file: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     Ok(told.then(|| stat.stx_dio_offset_align.max(stat.stx_dio_mem_align)))
 }
 
-/// The sole right to a data directory, until it is dropped or the process ends.
+/// The sole right to a data directory, until it is dropped or the process ends, and every ring that
+/// keeps it ([`crate::Ring::keep_locked`]) has done its last write.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
+}
+
+impl AsFd for DirectoryLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// Why a directory can't be locked.
@@ -276,12 +283,16 @@ impl std::error::Error for LockError {}
 const LOCK_NAME: &str = "lock";
 
 /// How often a held lock is tried again.
-const LOCK_RETRY: Duration = Duration::from_millis(100);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// How long the kernel may take to let go of the rings of a process that is gone; some 40 ms here.
+const LOCK_GRACE: Duration = Duration::from_secs(1);
 
 impl DirectoryLock {
     /// Locks `directory` (with `flock` on a file in it), waiting at most `wait` for another
-    /// process. While it waits, `waiting` is told who holds the lock and for how long we wait by
-    /// now: at once, then every `LOCK_RETRY` (100 ms).
+    /// process, and a second where that process is gone but its last writes are not. While it
+    /// waits, `waiting` is told who holds the lock and for how long we wait by now: at once, then
+    /// every `LOCK_RETRY` (20 ms).
     ///
     /// # Errors
     /// [`LockError::Held`] when the wait is over, [`LockError::Io`] at once.
@@ -302,6 +313,7 @@ impl DirectoryLock {
                 Err(TryLockError::WouldBlock) => {
                     let holder = holder(&mut file);
                     let waited = start.elapsed();
+                    let wait = if is_there(&holder) { wait } else { wait.max(LOCK_GRACE) };
                     if waited >= wait {
                         return Err(LockError::Held { path, holder });
                     }
@@ -312,7 +324,7 @@ impl DirectoryLock {
             }
         }
         write_holder(&mut file).map_err(io_error)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -321,6 +333,11 @@ fn holder(file: &mut File) -> String {
     let read = file.rewind().and_then(|()| file.read(&mut text)).unwrap_or(0);
     let text = String::from_utf8_lossy(&text[..read]);
     if text.trim().is_empty() { "unknown".to_owned() } else { text.trim().to_owned() }
+}
+
+/// Whether a holder, by what it wrote, is a process that runs here.
+fn is_there(holder: &str) -> bool {
+    holder.strip_prefix("process ").is_some_and(|id| Path::new("/proc").join(id).exists())
 }
 
 fn write_holder(file: &mut File) -> io::Result<()> {

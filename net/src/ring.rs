@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buf::StaticRegion;
-use crate::file::DataFile;
+use crate::file::{DataFile, DirectoryLock};
 use crate::probe::Refusal;
 use crate::uring::Uring;
 use crate::uring::slab::Key;
@@ -400,6 +400,17 @@ impl Ring {
     /// If the id is dead.
     pub fn remove_file(&mut self, file: FileId) {
         self.engine.remove_file(file);
+    }
+
+    /// Keeps a directory locked as long as the kernel may still write for this ring. The lock alone
+    /// ends with the process, but a write that the disk had taken does not: let go early, it would
+    /// land on top of what the next process has written there. To be called once, before the
+    /// first write.
+    ///
+    /// # Errors
+    /// What the kernel said; then the lock ends with the process.
+    pub fn keep_locked(&mut self, lock: &DirectoryLock) -> io::Result<()> {
+        self.engine.keep_locked(lock)
     }
 
     /// Writes with data sync (`RWF_DSYNC`): when its [`Completion::Disk`] is `Ok` with the whole

@@ -116,7 +116,12 @@ impl Uring {
         let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
         let bell = Doorbell::new(descriptor).map_err(setup_error("doorbell"))?;
         // A table beyond the limit on descriptors is refused: then files are looked up each time.
-        let file_table = ring.submitter().register_files_sparse(config.files_max).is_ok();
+        // The place behind the files is the lock's; see `keep_locked`.
+        let submitter = ring.submitter();
+        let file_table = submitter.register_files_sparse(config.files_max + 1).is_ok();
+        if !file_table {
+            submitter.register_files_sparse(1).map_err(setup_error("table of files"))?;
+        }
         let mut uring = Self {
             ring,
             ops: Slab::new(),

@@ -24,7 +24,7 @@ use io_uring::{opcode, squeue};
 use super::Uring;
 use super::ops::{DiskOp, Lent, Op};
 use crate::buf::StaticRegion;
-use crate::file::DataFile;
+use crate::file::{DataFile, DirectoryLock};
 use crate::ring::{Completion, DiskRead, DiskWrite, FileId, MemoryUse};
 
 /// The most bytes that the kernel moves in one call (`MAX_RW_COUNT`, with 4 KiB pages).
@@ -51,6 +51,15 @@ impl Uring {
             self.file_mut(FileId(key)).in_table = placed.is_ok_and(|count| count == 1);
         }
         Ok(FileId(key))
+    }
+
+    /// The kernel's table goes only with the ring's last operation, even if the process was killed
+    /// long before, and what is in it stays open.
+    pub(crate) fn keep_locked(&mut self, lock: &DirectoryLock) -> io::Result<()> {
+        let place = if self.file_table { self.files_max } else { 0 };
+        let place = u32::try_from(place).expect("a table has at most 4096 files");
+        let fd = lock.as_fd().as_raw_fd();
+        self.ring.submitter().register_files_update(place, &[fd]).map(drop)
     }
 
     pub(crate) fn remove_file(&mut self, id: FileId) {

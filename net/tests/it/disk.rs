@@ -263,3 +263,31 @@ fn a_directory_has_one_holder() {
     let missing = DirectoryLock::acquire(&scratch.0.join("no"), Duration::ZERO, |_, _| {});
     assert!(matches!(missing, Err(LockError::Io { .. })));
 }
+
+#[test]
+fn a_ring_keeps_the_lock_as_long_as_it_may_write() {
+    let scratch = Scratch::new("kept");
+    let lock = |wait| DirectoryLock::acquire(&scratch.0, wait, |_, _| {});
+    for files_max in [64, 4096] {
+        let mut core = Core::new(RingConfig { files_max, ..RingConfig::default() });
+        let held = lock(crate::PATIENCE).unwrap();
+        core.ring.keep_locked(&held).unwrap();
+        // Files that come and go don't push it out.
+        for round in 0..3 {
+            let path = scratch.0.join(format!("{files_max}-{round}"));
+            let file = core.ring.add_file(create(&path, 4096)).unwrap();
+            core.ring.remove_file(file);
+        }
+        drop(held);
+        assert!(matches!(lock(Duration::ZERO), Err(LockError::Held { .. })));
+        // As if its holder were gone: then there is a moment's patience.
+        fs::write(scratch.0.join("lock"), "process 0\n").unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| lock(Duration::ZERO).map(drop));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!waiter.is_finished());
+            drop(core);
+            waiter.join().unwrap().unwrap();
+        });
+    }
+}
