@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
 
+use crate::hits::Hits;
 use crate::letter::LetterId;
 use crate::wire::Verdict;
 
@@ -267,7 +268,7 @@ pub trait Check {
     ///
     /// # Errors
     /// How the promise was broken.
-    fn finish(&mut self, _facts: &Facts) -> Result<(), String> {
+    fn finish(&mut self, _facts: &Facts, _hits: &mut Hits) -> Result<(), String> {
         Ok(())
     }
 }
@@ -328,9 +329,9 @@ impl Checks {
     ///
     /// # Errors
     /// The promise that was broken, and how.
-    pub fn finish(&mut self) -> Result<(), String> {
+    pub fn finish(&mut self, hits: &mut Hits) -> Result<(), String> {
         for check in &mut self.checks {
-            let judged = check.finish(&self.facts);
+            let judged = check.finish(&self.facts, hits);
             judged.map_err(|what| format!("{}: {what}", check.promise()))?;
         }
         Ok(())

@@ -622,6 +622,7 @@ mod tests {
     }
 
     impl Bench {
+        #[expect(clippy::disallowed_methods, reason = "an origin; only differences count")]
         fn new(profile: Profile) -> Self {
             let disk = Disk::new(Rng::stream(1, "disk", 0), profile);
             let mut bench = Self { disk, now: Instant::now(), next_id: 0 };

@@ -283,7 +283,7 @@ impl World {
                 return Err(format!("the world does not come to rest: {}", self.standing()));
             }
         }
-        self.checks.finish()
+        self.checks.finish(&mut self.hits)
     }
 
     /// The next thing that happens.

@@ -19,7 +19,8 @@ pub(super) struct Count {
     told: BTreeMap<LetterId, u32>,
     /// Where the log's records of failures end, by message.
     logged: BTreeMap<(QueueId, Sequence), Vec<(ShardId, Lsn)>>,
-    confirmed: BTreeMap<LetterId, u32>,
+    /// When each failure that the log has was confirmed.
+    confirmed: BTreeMap<LetterId, Vec<Instant>>,
 }
 
 impl Check for Count {
@@ -27,7 +28,7 @@ impl Check for Count {
         "a delivery count comes from the log alone"
     }
 
-    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+    fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
             Seen::Judged { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 *self.told.entry(*letter).or_default() += 1;
@@ -39,9 +40,10 @@ impl Check for Count {
             Seen::Confirmed { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 if let Some(written) = &facts.letter(*letter)?.written {
                     let at = (written.queue, written.sequence);
-                    let logged = self.logged.get(&at).map_or(0, |records| records.len() as u32);
+                    let logged = self.logged.get(&at).map_or(0, Vec::len);
                     let confirmed = self.confirmed.entry(*letter).or_default();
-                    *confirmed = logged.min(*confirmed + 1);
+                    confirmed.push(facts.stamp.as_ref().map_or(now, |stamp| stamp.at));
+                    confirmed.truncate(logged);
                 }
             }
             Seen::Delivered { letter, delivery_count, first_acquirer, .. } => {
@@ -78,7 +80,11 @@ impl Count {
         let told = self.told.get(&id).copied().unwrap_or(0);
         // At `async` a crash may take a count along.
         let excused = facts.has_async && !facts.crashes.is_empty();
-        let confirmed = if excused { 0 } else { self.confirmed.get(&id).copied().unwrap_or(0) };
+        // A delivery that was on its way before the confirmation does not know of it.
+        let sent = facts.stamp.as_ref().map(|stamp| stamp.at);
+        let known = |at: &&Instant| sent.is_none_or(|sent| **at < sent) && !excused;
+        let confirmed = self.confirmed.get(&id).map_or(0, |all| all.iter().filter(known).count());
+        let confirmed = confirmed as u32;
         if !(confirmed..=told).contains(&count) {
             return Err(format!(
                 "{id:?} came with delivery-count {count}; {confirmed} failures are confirmed, \

@@ -10,6 +10,7 @@ use std::time::Instant;
 use journal::Level;
 
 use super::{Check, Facts, Seen};
+use crate::hits::{Hit, Hits};
 use crate::letter::LetterId;
 
 /// What was promised when, and what was settled.
@@ -52,14 +53,17 @@ impl Check for Survival {
         Ok(())
     }
 
-    fn finish(&mut self, facts: &Facts) -> Result<(), String> {
+    fn finish(&mut self, facts: &Facts, hits: &mut Hits) -> Result<(), String> {
         for (letter, (at, level, what)) in &self.promised {
+            if self.settled.contains(letter) {
+                continue;
+            }
             // At `async`, what never became durable may be gone.
             let record = &facts.letter(*letter)?.written;
-            let excused = *level == Level::Async && (record.is_none() || facts.at_risk(*at));
-            if !self.settled.contains(letter) && !excused {
+            if *level != Level::Async || (record.is_some() && !facts.at_risk(*at)) {
                 return Err(format!("{letter:?} was {what} and is lost; its record: {record:?}"));
             }
+            hits.add(if facts.at_risk(*at) { Hit::AsyncLost } else { Hit::AsyncLostLate });
         }
         Ok(())
     }
