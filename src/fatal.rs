@@ -134,6 +134,7 @@ impl Failure {
     /// goodbye, and after a failed write nothing may be sent any more.
     pub(crate) fn die(&self) -> ! {
         self.log();
+        crate::log::flush();
         std::process::exit(i32::from(self.cause.status()))
     }
 

@@ -40,22 +40,14 @@ use crate::{admin, log, machine, watchdog};
 
 /// `laelaps run`.
 pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
-    let config = match Config::load(file, flags) {
-        Ok(config) => config,
-        Err(failure) => {
-            log::start(LogFormat::Text);
-            failure.log();
-            return failure.exit_code();
-        }
-    };
-    log::start(config.log);
-    match serve(&config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            failure.log();
-            failure.exit_code()
-        }
+    let loaded = Config::load(file, flags);
+    log::start(loaded.as_ref().map_or(LogFormat::Text, |config| config.log));
+    let ended = loaded.and_then(|config| serve(&config));
+    if let Err(failure) = &ended {
+        failure.log();
     }
+    log::flush();
+    ended.map_or_else(|failure| failure.exit_code(), |()| ExitCode::SUCCESS)
 }
 
 fn serve(config: &Config) -> Result<(), Failure> {
@@ -122,9 +114,14 @@ fn signals() -> Result<Receiver<i32>, Failure> {
 /// A signal before there is anything to drain: the end.
 fn stop_if_asked(signals: &Receiver<i32>) {
     if signals.try_recv().is_ok() {
-        tracing::info!("stopped before it was ready");
-        std::process::exit(0);
+        stop_early();
     }
+}
+
+fn stop_early() -> ! {
+    tracing::info!("stopped before it was ready");
+    log::flush();
+    std::process::exit(0)
 }
 
 /// The admin API, whose port the process before us may still hold.
@@ -274,10 +271,7 @@ fn wait_ready(
                 Report::Failed(failure) => return Err(failure),
                 Report::Listening(_) | Report::Drained => {}
             },
-            recv(signals) -> _ => {
-                tracing::info!("stopped before it was ready");
-                std::process::exit(0);
-            }
+            recv(signals) -> _ => stop_early(),
         }
     }
     let inboxes: Option<Vec<Inbox>> = inboxes.into_iter().collect();
