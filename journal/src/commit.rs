@@ -171,6 +171,13 @@ impl Commit {
         batch.push(&self.seed, &fragment.record, fragment.bytes)
     }
 
+    /// What is open must not be held back for company.
+    pub(crate) fn force(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.batch.forced = true;
+        }
+    }
+
     /// Makes the open batch final. Returns the chain before it if it opens a segment.
     pub(crate) fn seal(&mut self) -> Option<Chain> {
         let open = self.open.take().expect("asked only while one is open");

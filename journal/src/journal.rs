@@ -25,7 +25,7 @@ use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::fragment::{self, Fragment};
 use crate::identity::LogSeed;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
     BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, DURABLE_MARK_IDLE, FRAGMENT_BYTES_MAX,
     PARTS_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN, WRITES_IN_FLIGHT_MAX,
@@ -312,7 +312,7 @@ impl Journal {
             }
         } else if let Some((_, slot)) = self.space.making().filter(|(id, _)| *id == done.id) {
             match done.result {
-                Ok(_) => self.space.handle_made(),
+                Ok(_) => self.keeper.want_made(self.space.handle_made()),
                 Err(DiskError::NoSpace) => self.space.handle_no_space(now),
                 Err(error @ (DiskError::Io(_) | DiskError::Short { .. })) => {
                     self.fail(self.segment_file(slot), 0, PoisonCause::Failed(error));
@@ -399,7 +399,8 @@ impl Journal {
     }
 
     /// Gives the head segment up. The caller knows that nothing in it lives and that its copies are
-    /// committed. Its file is used again once the superblock that says so is durable.
+    /// appended. The superblock gets the new head once everything appended so far is durable and
+    /// committed; its file is used again once that superblock is durable.
     ///
     /// # Panics
     /// If `head_segment()` is none.
@@ -407,7 +408,10 @@ impl Journal {
         let head = self.head_segment().expect("recycled only as far as it is committed");
         let (_, chain) = self.space.after_head().expect("there is a segment after the head");
         let slot = self.space.drop_head();
-        self.keeper.want_head(head.end_lsn, chain, slot);
+        let after = self.commit.appended();
+        // It waits for what is open, which therefore must not wait for company.
+        self.commit.force();
+        self.keeper.want_head(NewHead { head: head.end_lsn, chain, released: slot, after });
     }
 
     /// Takes nothing more; writes what is open and then a mark that the end was clean.
@@ -612,7 +616,8 @@ impl Journal {
         if self.closing && self.commit.is_idle() && self.keeper.is_idle() && !self.is_closed() {
             self.keeper.want_clean();
         }
-        let (buf, offset) = self.keeper.submit(id, now, self.commit.durable())?;
+        let reached = Reached { durable: self.commit.durable(), committed: self.committed };
+        let (buf, offset) = self.keeper.submit(id, now, reached)?;
         Some(DiskOp::Write { id, file: FileId::ShardSuperblock(self.shard), offset, buf })
     }
 

@@ -1,14 +1,17 @@
 //! Keeps the shard's superblock: one write at a time, in turn to its two blocks.
 //!
 //! ```text
-//!   recycle, idle, close --> wanted --> in flight (generation + 1) --> done: slots are let go
+//!   recycle, slot made, idle, close --> wanted --> in flight (generation + 1) --> done: slots are let go
 //! ```
 //!
 //! Invariants: at most one write is in flight, so the block before it stays whole; a slot of the
-//! old head is free only when a superblock with the new head is durable; the durable mark written
+//! old head is free only when a superblock with the new head is durable, and a slot just made when
+//! one that counts it is; the head moves on disk only when all is durable and committed that had
+//! been appended when it was given up: what made it dead, and its copies. The durable mark written
 //! is our own durable LSN at that moment, never more. What is wanted while a write is in flight
 //! goes into the next one. A failure poisons the journal, like that of a batch.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::block_buf::BlockBuf;
@@ -19,12 +22,32 @@ use crate::superblock::ShardSuperblock;
 
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    /// As last submitted; the head already as wanted.
+    /// As last submitted, or as wanted.
     superblock: ShardSuperblock,
     wanted: bool,
+    /// Heads that wait for what was appended before them.
+    heads: VecDeque<NewHead>,
     /// Slots that the next superblock lets go, and those that the one in flight does.
     releasing: Vec<Slot>,
     flight: Option<KeeperFlight>,
+}
+
+/// How far the log has come.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reached {
+    pub(crate) durable: Lsn,
+    pub(crate) committed: Lsn,
+}
+
+/// A head that the log is to get.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewHead {
+    pub(crate) head: Lsn,
+    pub(crate) chain: Chain,
+    /// The slot that it lets go.
+    pub(crate) released: Slot,
+    /// How far the log must be durable and committed before.
+    pub(crate) after: Lsn,
 }
 
 #[derive(Debug)]
@@ -38,21 +61,27 @@ pub(crate) struct KeeperFlight {
 
 impl Keeper {
     pub(crate) fn new(superblock: ShardSuperblock) -> Self {
-        Self { superblock, wanted: false, releasing: Vec::new(), flight: None }
+        let (heads, releasing) = (VecDeque::new(), Vec::new());
+        Self { superblock, wanted: false, heads, releasing, flight: None }
     }
 
     pub(crate) fn head(&self) -> Lsn {
-        self.superblock.head
+        self.heads.back().map_or(self.superblock.head, |last| last.head)
     }
 
     pub(crate) fn durable_mark(&self) -> Lsn {
         self.superblock.durable
     }
 
-    pub(crate) fn want_head(&mut self, head: Lsn, chain: Chain, released: Slot) {
-        assert!(head > self.superblock.head, "the head only moves on");
-        (self.superblock.head, self.superblock.head_chain) = (head, chain);
-        self.releasing.push(released);
+    pub(crate) fn want_head(&mut self, head: NewHead) {
+        assert!(head.head > self.head(), "the head only moves on");
+        self.heads.push_back(head);
+    }
+
+    /// The slot was written through.
+    pub(crate) fn want_made(&mut self, slot: Slot) {
+        self.superblock.slots_made = self.superblock.slots_made.max(slot.0 + 1);
+        self.releasing.push(slot);
         self.wanted = true;
     }
 
@@ -82,14 +111,23 @@ impl Keeper {
         &mut self,
         id: OpId,
         now: Instant,
-        durable: Lsn,
+        reached: Reached,
     ) -> Option<(BlockBuf, u64)> {
-        if !self.wanted || self.flight.is_some() {
+        if self.flight.is_some() {
+            return None;
+        }
+        let may_go = |head: &NewHead| head.after <= reached.committed.min(reached.durable);
+        while let Some(next) = self.heads.pop_front_if(|head| may_go(head)) {
+            (self.superblock.head, self.superblock.head_chain) = (next.head, next.chain);
+            self.releasing.push(next.released);
+            self.wanted = true;
+        }
+        if !self.wanted {
             return None;
         }
         self.wanted = false;
         self.superblock.generation += 1;
-        self.superblock.durable = durable;
+        self.superblock.durable = reached.durable;
         let (buf, offset) = self.superblock.encode();
         let bytes = u32::try_from(buf.len()).expect("a block");
         let releasing = std::mem::take(&mut self.releasing);

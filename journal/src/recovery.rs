@@ -34,9 +34,7 @@ use crate::commit::{Commit, Start};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::identity::LogSeed;
 use crate::journal::{Config, Journal, Resume};
-use crate::limits::{
-    BATCH_BYTES_MAX, BLOCK_BYTES, FORMAT_SEGMENTS, SEGMENT_HEADER_BYTES, WRITES_WINDOW_MAX,
-};
+use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_HEADER_BYTES, WRITES_WINDOW_MAX};
 use crate::lsn::{Epoch, Incarnation, LogId, Lsn, ShardId, Slot, Term};
 use crate::record::{Record, RecordError};
 use crate::segment::{SegmentHeader, SegmentRead};
@@ -251,7 +249,7 @@ impl Recovery {
             segment_bytes: node.geometry.segment_bytes,
             epoch_promised: node.epoch_promised,
             config,
-            slots: slots.to_vec(),
+            slots: in_order(slots),
             stage: Stage::Superblock,
             flight: None,
             op_next: 0,
@@ -618,7 +616,8 @@ impl Recovery {
         let mut files = Files::default();
         for (file, read) in self.slots.iter().zip(&self.headers) {
             let is_live = live.iter().any(|segment| segment.slot == file.slot);
-            let is_made = !matches!(read, SegmentRead::Blank) || file.slot.0 < FORMAT_SEGMENTS;
+            let is_made =
+                !matches!(read, SegmentRead::Blank) || file.slot.0 < superblock.slots_made;
             if is_live {
                 continue;
             } else if is_made && file.bytes >= self.segment_bytes {
@@ -650,6 +649,13 @@ impl Recovery {
         let (truncated, clean) = (self.cut, self.clean);
         self.end(Ok(RecoveryOutcome { journal, truncated, clean }));
     }
+}
+
+/// Segments are made in the order of their numbers, and made again in it.
+fn in_order(slots: &[SlotFile]) -> Vec<SlotFile> {
+    let mut slots = slots.to_vec();
+    slots.sort_unstable_by_key(|file| file.slot);
+    slots
 }
 
 fn header_of(read: &SegmentRead) -> Option<SegmentHeader> {

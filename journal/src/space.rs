@@ -69,7 +69,7 @@ pub(crate) struct Space {
     slot_next: u32,
     /// How many files there are, those to be remade included.
     files: u32,
-    /// How many slots the superblock still has to let go.
+    /// How many slots the superblock still has to let go, or to say that they are made.
     releasing: u32,
     retry_at: Option<Instant>,
     unsettled: u64,
@@ -253,11 +253,11 @@ impl Space {
             return None;
         }
         self.retry_at = None;
-        let ready = self.ready.len() as u64 * self.usable_bytes();
+        let coming = self.ready.len() as u64 + u64::from(self.releasing);
         let wanted = (u64::from(RESERVE_SEGMENTS) + 1) * self.usable_bytes()
             + self.set_aside(0)
             + self.demand;
-        if ready >= wanted {
+        if coming * self.usable_bytes() >= wanted {
             return None;
         }
         let slot = match self.remake.front() {
@@ -273,7 +273,8 @@ impl Space {
         self.making
     }
 
-    pub(crate) fn handle_made(&mut self) {
+    /// The slot is written through; it is ready when the superblock says so, by [`Self::release`].
+    pub(crate) fn handle_made(&mut self) -> Slot {
         let (_, slot) = self.making.take().expect("one was being made");
         if self.remake.front() == Some(&slot) {
             self.remake.pop_front();
@@ -281,7 +282,8 @@ impl Space {
             self.files += 1;
             self.slot_next = slot.0 + 1;
         }
-        self.ready.push_back(slot);
+        self.releasing += 1;
+        slot
     }
 
     pub(crate) fn handle_no_space(&mut self, now: Instant) {
@@ -375,8 +377,11 @@ mod tests {
         assert_eq!(space.poll_make(OpId(2), now), None);
         let later = now + SPACE_RETRY;
         assert_eq!(space.poll_make(OpId(2), later), Some(Slot(2)));
-        space.handle_made();
+        let made = space.handle_made();
         assert_eq!(space.poll_make(OpId(3), later), None, "the reserve and a spare are there");
+        assert_eq!(space.free_bytes(START), 2 * (S - 4096), "not before the superblock knows");
+        space.release(made);
+        assert_eq!(space.free_bytes(START), 3 * (S - 4096));
     }
 
     #[test]
@@ -386,7 +391,7 @@ mod tests {
         let mut space = Space::new(S, 9, VecDeque::new(), files);
         space.open_segment(0);
         assert_eq!(space.poll_make(OpId(1), now), Some(Slot(3)));
-        space.handle_made();
+        let _made = space.handle_made();
         assert_eq!((space.files(), space.slot_next), (5, 5));
     }
 

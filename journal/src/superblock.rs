@@ -10,7 +10,8 @@
 //!           86 state (1)   87 zero (1)   88 promised epoch (8)   96 parts
 //!   shard   56 head LSN (8)   64 chain before the head (8)   72 durable mark (8)
 //!           80 truncation: LSN (8)   88 epoch (8)   96 incarnation (4)
-//!           100 incarnation of the last opening (4)   104 clean (1)   105 zeros (7)   112 parts
+//!           100 incarnation of the last opening (4)   104 clean (1)   105 zeros (3)
+//!           108 slots made (4)   112 parts
 //!           part 1: the epoch table, (epoch 8, first LSN 8)*
 //! ```
 //!
@@ -29,7 +30,7 @@ use std::fmt;
 use crate::block_buf::BlockBuf;
 use crate::identity::Chain;
 use crate::limits::{
-    BLOCK_BYTES, FORMAT_VERSION, LSN_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    BLOCK_BYTES, FORMAT_SEGMENTS, FORMAT_VERSION, LSN_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
     SEGMENT_HEADER_BYTES, SHARDS_MAX,
 };
 use crate::lsn::{Epoch, Incarnation, JournalUuid, LogId, Lsn, ShardId, Term};
@@ -212,6 +213,8 @@ pub struct ShardSuperblock {
     pub incarnation: Incarnation,
     /// The log was closed: nothing was under way.
     pub clean: bool,
+    /// Every slot with a smaller number was written through before it was used.
+    pub slots_made: u32,
     /// Where each reign began, oldest first.
     pub epochs: Vec<(Epoch, Lsn)>,
     carried: Vec<u8>,
@@ -231,6 +234,7 @@ impl ShardSuperblock {
             truncation: Truncation { at: start, term: Term::default() },
             incarnation: Incarnation(0),
             clean: true,
+            slots_made: FORMAT_SEGMENTS,
             epochs: vec![(Epoch(1), start)],
             carried: Vec::new(),
         }
@@ -275,6 +279,7 @@ impl ShardSuperblock {
                 truncation,
                 incarnation: Incarnation(u32_at(fields, 100)),
                 clean: fields[104] == 1,
+                slots_made: u32_at(fields, 108),
                 epochs,
                 carried,
             })
@@ -310,6 +315,7 @@ impl ShardSuperblock {
         block[96..100].copy_from_slice(&self.truncation.term.incarnation.0.to_le_bytes());
         block[100..104].copy_from_slice(&self.incarnation.0.to_le_bytes());
         block[104] = u8::from(self.clean);
+        block[108..112].copy_from_slice(&self.slots_made.to_le_bytes());
         let rows = self
             .epochs
             .iter()

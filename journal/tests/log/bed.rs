@@ -151,9 +151,12 @@ impl Bed {
         }
     }
 
-    /// Ends the pre-writing that is pending.
+    /// Ends the pre-writing that is pending, and the superblock that tells of it.
     pub(crate) fn make_segments(&mut self) {
-        let is_make = |op: &DiskOp| matches!(op, DiskOp::Prewrite { .. });
+        let is_make = |op: &DiskOp| {
+            matches!(op, DiskOp::Prewrite { .. })
+                || matches!(op.file(), journal::FileId::ShardSuperblock(_))
+        };
         while let Some(index) = self.pending.iter().position(is_make) {
             self.complete(index);
             self.poll();

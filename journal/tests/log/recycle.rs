@@ -243,3 +243,64 @@ fn copies_of_the_head_may_use_the_reserve() {
     bed.settle();
     assert!(bed.journal.durable() >= copy.end, "written at once, however little room there is");
 }
+
+/// The segments that were made ahead and never used are blank, and full settlements must not have
+/// to wait until they are made again.
+#[test]
+fn the_reserve_is_there_at_once_after_a_restart() {
+    let (mut bed, node) = bed_of(12);
+    bed.settle();
+    let mut owner = Owner::default();
+    for _ in 0..8 {
+        owner.accept(&mut bed, 30_000).unwrap();
+        bed.settle();
+    }
+    assert!(bed.journal.usage().segments_live > 3, "segments that the format didn't make");
+    let free = bed.journal.usage().free_bytes;
+    let (outcome, _) = Recovering::new(&bed.disk, &node, &config()).run(&mut bed.disk);
+    let mut bed = Bed::new(outcome.unwrap().journal, bed.disk);
+    bed.journal.set_unsettled(owner.live.len() as u64);
+    assert_eq!(bed.journal.usage().free_bytes, free);
+    // Nothing is made meanwhile; each settlement takes a block of its own.
+    while !owner.live.is_empty() {
+        owner.settle_oldest(&mut bed).expect("a settlement always has room");
+        bed.journal.handle_timeout(bed.now);
+        bed.poll();
+        bed.pending.retain(|op| !matches!(op, journal::DiskOp::Prewrite { .. }));
+        while !bed.pending.is_empty() {
+            bed.complete(0);
+        }
+    }
+}
+
+/// At level `async` a settlement counts before it is written: the head that it empties must not go
+/// before it.
+#[test]
+fn the_head_goes_on_disk_only_after_what_made_it_dead() {
+    let (mut bed, node) = bed_of(6);
+    bed.settle();
+    let mut owner = Owner::default();
+    while bed.journal.head_segment().is_none() {
+        owner.accept(&mut bed, 20_000).unwrap();
+        bed.settle();
+    }
+    let before = bed.journal.head();
+    while !owner.live.is_empty() {
+        owner.settle_oldest(&mut bed).unwrap();
+    }
+    bed.poll();
+    bed.journal.recycle_head();
+    bed.poll();
+    let is_superblock =
+        |op: &journal::DiskOp| op.file() == journal::FileId::ShardSuperblock(crate::bed::SHARD);
+    assert!(!bed.pending.iter().any(is_superblock), "the settlements are in flight");
+    assert_eq!(recover(&mut bed.disk.clone(), &node).0.journal.head(), before);
+    bed.complete(0);
+    bed.poll();
+    assert!(!bed.pending.iter().any(is_superblock), "durable, not committed");
+    bed.journal.set_committed(bed.journal.durable());
+    bed.poll();
+    assert!(bed.pending.iter().any(is_superblock));
+    bed.settle();
+    assert!(recover(&mut bed.disk, &node).0.journal.head() > before);
+}

@@ -75,6 +75,7 @@ fn what_nobody_waits_for_waits_for_company_but_not_longer_than_the_window() {
 #[test]
 fn the_durable_mark_is_written_once_in_an_idle_period_and_after_the_answers() {
     let (mut bed, node) = Bed::fresh();
+    warm_up(&mut bed);
     bed.append(RecordKind::Message, 1, b"x");
     bed.settle();
     let (idle, before) = (bed.now, bed.disk.writes);
@@ -85,7 +86,7 @@ fn the_durable_mark_is_written_once_in_an_idle_period_and_after_the_answers() {
     assert_eq!(bed.disk.writes, before + 1, "once");
     // Now the last batch is covered: losing it is damage.
     let slot = FileId::Segment { shard: SHARD, slot: journal::Slot(0) };
-    bed.disk.platter.get_mut(&slot).unwrap()[4096..8192].fill(0);
+    bed.disk.platter.get_mut(&slot).unwrap()[8192..12288].fill(0);
     crate::bed::recover_error(&mut bed.disk, &node);
 }
 
