@@ -27,6 +27,7 @@
 pub mod buf;
 pub mod cpu;
 pub mod file;
+pub mod limit;
 pub mod map;
 pub mod mesh;
 mod probe;

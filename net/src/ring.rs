@@ -49,6 +49,10 @@ pub struct RingConfig {
     pub recv_buffer_bytes: u32,
     /// Files that can be open in the ring at once, 1 to 4,096.
     pub files_max: u32,
+    /// Sockets beyond which none is accepted before one is closed, at least 1. Peers take
+    /// descriptors that files need: see [`crate::limit`]. Some may be accepted beyond it and are
+    /// dropped at once, up to `completions` of them at a time.
+    pub sockets_max: usize,
     /// How long a wait polls before it blocks, at most 50 µs. It polls only while completions come
     /// closer together than this. Zero, the default, always blocks: right where cores are shared.
     pub spin: Duration,
@@ -66,6 +70,7 @@ impl Default for RingConfig {
             recv_buffers: 256,
             recv_buffer_bytes: 16 * 1024,
             files_max: 64,
+            sockets_max: 16_384,
             spin: Duration::ZERO,
         }
     }
@@ -151,7 +156,8 @@ pub enum Completion {
         peer: SocketAddr,
     },
     /// Accepting failed (out of descriptors or memory, mostly); it is tried again after
-    /// [`ACCEPT_RETRY`].
+    /// [`ACCEPT_RETRY`]. At [`RingConfig::sockets_max`] it is `QuotaExceeded`, and goes on once a
+    /// socket is closed.
     AcceptFailed {
         /// Which listener.
         listener: ListenerId,
@@ -480,6 +486,7 @@ fn check(config: &RingConfig) -> Result<(), RingError> {
             "recv_buffer_bytes must be 256 to 1048576",
         ),
         ((1..=4096).contains(&config.files_max), "files_max must be 1 to 4096"),
+        (config.sockets_max >= 1, "sockets_max must be at least 1"),
         (config.spin <= SPIN_MAX, "spin must be at most 50 microseconds"),
     ];
     match checks.iter().find(|(holds, _)| !holds) {

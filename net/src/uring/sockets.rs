@@ -6,6 +6,10 @@
 //!                +--- pause --- Waiting --a buffer is free, connected--> On
 //!               On, Stopping --end or error--> Ended
 //!
+//!   accepting   armed --sockets_max--> full --a socket is closed--> armed
+//!                ^  '-- no descriptor, ...--> resting
+//!                '------- ACCEPT_RETRY ----------'
+//!
 //!   sending     idle --send--> one operation with the kernel, the rest queued --> idle
 //!               not connected yet: all queued
 //!               an error: that send and all after it fail
@@ -41,6 +45,8 @@ pub(super) struct Listener {
     pub(super) socket: socket2::Socket,
     accepting: Option<Key>,
     pub(super) resting_until: Option<Instant>,
+    /// Until there is room for a socket.
+    full: bool,
     closing: bool,
 }
 
@@ -100,7 +106,8 @@ impl Uring {
         socket.bind(&listen.addr.into())?;
         socket.listen(i32::from(listen.backlog))?;
         let addr = inet(socket.local_addr()?)?;
-        let listener = Listener { socket, accepting: None, resting_until: None, closing: false };
+        let listener =
+            Listener { socket, accepting: None, resting_until: None, full: false, closing: false };
         let id = ListenerId(self.listeners.insert(listener));
         self.accept(id);
         Ok((id, addr))
@@ -215,7 +222,7 @@ impl Uring {
         listener.accepting = None;
         if listener.closing {
             self.finish_listener(id);
-        } else if listener.resting_until.is_none() {
+        } else if listener.resting_until.is_none() && !listener.full {
             self.accept(id);
         }
     }
@@ -226,8 +233,27 @@ impl Uring {
         if let Ok(peer) = ready
             && !self.listener(id).closing
         {
-            let socket = SocketId(self.sockets.insert(Socket::new(socket)));
-            self.ready.push(Completion::Accepted { listener: id, socket, peer });
+            if self.sockets.len() < self.sockets_max {
+                let socket = SocketId(self.sockets.insert(Socket::new(socket)));
+                self.ready.push(Completion::Accepted { listener: id, socket, peer });
+            }
+            if self.sockets.len() >= self.sockets_max {
+                self.accept_no_more(id);
+            }
+        }
+    }
+
+    /// Leaves further connections to the kernel's queue until one of ours is closed.
+    fn accept_no_more(&mut self, id: ListenerId) {
+        let listener = self.listener_mut(id);
+        if mem::replace(&mut listener.full, true) {
+            return;
+        }
+        let accepting = listener.accepting;
+        let error = io::ErrorKind::QuotaExceeded.into();
+        self.ready.push(Completion::AcceptFailed { listener: id, error });
+        if let Some(key) = accepting {
+            self.cancel(key);
         }
     }
 
@@ -354,16 +380,21 @@ impl Uring {
         }
     }
 
-    /// Goes on accepting where the rest is over.
+    /// Goes on accepting where the rest is over, or there is room again.
     pub(super) fn wake_listeners(&mut self) {
-        if self.listeners.iter().all(|(_, listener)| listener.resting_until.is_none()) {
+        let waits = |listener: &Listener| listener.resting_until.is_some() || listener.full;
+        if !self.listeners.iter().any(|(_, listener)| waits(listener)) {
             return;
         }
         let now = now();
+        let room = self.sockets.len() < self.sockets_max;
         for id in self.listeners.keys().into_iter().map(ListenerId) {
             let listener = self.listener_mut(id);
-            if listener.resting_until.is_some_and(|until| until <= now) {
-                listener.resting_until = None;
+            let before = waits(listener);
+            listener.full &= !room;
+            listener.resting_until = listener.resting_until.filter(|&until| until > now);
+            let goes_on = before && !waits(listener) && !listener.closing;
+            if goes_on && listener.accepting.is_none() {
                 self.accept(id);
             }
         }

@@ -540,3 +540,41 @@ fn out_of_descriptors_rests_and_goes_on() {
     }
     assert!(before > 0 && more > 0);
 }
+
+#[test]
+fn no_more_sockets_than_agreed_and_on_when_one_is_closed() {
+    const MAX: usize = 8;
+    let mut core = Core::new(RingConfig { sockets_max: MAX, ..RingConfig::default() });
+    let (listener, addr) = core.listen();
+    let mut clients = (0..3 * MAX).map(|_| TcpStream::connect(addr).unwrap()).collect::<Vec<_>>();
+    let mut sockets = Vec::new();
+    let mut told = 0;
+    let mut take = |core: &mut Core, sockets: &mut Vec<net::SocketId>| {
+        for completion in core.settle(Duration::from_millis(100)) {
+            match completion {
+                Completion::Accepted { socket, .. } => sockets.push(socket),
+                Completion::AcceptFailed { error, .. } => {
+                    assert_eq!(error.kind(), ErrorKind::QuotaExceeded);
+                    told += 1;
+                }
+                Completion::Closed { .. } => {}
+                other => panic!("{other:?} while accepting"),
+            }
+        }
+        assert_eq!(core.ring.stats().sockets as usize, MAX);
+    };
+    take(&mut core, &mut sockets);
+    for _ in 0..2 {
+        // Those dropped beyond the bound take no place; one that comes now does.
+        clients.push(TcpStream::connect(addr).unwrap());
+        core.ring.close(sockets.remove(0));
+        take(&mut core, &mut sockets);
+    }
+    assert_eq!(told, 3, "once each time");
+    core.ring.close(sockets.remove(0));
+    core.ring.stop_listening(listener);
+    let ends = core.settle(Duration::from_millis(100));
+    assert!(ends.iter().any(|end| matches!(end, Completion::ListenerClosed { .. })), "{ends:?}");
+    core.ring.close(sockets.remove(0));
+    assert!(matches!(core.next(), Completion::Closed { .. }));
+}
