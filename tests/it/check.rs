@@ -26,6 +26,9 @@ pub(crate) struct Rules<'a> {
     pub(crate) strict: &'a [&'a str],
     /// At `async` a crash may lose messages and settlements, which the caller judges himself.
     pub(crate) may_lose: bool,
+    /// Every life but the last ended in a crash; after a stop in order `first-acquirer` may be kept,
+    /// and a stop may refuse what comes too late.
+    pub(crate) crashes: bool,
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +127,7 @@ impl Ledger {
                 let entry = self.entries.get_mut(id).expect("accepted after sent");
                 entry.accepted = Some((*inc, event.t));
             }
-            What::Refused { id, why } => {
+            What::Refused { id, why } if rules.crashes => {
                 verdict.broken.push(format!("{id} was refused: {why}"));
             }
             What::Error { who, why } => verdict.broken.push(format!("{who} got an error: {why}")),
@@ -146,7 +149,12 @@ impl Ledger {
             What::Attached { link, inc } => {
                 self.incarnation_of.insert(link.clone(), *inc);
             }
-            What::Up | What::Down | What::Detached | What::Drained | What::Done => {}
+            What::Refused { .. }
+            | What::Up
+            | What::Down
+            | What::Detached
+            | What::Drained
+            | What::Done => {}
         }
     }
 
@@ -169,7 +177,7 @@ impl Ledger {
         {
             broken.push(format!("{id} came again on {link} after its settlement: {by}"));
         }
-        if *fa && entry.sent_inc < *inc {
+        if *fa && entry.sent_inc < *inc && rules.crashes {
             let sent = entry.sent_inc;
             broken.push(format!("{id} of incarnation {sent} is first-acquirer in {inc}"));
         }
@@ -237,7 +245,7 @@ fn split(id: &str) -> (&str, u64) {
 mod tests {
     use super::*;
 
-    const STRICT: Rules<'static> = Rules { strict: &["q"], may_lose: false };
+    const STRICT: Rules<'static> = Rules { strict: &["q"], may_lose: false, crashes: true };
 
     /// A history in a line: one word an event, `t` rising.
     ///
@@ -316,7 +324,7 @@ mod tests {
         assert_broken("s0@1 s1@1 L1@1 r1/1!@1 r0/1!@1", "came after number 1");
         assert_broken("s0@1 a0@1 s1@1 L1@1 r1/1@1", "p-0, which was accepted");
         assert_broken("s0@1 s1@1 L1@1 r0/1@1 r1/1@1 r0/1@1", "came after number 1");
-        let shared = Rules { strict: &[], may_lose: false };
+        let shared = Rules { strict: &[], may_lose: false, crashes: true };
         let returned = history("s0@1 s1@1 L1@1 L2@1 r0/1!@1 r1/2!@1 r0/2@1");
         assert_eq!(check(returned, &shared).broken, Vec::<String>::new());
     }

@@ -259,7 +259,9 @@ fn a_sync_that_hangs_ends_the_process_within_a_bound() {
     let broker = start.ready();
     let mut remote = Remote::connected(Client::Proton, &broker);
     remote.receiver("r", "hung", 100);
-    assert_eq!(number(&remote.take("r", 1)[0]), 0, "what was accepted before is there");
+    // The message whose sync hung was never accepted; the cut may have spared it all the same.
+    let came = remote.take_some("r", 2, 2000);
+    assert_eq!(number(&came[0]), 0, "what was accepted before is there");
 }
 
 #[test]
@@ -320,9 +322,9 @@ fn a_full_disk_is_drained_to_empty_and_used_again() {
     assert_eq!((&queue["available"], &queue["acquired"]), (&json!(0), &json!(0)), "{queue}");
     let again = fill(&address, "second");
     assert!(accepted(&again) > filled / 4, "only {} of {filled} fit again", accepted(&again));
-    let refused = |event: &Event| matches!(event.what, What::Refused { .. });
-    events.retain(|event| !refused(event));
-    let verdict = check(events, &Rules { strict: &["full"], may_lose: false });
+    // A full disk may refuse, where it does not withhold credit.
+    events.retain(|event| !matches!(event.what, What::Refused { .. }));
+    let verdict = check(events, &Rules { strict: &["full"], may_lose: false, crashes: true });
     verdict.assert_clean();
     assert!(verdict.received >= filled);
 }

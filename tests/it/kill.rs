@@ -10,11 +10,13 @@
 //!   (start, some hundred milliseconds, SIGKILL) x LAELAPS_KILLS, start, drain, judge (`check.rs`)
 //! ```
 //!
+//! The same load goes through some stops by SIGTERM, each of which must end with 0 in time.
+//!
 //! What `kill -9` can't show is whether anything was synced: the page cache survives it. That is
 //! `power.rs`.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -81,11 +83,11 @@ pub(crate) fn wait_for(load: &Load, what: impl Fn(&What) -> bool, times: usize) 
     panic!("a client did not say in a minute what it was waited for");
 }
 
-fn print(verdict: &Verdict, kills: u64) {
+fn print(verdict: &Verdict, ends: u64) {
     let accepted: usize = verdict.accepted.values().sum();
     let least = verdict.accepted.values().min().copied().unwrap_or(0);
     println!(
-        "{kills} kills: {accepted} accepted (least in a life {least}), {} received, {} of them \
+        "{ends} ends: {accepted} accepted (least in a life {least}), {} received, {} of them \
          again, {} settlements confirmed {:?}",
         verdict.received,
         verdict.redelivered,
@@ -98,36 +100,7 @@ fn print(verdict: &Verdict, kills: u64) {
 #[ignore = "needs the foreign clients: tests/run kill"]
 fn nothing_accepted_is_lost_by_kill_9() {
     let kills = knob("LAELAPS_KILLS", 20);
-    let seed = knob("LAELAPS_SEED", 1);
-    println!("LAELAPS_SEED={seed} LAELAPS_KILLS={kills}");
-    let mut chance = Chance(seed);
-    let scratch = Scratch::new("kill");
-    let data = scratch.join("data");
-    let mut address = Address::new(scratch.join("address"));
-    let start = Start::new(&data);
-    let mut broker: Broker = start.ready();
-    address.set(broker.amqp);
-    let mut loads = vec![
-        Load::start(Client::Proton, proton_roles(), address.path()),
-        Load::start(Client::Rhea, rhea_roles(), address.path()),
-    ];
-    for _ in 0..kills {
-        let before = accepted(&loads);
-        // Each life is long enough to accept something, then ends at a random moment.
-        while accepted(&loads) < before + 20 {
-            loads.iter_mut().for_each(Load::assert_running);
-            thread::sleep(Duration::from_millis(5));
-        }
-        thread::sleep(Duration::from_micros(chance.between(0, 900_000)));
-        address.clear();
-        broker.kill();
-        broker = start.ready();
-        address.set(broker.amqp);
-    }
-    thread::sleep(Duration::from_secs(1));
-    let events = finish_and_drain(loads, &address);
-    let verdict = check(events, &Rules { strict: STRICT, may_lose: false });
-    print(&verdict, kills);
+    let verdict = lives_under_load("kill", kills, Broker::kill);
     verdict.assert_clean();
     let confirmed = verdict.confirmed_total();
     let wanted = 1000 * kills.clamp(1, 20) as usize / 20;
@@ -137,7 +110,57 @@ fn nothing_accepted_is_lost_by_kill_9() {
     }
     let lives = verdict.accepted.len() as u64;
     assert_eq!(lives, kills + 1, "a life of the broker accepted nothing");
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run kill"]
+fn a_stop_under_load_answers_what_was_sent() {
+    let stops = knob("LAELAPS_KILLS", 20) / 4;
+    let verdict = lives_under_load("stop", stops, |broker| {
+        let began = Instant::now();
+        let status = broker.stop();
+        assert!(status.success(), "SIGTERM ends the broker with 0, not {status}");
+        assert!(began.elapsed() < Duration::from_secs(7), "it drains within its five seconds");
+    });
+    verdict.assert_clean();
+    assert_eq!(verdict.accepted.len() as u64, stops + 1, "a life of the broker accepted nothing");
+}
+
+/// Runs the load through `ends` ends of the broker at random moments, and judges what was seen.
+fn lives_under_load(name: &str, ends: u64, end: impl Fn(Broker)) -> Verdict {
+    let seed = knob("LAELAPS_SEED", 1);
+    println!("{name}: LAELAPS_SEED={seed}, {ends} times");
+    let mut chance = Chance(seed);
+    let scratch = Scratch::new(name);
+    let data = scratch.join("data");
+    let mut address = Address::new(scratch.join("address"));
+    let start = Start::new(&data);
+    let mut broker: Broker = start.ready();
+    address.set(broker.amqp);
+    let mut loads = vec![
+        Load::start(Client::Proton, proton_roles(), address.path()),
+        Load::start(Client::Rhea, rhea_roles(), address.path()),
+    ];
+    for _ in 0..ends {
+        let before = accepted(&loads);
+        // Each life is long enough to accept something, then ends at a random moment.
+        while accepted(&loads) < before + 20 {
+            loads.iter_mut().for_each(Load::assert_running);
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_micros(chance.between(0, 900_000)));
+        address.clear();
+        end(broker);
+        broker = start.ready();
+        address.set(broker.amqp);
+    }
+    thread::sleep(Duration::from_secs(1));
+    let events = finish_and_drain(loads, &address);
+    let crashes = name == "kill";
+    let verdict = check(events, &Rules { strict: STRICT, may_lose: false, crashes });
+    print(&verdict, ends);
     assert!(broker.stop().success(), "the broker stops in order at the end");
+    verdict
 }
 
 fn accepted(loads: &[Load]) -> usize {

@@ -103,7 +103,7 @@ fn run(plan: &Plan<'_>) -> Outcome {
         let (syncs, writes) = (counts.syncs, counts.writes);
         assert!(syncs * 2 > writes, "{syncs} syncs of {writes} writes: is the mount at fault?");
     }
-    let rules = Rules { strict: STRICT, may_lose: plan.durability == "async" };
+    let rules = Rules { strict: STRICT, may_lose: plan.durability == "async", crashes: true };
     let verdict = check(events, &rules);
     let pending: u64 = cuts.iter().map(|cut| cut.writes_pending).sum();
     let lost: u64 = cuts.iter().map(|cut| cut.writes_lost).sum();

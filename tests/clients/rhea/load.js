@@ -49,7 +49,7 @@ class Role {
         connection.on('receiver_error', (context) => this.refused('receiver', context));
         connection.on('sender_error', (context) => this.refused('sender', context));
         connection.on('connection_close', () => {
-            this.closed();
+            this.closed(connection.error);
             this.lost(connection, 'closed');
         });
         connection.on('disconnected', (context) => {
@@ -180,13 +180,13 @@ class Consumer extends Role {
         receiver.on('settled', (context) => this.answered(receiver, context));
         receiver.on('receiver_drained', () => this.drained(receiver));
         receiver.on('receiver_close', () => {
-            if (receiver !== this.receiver || this.closing !== 'detach') return;
+            if (receiver !== this.receiver || this.closing !== 'detach' || receiver.error) return;
             this.confirm('detach');
             session.close();
             this.again();
         });
         session.on('session_close', () => {
-            if (session !== this.session || this.closing !== 'end') return;
+            if (session !== this.session || this.closing !== 'end' || session.error) return;
             this.confirm('end');
             this.again();
         });
@@ -265,8 +265,9 @@ class Consumer extends Role {
         this.forget();
     }
 
-    closed() {
-        if (this.closing === 'close') this.confirm('close');
+    // A close with an error is no answer to ours: the two have crossed.
+    closed(error) {
+        if (this.closing === 'close' && !error) this.confirm('close');
     }
 
     again() {
