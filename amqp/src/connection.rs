@@ -73,7 +73,8 @@ pub struct Config {
     pub idle_time_out: Option<Duration>,
     /// From the first byte to the peer's open. Default 10 s.
     pub handshake_timeout: Duration,
-    /// From our close to the peer's. Default 5 s.
+    /// From our close to the peer's, and from the end of the connection until what the peer has
+    /// not read is dropped. Default 5 s.
     pub close_timeout: Duration,
     /// The largest message that we take, in bytes. Default 16 MiB.
     pub max_message_size: u64,
@@ -190,7 +191,7 @@ pub struct Connection {
     now: Instant,
     last_received: Instant,
     last_sent: Instant,
-    /// When the handshake, or the wait for the peer's close, is over.
+    /// When the handshake, the wait for the peer's close, or that for it to read, is over.
     deadline: Instant,
 
     /// The beginning of a frame, or all that is parked.

@@ -334,6 +334,8 @@ impl Connection {
         self.forget_all();
         if !self.over {
             self.over = true;
+            // For a peer that does not read, even our last words.
+            self.deadline = self.now + self.config.close_timeout;
             self.events.push_back(Event::Closed { reason });
         }
     }

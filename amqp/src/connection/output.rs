@@ -6,6 +6,7 @@
 //!  timer                 runs                       when it is due
 //!  handshake_timeout     until both opens           over: HandshakeTimeout
 //!  close_timeout         from our close             over: CloseTimeout
+//!                        over, words left           nobody reads them: dropped
 //!  idle_time_out         while open, not parked     close, over: IdleTimeout            [2.4.5]
 //!  heartbeat             while open                 an empty frame, at half of the peer's
 //! ```
@@ -168,7 +169,7 @@ impl Connection {
             return Some(self.deadline);
         }
         if self.state == ConnectionState::Closed {
-            return None;
+            return (!self.out.is_empty()).then_some(self.deadline);
         }
         [self.idle_deadline(), self.heartbeat_deadline()].into_iter().flatten().min()
     }
@@ -212,7 +213,11 @@ impl Connection {
                     self.last_sent = now;
                 }
             }
-            ConnectionState::Closed => {}
+            ConnectionState::Closed => {
+                if now >= self.deadline {
+                    self.out = Vec::new();
+                }
+            }
         }
     }
 

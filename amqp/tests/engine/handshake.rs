@@ -296,6 +296,27 @@ fn item_9_a_refused_open_is_open_then_close() {
 }
 
 #[test]
+fn a_peer_that_never_reads_again_is_not_kept() {
+    for close in [false, true] {
+        let mut peer = Peer::in_session(config());
+        peer.engine.begin().unwrap();
+        if close {
+            peer.engine.close(None);
+        }
+        peer.wait(if close { config().close_timeout } else { Duration::from_secs(60) });
+        let reason = closed_reason(&mut peer);
+        let expected = if close { CloseReason::CloseTimeout } else { CloseReason::IdleTimeout };
+        assert_eq!(reason, expected);
+        assert!(!peer.engine.is_finished(), "there are last words");
+        assert!(peer.engine.poll_timeout().is_some());
+        peer.wait(config().close_timeout);
+        assert!(peer.engine.is_finished());
+        assert_eq!(peer.engine.poll_timeout(), None);
+        assert!(peer.hears().is_empty());
+    }
+}
+
+#[test]
 fn item_10_idle_time_outs_of_both_sides() {
     let idle = |ms| Open { idle_time_out: Some(ms), ..open() };
     let config = || Config { idle_time_out: Some(Duration::from_secs(60)), ..config() };
