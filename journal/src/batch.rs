@@ -63,8 +63,9 @@ pub enum BatchRead {
     Header(BatchHeader),
     /// A header of this log in a version that this broker doesn't read.
     Version(u16),
-    /// A header of this log, of this version, whose fields contradict each other.
-    Malformed,
+    /// A header of this log, of this version, that this broker can't make sense of: it was written
+    /// by another one. It is not torn, for its checksum holds.
+    Malformed(RecordError),
 }
 
 impl BatchHeader {
@@ -96,12 +97,15 @@ impl BatchHeader {
             header_crc,
         };
         let sound = u16_at(bytes, 6) == seed.shard().0
-            && u32_at(bytes, 56) == 0
             && header.first_lsn.0.is_multiple_of(BLOCK_BYTES as u64)
             && header.first_lsn.0 <= LSN_MAX
             && header.records > 0
             && header.body_bytes as usize <= BATCH_BYTES_MAX - BATCH_HEADER_BYTES;
-        if sound { BatchRead::Header(header) } else { BatchRead::Malformed }
+        let flags = u32_at(bytes, 56);
+        if flags != 0 {
+            return BatchRead::Malformed(RecordError::UnknownBatchFlags(flags));
+        }
+        if sound { BatchRead::Header(header) } else { BatchRead::Malformed(RecordError::Batch) }
     }
 
     /// Writes the header over the first bytes of `out` and returns its checksum.
@@ -373,7 +377,7 @@ mod tests {
             hurt[bit / 8] ^= 1 << (bit % 8);
             let intact = match BatchHeader::decode(&seed(), &hurt) {
                 BatchRead::Header(header) => header.body(&seed(), &hurt).is_some(),
-                BatchRead::Absent | BatchRead::Version(_) | BatchRead::Malformed => false,
+                BatchRead::Absent | BatchRead::Version(_) | BatchRead::Malformed(_) => false,
             };
             assert!(!intact, "bit {bit}");
         }

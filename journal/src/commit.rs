@@ -24,7 +24,7 @@ use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
 use crate::fragment::Fragment;
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX};
+use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX};
 use crate::lsn::{Lsn, Slot, Term};
 
 #[derive(Debug)]
@@ -201,8 +201,8 @@ impl Commit {
     /// `patience`. None: when it is full.
     pub(crate) fn seal_at(&self, patience: Option<Duration>) -> Option<Instant> {
         let batch = &self.open.as_ref()?.batch;
-        // A block counts as full when not even a bare settlement and a bit fit any more.
-        let is_full = batch.padding() < RECORD_HEADER_BYTES + BATCH_HEADER_BYTES;
+        // A block counts as full when not even a bare settlement fits any more.
+        let is_full = batch.padding() < RECORD_HEADER_BYTES;
         if batch.forced || is_full {
             return Some(batch.due);
         }
@@ -264,5 +264,52 @@ impl Commit {
             let flight = self.flights.pop_front().expect("there is a front");
             self.durable = self.durable.max(flight.end);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fragment;
+    use crate::limits::{BLOCK_BYTES, SETTLE_BYTES};
+    use crate::lsn::{LogId, QueueId, Sequence, ShardId};
+    use crate::record::{Record, RecordKind};
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some moment to begin at")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// What is set aside for settlements is exactly enough only if a block is held back until none
+    /// fits any more.
+    #[test]
+    fn a_block_without_patience_is_held_back_until_no_settlement_fits() {
+        let seed = LogSeed::new(LogId([1; 16]), ShardId(0));
+        let start_of_log = Lsn(BLOCK_BYTES as u64);
+        let mut commit = Commit::new(
+            &Start {
+                seed,
+                term: Term::default(),
+                segment_bytes: 65536,
+                writes_in_flight_max: 1,
+                chain: seed.chain_start(),
+                next: start_of_log,
+                durable: start_of_log,
+            },
+            Canaries::default(),
+        );
+        let now = start();
+        let wish = Wish { due: now, forced: false };
+        let place = Place { first_lsn: start_of_log, slot: Slot(0), opens_segment: true };
+        commit.open(place, now, wish);
+        let record = Record::new(RecordKind::Settle, QueueId(1), Sequence(1), &[]);
+        let mut settlements = 0;
+        while commit.seal_at(None).is_none() {
+            let fragment = fragment::split(&record, 1024).and_then(|mut all| all.next());
+            commit.push(&fragment.expect("one"), wish);
+            settlements += 1;
+        }
+        assert_eq!((settlements, commit.next()), (126, start_of_log.plus(BLOCK_BYTES as u64)));
+        assert!(settlements * SETTLE_BYTES >= BLOCK_BYTES as u64);
     }
 }

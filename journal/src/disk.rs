@@ -142,9 +142,9 @@ pub enum DiskError {
     Io(i32),
     /// No space on the file system (`ENOSPC`, `EDQUOT`).
     NoSpace,
-    /// A write ended before its buffer did.
+    /// A write ended before its buffer did, or a read before the file's end.
     Short {
-        /// How many bytes were written.
+        /// How many bytes were moved.
         bytes: u32,
     },
 }
@@ -154,7 +154,7 @@ impl fmt::Display for DiskError {
         match self {
             Self::Io(errno) => write!(f, "I/O error (errno {errno})"),
             Self::NoSpace => f.write_str("no space left on the file system"),
-            Self::Short { bytes } => write!(f, "short write ({bytes} bytes)"),
+            Self::Short { bytes } => write!(f, "it ended early, after {bytes} bytes"),
         }
     }
 }

@@ -25,7 +25,7 @@ pub const BATCH_BYTES_MAX: usize = 128 * 1024;
 /// Most payload in one record; longer messages are split. *Format.*
 pub const FRAGMENT_BYTES_MAX: usize = 64 * 1024;
 
-/// Most bytes of optional parts in one record.
+/// Most bytes of optional parts in one record. *Format.*
 pub const PARTS_BYTES_MAX: usize = 4096;
 
 /// Smallest segment a test may ask for.

@@ -278,6 +278,9 @@ impl<'a> Record<'a> {
         if length > bytes.len() || length < RECORD_HEADER_BYTES + parts_len {
             return Err(RecordError::Length);
         }
+        if parts_len > PARTS_BYTES_MAX {
+            return Err(RecordError::Parts);
+        }
         if seed.record_crc(lsn, &bytes[4..length]) != u32_at(header, 0) {
             return Err(RecordError::Checksum);
         }
@@ -322,6 +325,10 @@ pub enum RecordError {
     UnknownFlags(u16),
     /// A part of a later version that must not be skipped.
     UnknownPart(u16),
+    /// Flags of a batch that a later version wrote.
+    UnknownBatchFlags(u32),
+    /// A batch's header whose fields contradict each other although its checksum holds.
+    Batch,
     /// A known part that has the wrong length, or parts that end in the middle.
     Parts,
 }
@@ -334,8 +341,9 @@ impl RecordError {
             Self::UnknownKind(_)
             | Self::UnknownLevel(_)
             | Self::UnknownFlags(_)
+            | Self::UnknownBatchFlags(_)
             | Self::UnknownPart(_) => true,
-            Self::Length | Self::Checksum | Self::Parts => false,
+            Self::Length | Self::Checksum | Self::Batch | Self::Parts => false,
         }
     }
 }
@@ -348,6 +356,8 @@ impl fmt::Display for RecordError {
             Self::UnknownKind(code) => write!(f, "record kind {code} is unknown here"),
             Self::UnknownLevel(code) => write!(f, "record level {code} is unknown here"),
             Self::UnknownFlags(bits) => write!(f, "record flags {bits:#06x} are unknown here"),
+            Self::UnknownBatchFlags(bits) => write!(f, "batch flags {bits:#x} are unknown here"),
+            Self::Batch => f.write_str("the fields of its batch's header contradict each other"),
             Self::UnknownPart(code) => write!(f, "record part {code:#06x} must be understood"),
             Self::Parts => f.write_str("the record's optional parts are malformed"),
         }

@@ -186,7 +186,7 @@ impl fmt::Display for RecoveryError {
             Self::Damaged { file, offset, lsn, evidence } => write!(
                 f,
                 "{file} is damaged at byte {offset} (LSN {lsn}): {evidence}; nothing was changed; \
-                 restore the file, or take the messages before it with `journal export`"
+                 look at it with `laelaps journal inspect`, and restore the directory from a copy"
             ),
             Self::Unreadable { file, offset, error } => write!(
                 f,
@@ -202,7 +202,16 @@ impl fmt::Display for RecoveryError {
             Self::WrongLog { file, log_id } => {
                 write!(f, "{file} belongs to another log ({log_id}); move it away")
             }
-            Self::Record { lsn, error } => write!(f, "the record at LSN {lsn}: {error}"),
+            Self::Record { lsn, error } if error.is_newer_format() => write!(
+                f,
+                "the record at LSN {lsn}: {error}; nothing was changed; \
+                 start the broker that wrote it"
+            ),
+            Self::Record { lsn, error } => write!(
+                f,
+                "the record at LSN {lsn}: {error}; nothing was changed; \
+                 look at it with `laelaps journal inspect`, and restore the directory from a copy"
+            ),
         }
     }
 }
@@ -315,6 +324,10 @@ impl Recovery {
         let id = self.flight.take().expect("an operation is in flight");
         assert_eq!(id, done.id, "an answer to another operation");
         let handled = match done.result {
+            // Fewer bytes than the file has are no end of the log: what is missing was not read.
+            Ok(bytes) if self.bytes_due(&done).is_some_and(|due| (bytes as usize) < due) => {
+                Err(self.io_error(DiskError::Short { bytes }))
+            }
             Ok(bytes) => self.handle_done(bytes as usize, done.buf),
             Err(error) => Err(self.io_error(error)),
         };
@@ -380,6 +393,20 @@ impl Recovery {
 
     fn segment_file(&self, slot: Slot) -> FileId {
         FileId::Segment { shard: self.shard, slot }
+    }
+
+    /// How many bytes the answer to a read of a segment must have: all that were asked for, as far
+    /// as the file goes.
+    fn bytes_due(&mut self, done: &DiskDone) -> Option<usize> {
+        let (slot, offset) = match &mut self.stage {
+            Stage::Headers(next) => (self.slots[*next].slot, 0),
+            Stage::Replay(at) => at.map(|at| (at.slot, at.offset))?,
+            Stage::Scan(scan) => scan.step().map(|at| (at.slot, at.offset))?,
+            Stage::Superblock | Stage::Sync(_) | Stage::Mark | Stage::Over => return None,
+        };
+        let file = self.slots.iter().find(|file| file.slot == slot)?;
+        let there = usize::try_from(file.bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        Some(done.buf.as_ref()?.len().min(there))
     }
 
     fn io_error(&mut self, error: DiskError) -> RecoveryError {
@@ -501,6 +528,10 @@ impl Recovery {
                 let file = self.segment_file(tail);
                 self.end(Err(RecoveryError::Version { file, version }));
             }
+            Step::Malformed(error) => {
+                let lsn = replay.lsn();
+                self.end(Err(RecoveryError::Record { lsn, error }));
+            }
             Step::End => self.begin_scan(),
         }
     }
@@ -540,9 +571,13 @@ impl Recovery {
     fn proof(&self, found: Found) -> RecoveryError {
         match found {
             Found::Proof { lsn, durable } => self.damaged(Evidence::LaterBatch { lsn, durable }),
-            Found::Version { version, .. } => {
+            Found::Version(version) => {
                 let (file, _) = self.place_of_end();
                 RecoveryError::Version { file, version }
+            }
+            Found::Malformed(error) => {
+                let lsn = self.replay.as_ref().expect("it has ended").lsn();
+                RecoveryError::Record { lsn, error }
             }
         }
     }

@@ -117,8 +117,7 @@ impl NodeSuperblock {
         }
     }
 
-    /// Reads the whole file `superblock` (8192 bytes; fewer, or none, where it is shorter or
-    /// missing). `Ok(None)`: never written, so the directory is not formatted.
+    /// Reads the whole file `superblock` (8192 bytes; none where it is missing). `Ok(None)`: never written, so the directory is not formatted.
     ///
     /// # Errors
     /// It was written and can't be read or must not be used.
@@ -421,6 +420,10 @@ fn newest<T>(
     decode: impl Fn(&[u8]) -> Result<T, SuperblockError>,
 ) -> Result<Option<T>, SuperblockError> {
     let written = file.iter().any(|byte| *byte != 0);
+    // Half of it is not enough: the other half may be the newer one.
+    if written && file.len() < SUPERBLOCK_FILE_BYTES {
+        return Err(SuperblockError::Unreadable);
+    }
     let valid = file.chunks_exact(BLOCK_BYTES).take(2).filter_map(|block| {
         let covered = block.get(..u32_at(block, 8) as usize)?;
         let checks = covered.len() >= FIELDS_AT
@@ -511,6 +514,9 @@ mod tests {
         assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(4))));
         bytes[BLOCK_BYTES + 30] ^= 1;
         assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(3))));
+        // A file that ends early may have lost the newer block.
+        let cut = NodeSuperblock::decode(&file(&[&node(3), &node(4)])[..BLOCK_BYTES]);
+        assert_eq!(cut, Err(SuperblockError::Unreadable));
     }
 
     #[test]

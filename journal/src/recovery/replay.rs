@@ -43,6 +43,8 @@ pub(super) enum Step {
     End,
     /// A batch of another version stands here.
     Version(u16),
+    /// A batch that this broker can't make sense of stands here.
+    Malformed(RecordError),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +171,7 @@ impl Replay {
                 Here::Batch => return Step::Records,
                 Here::Unread => return Step::Read(self.read_at(tail.slot, end)),
                 Here::Version(version) => return Step::Version(version),
+                Here::Malformed(error) => return Step::Malformed(error),
                 // A segment is as good as none without its first batch, and nothing follows it.
                 Here::Nothing if self.lsn == self.first_lsn(tail.number) => {
                     self.abandoned = self.live.pop_back();
@@ -272,7 +275,8 @@ impl Replay {
         let header = match BatchHeader::decode(&self.seed, &bytes[at..]) {
             BatchRead::Header(header) => header,
             BatchRead::Version(version) => return Here::Version(version),
-            BatchRead::Absent | BatchRead::Malformed => return Here::Nothing,
+            BatchRead::Malformed(error) => return Here::Malformed(error),
+            BatchRead::Absent => return Here::Nothing,
         };
         if !self.follows(&header, segment_end) {
             return Here::Nothing;
@@ -320,4 +324,5 @@ enum Here {
     Unread,
     Nothing,
     Version(u16),
+    Malformed(RecordError),
 }

@@ -17,6 +17,7 @@ use crate::batch::{BatchHeader, BatchRead};
 use crate::identity::LogSeed;
 use crate::limits::{BLOCK_BYTES, RECOVERY_READ_BYTES, block_ceil};
 use crate::lsn::{Incarnation, Lsn, Slot, Term};
+use crate::record::RecordError;
 use crate::recovery::Truncated;
 use crate::recovery::replay::ReadAt;
 use crate::superblock::Truncation;
@@ -27,7 +28,9 @@ pub(super) enum Found {
     /// A batch sealed when everything below `durable` was durable.
     Proof { lsn: Lsn, durable: Lsn },
     /// A batch of this log in another version.
-    Version { lsn: Lsn, version: u16 },
+    Version(u16),
+    /// A batch of this log that this broker can't make sense of.
+    Malformed(RecordError),
 }
 
 /// A part of a file.
@@ -93,9 +96,10 @@ impl Scan {
             match BatchHeader::decode(&self.seed, block) {
                 BatchRead::Header(header) => self.handle_header(&header, offset)?,
                 BatchRead::Version(version) => {
-                    return Err(Found::Version { lsn: self.end, version });
+                    return Err(Found::Version(version));
                 }
-                BatchRead::Absent | BatchRead::Malformed => {}
+                BatchRead::Malformed(error) => return Err(Found::Malformed(error)),
+                BatchRead::Absent => {}
             }
         }
         Ok(())

@@ -205,3 +205,60 @@ fn proof_behind_the_header_of_an_earlier_life_is_found() {
     assert_eq!(lsn, Lsn(hurt));
     assert!(matches!(evidence, Evidence::LaterBatch { durable, .. } if durable == last));
 }
+
+/// The last batch of a log of `batches`, with the field at `at` of its header set and its checksum
+/// made right: what a later version could have written.
+fn newer_batch(batches: u64, at: usize, value: u32) -> (Disk, NodeSuperblock) {
+    let (mut disk, node, _) = log_of(batches);
+    let seed = crc32c::crc32c_append(crc32c::crc32c(&node.log_id.0), &SHARD.0.to_le_bytes());
+    let begin = usize::try_from(batches).unwrap() * BLOCK_BYTES;
+    let header = &mut disk.platter.get_mut(&FIRST).unwrap()[begin..begin + 64];
+    header[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    let crc = crc32c::crc32c_append(seed, &header[..60]);
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+    (disk, node)
+}
+
+#[test]
+fn a_batch_that_checks_and_makes_no_sense_is_not_cut_off() {
+    // Flags; no records; a body that is too long.
+    for (at, value) in [(56, 1), (44, 0), (48, 1 << 20)] {
+        let (mut disk, node) = newer_batch(3, at, value);
+        let error = recover_error(&mut disk, &node);
+        let RecoveryError::Record { lsn, error } = error else { panic!("{error}") };
+        assert_eq!((lsn, error.is_newer_format()), (Lsn(3 * BLOCK_BYTES as u64), at == 56));
+        // Behind a torn one it is found as well.
+        disk.platter.get_mut(&FIRST).unwrap()[2 * BLOCK_BYTES..3 * BLOCK_BYTES].fill(0);
+        let error = recover_error(&mut disk, &node);
+        assert!(matches!(error, RecoveryError::Record { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_read_that_ends_before_the_file_does_is_no_end_of_the_log() {
+    let (disk, node, _) = log_of(5);
+    let mut reads = 0;
+    for short in 1.. {
+        let mut hurt = disk.clone();
+        let mut recovering = crate::bed::Recovering::new(&hurt, &node, &crate::bed::config());
+        let mut seen = 0;
+        while let Some(op) = recovering.next_op() {
+            let is_read = matches!(op, DiskOp::Read { file: FileId::Segment { .. }, .. });
+            let mut done = hurt.complete(op);
+            seen += usize::from(is_read);
+            if is_read && seen == short {
+                done.result = done.result.map(|bytes| bytes / 2);
+            }
+            recovering.recovery.handle_disk(crate::bed::start(), done);
+        }
+        let outcome = recovering.recovery.poll_outcome().unwrap();
+        if seen < short {
+            break;
+        }
+        reads += 1;
+        let error = outcome.map(|_| ()).expect_err("it was not read");
+        assert!(matches!(error, RecoveryError::Unreadable { .. }), "{error}");
+        assert_eq!(hurt.platter, disk.platter);
+    }
+    assert!(reads > 5, "{reads} reads");
+}
