@@ -4,6 +4,8 @@
 //! withholds credit; at it, it refuses with `amqp:resource-limit-exceeded`. What an operator may
 //! change is in the process's configuration; these are the ones that follow from the design.
 
+use std::time::Duration;
+
 /// Credit given to a producer's link; topped up when half of it is used.
 pub const PRODUCER_CREDIT: u32 = 256;
 /// Messages that a home shard may have on their way to one consumer's connection.
@@ -14,6 +16,8 @@ pub const UNACCEPTED_BYTES_MAX: u64 = 8 << 20;
 pub const TRANSMIT_BYTES_HIGH: usize = 256 << 10;
 /// One send holds at most about this many bytes.
 pub const SEND_BYTES_MAX: usize = 256 << 10;
+/// How long a peer may take to read our last bytes when all else is over.
+pub const LAST_BYTES_WITHIN: Duration = Duration::from_secs(5);
 /// Share of the memory bound (in 1/16) above which producers' credit is withheld.
 pub const PRESSURE_SIXTEENTHS: u64 = 13;
 /// Share of the memory bound (in 1/16) below which it flows again.

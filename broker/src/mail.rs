@@ -86,8 +86,8 @@ pub enum Mail {
     Publish {
         /// The queue.
         queue: QueueId,
-        /// Who gets the answer; `None` when it was sent settled.
-        producer: Option<(LinkRef, Token)>,
+        /// Who gets the answer.
+        producer: (LinkRef, Token),
         /// The message as it was received.
         message: Bytes,
     },

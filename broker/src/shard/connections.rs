@@ -25,7 +25,8 @@ use super::{Phase, Shard};
 use crate::catalogue::{AddressError, queue_name};
 use crate::event::{Action, AuthVerdict, ConnId, Secret};
 use crate::limits::{
-    CONNECTIONS_MAX, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX, UNACCEPTED_BYTES_MAX,
+    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX,
+    UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
@@ -57,6 +58,7 @@ impl Shard {
             close_wanted: false,
             goodbye: false,
             over: false,
+            last_bytes_by: None,
         };
         self.conns.insert(id, conn);
         self.touch(id);
@@ -102,6 +104,10 @@ impl Shard {
             self.deadlines.pop_first();
             if let Some(conn) = self.conns.get_mut(&id) {
                 conn.deadline = None;
+                if conn.last_bytes_by.is_some_and(|by| by <= now) {
+                    self.forget_connection(id);
+                    continue;
+                }
                 if conn.amqp.poll_timeout().is_some_and(|due| due <= now) {
                     conn.amqp.handle_timeout(now);
                 }
@@ -356,6 +362,7 @@ impl Shard {
 
     /// Answers the ends and the close of a connection whose links have had their last answers.
     fn answer_ends(&mut self, id: ConnId) {
+        self.touch(id);
         let Some(conn) = self.conns.get(&id) else { return };
         let (ready, waiting): (Vec<_>, Vec<_>) =
             conn.ending.iter().partition(|session| self.session_links(id, **session).is_empty());
@@ -452,6 +459,7 @@ impl Shard {
     /// Hands out what the connections have to say, and withholds or resumes their reads.
     pub(super) fn step_transmit(&mut self, now: Instant) {
         while let Some(id) = self.dirty_conns.pop_front() {
+            self.say_farewell(id);
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             conn.dirty = false;
             if !conn.sending {
@@ -466,7 +474,7 @@ impl Shard {
                 self.pump_quietly(now, id);
                 self.send_stalled(now, id);
             }
-            self.watch(id);
+            self.watch(now, id);
         }
     }
 
@@ -478,7 +486,7 @@ impl Shard {
     }
 
     /// Back-pressure, deadline and end of a connection, after anything happened to it.
-    fn watch(&mut self, id: ConnId) {
+    fn watch(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let finished = conn.amqp.is_finished() || (conn.over && conn.amqp.is_drained());
         if finished && !conn.sending {
@@ -495,7 +503,11 @@ impl Shard {
             });
         }
         // A deadline that moves later is looked at when the earlier one fires.
-        let due = conn.amqp.poll_timeout();
+        let mut due = conn.amqp.poll_timeout();
+        if conn.over && due.is_none() {
+            // The engine waits for nothing, but the peer does not take what it is sent.
+            due = Some(*conn.last_bytes_by.get_or_insert(now + LAST_BYTES_WITHIN));
+        }
         let sooner = match (due, conn.deadline) {
             (Some(due), Some(known)) => due < known,
             (Some(_), None) => true,
@@ -530,15 +542,6 @@ impl Shard {
         if !matches!(self.phase, Phase::Stopping) {
             return;
         }
-        let answered: Vec<ConnId> = self
-            .conns
-            .values()
-            .filter(|conn| !conn.goodbye && !conn.close_wanted && !self.is_owed(conn))
-            .map(|conn| conn.id)
-            .collect();
-        for id in answered {
-            self.say_goodbye(id, "the broker is stopping");
-        }
         if self.conns.is_empty() && !std::mem::replace(&mut self.farewell_said, true) {
             self.post_all(&Mail::NoMore);
         }
@@ -553,6 +556,16 @@ impl Shard {
         if journal.is_closed() {
             self.phase = Phase::Stopped;
             self.actions.push_back(Action::Drained);
+        }
+    }
+
+    /// Says goodbye to a connection once it is owed nothing more. Each answer touches it, so nobody
+    /// has to look at all of them.
+    fn say_farewell(&mut self, id: ConnId) {
+        let stopping = matches!(self.phase, Phase::Stopping);
+        let Some(conn) = self.conns.get(&id).filter(|_| stopping) else { return };
+        if !conn.goodbye && !conn.close_wanted && !conn.over && !self.is_owed(conn) {
+            self.say_goodbye(id, "the broker is stopping");
         }
     }
 

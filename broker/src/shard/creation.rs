@@ -68,7 +68,7 @@ impl Shard {
         let mut entry = Record::new(RecordKind::QueueCreate, record.id, Sequence(0), &payload);
         entry.level = record.level;
         let appended = journal.append(now, &entry, Urgency::Now).map_err(refusal_of)?;
-        let effect = self.state.apply_create(appended.lsn, record.clone());
+        let effect = self.state.apply_create(appended, record.clone());
         let waiting = Waiting { end: appended.end, effect, answer: Answer::Nobody };
         self.pending.push(Level::ReplicatedSync, waiting);
         let early = self.config.canaries.has(Canary::MessageBeforeCreation);

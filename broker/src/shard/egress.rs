@@ -379,10 +379,11 @@ impl Shard {
             }
             // The message stays where no consumer sees it, and the answer waits.
             Err(AppendError::Busy) => {
-                self.counts_parked.push_back(Parked { id, level, counted, answer });
+                self.counts_parked.push_back(Parked::Count { id, level, counted, answer });
             }
             Err(AppendError::Full | AppendError::TooLarge) => {
-                self.state.commit(Effect::Counted(id, sequence));
+                self.state.commit(Lsn::ZERO, Effect::Counted(id, sequence));
+                self.dirty_queues.insert(id);
                 self.answer(answer);
             }
             Err(AppendError::Poisoned | AppendError::Closed) => {}
@@ -391,8 +392,13 @@ impl Shard {
 
     /// The journal may take again the counts that it could not take before.
     pub(super) fn step_counts(&mut self, now: Instant) {
-        for Parked { id, level, counted, answer } in std::mem::take(&mut self.counts_parked) {
-            self.append_count(now, id, level, counted, answer);
+        for parked in std::mem::take(&mut self.counts_parked) {
+            match parked {
+                Parked::Count { id, level, counted, answer } => {
+                    self.append_count(now, id, level, counted, answer);
+                }
+                Parked::Unconsumed { level, consumer } => self.unconsumed_at_end(level, consumer),
+            }
         }
     }
 
@@ -424,13 +430,21 @@ impl Shard {
             queue.detach(consumer);
             self.dirty_queues.insert(id);
         }
-        match (level, &self.journal) {
-            (Some(level), Some(journal)) => {
-                let end = journal.appended();
-                let answer = Answer::Unconsumed(consumer);
-                self.pending.push(level, Waiting { end, effect: Effect::None, answer });
-            }
-            (Some(_) | None, _) => self.answer(Answer::Unconsumed(consumer)),
+        match level {
+            Some(level) => self.unconsumed_at_end(level, consumer),
+            None => self.answer(Answer::Unconsumed(consumer)),
+        }
+    }
+
+    /// Answers a consumer that goes when all that is appended now is committed; counts that are
+    /// parked may be its own, and come first.
+    fn unconsumed_at_end(&mut self, level: Level, consumer: LinkRef) {
+        if !self.counts_parked.is_empty() {
+            self.counts_parked.push_back(Parked::Unconsumed { level, consumer });
+        } else if let Some(journal) = &self.journal {
+            let answer = Answer::Unconsumed(consumer);
+            let end = journal.appended();
+            self.pending.push(level, Waiting { end, effect: Effect::None, answer });
         }
     }
 }
@@ -449,11 +463,11 @@ pub(super) struct Counted {
     count: u32,
 }
 
-/// A failed delivery that the journal could not take yet.
+/// What waits for a journal that is behind.
 #[derive(Debug)]
-pub(super) struct Parked {
-    id: QueueId,
-    level: Level,
-    counted: Counted,
-    answer: Answer,
+pub(super) enum Parked {
+    /// A failed delivery that it could not take yet.
+    Count { id: QueueId, level: Level, counted: Counted, answer: Answer },
+    /// A consumer that goes, behind the counts that came before.
+    Unconsumed { level: Level, consumer: LinkRef },
 }

@@ -45,7 +45,7 @@ pub(super) struct Transfer {
 #[derive(Debug)]
 pub(super) struct Publish {
     pub(super) queue: QueueId,
-    pub(super) producer: Option<(LinkRef, Token)>,
+    pub(super) producer: (LinkRef, Token),
     pub(super) message: Bytes,
 }
 
@@ -106,19 +106,18 @@ impl Shard {
         let (LinkPhase::Open, End::Producer(producer)) = (&found.phase, &mut found.end) else {
             return;
         };
-        producer.credit_left = producer.credit_left.saturating_sub(1);
         if let Some(refusal) = refusal {
             self.counters.refused_total += 1;
             self.refuse_delivery(conn, link, &transfer, &refusal);
         } else {
+            // One that was sent settled is answered too, though its client hears nothing of it: it
+            // counts until its home has taken it, or credit would bound nothing.
             let bytes = transfer.message.len() as u64;
-            let token = (!transfer.settled).then(|| producer.push(transfer.delivery, bytes));
-            if token.is_some()
-                && let Some(conn) = self.conns.get_mut(&conn)
-            {
+            let token = producer.push(transfer.delivery, bytes);
+            if let Some(conn) = self.conns.get_mut(&conn) {
                 conn.unaccepted_bytes += bytes;
             }
-            let producer = token.map(|token| (self.here(key), token));
+            let producer = (self.here(key), token);
             self.post(home, Mail::Publish { queue, producer, message: transfer.message });
         }
         self.grant(key);
@@ -188,11 +187,10 @@ impl Shard {
         }
     }
 
-    fn refuse_publish(&mut self, producer: Option<(LinkRef, Token)>, refusal: Refusal) {
+    fn refuse_publish(&mut self, producer: (LinkRef, Token), refusal: Refusal) {
         self.counters.refused_total += 1;
-        if let Some((link, token)) = producer {
-            self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
-        }
+        let (link, token) = producer;
+        self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
     }
 
     fn append_message(&mut self, now: Instant, publish: &Publish) -> Result<(), Untaken> {
@@ -211,12 +209,9 @@ impl Shard {
         };
         let effect = self
             .state
-            .apply_message(appended.lsn, id, sequence, message)
+            .apply_message(appended, id, sequence, message)
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
-        let answer = match producer {
-            Some((link, token)) => Answer::Published(*link, *token),
-            None => Answer::Nobody,
-        };
+        let answer = Answer::Published(producer.0, producer.1);
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
         Ok(())
     }
@@ -248,15 +243,18 @@ impl Shard {
     /// Tops a producer's credit up, unless its queue's home is under pressure.
     pub(super) fn grant(&mut self, key: LinkKey) {
         let serving = self.is_serving();
-        let Some(link) = self.links.get_mut(key) else { return };
+        let Some(link) = self.links.get(key) else { return };
         let (conn, id, home) = (link.conn, link.id, link.home);
-        let (LinkPhase::Open, End::Producer(producer)) = (&link.phase, &mut link.end) else {
+        let (LinkPhase::Open, End::Producer(producer)) = (&link.phase, &link.end) else {
             return;
         };
         let pressed = self.pressure.get(usize::from(home.0)).copied().unwrap_or(false);
-        let low = producer.credit_left <= PRODUCER_CREDIT / 2;
-        if serving && low && !pressed && producer.unanswered <= PRODUCER_CREDIT {
-            producer.credit_left = PRODUCER_CREDIT;
+        if !serving || pressed || producer.unanswered > PRODUCER_CREDIT {
+            return;
+        }
+        // The engine's count is the truth: deliveries that were aborted have used credit too.
+        let left = self.conns.get(&conn).map_or(0, |conn| conn.amqp.link_credit(id));
+        if left <= PRODUCER_CREDIT / 2 {
             self.engine(conn, |amqp| amqp.grant_credit(id, PRODUCER_CREDIT));
         }
     }

@@ -53,6 +53,8 @@ pub(crate) struct Conn {
     pub(crate) goodbye: bool,
     /// The engine is done with it; the socket goes when the last byte is sent.
     pub(crate) over: bool,
+    /// Until when the peer of a connection that is over may take its last bytes.
+    pub(crate) last_bytes_by: Option<Instant>,
 }
 
 /// A link's state.
@@ -108,8 +110,6 @@ pub(crate) struct Producer {
     pub(crate) first: u64,
     /// How many of `waiting` are not answered.
     pub(crate) unanswered: u32,
-    /// Credit given and not used.
-    pub(crate) credit_left: u32,
 }
 
 impl Producer {

@@ -5,11 +5,14 @@
 //!        │ no
 //!   facts whose newest record is in it? ── yes ──▶ append copies, wait for their commit ──┐
 //!        │ no  ◀──────────────────────────────────────────────────────────────────────────┘
+//!   is what freed it durable everywhere? ── no ──▶ wait for the writes under way
+//!        │ yes
 //!   journal.recycle_head(): the superblock first, then the slot is free
 //! ```
 //! Invariants: a copy is committed under the whole watermark before the segment that it replaces
-//! goes; a message counts as gone only when its settlement is committed. A log too full for a copy
-//! tries again when something moves.
+//! goes; a message counts as gone only when its settlement is committed. Committed is not enough to
+//! recycle: at level `async` it is before it is durable, and a crash would find neither the old
+//! record nor the new one. A log too full for a copy tries again when something moves.
 
 use std::time::Instant;
 
@@ -44,9 +47,13 @@ impl Shard {
                 facts.retain(|fact| !matches!(fact, Fact::NextSequence(_)));
             }
             if facts.is_empty() {
+                if self.state.freed_by(head.number) > self.watermarks().everywhere() {
+                    return;
+                }
                 if let Some(journal) = &mut self.journal {
                     journal.recycle_head();
                 }
+                self.state.forget_segments(head.number);
                 continue;
             }
             for fact in facts {
@@ -81,10 +88,10 @@ impl Shard {
         record.level = Level::Sync;
         let appended = journal.append_copy(now, &record)?;
         match fact {
-            Fact::NextQueueId => self.state.witness_next_queue_id(appended.lsn),
-            Fact::Queue(id) => self.state.witness_queue(appended.lsn, id),
+            Fact::NextQueueId => self.state.witness_next_queue_id(appended),
+            Fact::Queue(id) => self.state.witness_queue(appended, id),
             Fact::NextSequence(id) => {
-                self.state.apply_next_sequence(appended.lsn, id, record.sequence);
+                self.state.apply_next_sequence(appended, id, record.sequence);
             }
         }
         self.recycling.uncommitted += 1;

@@ -38,7 +38,7 @@ impl Shard {
                 continue;
             }
             match self.state.apply(lsn, &record) {
-                Ok(effect) => self.state.commit(effect),
+                Ok(effect) => self.state.commit(journal::Lsn(lsn.0 + 1), effect),
                 Err(error) => {
                     self.fatal(match error {
                         ApplyError::Damage(what) => Fatal::JournalDamaged(what),
@@ -88,7 +88,8 @@ impl Shard {
 
     /// Shard 0's log is read: the catalogue is known.
     pub(super) fn join(&mut self, queues: Vec<QueueRecord>, next_queue_id: QueueId) {
-        if self.catalogue_seen {
+        // A shard that was stopped before it served does not begin to.
+        if self.catalogue_seen || !matches!(self.phase, Phase::Joining) {
             return;
         }
         self.catalogue_seen = true;

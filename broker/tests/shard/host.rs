@@ -1,0 +1,507 @@
+//! The smallest host of shards: a disk and mail in memory, clients that speak AMQP.
+//!
+//! ```text
+//!   Client (amqp engine) ══ bytes ══▶ Shard ──▶ Disk      answers at once, or when `hold` ends
+//!                                      │ ▲
+//!                                      └─┴── mail, in order
+//! ```
+//! `settle` carries everything to and fro until nothing moves. Time stands still but for `pass`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use amqp::connection::{Config, Connection, Event as Amqp, Sasl, Side};
+use amqp::delivery::Outcome;
+use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::session::SessionId;
+use broker::admin::{AdminId, AdminReply, AdminRequest};
+use broker::{Action, ConnId, Event, Fatal, Mail, Shard, ShardConfig};
+use journal::{
+    DiskDone, DiskError, DiskOp, FileId, Format, Geometry, JournalUuid, Level, LogId,
+    NodeSuperblock, Recovery, ShardId, SlotFile,
+};
+
+pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
+
+/// What a test wants otherwise than usual.
+#[derive(Clone)]
+pub(crate) struct Wish {
+    pub(crate) shards: u16,
+    pub(crate) level: Level,
+    pub(crate) backup: bool,
+    pub(crate) memory_bytes_max: u64,
+    pub(crate) segments_max: u32,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self {
+            shards: 1,
+            level: Level::Sync,
+            backup: false,
+            memory_bytes_max: 1 << 30,
+            segments_max: 16,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Disk {
+    files: BTreeMap<FileId, Vec<u8>>,
+}
+
+impl Disk {
+    fn run(&mut self, op: DiskOp) -> DiskDone {
+        match op {
+            DiskOp::Write { id, file, offset, buf } => {
+                let offset = offset as usize;
+                let bytes = self.files.get_mut(&file).expect("written ahead");
+                bytes[offset..offset + buf.len()].copy_from_slice(buf.as_slice());
+                DiskDone { id, result: Ok(buf.len() as u32), buf: Some(buf) }
+            }
+            DiskOp::Read { id, file, offset, mut buf } => {
+                let bytes = self.files.entry(file).or_default();
+                let from = (offset as usize).min(bytes.len());
+                let len = buf.len().min(bytes.len() - from);
+                buf.as_mut_slice()[..len].copy_from_slice(&bytes[from..from + len]);
+                DiskDone { id, result: Ok(len as u32), buf: Some(buf) }
+            }
+            DiskOp::Prewrite { id, file, bytes } => {
+                self.files.insert(file, vec![0; bytes as usize]);
+                DiskDone { id, result: Ok(0), buf: None }
+            }
+            DiskOp::Sync { id, .. } => DiskDone { id, result: Ok(0), buf: None },
+        }
+    }
+
+    fn format(&mut self, shards: u16) -> NodeSuperblock {
+        let geometry = Geometry { segment_bytes: SEGMENT_BYTES, shards };
+        let mut format = Format::new(LogId([7; 16]), JournalUuid([8; 16]), geometry);
+        loop {
+            while let Some(op) = format.poll_disk() {
+                let done = self.run(op);
+                format.handle_disk(done);
+            }
+            if let Some(outcome) = format.poll_outcome() {
+                return outcome.expect("memory does not fail");
+            }
+        }
+    }
+
+    fn slots(&self, of: ShardId) -> Vec<SlotFile> {
+        let segment = |(file, bytes): (&FileId, &Vec<u8>)| match file {
+            FileId::Segment { shard, slot } if *shard == of => {
+                Some(SlotFile { slot: *slot, bytes: bytes.len() as u64 })
+            }
+            FileId::Segment { .. } | FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+        };
+        self.files.iter().filter_map(segment).collect()
+    }
+}
+
+/// One client: its engine, and what it heard.
+pub(crate) struct Client {
+    pub(crate) amqp: Connection,
+    shard: usize,
+    session: Option<SessionId>,
+    /// Everything that its engine told, in order.
+    pub(crate) heard: Vec<Amqp>,
+    /// Whether it takes the bytes that are sent to it.
+    pub(crate) reads: bool,
+    unread: VecDeque<Vec<u8>>,
+    pub(crate) paused: bool,
+    /// The shard has said `Close`.
+    pub(crate) closed: bool,
+}
+
+/// What the disk does with the writes of batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Writes {
+    /// Answered at once.
+    Done,
+    /// Kept until they are let go; a crash loses them.
+    Held,
+}
+
+pub(crate) struct Host {
+    pub(crate) now: Instant,
+    pub(crate) wish: Wish,
+    node: NodeSuperblock,
+    disk: Disk,
+    pub(crate) writes: Writes,
+    held: VecDeque<(usize, DiskOp)>,
+    /// New files find no space.
+    pub(crate) no_space: bool,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) ready: usize,
+    pub(crate) drained: usize,
+    pub(crate) fatal: Option<Fatal>,
+    pub(crate) replies: Vec<(AdminId, AdminReply)>,
+    /// Mail between these two waits until the test lets it go.
+    pub(crate) mail_held: Option<(ShardId, ShardId)>,
+    letters: VecDeque<(ShardId, ShardId, Mail)>,
+    moved: bool,
+}
+
+impl Host {
+    /// A node that serves.
+    pub(crate) fn new(wish: Wish) -> Self {
+        let mut host = Self::stopped(wish);
+        host.start();
+        assert_eq!(host.ready, usize::from(host.wish.shards));
+        host
+    }
+
+    /// A formatted directory, and nobody who serves it.
+    pub(crate) fn stopped(wish: Wish) -> Self {
+        let mut disk = Disk::default();
+        let node = disk.format(wish.shards);
+        Self {
+            now: start(),
+            wish,
+            node,
+            disk,
+            writes: Writes::Done,
+            held: VecDeque::new(),
+            no_space: false,
+            shards: Vec::new(),
+            clients: Vec::new(),
+            ready: 0,
+            drained: 0,
+            fatal: None,
+            replies: Vec::new(),
+            mail_held: None,
+            letters: VecDeque::new(),
+            moved: false,
+        }
+    }
+
+    /// Builds the shards without giving them a turn.
+    pub(crate) fn build(&mut self) {
+        let journal =
+            journal::Config { segments_max: self.wish.segments_max, ..journal::Config::default() };
+        for shard in (0..self.wish.shards).map(ShardId) {
+            let slots = self.disk.slots(shard);
+            let recovery = Recovery::new(&self.node, shard, &slots, journal.clone());
+            self.shards.push(Shard::new(self.config(shard), recovery));
+        }
+    }
+
+    fn config(&self, shard: ShardId) -> ShardConfig {
+        ShardConfig {
+            shard,
+            shards: self.wish.shards,
+            segment_bytes: SEGMENT_BYTES,
+            level: self.wish.level,
+            memory_bytes_max: self.wish.memory_bytes_max,
+            amqp: Config {
+                container_id: "laelaps".to_owned(),
+                sasl: Sasl::Server { anonymous: true, plain: false, bare: true },
+                ..Config::default()
+            },
+            backup: self.wish.backup,
+            segments_max: u64::from(self.wish.segments_max),
+            disk_bound: Duration::from_secs(30),
+            canaries: broker::canary::Canaries::default(),
+        }
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.build();
+        self.settle();
+    }
+
+    /// The process is killed and the machine loses power: held writes are gone. Then it starts.
+    pub(crate) fn crash(&mut self) {
+        self.shards.clear();
+        self.clients.clear();
+        self.held.clear();
+        self.letters.clear();
+        (self.ready, self.drained) = (0, 0);
+        self.writes = Writes::Done;
+        self.start();
+        assert_eq!(self.fatal, None);
+        assert_eq!(self.ready, usize::from(self.wish.shards));
+    }
+
+    /// Carries everything to and fro until nothing moves.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.moved = false;
+            for shard in 0..self.shards.len() {
+                while let Some(action) = self.shards[shard].poll(self.now) {
+                    self.moved = true;
+                    self.act(shard, action);
+                }
+            }
+            for (from, to, mail) in std::mem::take(&mut self.letters) {
+                if self.mail_held == Some((from, to)) {
+                    self.letters.push_back((from, to, mail));
+                } else {
+                    self.moved = true;
+                    self.event(usize::from(to.0), Event::Mail { from, mail });
+                }
+            }
+            for client in 0..self.clients.len() {
+                self.exchange(client);
+            }
+            if !self.moved {
+                return;
+            }
+        }
+    }
+
+    /// Time passes, in steps, with everything that falls due.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            self.settle();
+            let due = self.shards.iter().filter_map(Shard::poll_timeout).min();
+            match due.filter(|at| *at <= until) {
+                Some(at) => self.now = self.now.max(at),
+                None => break,
+            }
+            for shard in 0..self.shards.len() {
+                if self.shards[shard].poll_timeout().is_some_and(|at| at <= self.now) {
+                    self.event(shard, Event::Timer);
+                }
+            }
+        }
+        self.now = until;
+        self.settle();
+    }
+
+    /// Lets the writes that were kept go.
+    pub(crate) fn let_go(&mut self) {
+        self.writes = Writes::Done;
+        for (shard, op) in std::mem::take(&mut self.held) {
+            let done = self.disk.run(op);
+            self.event(shard, Event::Disk(done));
+        }
+        self.settle();
+    }
+
+    pub(crate) fn event(&mut self, shard: usize, event: Event<'_>) {
+        self.shards[shard].handle(self.now, event);
+    }
+
+    pub(crate) fn ask(&mut self, shard: usize, request: AdminRequest) -> AdminId {
+        let id = AdminId(self.replies.len() as u64 + 1000);
+        self.event(shard, Event::Admin { id, request });
+        id
+    }
+
+    fn act(&mut self, shard: usize, action: Action) {
+        match action {
+            Action::Disk(op) => self.disk_op(shard, op),
+            Action::Send { conn, buf } => {
+                let client = &mut self.clients[conn.0 as usize];
+                client.unread.push_back(buf);
+            }
+            Action::PauseReceive(conn) => self.clients[conn.0 as usize].paused = true,
+            Action::ResumeReceive(conn) => self.clients[conn.0 as usize].paused = false,
+            Action::Close(conn) => self.clients[conn.0 as usize].closed = true,
+            Action::Authenticate { .. } => panic!("nobody logs in here"),
+            Action::Mail { to, mail } => {
+                let from = self.shards[shard].id();
+                self.letters.push_back((from, to, mail));
+            }
+            Action::AdminReply { id, reply } => self.replies.push((id, reply)),
+            Action::Ready(_) => self.ready += 1,
+            Action::Drained => self.drained += 1,
+            Action::Fatal(fatal) => self.fatal = Some(fatal),
+        }
+    }
+
+    fn disk_op(&mut self, shard: usize, op: DiskOp) {
+        match (&op, self.writes) {
+            (DiskOp::Prewrite { id, .. }, _) if self.no_space => {
+                let done = DiskDone { id: *id, result: Err(DiskError::NoSpace), buf: None };
+                self.event(shard, Event::Disk(done));
+            }
+            (DiskOp::Write { file: FileId::Segment { .. }, .. }, Writes::Held) => {
+                self.held.push_back((shard, op));
+            }
+            (_, Writes::Done | Writes::Held) => {
+                let done = self.disk.run(op);
+                self.event(shard, Event::Disk(done));
+            }
+        }
+    }
+
+    fn exchange(&mut self, at: usize) {
+        let now = self.now;
+        let client = &mut self.clients[at];
+        let conn = ConnId(at as u64);
+        while client.reads
+            && let Some(buf) = client.unread.pop_front()
+        {
+            self.moved = true;
+            client.amqp.handle_bytes(now, &buf);
+            while let Some(event) = client.amqp.poll_event() {
+                client.heard.push(event);
+            }
+            if !client.closed {
+                self.shards[client.shard].handle(now, Event::Sent { conn, buf });
+            }
+        }
+        let mut bytes = Vec::new();
+        if !client.paused && !client.closed && client.amqp.poll_transmit(&mut bytes) {
+            self.moved = true;
+            self.shards[client.shard].handle(now, Event::Received { conn, bytes: &bytes });
+        }
+    }
+
+    /// A client with a session, connected to this shard.
+    pub(crate) fn connect(&mut self, shard: usize) -> usize {
+        let at = self.clients.len();
+        let config = Config {
+            container_id: format!("client-{at}"),
+            sasl: Sasl::Anonymous,
+            idle_time_out: None,
+            ..Config::default()
+        };
+        self.clients.push(Client {
+            amqp: Connection::new(config, Side::Client, self.now),
+            shard,
+            session: None,
+            heard: Vec::new(),
+            reads: true,
+            unread: VecDeque::new(),
+            paused: false,
+            closed: false,
+        });
+        let peer = format!("memory-{at}");
+        self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer });
+        self.settle();
+        self.clients[at].session = Some(self.begin(at));
+        at
+    }
+
+    pub(crate) fn begin(&mut self, at: usize) -> SessionId {
+        let session = self.clients[at].amqp.begin().expect("it is open");
+        self.settle();
+        session
+    }
+
+    pub(crate) fn session(&self, at: usize) -> SessionId {
+        self.clients[at].session.expect("it has one")
+    }
+
+    fn link(name: &str, queue: &str, receiver: bool) -> NewLink {
+        let (source, target) = if receiver { (queue, "client") } else { ("client", queue) };
+        NewLink {
+            name: name.to_owned(),
+            source: LinkSource::at(source),
+            target: LinkTarget::at(target),
+            ..NewLink::default()
+        }
+    }
+
+    pub(crate) fn sender(&mut self, at: usize, queue: &str) -> LinkId {
+        let name = format!("to-{queue}-{}", self.clients[at].heard.len());
+        let session = self.session(at);
+        let link = Self::link(&name, queue, false);
+        let link = self.clients[at].amqp.attach_sender(session, link).expect("attached");
+        self.settle();
+        link
+    }
+
+    pub(crate) fn receiver(&mut self, at: usize, queue: &str, credit: u32) -> LinkId {
+        let session = self.session(at);
+        self.receiver_on(at, session, queue, credit)
+    }
+
+    pub(crate) fn receiver_on(
+        &mut self,
+        at: usize,
+        on: SessionId,
+        queue: &str,
+        credit: u32,
+    ) -> LinkId {
+        let name = format!("from-{queue}-{}", self.clients[at].heard.len());
+        let link = Self::link(&name, queue, true);
+        let link = self.clients[at].amqp.attach_receiver(on, link).expect("attached");
+        self.clients[at].amqp.grant_credit(link, credit);
+        self.settle();
+        link
+    }
+
+    /// Sends one message with a body of so many bytes; false where the engine has no credit.
+    pub(crate) fn send(&mut self, at: usize, link: LinkId, bytes: usize, settled: bool) -> bool {
+        let message = message(bytes);
+        let sent = self.clients[at].amqp.send(link, &[&message], settled).is_ok();
+        self.settle();
+        sent
+    }
+
+    /// The outcomes that a client heard for what it sent.
+    pub(crate) fn outcomes(&self, at: usize) -> Vec<Outcome> {
+        let outcome = |event: &Amqp| {
+            if let Amqp::Disposition { outcome, .. } = event { outcome.clone() } else { None }
+        };
+        self.clients[at].heard.iter().filter_map(outcome).collect()
+    }
+
+    /// What a client has been sent: link, delivery, message.
+    pub(crate) fn deliveries(
+        &self,
+        at: usize,
+    ) -> Vec<(LinkId, amqp::delivery::DeliveryId, Vec<u8>)> {
+        let transfer = |event: &Amqp| {
+            let Amqp::Transfer { link, delivery, message, .. } = event else { return None };
+            Some((*link, *delivery, message.to_vec()))
+        };
+        self.clients[at].heard.iter().filter_map(transfer).collect()
+    }
+
+    pub(crate) fn count(&self, at: usize, wanted: impl Fn(&Amqp) -> bool) -> usize {
+        self.clients[at].heard.iter().filter(|event| wanted(event)).count()
+    }
+
+    /// The client's socket is gone.
+    pub(crate) fn lose(&mut self, at: usize) {
+        let shard = self.clients[at].shard;
+        if !self.clients[at].closed {
+            self.event(shard, Event::ConnectionLost { conn: ConnId(at as u64) });
+        }
+        self.clients[at].closed = true;
+        self.settle();
+    }
+
+    pub(crate) fn shut_down(&mut self) {
+        for shard in 0..self.shards.len() {
+            self.event(shard, Event::Shutdown);
+        }
+        self.settle();
+    }
+
+    /// Messages of all shards that are in the log and not gone.
+    pub(crate) fn messages(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.state().messages()).sum()
+    }
+
+    /// Nothing is left behind: no link, no message, no byte, nothing that waits.
+    pub(crate) fn assert_clean(&self) {
+        for shard in &self.shards {
+            assert_eq!(shard.links(), 0, "links of {:?}", shard.id());
+            assert_eq!(shard.state().messages(), 0);
+            assert_eq!(shard.state().memory_bytes(), 0);
+            assert!(shard.is_quiet());
+        }
+    }
+}
+
+/// A message of one data section of so many bytes.
+pub(crate) fn message(bytes: usize) -> Vec<u8> {
+    let mut message = vec![0x00, 0x53, 0x75, 0xb0];
+    message.extend((bytes as u32).to_be_bytes());
+    message.extend(std::iter::repeat_n(b'x', bytes));
+    message
+}
+
+#[expect(clippy::disallowed_methods, reason = "time stands still here; it needs a moment to")]
+fn start() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,7 @@
+//! Whole shards in memory: what they owe to clients, operators and each other, one test a promise.
+//!
+//! `host` is the world; each other file is a subject.
+
+mod host;
+mod recycling;
+mod stopping;
