@@ -24,7 +24,7 @@ use crate::power_fs::{Cut, PowerFs};
 
 /// The default flush window of `async`.
 const FLUSH_WINDOW: Duration = Duration::from_millis(5);
-const ASYNC_SLACK: Duration = Duration::from_millis(40);
+const ASYNC_SLACK: Duration = Duration::from_millis(25);
 
 /// A canary must be caught within that many cuts.
 const CANARY_CUTS: u64 = 5;
