@@ -181,6 +181,11 @@ impl Disk {
         self.flights.len()
     }
 
+    /// How many writes are in flight.
+    pub fn writes_in_flight(&self) -> usize {
+        self.flights.values().filter(|flight| matches!(flight.work, Work::Write { .. })).count()
+    }
+
     /// When the oldest write in flight was submitted.
     pub fn oldest_write(&self) -> Option<Instant> {
         let is_write = |flight: &&Flight| matches!(flight.work, Work::Write { .. });

@@ -145,7 +145,7 @@ impl Plan {
             crash_every: if rng.chance(150) { 0 } else { rng.between(40, 900) },
             clean_stops: if rng.chance(300) { 300 } else { 0 },
             power_cuts: *rng.pick(&[0, 500, 1000]),
-            crash_at_ready: if rng.chance(300) { 300 } else { 0 },
+            crash_at_ready: *rng.pick(&[0, 300, 600]),
             spoilt: if rng.chance(150) { 200 } else { 0 },
             delay_max,
             tick_max,

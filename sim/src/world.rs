@@ -145,6 +145,8 @@ pub struct World {
     node: Option<Node>,
     process: u64,
     crash_at: Option<(u64, Crash)>,
+    /// The crash waits, not long, until several writes are in flight.
+    crash_patient: bool,
     stopping: bool,
     started: Instant,
     /// Starts in a row that were crashed before they were over.
@@ -223,6 +225,7 @@ impl World {
             node: None,
             process: 0,
             crash_at: None,
+            crash_patient: false,
             stopping: false,
             started: base,
             starts_cut: 0,

@@ -65,6 +65,7 @@ impl World {
             let moment = self.disk.moments() + patience + self.rng.between(1, every);
             let crash = self.draw_crash_kind();
             self.crash_at = Some((moment, crash));
+            self.crash_patient = self.rng.chance(600);
         }
     }
 
@@ -82,6 +83,11 @@ impl World {
     pub(super) fn crash_if_due(&mut self) -> Result<bool, String> {
         let Some((moment, crash)) = self.crash_at else { return Ok(false) };
         if self.disk.moments() < moment || self.node.is_none() {
+            return Ok(false);
+        }
+        // What is interesting is a crash with several writes in flight: wait for that, but not long.
+        let patient = self.crash_patient && self.disk.moments() < moment + 200;
+        if patient && self.disk.writes_in_flight() < 3 {
             return Ok(false);
         }
         let serving = self.node.as_ref().is_some_and(Node::is_ready);
@@ -284,8 +290,11 @@ impl World {
         self.backup.fill(BackupMarks::default());
         self.see(&Seen::Ready { queues, clean })?;
         if self.phase == Phase::Work && self.rng.chance(self.plan.crash_at_ready) {
+            // At once, or with the first writes that stand where an earlier tail was cut.
+            let later = if self.rng.chance(300) { 0 } else { self.rng.between(1, 30) };
             let crash = self.draw_crash_kind();
-            self.crash_at = Some((self.disk.moments(), crash));
+            self.crash_at = Some((self.disk.moments() + later, crash));
+            self.crash_patient = later > 0;
         }
         Ok(())
     }
