@@ -41,6 +41,7 @@ use crate::fatal::{Cause, Failure};
 use crate::node::{Input, Node, Stage};
 
 mod json;
+mod listener;
 mod metrics;
 
 /// Requests that are carried out at the same time.
@@ -84,7 +85,7 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> Result<(), Failur
         .spawn(move || {
             let served = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                axum::serve(listener, app).await
+                axum::serve(listener::Bounded::new(listener), app).await
             });
             if let Err(error) = served {
                 tracing::error!("the admin API has ended: {error}; the broker goes on without it");

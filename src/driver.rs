@@ -49,7 +49,6 @@ mod sockets;
 pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
 
 use cold::Cold;
-use directory::Store;
 
 /// Letters that wait between two cores before the sender keeps them.
 const MAILBOX_LETTERS: usize = 1024;
@@ -101,8 +100,6 @@ pub(crate) struct Driver {
     pub(crate) reports: Receiver<Report>,
     /// How many there are.
     pub(crate) cores: usize,
-    /// Holds the lock: the directory is ours until the process ends.
-    _directory: Directory,
 }
 
 /// How many threads this machine should give to cores.
@@ -143,6 +140,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
     let (reports, inbox) = unbounded();
     let cold = Cold::start(plan.directory.files())?;
     let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
+    let sockets_max = sockets_max(cores);
     let mut hosted: Vec<Vec<ShardConfig>> = (0..cores).map(|_| Vec::new()).collect();
     for shard in plan.shards {
         hosted[core_of(shard.shard, cores)].push(shard);
@@ -151,9 +149,10 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
         let setup = core::Setup {
             core,
             cores,
+            sockets_max,
             pin: cpus.pin.then(|| cpus.affinity[core % cpus.affinity.len()]),
             shards,
-            store: Store { node: plan.directory.node(), files: plan.directory.files() },
+            store: plan.directory.store(),
             journal: plan.journal.clone(),
             authenticator: plan.authenticator.clone(),
             cold: cold.clone(),
@@ -162,7 +161,23 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
         };
         spawn(core, setup, reports.clone())?;
     }
-    Ok(Driver { reports: inbox, cores, _directory: plan.directory })
+    Ok(Driver { reports: inbox, cores })
+}
+
+/// Descriptors beside sockets and journal files: admin API, epolls, log, what libraries open.
+const DESCRIPTORS_ELSE: u64 = 512;
+
+/// How many connections a core may hold. They must not use up the descriptors: a journal that
+/// cannot open its next segment is poisoned.
+fn sockets_max(cores: usize) -> usize {
+    let limit = net::limit::raise_open_files().unwrap_or_else(|error| {
+        tracing::warn!("the limit on open files cannot be raised: {error}");
+        crate::machine::soft_limit("Max open files").unwrap_or(1024)
+    });
+    let cores = cores as u64;
+    let kept = cores * u64::from(disk::FILES_MAX + core::FILES_SPARE) + DESCRIPTORS_ELSE;
+    let sockets = limit.saturating_sub(kept).max(limit / 4) / cores;
+    usize::try_from(sockets).unwrap_or(usize::MAX).clamp(1, sockets::SOCKETS_MAX)
 }
 
 fn spawn(core: usize, setup: core::Setup, reports: Sender<Report>) -> Result<(), Failure> {

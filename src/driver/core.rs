@@ -3,8 +3,8 @@
 //! ```text
 //!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn
 //!               ├─ Received ───▶ Event::Received      bytes on loan, given back at once
-//!               ├─ Sent ───────▶ Event::Sent          or ConnectionLost
-//!               ├─ ReceiveEnded▶ Event::ConnectionLost; an orderly end at the end of the turn
+//!               ├─ Sent ───────▶ Event::Sent
+//!               ├─ ReceiveEnded, a failed Sent ▶ Event::ConnectionLost, at the end of the turn
 //!               └─ Disk ───────▶ Event::Disk
 //!   Action ─────┬─ Send, Pause, Resume, Close ▶ ring
 //!               ├─ Disk ───────▶ ring or cold thread
@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
@@ -27,6 +28,7 @@ use crossbeam::channel::{Receiver, Sender};
 use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES};
 use journal::{BlockBuf, Recovery, ShardId};
 use net::buf::Pages;
+use net::file::DirectoryLock;
 use net::mesh::{MeshPort, PortId};
 use net::{Completion, ListenerId, MemoryUse, Ring, RingConfig, RingError, TcpListen};
 use tokio::sync::oneshot;
@@ -55,6 +57,9 @@ const BACKLOG: u16 = 1024;
 /// Batch buffers of a shard beside those being written: one that fills, one that is sealed.
 const BUFFERS_SPARE: usize = 2;
 
+/// Files of a ring beside its journal's: the directory's lock, and those that are being closed.
+pub(super) const FILES_SPARE: u32 = 64;
+
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
 
@@ -66,6 +71,15 @@ pub(super) struct Letter {
     mail: Mail,
 }
 
+/// How a connection came to its end.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    /// The peer ended its half.
+    Ended,
+    /// It broke.
+    Broken,
+}
+
 /// What a core is made of.
 pub(super) struct Setup {
     /// Its number.
@@ -74,6 +88,8 @@ pub(super) struct Setup {
     pub(super) cores: usize,
     /// The CPU to stay on, where the process has its CPUs for itself.
     pub(super) pin: Option<usize>,
+    /// Connections that it may hold.
+    pub(super) sockets_max: usize,
     /// Its shards.
     pub(super) shards: Vec<ShardConfig>,
     /// The data directory.
@@ -111,8 +127,11 @@ struct Core {
     local: VecDeque<Letter>,
     /// Mail that a full mailbox refused, by core.
     held: Vec<VecDeque<Letter>>,
-    /// Connections whose peer has ended, to be told of at the end of the turn.
-    ended: Vec<net::SocketId>,
+    /// Connections that are over, to be told of at the end of the turn: what the peer sent before
+    /// is handled first, and answered.
+    over: Vec<(net::SocketId, Over)>,
+    /// As long as this core runs, the directory is ours.
+    _lock: Arc<DirectoryLock>,
     questions: BTreeMap<AdminId, oneshot::Sender<AdminReply>>,
     question_next: u64,
     accept_trouble: Option<Instant>,
@@ -140,8 +159,19 @@ impl Core {
             let what = format!("core {} has no ring: {error}", setup.core);
             Failure::new(Cause::EngineRefused, what)
         };
-        let config = RingConfig { files_max: FILES_MAX + 64, ..RingConfig::default() };
+        let config = RingConfig {
+            files_max: FILES_MAX + FILES_SPARE,
+            sockets_max: setup.sockets_max,
+            ..RingConfig::default()
+        };
         let mut ring = Ring::new(config).map_err(refused)?;
+        if let Err(error) = ring.keep_locked(&setup.store.lock) {
+            tracing::warn!(
+                "core {}: the kernel keeps no lock ({error}): after a kill, wait until the disk is \
+                 idle before the next start",
+                setup.core
+            );
+        }
         let buffers = setup.shards.len() * (setup.journal.writes_in_flight_max + BUFFERS_SPARE);
         pin_batch_buffers(&mut ring, setup.core, buffers);
         setup.port.attach(&ring);
@@ -171,7 +201,8 @@ impl Core {
             next_shard: 0,
             local: VecDeque::new(),
             held: (0..setup.cores).map(|_| VecDeque::new()).collect(),
-            ended: Vec::new(),
+            over: Vec::new(),
+            _lock: setup.store.lock,
             questions: BTreeMap::new(),
             question_next: 0,
             accept_trouble: None,
@@ -204,7 +235,7 @@ impl Core {
             self.take_inputs(now);
             self.take_time(now);
             self.poll_shards(now);
-            self.tell_ended(now);
+            self.tell_over(now);
             self.post_held();
         }
     }
@@ -238,7 +269,9 @@ impl Core {
                 }
                 self.ring.release(lease);
             }
-            Completion::ReceiveEnded { socket, result: Ok(()) } => self.ended.push(socket),
+            Completion::ReceiveEnded { socket, result: Ok(()) } => {
+                self.over.push((socket, Over::Ended));
+            }
             Completion::Sent { socket, buf, result: Ok(()) } => {
                 let served = self.sockets.served(socket);
                 self.sockets.sent(&mut self.ring, socket);
@@ -248,9 +281,7 @@ impl Core {
             }
             Completion::Sent { socket, result: Err(_), .. }
             | Completion::ReceiveEnded { socket, result: Err(_) } => {
-                if let Some(Served { conn, shard }) = self.sockets.lost(&mut self.ring, socket) {
-                    self.handle(now, shard, Event::ConnectionLost { conn });
-                }
+                self.over.push((socket, Over::Broken));
             }
             Completion::Closed { socket } => self.sockets.closed(socket),
             Completion::Disk { tag, buf, result } => {
@@ -423,10 +454,14 @@ impl Core {
         }
     }
 
-    fn tell_ended(&mut self, now: Instant) {
+    fn tell_over(&mut self, now: Instant) {
         let mut told = false;
-        for socket in std::mem::take(&mut self.ended) {
-            if let Some(Served { conn, shard }) = self.sockets.ended(&mut self.ring, now, socket) {
+        for (socket, how) in std::mem::take(&mut self.over) {
+            let served = match how {
+                Over::Ended => self.sockets.ended(&mut self.ring, now, socket),
+                Over::Broken => self.sockets.lost(&mut self.ring, socket),
+            };
+            if let Some(Served { conn, shard }) = served {
                 self.handle(now, shard, Event::ConnectionLost { conn });
                 told = true;
             }

@@ -20,6 +20,7 @@
 use std::fs;
 use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use journal::limits::{BLOCK_BYTES, SEGMENT_HEADER_BYTES, SHARDS_MAX};
@@ -51,6 +52,8 @@ pub(super) struct Store {
     pub(super) node: NodeSuperblock,
     /// The files.
     pub(super) files: Files,
+    /// The directory is ours as long as any core has this, or the kernel still writes for one.
+    pub(super) lock: Arc<DirectoryLock>,
 }
 
 /// A data directory that this process holds.
@@ -60,7 +63,7 @@ pub(crate) struct Directory {
     volume: Volume,
     direct: bool,
     formatted_now: bool,
-    _lock: DirectoryLock,
+    lock: Arc<DirectoryLock>,
 }
 
 impl Directory {
@@ -95,7 +98,7 @@ impl Directory {
         let direct = files.check_direct()?;
         // Again: a format has used some of the space.
         let volume = self::volume(root)?;
-        Ok(Self { files, node, volume, direct, formatted_now, _lock: lock })
+        Ok(Self { files, node, volume, direct, formatted_now, lock: Arc::new(lock) })
     }
 
     /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched,
@@ -125,6 +128,11 @@ impl Directory {
     /// The files.
     pub(crate) fn files(&self) -> Files {
         self.files.clone()
+    }
+
+    /// What a core needs of it.
+    pub(super) fn store(&self) -> Store {
+        Store { node: self.node(), files: self.files(), lock: Arc::clone(&self.lock) }
     }
 
     /// What it was formatted as.

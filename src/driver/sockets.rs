@@ -27,6 +27,10 @@ use net::{Ring, SocketId};
 /// How long a peer may take to read our goodbye and to end its half.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// Connections that a core may hold: half of what a `ConnId` has room for, since a socket that is
+/// being closed keeps its slot.
+pub(super) const SOCKETS_MAX: usize = 1 << (SLOT_BITS - 1);
+
 /// Bits of a `ConnId` that are the slot; the rest is the serial number.
 const SLOT_BITS: u32 = 20;
 
