@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Writer, read_code};
+use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Value, Writer, read_code};
 pub use crate::composites::{Header, Properties};
 pub use crate::polymorphic::MessageId;
 
@@ -124,13 +124,25 @@ impl Sections {
     /// The message annotations of `message`, which must be the one that was scanned.
     ///
     /// # Errors
-    /// Where they are malformed.
+    /// Where they are malformed, or have a key that is neither a symbol nor a ulong.
     pub fn message_annotations<'a>(
         &self,
         message: &'a [u8],
     ) -> Result<Option<Map<'a>>, DecodeError> {
         let range = self.message_annotations.clone();
-        range.map(|at| read_section(message, at, Reader::map)).transpose()
+        range.map(|at| read_section(message, at, read_annotations)).transpose()
+    }
+}
+
+/// Annotations: a map whose keys are symbols or ulongs [3.2.10]. Which of them are reserved is the
+/// business of those who make up keys: others pass.
+fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError> {
+    let start = *reader;
+    let map = reader.map()?;
+    if map.iter().all(|(key, _)| matches!(key, Value::Symbol(_) | Value::Ulong(_))) {
+        Ok(map)
+    } else {
+        Err(start.fail(Fault::AnnotationKey))
     }
 }
 
@@ -422,6 +434,29 @@ mod tests {
             assert_eq!(scan(&[unknown]), Err(Fault::UnexpectedDescriptor));
         }
         assert!(scan(&[b"\x45"]).is_err());
+    }
+
+    #[test]
+    fn item_45_annotation_keys_are_symbols_or_ulongs() {
+        let annotations = |key: &[u8]| {
+            let entry = [key, b"\x41"].concat();
+            let size = entry.len() as u8 + 1;
+            let message = [&b"\x00\x53\x72\xc1"[..], &[size, 2], &entry].concat();
+            let sections = Sections::scan(&message).unwrap();
+            sections
+                .message_annotations(&message)
+                .map(|map| map.unwrap().len())
+                .map_err(|e| e.fault)
+        };
+        for key in [&b"\xa3\x07x-opt-a"[..], b"\xa3\x01r", b"\xb3\0\0\0\x01r", b"\x44", b"\x53\x09"]
+        {
+            assert_eq!(annotations(key), Ok(1), "{key:?}");
+        }
+        for key in
+            [&b"\xa1\x07x-opt-a"[..], b"\xa0\x01r", b"\x43", b"\x40", b"\x45", b"\x00\x44\x44"]
+        {
+            assert_eq!(annotations(key), Err(Fault::AnnotationKey), "{key:?}");
+        }
     }
 
     #[test]

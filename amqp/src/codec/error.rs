@@ -57,6 +57,8 @@ pub enum Fault {
     OddMap,
     /// A map with two equal keys [1.6.23].
     DuplicateKey,
+    /// Annotations with a key that is neither a symbol nor a ulong [3.2.10].
+    AnnotationKey,
     /// Nested deeper than [`DEPTH_MAX`](super::DEPTH_MAX).
     TooDeep,
     /// More elements than [`ELEMENTS_MAX`](super::ELEMENTS_MAX).
@@ -122,6 +124,7 @@ impl fmt::Display for Fault {
             Self::SizeMismatch => "size and count disagree with the content",
             Self::OddMap => "map with a key that has no value",
             Self::DuplicateKey => "map with two equal keys",
+            Self::AnnotationKey => "annotation key is neither a symbol nor a ulong",
             Self::TooDeep => "nested too deep",
             Self::TooManyElements => "too many elements",
             Self::MissingField => "mandatory field is missing",
