@@ -120,10 +120,15 @@ fn known_code(reader: &mut Reader<'_>) -> Result<u64, DecodeError> {
     })
 }
 
-impl<'a> Field<'a> for DeliveryState<'a> {
-    const SPEC: &'static str = "*";
+/// `accepted` as everybody writes it: descriptor and empty list.
+const ACCEPTED_USUAL: [u8; 4] =
+    [code::DESCRIBED, code::SMALL_ULONG, descriptor::ACCEPTED as u8, code::LIST0];
+const _: () = assert!(descriptor::ACCEPTED <= u8::MAX as u64);
 
-    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+impl<'a> DeliveryState<'a> {
+    /// Any state, in any encoding.
+    #[inline(never)]
+    fn read_any(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let start = *reader;
         Ok(match known_code(reader)? {
             descriptor::ACCEPTED => {
@@ -143,6 +148,18 @@ impl<'a> Field<'a> for DeliveryState<'a> {
             }
             _ => return Err(start.fail(Fault::UnknownType)),
         })
+    }
+}
+
+impl<'a> Field<'a> for DeliveryState<'a> {
+    const SPEC: &'static str = "*";
+
+    #[inline]
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        if reader.take_exactly(&ACCEPTED_USUAL) {
+            return Ok(Self::Accepted);
+        }
+        Self::read_any(reader)
     }
 
     fn write(&self, writer: &mut Writer<'_>) {

@@ -98,6 +98,14 @@ impl<'a> Reader<'a> {
         Ok(null)
     }
 
+    /// Consumes exactly these bytes, if they are next.
+    #[inline(always)]
+    pub(crate) fn take_exactly(&mut self, bytes: &[u8]) -> bool {
+        let rest = self.rest.strip_prefix(bytes);
+        self.rest = rest.unwrap_or(self.rest);
+        rest.is_some()
+    }
+
     #[inline(always)]
     pub(super) fn length(&mut self, prefix: Prefix) -> Result<u32, DecodeError> {
         Ok(match prefix {
