@@ -144,13 +144,23 @@ impl Commit {
         self.open.as_ref().is_some_and(|open| open.batch.fits(record_bytes))
     }
 
+    /// Bytes that the last block of the open batch still has.
+    pub(crate) fn open_padding(&self) -> usize {
+        self.open.as_ref().map_or(0, |open| open.batch.padding())
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
+    /// Nothing is sealed or in flight.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.sealed.is_empty() && self.flights.is_empty()
+    }
+
     /// Nothing is open, waiting or in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        self.open.is_none() && self.sealed.is_empty() && self.flights.is_empty()
+        self.open.is_none() && self.is_quiet()
     }
 
     pub(crate) fn open(&mut self, place: Place, now: Instant, wish: Wish) {

@@ -245,7 +245,9 @@ impl Journal {
             Urgency::Now => now,
             Urgency::Window => now + self.config.flush_window,
         };
-        let claim = if record.kind.may_use_reserve() {
+        let claim = if record.kind == RecordKind::Settle {
+            Claim::Settle
+        } else if record.kind.may_use_reserve() {
             Claim::Shrink
         } else {
             Claim::Grow { settlements: settlements_of(record) }
@@ -543,12 +545,20 @@ impl Journal {
         fragments: impl Iterator<Item = Fragment<'a>> + Clone,
     ) -> Result<(), AppendError> {
         let grows = matches!(claim, Claim::Grow { .. });
+        // What is set aside is for settlements: they may go on into the next block unasked.
+        let unasked = match claim {
+            Claim::Settle => usize::MAX,
+            Claim::Shrink => self.commit.open_padding(),
+            Claim::Grow { .. } => 0,
+        };
         if grows && self.backlog_bytes() >= BACKLOG_BYTES_MAX {
             return Err(AppendError::Busy);
         }
         let mut whole = fragments.clone();
-        let fits_open = whole.next().is_some_and(|only| self.commit.open_fits(only.bytes));
-        if fits_open && whole.next().is_none() && !grows {
+        let fits_open = whole
+            .next()
+            .is_some_and(|only| only.bytes <= unasked && self.commit.open_fits(only.bytes));
+        if fits_open && whole.next().is_none() {
             return Ok(());
         }
         let batches = fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.bytes) as u64);
@@ -604,7 +614,10 @@ impl Journal {
     /// When the durable mark is to be written: once in an idle period.
     fn mark_at(&self) -> Option<Instant> {
         let is_news = self.commit.durable() > self.keeper.durable_mark();
-        let is_idle = self.commit.is_idle() && self.keeper.is_idle();
+        // On a full disk what is open can wait for long: that is idle time too.
+        let is_waiting = self.space.room(self.commit.next()) != Room::Plenty;
+        let is_quiet = self.commit.is_idle() || (is_waiting && self.commit.is_quiet());
+        let is_idle = is_quiet && self.keeper.is_idle();
         let since = self.idle_since.filter(|_| is_news && is_idle && !self.closing)?;
         Some(since + DURABLE_MARK_IDLE)
     }

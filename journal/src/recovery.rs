@@ -156,7 +156,7 @@ pub enum RecoveryError {
         /// Its version.
         version: u16,
     },
-    /// A segment of another log lies in the directory.
+    /// A segment of another log or shard lies in the directory.
     WrongLog {
         /// In which file.
         file: FileId,
@@ -200,7 +200,7 @@ impl fmt::Display for RecoveryError {
                 write!(f, "{file} has format version {version}; start the broker that wrote it")
             }
             Self::WrongLog { file, log_id } => {
-                write!(f, "{file} belongs to another log ({log_id}); move it away")
+                write!(f, "{file} belongs to another shard or log (log {log_id}); move it away")
             }
             Self::Record { lsn, error } if error.is_newer_format() => write!(
                 f,
@@ -632,13 +632,12 @@ impl Recovery {
             });
         let superblock = self.superblock.as_mut().expect("read in the first stage");
         let incarnation = incarnation.max(superblock.incarnation);
-        let (epoch, _) = *superblock.epochs.last().expect("checked when it was read");
         self.clean = superblock.clean && superblock.durable == end && self.cut.is_none();
         superblock.generation += 1;
         superblock.durable = end;
         superblock.clean = false;
         superblock.incarnation = Incarnation(incarnation.0 + 1);
-        let epoch = epoch.max(last.epoch).max(self.epoch_promised);
+        let epoch = superblock.enter_epoch(last.epoch.max(self.epoch_promised), end);
         superblock.truncation = Truncation { at: end, term: Term { epoch, incarnation } };
         self.stage = Stage::Sync(files);
     }

@@ -21,7 +21,7 @@
 
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{BLOCK_BYTES, FORMAT_VERSION, LSN_MAX, SEGMENT_HEADER_BYTES};
-use crate::lsn::{Epoch, Incarnation, LogId, Lsn, Term};
+use crate::lsn::{Epoch, Incarnation, LogId, Lsn, ShardId, Term};
 use crate::record::{u16_at, u32_at, u64_at};
 
 /// "LLsg"
@@ -53,7 +53,7 @@ pub enum SegmentRead {
     Header(SegmentHeader),
     /// A segment of this log in a version that this broker doesn't read.
     Version(u16),
-    /// A segment of another log.
+    /// A segment of another log, or of another shard.
     WrongLog(LogId),
 }
 
@@ -67,15 +67,15 @@ impl SegmentHeader {
         let Some(bytes) = bytes.first_chunk::<USED_BYTES>() else {
             return SegmentRead::Unreadable;
         };
-        // The checksum is seeded by the log that the header names, so that a segment of another log
-        // is told from a damaged one.
+        // The checksum is seeded by the log and the shard that the header names, so that a segment of
+        // others is told from a damaged one.
         let mut named = LogId::default();
         named.0.copy_from_slice(&bytes[LOG_ID_AT..CRC_AT]);
-        let named_seed = LogSeed::new(named, seed.shard());
+        let named_seed = LogSeed::new(named, ShardId(u16_at(bytes, 6)));
         if bytes[..4] != MAGIC || named_seed.crc(&bytes[..CRC_AT]) != u32_at(bytes, CRC_AT) {
             return SegmentRead::Unreadable;
         }
-        if named != seed.log() {
+        if named != seed.log() || named_seed.shard() != seed.shard() {
             return SegmentRead::WrongLog(named);
         }
         let version = u16_at(bytes, 4);
@@ -83,8 +83,7 @@ impl SegmentHeader {
             return SegmentRead::Version(version);
         }
         let first_lsn = Lsn(u64_at(bytes, 16));
-        if u16_at(bytes, 6) != seed.shard().0
-            || u64_at(bytes, 24) != segment_bytes
+        if u64_at(bytes, 24) != segment_bytes
             || first_lsn.0 > LSN_MAX
             || first_lsn.0 % segment_bytes != SEGMENT_HEADER_BYTES
         {
@@ -122,7 +121,6 @@ impl SegmentHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::ShardId;
 
     const S: u64 = 65536;
 
@@ -152,6 +150,14 @@ mod tests {
             hurt[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(read(&hurt), SegmentRead::Unreadable, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_segment_of_another_shard_is_no_damaged_one() {
+        let log = LogId([5; 16]);
+        let (_, block) = header_of(log);
+        let other = LogSeed::new(log, ShardId(1));
+        assert_eq!(SegmentHeader::decode(&other, S, &block), SegmentRead::WrongLog(log));
     }
 
     #[test]

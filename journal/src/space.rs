@@ -85,7 +85,9 @@ pub(crate) enum Claim {
         /// Settlements that it will need.
         settlements: u64,
     },
-    /// Makes state smaller or moves it: takes what there is.
+    /// A settlement: takes what there is.
+    Settle,
+    /// Makes state smaller in another way, or moves it: leaves what is set aside.
     Shrink,
 }
 
@@ -200,7 +202,8 @@ impl Space {
         }
         let ready = self.ready.len() as u64;
         match claim {
-            Claim::Shrink => slots <= ready,
+            Claim::Settle => slots <= ready,
+            Claim::Shrink => slots <= ready && self.free_bytes(next) >= bytes + self.set_aside(0),
             Claim::Grow { settlements } => {
                 let reserve = u64::from(RESERVE_SEGMENTS);
                 let kept = reserve * self.usable_bytes() + self.set_aside(settlements);
@@ -364,6 +367,16 @@ mod tests {
         assert!(!space.admit(grow, Lsn(S), [4096].into_iter()));
         space.set_unsettled(0);
         assert!(space.admit(grow, Lsn(S), [4096].into_iter()));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_for_settlements_alone() {
+        let mut space = space(3, 3);
+        space.open_segment(0);
+        space.set_unsettled(2 * (S - 4096) / SETTLE_BYTES);
+        assert!(space.admit(Claim::Shrink, Lsn(S - 8192), [4096].into_iter()));
+        assert!(!space.admit(Claim::Shrink, Lsn(S), [4096].into_iter()));
+        assert!(space.admit(Claim::Settle, Lsn(S), [4096].into_iter()));
     }
 
     #[test]

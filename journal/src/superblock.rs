@@ -47,11 +47,15 @@ const SHARD_MAGIC: [u8; 4] = *b"LLsh";
 /// Stands where a shard's superblock has the number of its shard.
 const NODE_SHARD: u16 = u16::MAX;
 const FEATURES_KNOWN: u64 = 0;
+/// A catch-up is under way: what is there is no log yet.
+const FEATURE_INSTALLING: u64 = 1;
 const CRC_AT: usize = 12;
 const FIELDS_AT: usize = 56;
 const NODE_PARTS_AT: usize = 96;
 const SHARD_PARTS_AT: usize = 112;
 const PART_EPOCHS: u16 = 1;
+/// Most bytes of parts that may be unknown, with their headers, so that there is room to keep them.
+const CARRIED_BYTES_MAX: usize = 2048;
 
 /// What is fixed when a directory is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +78,13 @@ impl Geometry {
     }
 }
 
-/// Whether a log is whole.
+/// Whether a log is whole. A broker that can catch up by segments writes 2, installing, while it
+/// does, and sets a feature that must be known; this one can't, and refuses such a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum NodeState {
     /// It can be started from.
     Whole = 1,
-    /// A catch-up by segments was under way: it must be started again.
-    Installing = 2,
 }
 
 /// The node's superblock: file `superblock`.
@@ -126,7 +129,7 @@ impl NodeSuperblock {
             let fields = block.get(..NODE_PARTS_AT).ok_or(SuperblockError::Malformed)?;
             let state = match fields[86] {
                 1 => NodeState::Whole,
-                2 => NodeState::Installing,
+                2 => return Err(SuperblockError::UnknownFeatures(FEATURE_INSTALLING)),
                 3.. | 0 => return Err(SuperblockError::Malformed),
             };
             let geometry =
@@ -290,9 +293,24 @@ impl ShardSuperblock {
         }
     }
 
+    /// The epoch that goes on from `lsn`: at least `epoch`, and never back. A new one gets its row.
+    pub(crate) fn enter_epoch(&mut self, epoch: Epoch, lsn: Lsn) -> Epoch {
+        let (current, _) = *self.epochs.last().expect("checked when it was read");
+        if epoch <= current {
+            return current;
+        }
+        if self.epochs.len() == EPOCHS_MAX {
+            self.epochs.remove(0);
+        }
+        self.epochs.push((epoch, lsn));
+        epoch
+    }
+
     /// Whether its fields fit together, and leave room to be counted on.
     fn is_sound(&self) -> bool {
+        let in_order = |pair: &[(Epoch, Lsn)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
         !self.epochs.is_empty()
+            && self.epochs.windows(2).all(in_order)
             && self.head <= self.durable
             && self.durable.0 <= LSN_MAX
             && self.truncation.at.0 <= LSN_MAX
@@ -360,6 +378,10 @@ impl fmt::Display for SuperblockError {
             Self::Version(version) => {
                 write!(f, "it has format version {version}, this broker has {FORMAT_VERSION}")
             }
+            Self::UnknownFeatures(FEATURE_INSTALLING) => f.write_str(
+                "a catch-up of this directory was under way, so it is not whole; \
+                 start the broker that was catching up",
+            ),
             Self::UnknownFeatures(bits) => write!(f, "it needs features {bits:#x}, unknown here"),
             Self::UnknownPart(code) => write!(f, "it has a part {code:#06x} that must be known"),
             Self::WrongLog(log) => write!(f, "it belongs to another log ({log})"),
@@ -465,6 +487,9 @@ fn read_parts(
         carried.extend_from_slice(&code.to_le_bytes());
         carried.extend_from_slice(&len.to_le_bytes());
         carried.extend_from_slice(bytes);
+        if carried.len() > CARRIED_BYTES_MAX {
+            return Err(SuperblockError::Malformed);
+        }
     }
     Ok(())
 }
@@ -472,7 +497,9 @@ fn read_parts(
 const _: () = {
     // A format's first write of either kind stays within one sector of 512 bytes.
     assert!(NODE_PARTS_AT <= 512 && SHARD_PARTS_AT + 4 + 16 <= 512);
-    assert!(SHARD_PARTS_AT + 4 + EPOCHS_MAX * 16 <= BLOCK_BYTES / 2);
+    // What must be kept always fits beside what is known.
+    assert!(NODE_PARTS_AT + CARRIED_BYTES_MAX <= BLOCK_BYTES);
+    assert!(SHARD_PARTS_AT + 4 + EPOCHS_MAX * 16 + CARRIED_BYTES_MAX <= BLOCK_BYTES);
 };
 
 #[cfg(test)]
@@ -509,6 +536,19 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_is_being_installed_is_refused_by_its_state_and_by_its_feature() {
+        for (at, value) in [(86, 2), (24, 1)] {
+            let mut bytes = file(&[&node(1)]);
+            bytes[at] = value;
+            let crc = crc_of(&bytes[..NODE_PARTS_AT]);
+            bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+            let error = NodeSuperblock::decode(&bytes).unwrap_err();
+            assert_eq!(error, SuperblockError::UnknownFeatures(FEATURE_INSTALLING));
+            assert!(error.to_string().contains("catch-up"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_highest_valid_generation_wins() {
         let mut bytes = file(&[&node(3), &node(4)]);
         assert_eq!(NodeSuperblock::decode(&bytes), Ok(Some(node(4))));
@@ -542,6 +582,35 @@ mod tests {
         newer.carried[1] = 0x80;
         let error = NodeSuperblock::decode(&file(&[&newer])).unwrap_err();
         assert_eq!(error, SuperblockError::UnknownPart(0x8007));
+    }
+
+    #[test]
+    fn parts_that_could_not_be_kept_are_refused() {
+        let mut newer = ShardSuperblock::first(LOG, ShardId(1), Chain(5));
+        for epoch in 2..=100 {
+            newer.enter_epoch(Epoch(epoch), Lsn(4096 * epoch));
+        }
+        assert_eq!((newer.epochs.len(), newer.epochs[0].0), (EPOCHS_MAX, Epoch(37)));
+        newer.durable = Lsn(4096 * 200);
+        let mut read = |bytes: u16| {
+            newer.carried = [7, bytes].iter().flat_map(|field| field.to_le_bytes()).collect();
+            newer.carried.resize(4 + usize::from(bytes), 1);
+            let mut file = vec![0; SUPERBLOCK_FILE_BYTES];
+            file[..BLOCK_BYTES].copy_from_slice(newer.encode().0.as_slice());
+            ShardSuperblock::decode(&file, LOG, ShardId(1))
+        };
+        assert_eq!(read(2044).unwrap().unwrap().carried.len(), 2048);
+        assert_eq!(read(2045), Err(SuperblockError::Malformed));
+    }
+
+    #[test]
+    fn a_bit_that_may_be_unknown_is_no_hindrance_and_is_not_passed_on() {
+        let mut bytes = file(&[&node(1)]);
+        bytes[32] = 1;
+        let crc = crc_of(&bytes[..NODE_PARTS_AT]);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        let read = NodeSuperblock::decode(&bytes).unwrap().unwrap();
+        assert_eq!(read.encode().0.as_slice()[32..40], [0; 8]);
     }
 
     #[test]
