@@ -339,6 +339,21 @@ fn a_target_that_the_spec_does_not_have_is_refused_like_a_coordinator() {
 }
 
 #[test]
+fn a_temporary_queue_as_qpid_jms_asks_for_it_reaches_the_host() {
+    // Source: dynamic, lifetime-policy delete-on-close, link-detach, modified, temporary-queue.
+    let attach = include_bytes!("../../../fuzz/corpus/frame/attach-dynamic");
+    let mut peer = Peer::in_session(config());
+    peer.say_bytes(attach);
+    let events = peer.events();
+    let [Event::AttachReceived { attach, .. }] = &events[..] else { panic!("{events:?}") };
+    let source = attach.source.as_ref().unwrap();
+    assert!(source.dynamic && source.address.is_none());
+    assert!(source.dynamic_node_properties.is_some());
+    assert_eq!(source.outcomes, ["amqp:accepted:list", "amqp:rejected:list"]);
+    assert_eq!(source.capabilities, ["temporary-queue"]);
+}
+
+#[test]
 fn the_memory_for_link_names_is_bounded_and_comes_back() {
     let name: &'static str = "n".repeat(900_000).leak();
     let names = |n: usize| &name[n..];
