@@ -180,6 +180,8 @@ pub struct Letter {
     pub written: Option<Written>,
     /// The incarnation of the broker in which that was written.
     pub incarnation: u64,
+    /// The record of its settlement.
+    pub settled: Option<Written>,
 }
 
 /// What every checker may know.
@@ -187,6 +189,8 @@ pub struct Letter {
 pub struct Facts {
     /// All letters.
     pub letters: BTreeMap<LetterId, Letter>,
+    /// Which letter has which place in which queue.
+    pub places: BTreeMap<(QueueId, Sequence), LetterId>,
     /// Each end of the process: from when `async` was at risk, and when it was.
     pub crashes: Vec<(Instant, Instant)>,
     /// The creations of queues by id, as the log has them.
@@ -342,13 +346,23 @@ impl Checks {
         match seen {
             Seen::Sent { letter, link, queue, .. } => {
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
-                let new = Letter { link, queue, written: None, incarnation };
+                let new = Letter { link, queue, written: None, incarnation, settled: None };
                 facts.letters.insert(*letter, new);
             }
             Seen::Written(written) => {
                 if let Some(letter) = written.letter.and_then(|id| facts.letters.get_mut(&id)) {
                     letter.written = Some(written.clone());
                     letter.incarnation = facts.incarnation;
+                }
+                let place = (written.queue, written.sequence);
+                if let (RecordKind::Message, Some(letter)) = (written.kind, written.letter) {
+                    facts.places.insert(place, letter);
+                }
+                if written.kind == RecordKind::Settle
+                    && let Some(id) = facts.places.get(&place)
+                    && let Some(letter) = facts.letters.get_mut(id)
+                {
+                    letter.settled = Some(written.clone());
                 }
                 if written.kind == RecordKind::QueueCreate && written.name.is_some() {
                     facts.queues.entry(written.queue).or_insert_with(|| written.clone());
@@ -358,6 +372,7 @@ impl Checks {
             Seen::Recovered { shard, end } => {
                 for letter in facts.letters.values_mut() {
                     letter.written.take_if(|at| at.shard == *shard && at.end > *end);
+                    letter.settled.take_if(|at| at.shard == *shard && at.end > *end);
                 }
                 facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
             }

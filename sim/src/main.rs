@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     seeds: u64,
     /// Events that each run has at least.
-    #[arg(long, default_value_t = 6000)]
+    #[arg(long, default_value_t = 12_000)]
     events: u64,
     /// A rule to break: the run ends well when a checker notices.
     #[arg(long, value_parser = canary)]

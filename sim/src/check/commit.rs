@@ -1,4 +1,4 @@
-//! Nothing is accepted, and nothing delivered, before it is committed at its level.
+//! Nothing is accepted, delivered or confirmed before it is committed at its level.
 //!
 //! The level and the place of a letter's record are read from the batch on its way to the disk, the
 //! durability from the disk: the broker's own marks are not asked. What a client hears is held
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use journal::{Level, Lsn};
 
-use super::{Check, Facts, Seen};
+use super::{Check, Facts, Seen, Written};
 use crate::letter::LetterId;
 
 #[derive(Debug)]
@@ -16,13 +16,14 @@ pub(super) struct Commit;
 
 impl Check for Commit {
     fn promise(&self) -> &'static str {
-        "nothing is accepted or delivered before it is committed at its level"
+        "nothing is accepted, delivered or confirmed before it is committed at its level"
     }
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Accepted(letter) => committed(facts, *letter, "accepted"),
-            Seen::Delivered { letter, .. } => committed(facts, *letter, "delivered"),
+            Seen::Accepted(letter) => message(facts, *letter, "accepted"),
+            Seen::Delivered { letter, .. } => message(facts, *letter, "delivered"),
+            Seen::Confirmed { letter, verdict } if verdict.is_final() => settlement(facts, *letter),
             Seen::Sent { .. }
             | Seen::Refused(_)
             | Seen::Judged { .. }
@@ -37,7 +38,7 @@ impl Check for Commit {
     }
 }
 
-fn committed(facts: &Facts, id: LetterId, what: &str) -> Result<(), String> {
+fn message(facts: &Facts, id: LetterId, what: &str) -> Result<(), String> {
     let letter = facts.letter(id)?;
     let Some(written) = &letter.written else {
         let harmless = facts.level(id) == Level::Async;
@@ -46,7 +47,23 @@ fn committed(facts: &Facts, id: LetterId, what: &str) -> Result<(), String> {
     // What a start recovers counts as committed; how far the second member has it is asked when
     // there is a second member.
     let backup = facts.backup && letter.incarnation == facts.incarnation;
-    let stamp = facts.stamp.as_ref().ok_or("an answer without a stamp")?;
+    committed(facts, written, backup).map_err(|why| format!("{id:?} was {what}, but {why}"))
+}
+
+fn settlement(facts: &Facts, id: LetterId) -> Result<(), String> {
+    if facts.level(id) == Level::Async {
+        return Ok(());
+    }
+    let Some(settled) = &facts.letter(id)?.settled else {
+        return Err(format!("{id:?} was confirmed, its settlement never written"));
+    };
+    committed(facts, settled, facts.backup)
+        .map_err(|why| format!("{id:?} was confirmed, but {why}"))
+}
+
+/// Whether a record was committed at its level when the broker let its answer go.
+fn committed(facts: &Facts, written: &Written, backup: bool) -> Result<(), String> {
+    let stamp = facts.stamp.as_ref().ok_or("there is no stamp")?;
     let mark = stamp.marks[usize::from(written.shard.0)];
     let reached = match (written.level, backup) {
         (Level::Async, _) => Lsn(u64::MAX),
@@ -58,8 +75,7 @@ fn committed(facts: &Facts, id: LetterId, what: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{id:?} was {what} at level {:?} when its record, ending at LSN {} of shard {}, was not \
-         committed: {mark:?}",
+        "at level {:?} its record, ending at LSN {} of shard {}, was not committed: {mark:?}",
         written.level, written.end, written.shard.0
     ))
 }
