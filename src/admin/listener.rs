@@ -1,5 +1,5 @@
-//! The admin API's listener: a bound on connections, so that they cannot use up the descriptors that
-//! the journals need.
+//! The admin API's listener: a bound on connections, so that they cannot use up the descriptors
+//! that the journals need.
 //!
 //! ```text
 //!   accept ──▶ a permit is free: the connection holds it until it is closed
