@@ -11,8 +11,8 @@
 //! A message in one frame costs one copy and one allocation, that of its `Bytes`.
 //!
 //! Invariants: an id is given when the first transfer is written, so that ids on the wire have no
-//! gaps; an aborted delivery leaves nothing behind [2.6.14] and its credit is granted again; credit counts deliveries, windows
-//! count frames.
+//! gaps; an aborted delivery leaves nothing behind [2.6.14], and its credit is granted again;
+//! credit counts deliveries, windows count frames.
 
 use bytes::Bytes;
 
