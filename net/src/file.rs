@@ -53,6 +53,7 @@ pub struct DataFile {
     path: PathBuf,
     direct: bool,
     alignment: Option<u32>,
+    queues: bool,
 }
 
 /// Opens a file.
@@ -75,7 +76,8 @@ pub fn open(path: &Path, how: FileOpen) -> io::Result<DataFile> {
         (options.open(path)?, false)
     };
     let alignment = if direct { direct_alignment(file.as_fd())? } else { None };
-    Ok(DataFile { file, path: path.to_owned(), direct, alignment })
+    let queues = direct && QUEUEING.contains(&kind_number(file.as_fd())?);
+    Ok(DataFile { file, path: path.to_owned(), direct, alignment, queues })
 }
 
 impl DataFile {
@@ -88,6 +90,12 @@ impl DataFile {
     /// kernel tells (`statx`, 6.1).
     pub fn alignment(&self) -> Option<u32> {
         self.alignment
+    }
+
+    /// Whether reads and writes are handed to the disk and waited for elsewhere. Otherwise (FUSE,
+    /// network, anything buffered) they may be done inside the system call that asks for them.
+    pub fn queues(&self) -> bool {
+        self.queues
     }
 
     /// Where it was opened.
@@ -180,6 +188,22 @@ const FILE_SYSTEMS: [(u32, &str, bool, bool); 13] = [
     (0xFF53_4D42, "cifs", false, true),
     (0xFE53_4D42, "smb2", false, true),
 ];
+
+/// The numbers of those known to queue direct reads and writes: ext4, xfs, btrfs, f2fs.
+const QUEUEING: [u32; 4] = [0x0000_EF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010];
+
+/// The number of the file system that holds an open file.
+fn kind_number(file: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut stat = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `file` is open and `stat` is room for a statfs; both live across the call.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fstatfs returned 0, so the kernel filled the whole structure.
+    let stat = unsafe { stat.assume_init() };
+    // The numbers are 32 bits wide; the field is wider and signed.
+    Ok(stat.f_type as u32)
+}
 
 /// Looks at the file system that holds `path`.
 ///

@@ -212,8 +212,8 @@ pub enum Completion {
         tag: u64,
         /// The memory, for a read or a write.
         buf: Option<&'static mut [u8]>,
-        /// Bytes read or written, exactly as the kernel said (it can be fewer than asked for), or 0
-        /// for a sync.
+        /// Bytes read, fewer than asked for only at the end of the file; or bytes written, exactly
+        /// as the kernel said (it can be fewer); or 0 for a sync.
         result: io::Result<u32>,
     },
 }
@@ -429,7 +429,7 @@ impl Ring {
         self.engine.write_durable(write);
     }
 
-    /// Reads.
+    /// Reads; fewer bytes than asked for mean the end of the file, never an error behind them.
     ///
     /// # Panics
     /// If the file's id is dead, or `len` is out of bounds.

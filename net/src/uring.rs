@@ -393,9 +393,10 @@ impl Uring {
             Op::Connect { socket, addr: _ } => self.connected(socket, result),
             Op::Receive(socket) => self.received(socket, result, buffer, more),
             Op::Send { socket, buf, sent } => self.sent(socket, buf, sent, result),
-            Op::Write(disk) | Op::Read(disk) => {
+            Op::Write(disk) => {
                 self.disk_done(disk.file, disk.tag, Some(disk.memory.back()), result);
             }
+            Op::Read(disk) => self.read_some(disk, result),
             Op::Sync { file, tag } => self.disk_done(file, tag, None, result),
             Op::Knock(bell) => bell.answered(result),
             Op::Bell => {
@@ -511,7 +512,10 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use super::ops::{DiskOp, Lent};
     use super::*;
+    use crate::buf::Pages;
+    use crate::file::FileOpen;
 
     #[test]
     fn a_knock_that_the_kernel_refused_goes_the_other_way() {
@@ -543,6 +547,35 @@ mod tests {
         }
         assert!(uring.backlog.is_empty());
         assert_eq!(uring.stats().operations, 1, "the bell alone is left");
+    }
+
+    #[test]
+    fn a_read_that_was_cut_short_goes_on_to_the_end_or_the_error() {
+        let path = std::env::current_exe().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for direct in [false, true] {
+            let mut uring = Uring::new(RingConfig::default()).unwrap();
+            let how = FileOpen { create: false, write: false, direct };
+            let file = uring.add_file(crate::file::open(&path, how).unwrap()).unwrap();
+            // As if the kernel had read one block of two, and then none, or failed.
+            for (first, rest) in [(4096, Ok(8192)), (0, Ok(0)), (-libc::EIO, Err(libc::EIO))] {
+                let (memory, _) = Pages::new(8192).unwrap().leak();
+                uring.file_mut(file).operations += 1;
+                let memory = Lent::new(memory);
+                let read = DiskOp { file, tag: 7, offset: 8192, memory, bytes: 8192, done: 0 };
+                uring.read_some(read, first);
+                let mut completions = Vec::new();
+                while completions.is_empty() {
+                    uring.wait(Some(Duration::from_secs(10)), &mut completions).unwrap();
+                }
+                let Completion::Disk { tag: 7, buf: Some(buf), result } = completions.remove(0)
+                else {
+                    panic!("something else than the read");
+                };
+                assert_eq!(result.map_err(|error| error.raw_os_error().unwrap()), rest);
+                assert!(first <= 0 || buf[4096..] == bytes[12_288..16_384]);
+            }
+        }
     }
 
     #[test]

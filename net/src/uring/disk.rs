@@ -2,16 +2,17 @@
 //!
 //! ```text
 //!   write_durable   WRITE, or WRITE_FIXED where the bytes lie in registered memory, with RWF_DSYNC
-//!   read            READ
+//!   read            READ, again for the rest until the file or the read ends
 //!   sync_data       FSYNC with DATASYNC
 //!
 //!   a file's slot in our table = its place in the kernel's; outside of it where that was refused
 //! ```
 //!
-//! Invariants: nothing here is cancelled, split or tried again: the journal must hear exactly what
-//! happened to each write. A file is closed when its last operation is over.
+//! Invariants: nothing here is cancelled, and no write is split or tried again: the journal must hear
+//! exactly what happened to each. A file is closed when its last operation is over. A core never
+//! blocks in a file system that does its work inside the system call (`DataFile::queues`).
 //!
-//! Failure: an error or a short count is handed on as it is.
+//! Failure: an error, or a write's short count, is handed on as it is.
 
 #![expect(unsafe_code, reason = "registering memory passes addresses")]
 
@@ -30,11 +31,14 @@ use crate::ring::{Completion, DiskRead, DiskWrite, FileId, MemoryUse};
 /// The most bytes that the kernel moves in one call (`MAX_RW_COUNT`, with 4 KiB pages).
 const DISK_BYTES_MAX: usize = 0x7FFF_F000;
 
+/// A direct read's unit where the kernel doesn't tell it.
+const DIRECT_BLOCK: u32 = 512;
+
 pub(super) struct FileSlot {
     file: DataFile,
     /// It is in the kernel's table too, at the same place.
     in_table: bool,
-    operations: u32,
+    pub(super) operations: u32,
     removed: bool,
 }
 
@@ -71,14 +75,14 @@ impl Uring {
         let DiskWrite { file, offset, buf, len, tag } = write;
         self.file_mut(file).operations += 1;
         let bytes = disk_bytes(len, buf.len());
-        self.start(Op::Write(DiskOp { file, tag, offset, memory: Lent::new(buf), bytes }));
+        self.start(Op::Write(DiskOp { file, tag, offset, memory: Lent::new(buf), bytes, done: 0 }));
     }
 
     pub(crate) fn read(&mut self, read: DiskRead) {
         let DiskRead { file, offset, buf, len, tag } = read;
         self.file_mut(file).operations += 1;
         let bytes = disk_bytes(len, buf.len());
-        self.start(Op::Read(DiskOp { file, tag, offset, memory: Lent::new(buf), bytes }));
+        self.start(Op::Read(DiskOp { file, tag, offset, memory: Lent::new(buf), bytes, done: 0 }));
     }
 
     pub(crate) fn sync_data(&mut self, file: FileId, tag: u64) {
@@ -119,7 +123,7 @@ impl Uring {
     }
 
     pub(super) fn write_entry(&self, write: &DiskOp) -> squeue::Entry {
-        let (fd, flags) = self.target(write.file);
+        let (fd, flags) = self.bytes_target(write.file);
         let addr = write.memory.addr();
         let inside = |region: &StaticRegion| region.contains(addr.addr(), write.bytes as usize);
         match self.regions.iter().position(inside).and_then(|place| u16::try_from(place).ok()) {
@@ -137,9 +141,9 @@ impl Uring {
     }
 
     pub(super) fn read_entry(&self, read: &DiskOp) -> squeue::Entry {
-        let (fd, flags) = self.target(read.file);
-        opcode::Read::new(fd, read.memory.addr(), read.bytes)
-            .offset(read.offset)
+        let (fd, flags) = self.bytes_target(read.file);
+        opcode::Read::new(fd, read.rest(), read.bytes - read.done)
+            .offset(read.offset + u64::from(read.done))
             .build()
             .flags(flags)
     }
@@ -147,6 +151,22 @@ impl Uring {
     pub(super) fn sync_entry(&self, file: FileId) -> squeue::Entry {
         let (fd, flags) = self.target(file);
         opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build().flags(flags)
+    }
+
+    /// A read may end early before a place that the disk can't give: only the next one tells an
+    /// error from the end of the file, and the journal takes the end for "never written".
+    pub(super) fn read_some(&mut self, mut read: DiskOp, result: i32) {
+        let some = u32::try_from(result).unwrap_or(0);
+        read.done += some;
+        let file = &self.file(read.file).file;
+        // A direct read that ends inside a block has reached the end.
+        let block = if file.direct() { file.alignment().unwrap_or(DIRECT_BLOCK) } else { 1 };
+        if some > 0 && read.done < read.bytes && read.done.is_multiple_of(block) {
+            self.start(Op::Read(read));
+            return;
+        }
+        let result = if result < 0 { result } else { read.done.cast_signed() };
+        self.disk_done(read.file, read.tag, Some(read.memory.back()), result);
     }
 
     pub(super) fn disk_done(
@@ -185,11 +205,19 @@ impl Uring {
         }
     }
 
+    /// The same for an operation that moves bytes: it may take its time in the kernel, so where the
+    /// file system doesn't queue it, one of the kernel's own threads waits for it, not the core.
+    fn bytes_target(&self, id: FileId) -> (Fd, squeue::Flags) {
+        let (fd, flags) = self.target(id);
+        let queues = self.file(id).file.queues();
+        (fd, if queues { flags } else { flags | squeue::Flags::ASYNC })
+    }
+
     fn file(&self, id: FileId) -> &FileSlot {
         self.files.get(id.0).expect("the file is in the ring until its last operation is over")
     }
 
-    fn file_mut(&mut self, id: FileId) -> &mut FileSlot {
+    pub(super) fn file_mut(&mut self, id: FileId) -> &mut FileSlot {
         self.files.get_mut(id.0).expect("the file was not removed from the ring")
     }
 }

@@ -64,6 +64,15 @@ pub(super) struct DiskOp {
     pub(super) offset: u64,
     pub(super) memory: Lent,
     pub(super) bytes: u32,
+    /// Bytes that were read before; a write has one go.
+    pub(super) done: u32,
+}
+
+impl DiskOp {
+    /// Where the rest goes; `done` is at most `bytes`, which lie in the memory.
+    pub(super) fn rest(&self) -> *mut u8 {
+        self.memory.addr().wrapping_add(self.done as usize)
+    }
 }
 
 /// Static memory while the kernel has it. No reference to it exists meanwhile.

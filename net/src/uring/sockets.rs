@@ -369,13 +369,17 @@ impl Uring {
 
 /// Steps.
 impl Uring {
-    /// Arms the receives that found no buffer: as many as there are free buffers now.
+    /// Arms the receives that found no buffer: as many as there are free buffers now. Those that
+    /// changed their mind take no buffer, or the last in the line would wait for another's event.
     pub(super) fn feed_starved(&mut self) {
-        for _ in 0..self.starved.len().min(usize::from(self.buffers.free())) {
-            let Some(id) = self.starved.pop_front() else { return };
+        let mut free = self.buffers.free();
+        while free > 0
+            && let Some(id) = self.starved.pop_front()
+        {
             let waits = |socket: &mut Socket| socket.receiving == Receiving::Waiting;
             if self.open_socket(id).is_some_and(waits) {
                 self.receive(id);
+                free -= 1;
             }
         }
     }

@@ -82,9 +82,14 @@ fn write_and_read_back(core: &mut Core, file: FileId, mut buffers: Vec<&'static 
 fn several_durable_writes_in_flight() {
     let scratch = Scratch::new("writes");
     let mut core = Core::new(RingConfig::default());
-    let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
-    let (buffers, _) = blocks(16);
-    write_and_read_back(&mut core, file, buffers);
+    let path = scratch.0.join("a");
+    drop(create(&path, 64 * 4096));
+    for direct in [true, false] {
+        let how = FileOpen { create: false, write: true, direct };
+        let file = core.ring.add_file(file::open(&path, how).unwrap()).unwrap();
+        let (buffers, _) = blocks(16);
+        write_and_read_back(&mut core, file, buffers);
+    }
 }
 
 #[test]
@@ -221,7 +226,7 @@ fn a_prewritten_file_is_zeroes_of_its_size() {
 fn a_refused_direct_open_is_buffered_and_says_so() {
     let how = FileOpen { create: false, write: false, direct: true };
     let file = file::open(Path::new("/proc/self/status"), how).unwrap();
-    assert!(!file.direct());
+    assert!(!file.direct() && !file.queues());
     assert_eq!(file.alignment(), None);
 }
 

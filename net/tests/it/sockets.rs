@@ -158,6 +158,35 @@ fn few_buffers_starve_and_recover() {
 }
 
 #[test]
+fn a_starved_socket_waits_for_no_other_that_left_the_line() {
+    for leaver in 0..2 {
+        let mut core = Core::new(RingConfig { recv_buffers: 1, ..RingConfig::default() });
+        let mut pairs = (0..3).map(|_| pair(&mut core)).collect::<Vec<_>>();
+        for (socket, client) in &mut pairs {
+            core.ring.start_receive(*socket);
+            client.write_all(b"x").unwrap();
+        }
+        let Completion::Received { socket: fed, lease } = core.next() else {
+            panic!("no bytes");
+        };
+        assert!(core.settle(Duration::from_millis(50)).is_empty());
+        assert_eq!(core.ring.stats().recv_starved, 2);
+        let starved = pairs.iter().map(|pair| pair.0).filter(|&id| id != fed).collect::<Vec<_>>();
+        core.ring.pause_receive(starved[leaver]);
+        core.ring.release(lease);
+        // One wait is enough: nothing else will happen that could end it.
+        let mut completions = Vec::new();
+        core.ring.wait(Some(PATIENCE), &mut completions).unwrap();
+        let stays = starved[1 - leaver];
+        assert!(
+            matches!(completions[..], [Completion::Received { socket, .. }] if socket == stays),
+            "{completions:?}"
+        );
+        core.drop_all(completions);
+    }
+}
+
+#[test]
 fn a_paused_receive_holds_the_peer_back() {
     let mut core = Core::new(RingConfig::default());
     let (socket, client) = pair(&mut core);
