@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use journal::{Level, QueueId, ShardId};
 
-use crate::limits::{ADDRESS_BYTES_MAX, QUEUES_MAX};
+use crate::limits::ADDRESS_BYTES_MAX;
 use crate::mail::LEVELS;
 
 const VERSION: u8 = 1;
@@ -126,11 +126,6 @@ impl Catalogue {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
-    }
-
-    /// Whether one more may be created.
-    pub fn has_room(&self) -> bool {
-        self.by_id.len() < QUEUES_MAX
     }
 
     /// The id that the next queue gets.

@@ -22,6 +22,14 @@ pub const LAST_BYTES_WITHIN: Duration = Duration::from_secs(5);
 pub const PRESSURE_SIXTEENTHS: u64 = 13;
 /// Share of the memory bound (in 1/16) below which it flows again.
 pub const RELIEF_SIXTEENTHS: u64 = 11;
+/// How long producers' credit is withheld beyond the last reason for it.
+pub const PRESSURE_HOLD: Duration = Duration::from_millis(50);
+/// How long it is withheld after a message was refused because the log is full.
+pub const FULL_HOLD: Duration = Duration::from_secs(1);
+/// Pressure is told in the log once in this time, and in between to those who debug.
+pub const PRESSURE_LOG_EVERY: Duration = Duration::from_secs(10);
+/// Pause between two steps of a purge.
+pub const PURGE_PAUSE: Duration = Duration::from_millis(1);
 /// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
 pub const SLOT_BYTES: u64 = 64;
 /// Slots that are allocated and freed together.

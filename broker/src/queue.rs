@@ -84,6 +84,15 @@ struct Consumer {
     credit: u32,
     drain: bool,
     acquired: BTreeSet<Sequence>,
+    /// What is requeued below this is excluded for it: nothing there is looked at again.
+    looked_at: Sequence,
+}
+
+impl Consumer {
+    /// A message came back that it may not have looked at.
+    fn look_again(&mut self, sequence: Sequence) {
+        self.looked_at = self.looked_at.min(sequence);
+    }
 }
 
 /// What a queue hands to a consumer.
@@ -243,6 +252,7 @@ impl Queue {
             self.counters.enqueued += 1;
             if sequence < self.cursor {
                 self.requeued.insert(sequence);
+                self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
             }
         }
     }
@@ -261,6 +271,7 @@ impl Queue {
                 credit: 0,
                 drain: false,
                 acquired: BTreeSet::new(),
+                looked_at: Sequence(0),
             });
         }
     }
@@ -284,10 +295,6 @@ impl Queue {
         for sequence in consumer.acquired {
             self.make_available_again(sequence);
         }
-        self.excluded.retain(|_, links| {
-            links.retain(|excluded| *excluded != link);
-            !links.is_empty()
-        });
     }
 
     /// The next message for the next consumer in turn, while there are both.
@@ -371,12 +378,18 @@ impl Queue {
         }
     }
 
-    /// This consumer does not get this message again.
+    /// This consumer does not get this message again. A message remembers the newest few of those;
+    /// links that are gone need no care, since their references name nobody else.
     pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {
         let links = self.excluded.entry(sequence).or_default();
-        if !links.contains(&link) && links.len() < EXCLUSIONS_MAX {
-            links.push(link);
+        if links.contains(&link) {
+            return;
         }
+        if links.len() == EXCLUSIONS_MAX {
+            links.remove(0);
+            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
+        }
+        links.push(link);
     }
 
     /// The oldest available message leaves the order for its settlement (purge).
@@ -462,20 +475,53 @@ impl Queue {
     }
 
     /// The first message in order that some consumer with credit may have, and that consumer's place.
-    fn next_match(&self) -> Option<(Sequence, usize)> {
+    fn next_match(&mut self) -> Option<(Sequence, usize)> {
         if self.newest_first {
             let fresh = self.fresh().and_then(|s| self.next_consumer(s).map(|at| (s, at)));
             if fresh.is_some() {
                 return fresh;
             }
         }
-        for sequence in &self.requeued {
-            if let Some(at) = self.next_consumer(*sequence) {
-                return Some((*sequence, at));
+        if let Some(first) = self.requeued.first().copied() {
+            if let Some(at) = self.next_consumer(first) {
+                return Some((first, at));
+            }
+            if let Some(found) = self.next_not_excluded() {
+                return Some(found);
             }
         }
         let fresh = self.fresh()?;
         self.next_consumer(fresh).map(|at| (fresh, at))
+    }
+
+    /// The first requeued message that some consumer with credit is not excluded from. Each consumer
+    /// looks at each of its exclusions once, not each time.
+    fn next_not_excluded(&mut self) -> Option<(Sequence, usize)> {
+        let Self { consumers, requeued, excluded, turn, .. } = self;
+        let count = consumers.len();
+        let mut best: Option<(Sequence, usize)> = None;
+        for at in (0..count).map(|step| (*turn + step) % count) {
+            let consumer = &mut consumers[at];
+            if consumer.credit == 0 {
+                continue;
+            }
+            let bars = |sequence: &Sequence| {
+                excluded.get(sequence).is_some_and(|links| links.contains(&consumer.link))
+            };
+            let found = requeued.range(consumer.looked_at..).find(|sequence| !bars(sequence));
+            // What comes back from behind this place makes it look again.
+            consumer.looked_at = match (found, requeued.last()) {
+                (Some(found), _) => *found,
+                (None, Some(last)) => Sequence(last.0 + 1),
+                (None, None) => consumer.looked_at,
+            };
+            if let Some(found) = found
+                && best.is_none_or(|(sequence, _)| *found < sequence)
+            {
+                best = Some((*found, at));
+            }
+        }
+        best
     }
 
     /// The first available message that was never handed out.
@@ -523,6 +569,7 @@ impl Queue {
         self.change(sequence, SlotState::Available);
         self.touched.insert(sequence);
         self.requeued.insert(sequence);
+        self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
     }
 
     fn state(&self, sequence: Sequence) -> Option<SlotState> {
@@ -664,6 +711,29 @@ mod tests {
         assert_eq!(drain_to(&mut queue), [(1, 1)]);
         queue.add_credit(link(2), 1, false);
         assert_eq!(drain_to(&mut queue), [(2, 0)]);
+    }
+
+    #[test]
+    fn exclusions_cost_one_look_each_and_keep_the_order() {
+        let count = 20_000;
+        let mut queue = queue_of(count);
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 2 * count as u32, false);
+        for n in 0..count {
+            // Each comes back at once; the next look must not begin at the first again.
+            assert_eq!(queue.dispatch().unwrap().sequence, Sequence(n));
+            queue.release(link(1), Sequence(n)).unwrap();
+            queue.exclude(link(1), Sequence(n));
+        }
+        assert_eq!(queue.dispatch(), None);
+        queue.add_credit(link(2), 2, false);
+        assert_eq!(drain_to(&mut queue), [(2, 0), (2, 1)]);
+        queue.detach(link(2));
+        assert_eq!(queue.dispatch(), None);
+        queue.attach(link(3));
+        queue.add_credit(link(3), 3, false);
+        assert_eq!(drain_to(&mut queue), [(3, 0), (3, 1), (3, 2)]);
     }
 
     #[test]

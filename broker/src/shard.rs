@@ -105,7 +105,7 @@ pub struct Shard {
     counts_parked: VecDeque<egress::Parked>,
     recycling: Recycling,
     purges: Purges,
-    pressed: bool,
+    pressing: ingress::Pressure,
     pressure: Vec<bool>,
     report: crate::event::RecoveryReport,
     recovery_due: Option<Instant>,
@@ -141,7 +141,7 @@ impl Shard {
             counts_parked: VecDeque::new(),
             recycling: Recycling::default(),
             purges: Purges::default(),
-            pressed: false,
+            pressing: ingress::Pressure::default(),
             pressure: vec![false; shards],
             report: crate::event::RecoveryReport::default(),
             recovery_due: None,
@@ -175,6 +175,7 @@ impl Shard {
             && self.mail.is_empty()
             && self.parked.is_empty()
             && self.counts_parked.is_empty()
+            && self.creations.is_empty()
     }
 
     /// Links of connections that this shard knows, for the checker of leaks.
@@ -230,7 +231,8 @@ impl Shard {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
-        earlier(self.recovery_due, earlier(conns, journal))
+        let steps = earlier(self.pressing.lifts_at, self.purges.due());
+        earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
 
     /// One round of the steps at the top; whether anything was done.
@@ -247,10 +249,11 @@ impl Shard {
         self.step_commit(now);
         self.step_parked(now);
         self.step_counts(now);
+        self.step_creations(now);
         self.step_dispatch(now);
         self.step_purges(now);
         self.step_recycle(now);
-        self.step_pressure();
+        self.step_pressure(now);
         self.step_transmit(now);
         self.step_stop();
         self.step_disk(now);

@@ -10,15 +10,16 @@
 //! hears `Resolved` after its own read map has the queue. A crash after the commit and before `Open`
 //! costs nothing: the catalogue is told to everybody at start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use journal::{Level, QueueId, Record, RecordKind, Sequence, Urgency};
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, Urgency};
 
 use super::ingress::refusal_of;
 use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::catalogue::QueueRecord;
+use crate::limits::QUEUES_MAX;
 use crate::mail::{LinkRef, Mail, Refusal};
 use crate::pending::{Answer, Waiting};
 
@@ -26,12 +27,32 @@ use crate::pending::{Answer, Waiting};
 #[derive(Debug, Default)]
 pub(super) struct Creations {
     by_name: BTreeMap<String, Creation>,
+    /// The journal was behind: they ask again.
+    parked: VecDeque<(LinkRef, String)>,
+}
+
+impl Creations {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty() && self.parked.is_empty()
+    }
 }
 
 #[derive(Debug)]
 struct Creation {
     record: QueueRecord,
     askers: Vec<LinkRef>,
+}
+
+/// Why there is no queue.
+enum Uncreated {
+    Busy,
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Uncreated {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl Shard {
@@ -42,32 +63,44 @@ impl Shard {
         }
         let result = match self.state.catalogue.named(&name) {
             Some(record) => Ok(record.id),
-            None => match self.create(now, asker, name) {
+            None => match self.create(now, asker, &name) {
                 Ok(()) => return,
-                Err(refusal) => Err(refusal),
+                Err(Uncreated::Busy) => return self.creations.parked.push_back((asker, name)),
+                Err(Uncreated::Refused(refusal)) => Err(refusal),
             },
         };
         self.post(asker.shard, Mail::Resolved { asker, result });
     }
 
-    fn create(&mut self, now: Instant, asker: LinkRef, name: String) -> Result<(), Refusal> {
-        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
-            return Err(Refusal::Stopping);
+    /// The journal may take again the creations that it could not take before.
+    pub(super) fn step_creations(&mut self, now: Instant) {
+        for (asker, name) in std::mem::take(&mut self.creations.parked) {
+            self.resolve(now, asker, name);
         }
-        if !self.state.catalogue.has_room() {
-            return Err(Refusal::TooManyQueues);
+    }
+
+    fn create(&mut self, now: Instant, asker: LinkRef, name: &str) -> Result<(), Uncreated> {
+        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
+            return Err(Refusal::Stopping.into());
+        }
+        if self.state.catalogue.len() + self.creations.by_name.len() >= QUEUES_MAX {
+            return Err(Refusal::TooManyQueues.into());
         }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let record = QueueRecord {
             id: self.state.catalogue.next_id(),
             home: asker.shard,
             level: self.config.level,
-            name: name.clone(),
+            name: name.to_owned(),
         };
         let payload = record.encode();
         let mut entry = Record::new(RecordKind::QueueCreate, record.id, Sequence(0), &payload);
         entry.level = record.level;
-        let appended = journal.append(now, &entry, Urgency::Now).map_err(refusal_of)?;
+        let appended = match journal.append(now, &entry, Urgency::Now) {
+            Ok(appended) => appended,
+            Err(AppendError::Busy) => return Err(Uncreated::Busy),
+            Err(error) => return Err(refusal_of(error).into()),
+        };
         let effect = self.state.apply_create(appended, record.clone());
         let waiting = Waiting { end: appended.end, effect, answer: Answer::Nobody };
         self.pending.push(Level::ReplicatedSync, waiting);
@@ -76,7 +109,7 @@ impl Shard {
             self.post(record.home, Mail::Open(record.clone()));
             self.state.catalogue.insert(record.clone());
         }
-        self.creations.by_name.insert(name, Creation { record, askers: vec![asker] });
+        self.creations.by_name.insert(name.to_owned(), Creation { record, askers: vec![asker] });
         Ok(())
     }
 

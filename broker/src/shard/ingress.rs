@@ -21,13 +21,16 @@ use amqp::link::LinkId;
 use amqp::message::Sections;
 use bytes::Bytes;
 use journal::limits::BACKLOG_BYTES_MAX;
-use journal::{AppendError, Journal, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
 
 use super::connections::error_of;
 use super::link::{End, LinkPhase};
 use super::{Phase, Shard};
 use crate::event::ConnId;
-use crate::limits::{PRESSURE_SIXTEENTHS, PRODUCER_CREDIT, RELIEF_SIXTEENTHS};
+use crate::limits::{
+    FULL_HOLD, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS, PRODUCER_CREDIT,
+    RELIEF_SIXTEENTHS,
+};
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
 use crate::pending::{Answer, Waiting};
 use crate::queue::Queue;
@@ -83,6 +86,23 @@ impl Parked {
         self.bytes -= publish.memory_bytes();
         Some(publish)
     }
+}
+
+/// Whether producers are held back, and why.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pressure {
+    pub(super) on: bool,
+    /// Memory is near its bound.
+    pub(super) memory: bool,
+    /// The log is (nearly) full.
+    pub(super) full: bool,
+    /// It is not let go before.
+    until: Option<Instant>,
+    /// A message was refused for a full log: whatever room there seems to be is not enough.
+    full_until: Option<Instant>,
+    /// When it is let go, if nothing else happens.
+    pub(super) lifts_at: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 /// Why a message is not in the log.
@@ -177,6 +197,9 @@ impl Shard {
         match self.append_message(now, &publish) {
             Ok(()) => true,
             Err(Untaken::Refused(refusal)) => {
+                if refusal == Refusal::DiskFull {
+                    self.pressing.full_until = Some(now + FULL_HOLD);
+                }
                 self.refuse_publish(publish.producer, refusal);
                 true
             }
@@ -259,22 +282,48 @@ impl Shard {
         }
     }
 
-    /// Tells everybody when this shard comes under pressure or out of it.
-    pub(super) fn step_pressure(&mut self) {
-        let sixteenths = if self.pressed { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
+    /// Tells everybody when this shard comes under pressure or out of it. Pressure lasts a little
+    /// longer than its reason: the tide must not be told wave by wave.
+    pub(super) fn step_pressure(&mut self, now: Instant) {
+        let Pressure { on, until, full_until, .. } = self.pressing;
+        let sixteenths = if on { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
         let bound = self.config.memory_bytes_max / 16 * sixteenths;
-        let full = self.journal.as_ref().is_some_and(is_nearly_full);
-        let pressed = self.state.memory_bytes() > bound || full || !self.parked.is_empty();
-        if pressed != self.pressed {
-            self.pressed = pressed;
+        let memory = self.state.memory_bytes() > bound;
+        let packed = self.journal.as_ref().is_some_and(|j| j.usage().room != Room::Plenty);
+        let behind = !self.parked.is_empty()
+            || self.journal.as_ref().is_some_and(|j| j.backlog_bytes() > BACKLOG_BYTES_MAX / 2);
+        let reason = memory || packed || behind;
+        let held = [until, full_until].into_iter().flatten().filter(|at| now < *at).max();
+        let pressed = reason || held.is_some();
+        self.pressing = Pressure {
+            on: pressed,
+            memory,
+            full: packed || full_until.is_some_and(|at| now < at),
+            until: if reason { Some(now + PRESSURE_HOLD) } else { until },
+            lifts_at: if reason { None } else { held },
+            ..self.pressing
+        };
+        if pressed != on {
             self.post_all(&Mail::Pressure(pressed));
+            self.log_pressure(now);
+        }
+    }
+
+    fn log_pressure(&mut self, now: Instant) {
+        let Pressure { on, memory, full, logged, .. } = self.pressing;
+        let shard = self.config.shard.0;
+        let memory_bytes = self.state.memory_bytes();
+        let what = if on { "withheld" } else { "given again" };
+        if logged.is_some_and(|at| now < at + PRESSURE_LOG_EVERY) {
+            tracing::debug!(shard, memory, full, memory_bytes, "producers' credit is {what}");
+        } else {
+            self.pressing.logged = Some(now);
             tracing::info!(
-                shard = self.config.shard.0,
-                on = pressed,
-                disk = full,
-                memory_bytes = self.state.memory_bytes(),
-                "back-pressure: producers' credit is {}",
-                if pressed { "withheld" } else { "given again" }
+                shard,
+                memory,
+                full,
+                memory_bytes,
+                "back-pressure: producers' credit is {what}"
             );
         }
     }
@@ -289,11 +338,6 @@ impl Shard {
             keys.into_iter().for_each(|key| self.grant(key));
         }
     }
-}
-
-/// Whether producers should wait: the log is (nearly) full, or the disk is far behind.
-fn is_nearly_full(journal: &Journal) -> bool {
-    journal.usage().room != Room::Plenty || journal.backlog_bytes() > BACKLOG_BYTES_MAX / 2
 }
 
 /// How an append that failed is told.

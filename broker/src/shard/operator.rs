@@ -16,7 +16,7 @@ use crate::admin::{
 };
 use crate::apply::Effect;
 use crate::event::{Action, ConnId};
-use crate::limits::{PEEK_MESSAGES_MAX, PURGE_STEP};
+use crate::limits::{PEEK_MESSAGES_MAX, PURGE_PAUSE, PURGE_STEP};
 use crate::mail::level_name;
 use crate::pending::{Answer, Waiting};
 use crate::queue::SlotState;
@@ -36,6 +36,14 @@ pub(super) struct Counters {
 #[derive(Debug, Default)]
 pub(super) struct Purges {
     by_queue: BTreeMap<QueueId, Purge>,
+    /// When the next step is due, if any purge has one to make.
+    due: Option<Instant>,
+}
+
+impl Purges {
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
 }
 
 #[derive(Debug)]
@@ -45,16 +53,18 @@ struct Purge {
     askers: Vec<AdminId>,
     /// All is appended; the commit is awaited.
     ended: bool,
+    /// Commits that are awaited: one for each time that it ended.
+    awaited: u32,
 }
 
 impl Shard {
-    pub(super) fn operator(&mut self, _now: Instant, id: AdminId, request: AdminRequest) {
+    pub(super) fn operator(&mut self, now: Instant, id: AdminId, request: AdminRequest) {
         let reply = match request {
             AdminRequest::Queues => AdminReply::Queues(self.queue_stats()),
             AdminRequest::Peek { queue, count_max } => {
                 AdminReply::Peeked(self.peek(&queue, count_max))
             }
-            AdminRequest::Purge { queue } => match self.begin_purge(&queue, id) {
+            AdminRequest::Purge { queue } => match self.begin_purge(now, &queue, id) {
                 true => return,
                 false => AdminReply::Purged(None),
             },
@@ -146,7 +156,7 @@ impl Shard {
             settled_total: self.counters.settled_total,
             memory_bytes: self.state.memory_bytes(),
             memory_bytes_max: self.config.memory_bytes_max,
-            memory_pressure: self.pressed,
+            memory_pressure: self.pressing.memory,
             journal_segments_max: self.config.segments_max,
             ..ShardStats::default()
         };
@@ -160,13 +170,13 @@ impl Shard {
             stats.journal_free_bytes = usage.free_bytes;
             stats.journal_head_live_messages =
                 self.state.messages_in(head.0 / self.config.segment_bytes);
-            stats.journal_full = usage.room != journal::Room::Plenty;
+            stats.journal_full = self.pressing.full;
             stats.journal_batches_total = self.counters.batches_total;
         }
         stats
     }
 
-    fn begin_purge(&mut self, name: &str, asker: AdminId) -> bool {
+    fn begin_purge(&mut self, now: Instant, name: &str, asker: AdminId) -> bool {
         let Some(id) = self.named_here(name) else { return false };
         let Some(queue) = self.state.queue(id) else { return false };
         let below = queue.next_sequence();
@@ -175,15 +185,21 @@ impl Shard {
             count: 0,
             askers: Vec::new(),
             ended: false,
+            awaited: 0,
         });
+        self.purges.due = Some(now);
         purge.below = below;
         purge.ended = false;
         purge.askers.push(asker);
         true
     }
 
-    /// One step of each purge under way.
+    /// One step of each purge under way, and a pause: what else happens goes on between them.
     pub(super) fn step_purges(&mut self, now: Instant) {
+        if self.purges.due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.purges.due = None;
         let active: Vec<QueueId> = self
             .purges
             .by_queue
@@ -210,6 +226,10 @@ impl Shard {
         purge.count += taken.len() as u64;
         purge.ended = taken.len() < PURGE_STEP;
         let ended = purge.ended;
+        purge.awaited += u32::from(ended);
+        if !ended {
+            self.purges.due = Some(now + PURGE_PAUSE);
+        }
         for sequence in taken {
             self.append_settle(now, id, level, sequence, Answer::Nobody, Urgency::Window);
         }
@@ -221,7 +241,9 @@ impl Shard {
     }
 
     pub(super) fn purged(&mut self, id: QueueId) {
-        if self.purges.by_queue.get(&id).is_none_or(|purge| !purge.ended) {
+        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
+        purge.awaited -= 1;
+        if !purge.ended || purge.awaited > 0 {
             return;
         }
         let Some(purge) = self.purges.by_queue.remove(&id) else { return };

@@ -14,7 +14,7 @@ use amqp::connection::{Config, Connection, Event as Amqp, Sasl, Side};
 use amqp::delivery::Outcome;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::session::SessionId;
-use broker::admin::{AdminId, AdminReply, AdminRequest};
+use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
 use broker::{Action, ConnId, Event, Fatal, Mail, Shard, ShardConfig};
 use journal::{
     DiskDone, DiskError, DiskOp, FileId, Format, Geometry, JournalUuid, Level, LogId,
@@ -141,6 +141,8 @@ pub(crate) struct Host {
     /// Mail between these two waits until the test lets it go.
     pub(crate) mail_held: Option<(ShardId, ShardId)>,
     letters: VecDeque<(ShardId, ShardId, Mail)>,
+    /// How often a shard has told another of its pressure.
+    pub(crate) pressure_letters: usize,
     moved: bool,
 }
 
@@ -173,6 +175,7 @@ impl Host {
             replies: Vec::new(),
             mail_held: None,
             letters: VecDeque::new(),
+            pressure_letters: 0,
             moved: false,
         }
     }
@@ -292,6 +295,15 @@ impl Host {
         id
     }
 
+    pub(crate) fn stats(&mut self, shard: usize) -> ShardStats {
+        self.ask(shard, AdminRequest::Stats);
+        self.settle();
+        match self.replies.pop() {
+            Some((_, AdminReply::Stats(stats))) => *stats,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn act(&mut self, shard: usize, action: Action) {
         match action {
             Action::Disk(op) => self.disk_op(shard, op),
@@ -304,6 +316,7 @@ impl Host {
             Action::Close(conn) => self.clients[conn.0 as usize].closed = true,
             Action::Authenticate { .. } => panic!("nobody logs in here"),
             Action::Mail { to, mail } => {
+                self.pressure_letters += usize::from(matches!(mail, Mail::Pressure(_)));
                 let from = self.shards[shard].id();
                 self.letters.push_back((from, to, mail));
             }

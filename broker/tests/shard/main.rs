@@ -3,5 +3,7 @@
 //! `host` is the world; each other file is a subject.
 
 mod host;
+mod pressure;
 mod recycling;
+mod settlements;
 mod stopping;

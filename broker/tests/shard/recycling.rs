@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use amqp::delivery::Outcome;
-use broker::admin::{AdminReply, AdminRequest, ShardStats};
 use journal::{Level, QueueId, Sequence};
 
 use crate::host::{Host, SEGMENT_BYTES, Wish, Writes};
@@ -37,15 +36,6 @@ fn settle_all(host: &mut Host, at: usize, from: usize) {
     host.settle();
 }
 
-fn stats(host: &mut Host, shard: usize) -> ShardStats {
-    host.ask(shard, AdminRequest::Stats);
-    host.settle();
-    match host.replies.pop() {
-        Some((_, AdminReply::Stats(stats))) => *stats,
-        other => panic!("{other:?}"),
-    }
-}
-
 #[test]
 fn a_sequence_is_never_given_again_though_its_newest_witness_is_lost() {
     // Level async: messages and settlements count as committed while their writes hang. Shard 1, so
@@ -55,7 +45,7 @@ fn a_sequence_is_never_given_again_though_its_newest_witness_is_lost() {
     let (rare, busy) = (host.sender(at, "rare"), host.sender(at, "busy"));
     assert!(host.send(at, rare, 100, false));
     host.receiver(at, "busy", 1000);
-    while stats(&mut host, 1).journal_durable_lsn < SEGMENT_BYTES + 20_000 {
+    while host.stats(1).journal_durable_lsn < SEGMENT_BYTES + 20_000 {
         assert!(host.send(at, busy, 1000, false));
         let newest = host.deliveries(at).len() - 1;
         settle_all(&mut host, at, newest);

@@ -1,0 +1,115 @@
+//! Back-pressure: credit that is withheld, reads that wait, and messages that are refused.
+
+use std::time::Duration;
+
+use amqp::connection::Event as Amqp;
+use amqp::delivery::Outcome;
+use broker::limits::{PRESSURE_HOLD, PRODUCER_CREDIT};
+use journal::ShardId;
+
+use crate::host::{Host, Wish, Writes};
+
+#[test]
+fn a_full_log_says_so_withholds_credit_and_takes_messages_again_when_drained() {
+    let mut host = Host::new(Wish { segments_max: 5, ..Wish::default() });
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let mut sent = 0;
+    while host.send(at, sender, 1000, false) {
+        sent += 1;
+        assert!(sent < 2000, "credit is not withheld");
+    }
+    let outcomes = host.outcomes(at);
+    let taken = outcomes.iter().filter(|outcome| **outcome == Outcome::Accepted).count();
+    assert!(taken > 20 && taken < outcomes.len(), "{taken} of {}", outcomes.len());
+    assert!(host.stats(0).journal_full, "messages are refused for a full log");
+    let receiver = host.receiver(at, "q", 10_000);
+    assert_eq!(host.deliveries(at).len(), taken);
+    for (_, delivery, _) in host.deliveries(at) {
+        host.clients[at].amqp.settle(receiver, delivery, Outcome::Accepted);
+    }
+    host.pass(Duration::from_secs(3));
+    assert!(!host.stats(0).journal_full);
+    let before = host.outcomes(at).len();
+    assert!(host.send(at, sender, 1000, false), "credit is given again");
+    host.pass(PRESSURE_HOLD);
+    assert_eq!(host.outcomes(at)[before..], [Outcome::Accepted]);
+}
+
+#[test]
+fn what_was_sent_settled_meets_back_pressure_too() {
+    let mut host = Host::new(Wish { shards: 2, ..Wish::default() });
+    let owner = host.connect(0);
+    host.sender(owner, "q");
+    let at = host.connect(1);
+    let sender = host.sender(at, "q");
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    let mut sent = 0;
+    while host.send(at, sender, 10, true) {
+        sent += 1;
+        assert!(sent <= 3 * PRODUCER_CREDIT, "nothing bounds what is under way");
+    }
+    host.mail_held = None;
+    host.settle();
+    assert_eq!(host.messages(), u64::from(sent));
+    assert!(host.send(at, sender, 10, true), "credit comes back");
+}
+
+#[test]
+fn a_queue_can_be_created_while_the_journal_is_behind() {
+    let mut host = Host::new(Wish { segments_max: 600, ..Wish::default() });
+    host.writes = Writes::Held;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        host.writes = Writes::Done;
+        let at = host.connect(0);
+        let sender = host.sender(at, "q");
+        clients.push((at, sender));
+    }
+    host.writes = Writes::Held;
+    for _ in 0..150 {
+        for (at, sender) in &clients {
+            host.send(*at, *sender, 60_000, false);
+        }
+    }
+    assert!(!host.shards[0].is_quiet());
+    assert!(host.clients.iter().any(|client| client.paused), "reads are withheld");
+    let at = host.connect(0);
+    host.sender(at, "new");
+    let gone = |event: &Amqp| matches!(event, Amqp::Detached { .. } | Amqp::DetachReceived { .. });
+    assert_eq!(
+        host.count(at, gone),
+        0,
+        "it waits, and is not refused: {:?}",
+        host.clients[at].heard
+    );
+    host.let_go();
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.count(at, |event| matches!(event, Amqp::Attached { .. })), 1);
+    assert!(host.clients.iter().all(|client| !client.paused));
+    let accepted: usize = clients.iter().map(|(at, _)| host.outcomes(*at).len()).sum();
+    assert_eq!(accepted as u64, host.messages(), "everything was answered, nothing was dropped");
+}
+
+#[test]
+fn pressure_is_told_once_however_often_its_reason_comes_and_goes() {
+    let wish = Wish { shards: 2, memory_bytes_max: 160_000, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let receiver = host.receiver(at, "q", 1);
+    let mut done = 0;
+    for _ in 0..400 {
+        // Fills until credit is withheld, takes one message away, and again.
+        host.send(at, sender, 1000, false);
+        if host.stats(0).memory_pressure {
+            let (_, delivery, _) = host.deliveries(at)[done];
+            done += 1;
+            host.clients[at].amqp.settle(receiver, delivery, Outcome::Accepted);
+            host.clients[at].amqp.grant_credit(receiver, 1);
+            host.pass(Duration::from_millis(6));
+        }
+    }
+    assert!(done > 100, "{done}");
+    assert!(host.pressure_letters < 40, "{} letters", host.pressure_letters);
+}
