@@ -88,6 +88,8 @@ pub struct QueueView {
     pub shard: u16,
     /// Messages in it, whatever their state.
     pub messages: u64,
+    /// Those of them that wait for a commit.
+    pub uncommitted: u64,
     /// The next sequence.
     pub next_sequence: Sequence,
 }

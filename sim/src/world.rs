@@ -397,8 +397,11 @@ impl World {
     fn advance(&mut self) -> Result<(), String> {
         match self.phase {
             Phase::Work => return self.work_is_done(),
-            Phase::Leave if self.pipes.is_empty() && self.serves() => {
-                self.enter(Phase::Drain, Mode::Drain);
+            Phase::Leave if self.is_quiet() && self.serves() => {
+                // What still waits for the log is not at its place in the order yet.
+                if self.queues()?.iter().all(|queue| queue.uncommitted == 0) {
+                    self.enter(Phase::Drain, Mode::Drain);
+                }
             }
             Phase::Drain if self.events.is_multiple_of(64) => {
                 if self.is_drained()? {

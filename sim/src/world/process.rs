@@ -378,6 +378,7 @@ impl World {
                 id: queue.id,
                 shard: queue.shard,
                 messages: queue.available + queue.acquired + queue.uncommitted,
+                uncommitted: queue.uncommitted,
                 next_sequence: queue.next_sequence,
             }));
         }
