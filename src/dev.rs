@@ -108,7 +108,7 @@ impl Scratch {
     fn new(wanted: Option<&Path>) -> Result<Self, Failure> {
         let ours = wanted.is_none();
         let path = wanted.map_or_else(
-            || std::env::temp_dir().join(format!("laelaps-dev-{}", std::process::id())),
+            || PathBuf::from(format!("laelaps-dev-{}", std::process::id())),
             Path::to_owned,
         );
         fs::create_dir_all(&path).map_err(|error| {
