@@ -14,17 +14,13 @@
 //! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
 //!   next queue id. Those are copied forward before the segment goes.
 //!
-//! What frees a segment (a settlement, a newer witness) stands further on in the log, and at level
-//! `async` it takes effect before it is durable. So a segment remembers where the last of it ends:
-//! [`State::freed_by`] must be durable everywhere before the segment may go.
-//!
 //! Invariants: the same record applied twice changes nothing the second time; a record that cannot
 //! be (its sequence was given before, say) is damage and stops the start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
-use journal::{Appended, Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
+use journal::{Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::queue::Queue;
@@ -73,20 +69,10 @@ pub struct State {
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
-    live: u64,
-    segments: BTreeMap<u64, Hold>,
+    live: BTreeMap<u64, u64>,
     witness: BTreeMap<Fact, u64>,
     facts: BTreeSet<(u64, Fact)>,
     memory_bytes: u64,
-}
-
-/// What keeps a segment.
-#[derive(Debug, Default)]
-struct Hold {
-    /// Messages in it that are not gone.
-    messages: u64,
-    /// The end of the last record that let something in it go.
-    freed_by: Lsn,
 }
 
 #[derive(Debug)]
@@ -105,8 +91,7 @@ impl State {
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             unfinished: BTreeMap::new(),
-            live: 0,
-            segments: BTreeMap::new(),
+            live: BTreeMap::new(),
             witness: BTreeMap::new(),
             facts: BTreeSet::new(),
             memory_bytes: 0,
@@ -143,8 +128,7 @@ impl State {
         let Some(queue) = self.queues.remove(&id) else { return };
         for (_, lsn, len) in queue.live_messages() {
             self.memory_bytes -= Queue::memory_bytes(len);
-            // What says so is the catalogue, which is committed before any shard hears of it.
-            self.unpin(lsn, Lsn::ZERO);
+            self.unpin(lsn);
         }
         for fact in [Fact::Queue(id), Fact::NextSequence(id)] {
             if let Some(segment) = self.witness.remove(&fact) {
@@ -160,28 +144,12 @@ impl State {
 
     /// Messages that are in the log and not gone.
     pub fn messages(&self) -> u64 {
-        self.live
+        self.live.values().sum()
     }
 
     /// Messages that keep this segment.
     pub fn messages_in(&self, segment: u64) -> u64 {
-        self.segments.get(&segment).map_or(0, |hold| hold.messages)
-    }
-
-    /// The end of the last record that let something in this segment go: the segment may go when
-    /// the log is durable up to there.
-    pub fn freed_by(&self, segment: u64) -> Lsn {
-        self.segments.get(&segment).map_or(Lsn::ZERO, |hold| hold.freed_by)
-    }
-
-    /// Segments up to this one are recycled.
-    pub fn forget_segments(&mut self, up_to: u64) {
-        while let Some(first) = self.segments.first_entry()
-            && *first.key() <= up_to
-        {
-            let (number, hold) = first.remove_entry();
-            assert_eq!(hold.messages, 0, "segment {number} was recycled with messages in it");
-        }
+        self.live.get(&segment).copied().unwrap_or(0)
     }
 
     /// Facts whose newest record lies in this segment or before it, at most `count_max`.
@@ -198,7 +166,6 @@ impl State {
     /// # Errors
     /// [`ApplyError`]; the state is then of no use.
     pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
-        let at = recovered(lsn);
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
             RecordKind::Settle => Ok(self.apply_settle(record.queue, record.sequence)),
@@ -211,15 +178,15 @@ impl State {
             RecordKind::QueueCreate => {
                 let queue = QueueRecord::decode(record.queue, record.payload)
                     .map_err(|what| ApplyError::Damage(format!("{what} at LSN {lsn}")))?;
-                Ok(self.apply_create(at, queue))
+                Ok(self.apply_create(lsn, queue))
             }
             RecordKind::NextSequence => {
-                self.apply_next_sequence(at, record.queue, record.sequence);
+                self.apply_next_sequence(lsn, record.queue, record.sequence);
                 Ok(Effect::None)
             }
             RecordKind::NextQueueId => {
                 self.catalogue.skip_to(record.queue);
-                self.witnessed(at, Fact::NextQueueId);
+                self.witnessed(lsn, Fact::NextQueueId);
                 Ok(Effect::None)
             }
             RecordKind::Reference
@@ -234,13 +201,13 @@ impl State {
         }
     }
 
-    /// A whole message stands there: its slot is taken.
+    /// A whole message stands at `lsn`: its slot is taken.
     ///
     /// # Errors
     /// Its sequence was given before.
     pub fn apply_message(
         &mut self,
-        at: Appended,
+        lsn: Lsn,
         id: QueueId,
         sequence: Sequence,
         message: Bytes,
@@ -248,15 +215,14 @@ impl State {
         let queue = self.queues.entry(id).or_insert_with(|| Queue::new(id));
         if sequence < queue.next_sequence() {
             return Err(ApplyError::Damage(format!(
-                "the message at LSN {} has sequence {} of queue {}, which was given before",
-                at.lsn, sequence.0, id.0
+                "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
+                sequence.0, id.0
             )));
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
-        queue.reserve(sequence, at.lsn, message);
-        self.live += 1;
-        self.segments.entry(at.lsn.0 / self.segment_bytes).or_default().messages += 1;
-        self.witnessed(at, Fact::NextSequence(id));
+        queue.reserve(sequence, lsn, message);
+        *self.live.entry(lsn.0 / self.segment_bytes).or_insert(0) += 1;
+        self.witnessed(lsn, Fact::NextSequence(id));
         Ok(Effect::Visible(id, sequence))
     }
 
@@ -284,33 +250,33 @@ impl State {
 
     /// A queue's creation is in the log (of shard 0). Its id is taken; the queue is there when that
     /// is committed, and not before.
-    pub fn apply_create(&mut self, at: Appended, queue: QueueRecord) -> Effect {
+    pub fn apply_create(&mut self, lsn: Lsn, queue: QueueRecord) -> Effect {
         let id = queue.id;
         self.catalogue.skip_to(QueueId(id.0 + 1));
         self.creating.insert(id, queue);
-        self.witnessed(at, Fact::Queue(id));
-        self.witnessed(at, Fact::NextQueueId);
+        self.witnessed(lsn, Fact::Queue(id));
+        self.witnessed(lsn, Fact::NextQueueId);
         Effect::Created(id)
     }
 
     /// A queue's next sequence was written again.
-    pub fn apply_next_sequence(&mut self, at: Appended, id: QueueId, next: Sequence) {
+    pub fn apply_next_sequence(&mut self, lsn: Lsn, id: QueueId, next: Sequence) {
         self.queues.entry(id).or_insert_with(|| Queue::new(id)).skip_to(next);
-        self.witnessed(at, Fact::NextSequence(id));
+        self.witnessed(lsn, Fact::NextSequence(id));
     }
 
-    /// The catalogue's next id was written again.
-    pub fn witness_next_queue_id(&mut self, at: Appended) {
-        self.witnessed(at, Fact::NextQueueId);
+    /// The catalogue's next id was written again at `lsn`.
+    pub fn witness_next_queue_id(&mut self, lsn: Lsn) {
+        self.witnessed(lsn, Fact::NextQueueId);
     }
 
-    /// A queue's creation was written again.
-    pub fn witness_queue(&mut self, at: Appended, id: QueueId) {
-        self.witnessed(at, Fact::Queue(id));
+    /// A queue's creation was written again at `lsn`.
+    pub fn witness_queue(&mut self, lsn: Lsn, id: QueueId) {
+        self.witnessed(lsn, Fact::Queue(id));
     }
 
-    /// The batch of a record that ends there is committed. What it lets go of is counted out.
-    pub fn commit(&mut self, end: Lsn, effect: Effect) {
+    /// The batch of a record is committed. What it lets go of is counted out.
+    pub fn commit(&mut self, effect: Effect) {
         match effect {
             Effect::None => {}
             Effect::Created(id) => {
@@ -332,7 +298,7 @@ impl State {
                 let archived = self.queues.get_mut(&id).and_then(|queue| queue.archive(sequence));
                 if let Some(archived) = archived {
                     self.memory_bytes -= archived.memory_bytes;
-                    self.unpin(archived.lsn, end);
+                    self.unpin(archived.lsn);
                 }
             }
         }
@@ -351,7 +317,7 @@ impl State {
         let key = (record.queue, record.sequence);
         if record.flags.has(RecordFlags::WHOLE) {
             let message = Bytes::copy_from_slice(record.payload);
-            return self.apply_message(recovered(lsn), record.queue, record.sequence, message);
+            return self.apply_message(lsn, record.queue, record.sequence, message);
         }
         if record.flags.has(RecordFlags::FIRST) {
             let bytes = BytesMut::from(record.payload);
@@ -375,43 +341,32 @@ impl State {
         }
         match self.unfinished.remove(&key) {
             Some(whole) => {
-                let at = Appended { lsn: whole.lsn, ..recovered(lsn) };
-                self.apply_message(at, record.queue, record.sequence, whole.bytes.freeze())
+                self.apply_message(whole.lsn, record.queue, record.sequence, whole.bytes.freeze())
             }
             None => Ok(Effect::None),
         }
     }
 
-    /// The newest record of a fact stands there.
-    fn witnessed(&mut self, at: Appended, fact: Fact) {
-        let segment = at.lsn.0 / self.segment_bytes;
+    /// The newest record of a fact stands at `lsn`.
+    fn witnessed(&mut self, lsn: Lsn, fact: Fact) {
+        let segment = lsn.0 / self.segment_bytes;
         let before = self.witness.insert(fact, segment);
         if before != Some(segment) {
             if let Some(before) = before {
                 self.facts.remove(&(before, fact));
-                self.free(before, at.end);
             }
             self.facts.insert((segment, fact));
         }
     }
 
-    fn unpin(&mut self, lsn: Lsn, end: Lsn) {
-        let hold = self.free(lsn.0 / self.segment_bytes, end);
-        hold.messages = hold.messages.checked_sub(1).expect("a live message is counted");
-        self.live -= 1;
+    fn unpin(&mut self, lsn: Lsn) {
+        let segment = lsn.0 / self.segment_bytes;
+        let count = self.live.get_mut(&segment).expect("a live message is counted in its segment");
+        *count -= 1;
+        if *count == 0 {
+            self.live.remove(&segment);
+        }
     }
-
-    /// The record that ends there lets something in a segment go.
-    fn free(&mut self, segment: u64, end: Lsn) -> &mut Hold {
-        let hold = self.segments.entry(segment).or_default();
-        hold.freed_by = hold.freed_by.max(end);
-        hold
-    }
-}
-
-/// A record that recovery reads: whoever has made the log durable beyond its first byte has all of it.
-fn recovered(lsn: Lsn) -> Appended {
-    Appended { lsn, end: Lsn(lsn.0 + 1) }
 }
 
 #[cfg(test)]
@@ -430,7 +385,7 @@ mod tests {
 
     fn replay(state: &mut State, lsn: u64, record: &Record<'_>) {
         let effect = state.apply(Lsn(lsn), record).unwrap();
-        state.commit(Lsn(lsn), effect);
+        state.commit(effect);
     }
 
     #[test]

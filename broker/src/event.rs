@@ -45,8 +45,14 @@ pub enum Event<'a> {
         /// The buffer of the `Send` action.
         buf: Vec<u8>,
     },
-    /// The peer has closed, or the socket failed. No more bytes come or go.
+    /// The socket failed, or nobody is there any more. No more bytes come or go.
     ConnectionLost {
+        /// The connection.
+        conn: ConnId,
+    },
+    /// The peer has ended its half of the stream and may still read. It is answered by `Close`, at
+    /// once or when the answers to what it sent are out.
+    PeerEnded {
         /// The connection.
         conn: ConnId,
     },

@@ -102,7 +102,7 @@ pub struct Shard {
     dirty_queues: BTreeSet<QueueId>,
     creations: Creations,
     parked: ingress::Parked,
-    counts_parked: VecDeque<egress::Parked>,
+    waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
     purges: Purges,
     pressing: ingress::Pressure,
@@ -138,7 +138,7 @@ impl Shard {
             dirty_queues: BTreeSet::new(),
             creations: Creations::default(),
             parked: ingress::Parked::default(),
-            counts_parked: VecDeque::new(),
+            waiting: VecDeque::new(),
             recycling: Recycling::default(),
             purges: Purges::default(),
             pressing: ingress::Pressure::default(),
@@ -174,7 +174,7 @@ impl Shard {
         self.pending.is_empty()
             && self.mail.is_empty()
             && self.parked.is_empty()
-            && self.counts_parked.is_empty()
+            && self.waiting.is_empty()
             && self.creations.is_empty()
     }
 
@@ -193,6 +193,7 @@ impl Shard {
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
             Event::Sent { conn, buf } => self.sent(conn, buf),
             Event::ConnectionLost { conn } => self.connection_lost(now, conn),
+            Event::PeerEnded { conn } => self.peer_ended(now, conn),
             Event::Authenticated { conn, verdict } => self.authenticated(now, conn, verdict),
             Event::Disk(done) => match &mut self.phase {
                 Phase::Recovering(recovery) => {
@@ -248,7 +249,7 @@ impl Shard {
         self.step_mail(now);
         self.step_commit(now);
         self.step_parked(now);
-        self.step_counts(now);
+        self.step_waiting(now);
         self.step_creations(now);
         self.step_dispatch(now);
         self.step_purges(now);

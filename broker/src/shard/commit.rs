@@ -15,7 +15,7 @@ impl Shard {
     pub(super) fn step_commit(&mut self, now: Instant) {
         let marks = self.watermarks();
         while let Some(waiting) = self.pending.pop(&marks) {
-            self.state.commit(waiting.end, waiting.effect);
+            self.state.commit(waiting.effect);
             match waiting.effect {
                 Effect::Visible(queue, _) => {
                     self.counters.accepted_total += 1;

@@ -86,6 +86,15 @@ impl Shard {
         self.forget_connection(id);
     }
 
+    /// The peer sends nothing more, but may still read: where it has closed and our answers wait for
+    /// a commit, it gets them. In any other state it has broken off.
+    pub(super) fn peer_ended(&mut self, now: Instant, id: ConnId) {
+        let answering = self.conns.get(&id).is_some_and(|conn| conn.close_wanted || conn.over);
+        if !answering {
+            self.connection_lost(now, id);
+        }
+    }
+
     pub(super) fn authenticated(&mut self, now: Instant, id: ConnId, verdict: AuthVerdict) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.amqp.sasl_outcome(match verdict {
@@ -550,7 +559,7 @@ impl Shard {
         if self.stopped_shards < self.config.shards || !self.mail.is_empty() {
             return;
         }
-        if self.pending.is_empty() && self.parked.is_empty() && self.counts_parked.is_empty() {
+        if self.pending.is_empty() && self.parked.is_empty() && self.waiting.is_empty() {
             journal.close();
         }
         if journal.is_closed() {

@@ -101,7 +101,7 @@ impl Shard {
             Err(AppendError::Busy) => return Err(Uncreated::Busy),
             Err(error) => return Err(refusal_of(error).into()),
         };
-        let effect = self.state.apply_create(appended, record.clone());
+        let effect = self.state.apply_create(appended.lsn, record.clone());
         let waiting = Waiting { end: appended.end, effect, answer: Answer::Nobody };
         self.pending.push(Level::ReplicatedSync, waiting);
         let early = self.config.canaries.has(Canary::MessageBeforeCreation);

@@ -22,7 +22,7 @@ use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
 use amqp::message::{Sections, write_header};
 use amqp::session::SessionId;
-use journal::{AppendError, Level, Lsn, QueueId, Record, RecordKind, Sequence, Urgency};
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, Urgency};
 
 use super::Shard;
 use super::link::{Consumer, Drain, End, LinkPhase, Stashed};
@@ -353,9 +353,22 @@ impl Shard {
     ) {
         let mut record = Record::new(RecordKind::Settle, id, sequence, &[]);
         record.level = level;
-        if let Some(end) = self.append_reserved(now, &record, urgency) {
-            let effect = self.state.apply_settle(id, sequence);
-            self.pending.push(level, Waiting { end, effect, answer });
+        let Some(journal) = &mut self.journal else { return };
+        match journal.append(now, &record, urgency) {
+            Ok(appended) => {
+                let effect = self.state.apply_settle(id, sequence);
+                self.pending.push(level, Waiting { end: appended.end, effect, answer });
+            }
+            // Its room was set aside when the message was accepted, but may still be in the making.
+            Err(AppendError::Busy) => {
+                self.waiting.push_back(Parked::Settle { id, level, sequence, answer, urgency });
+            }
+            Err(error @ (AppendError::Full | AppendError::TooLarge)) => {
+                self.fatal(Fatal::JournalPoisoned(format!(
+                    "there is no room for a settlement ({error}), though it was set aside"
+                )));
+            }
+            Err(AppendError::Poisoned | AppendError::Closed) => {}
         }
     }
 
@@ -379,10 +392,10 @@ impl Shard {
             }
             // The message stays where no consumer sees it, and the answer waits.
             Err(AppendError::Busy) => {
-                self.counts_parked.push_back(Parked::Count { id, level, counted, answer });
+                self.waiting.push_back(Parked::Count { id, level, counted, answer });
             }
             Err(AppendError::Full | AppendError::TooLarge) => {
-                self.state.commit(Lsn::ZERO, Effect::Counted(id, sequence));
+                self.state.commit(Effect::Counted(id, sequence));
                 self.dirty_queues.insert(id);
                 self.answer(answer);
             }
@@ -390,34 +403,17 @@ impl Shard {
         }
     }
 
-    /// The journal may take again the counts that it could not take before.
-    pub(super) fn step_counts(&mut self, now: Instant) {
-        for parked in std::mem::take(&mut self.counts_parked) {
+    /// The journal may take again what it could not take before.
+    pub(super) fn step_waiting(&mut self, now: Instant) {
+        for parked in std::mem::take(&mut self.waiting) {
             match parked {
+                Parked::Settle { id, level, sequence, answer, urgency } => {
+                    self.append_settle(now, id, level, sequence, answer, urgency);
+                }
                 Parked::Count { id, level, counted, answer } => {
                     self.append_count(now, id, level, counted, answer);
                 }
-                Parked::Unconsumed { level, consumer } => self.unconsumed_at_end(level, consumer),
-            }
-        }
-    }
-
-    /// Appends a settlement, which always has its room: it was set aside when its message was
-    /// accepted. `None` only where the journal takes nothing any more.
-    fn append_reserved(
-        &mut self,
-        now: Instant,
-        record: &Record<'_>,
-        urgency: Urgency,
-    ) -> Option<Lsn> {
-        match self.journal.as_mut()?.append(now, record, urgency) {
-            Ok(appended) => Some(appended.end),
-            Err(AppendError::Poisoned | AppendError::Closed) => None,
-            Err(error @ (AppendError::Full | AppendError::Busy | AppendError::TooLarge)) => {
-                self.fatal(Fatal::JournalPoisoned(format!(
-                    "there is no room for a settlement ({error}), though it was set aside"
-                )));
-                None
+                Parked::Mark { level, answer } => self.answer_behind_all(level, answer),
             }
         }
     }
@@ -430,19 +426,18 @@ impl Shard {
             queue.detach(consumer);
             self.dirty_queues.insert(id);
         }
+        let answer = Answer::Unconsumed(consumer);
         match level {
-            Some(level) => self.unconsumed_at_end(level, consumer),
-            None => self.answer(Answer::Unconsumed(consumer)),
+            Some(level) => self.answer_behind_all(level, answer),
+            None => self.answer(answer),
         }
     }
 
-    /// Answers a consumer that goes when all that is appended now is committed; counts that are
-    /// parked may be its own, and come first.
-    fn unconsumed_at_end(&mut self, level: Level, consumer: LinkRef) {
-        if !self.counts_parked.is_empty() {
-            self.counts_parked.push_back(Parked::Unconsumed { level, consumer });
+    /// Answers when everything up to now is committed, what waits for the journal included.
+    pub(super) fn answer_behind_all(&mut self, level: Level, answer: Answer) {
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(Parked::Mark { level, answer });
         } else if let Some(journal) = &self.journal {
-            let answer = Answer::Unconsumed(consumer);
             let end = journal.appended();
             self.pending.push(level, Waiting { end, effect: Effect::None, answer });
         }
@@ -463,11 +458,13 @@ pub(super) struct Counted {
     count: u32,
 }
 
-/// What waits for a journal that is behind.
+/// What waits for a journal that is behind, in order.
 #[derive(Debug)]
 pub(super) enum Parked {
+    /// A settlement that it could not take yet.
+    Settle { id: QueueId, level: Level, sequence: Sequence, answer: Answer, urgency: Urgency },
     /// A failed delivery that it could not take yet.
     Count { id: QueueId, level: Level, counted: Counted, answer: Answer },
-    /// A consumer that goes, behind the counts that came before.
-    Unconsumed { level: Level, consumer: LinkRef },
+    /// An answer to what came before.
+    Mark { level: Level, answer: Answer },
 }

@@ -232,7 +232,7 @@ impl Shard {
         };
         let effect = self
             .state
-            .apply_message(appended, id, sequence, message)
+            .apply_message(appended.lsn, id, sequence, message)
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         let answer = Answer::Published(producer.0, producer.1);
         self.pending.push(level, Waiting { end: appended.end, effect, answer });

@@ -14,11 +14,10 @@ use super::link::End;
 use crate::admin::{
     AdminId, AdminReply, AdminRequest, ConnectionStat, PeekedMessage, QueueStat, ShardStats,
 };
-use crate::apply::Effect;
 use crate::event::{Action, ConnId};
 use crate::limits::{PEEK_MESSAGES_MAX, PURGE_PAUSE, PURGE_STEP};
 use crate::mail::level_name;
-use crate::pending::{Answer, Waiting};
+use crate::pending::Answer;
 use crate::queue::SlotState;
 
 /// What is counted since the process started.
@@ -233,10 +232,8 @@ impl Shard {
         for sequence in taken {
             self.append_settle(now, id, level, sequence, Answer::Nobody, Urgency::Window);
         }
-        if let (true, Some(journal)) = (ended, &self.journal) {
-            let end = journal.appended();
-            let answer = Answer::Purged(id);
-            self.pending.push(level, Waiting { end, effect: Effect::None, answer });
+        if ended {
+            self.answer_behind_all(level, Answer::Purged(id));
         }
     }
 

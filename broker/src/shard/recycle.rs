@@ -5,14 +5,12 @@
 //!        │ no
 //!   facts whose newest record is in it? ── yes ──▶ append copies, wait for their commit ──┐
 //!        │ no  ◀──────────────────────────────────────────────────────────────────────────┘
-//!   is what freed it durable everywhere? ── no ──▶ wait for the writes under way
-//!        │ yes
-//!   journal.recycle_head(): the superblock first, then the slot is free
+//!   journal.recycle_head(): what freed it is made durable, then the superblock, then the slot is free
 //! ```
 //! Invariants: a copy is committed under the whole watermark before the segment that it replaces
-//! goes; a message counts as gone only when its settlement is committed. Committed is not enough to
-//! recycle: at level `async` it is before it is durable, and a crash would find neither the old
-//! record nor the new one. A log too full for a copy tries again when something moves.
+//! goes; a message counts as gone only when its settlement is committed. At level `async` that is
+//! before it is durable: the journal waits for that. A log too full for a copy tries again when
+//! something moves.
 
 use std::time::Instant;
 
@@ -47,13 +45,9 @@ impl Shard {
                 facts.retain(|fact| !matches!(fact, Fact::NextSequence(_)));
             }
             if facts.is_empty() {
-                if self.state.freed_by(head.number) > self.watermarks().everywhere() {
-                    return;
-                }
                 if let Some(journal) = &mut self.journal {
                     journal.recycle_head();
                 }
-                self.state.forget_segments(head.number);
                 continue;
             }
             for fact in facts {
@@ -88,10 +82,10 @@ impl Shard {
         record.level = Level::Sync;
         let appended = journal.append_copy(now, &record)?;
         match fact {
-            Fact::NextQueueId => self.state.witness_next_queue_id(appended),
-            Fact::Queue(id) => self.state.witness_queue(appended, id),
+            Fact::NextQueueId => self.state.witness_next_queue_id(appended.lsn),
+            Fact::Queue(id) => self.state.witness_queue(appended.lsn, id),
             Fact::NextSequence(id) => {
-                self.state.apply_next_sequence(appended, id, record.sequence);
+                self.state.apply_next_sequence(appended.lsn, id, record.sequence);
             }
         }
         self.recycling.uncommitted += 1;

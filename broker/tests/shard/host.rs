@@ -285,6 +285,14 @@ impl Host {
         self.settle();
     }
 
+    /// Lets the oldest write that was kept go; the others stay.
+    pub(crate) fn let_go_first(&mut self) {
+        let (shard, op) = self.held.pop_front().expect("a write is kept");
+        let done = self.disk.run(op);
+        self.event(shard, Event::Disk(done));
+        self.settle();
+    }
+
     pub(crate) fn event(&mut self, shard: usize, event: Event<'_>) {
         self.shards[shard].handle(self.now, event);
     }

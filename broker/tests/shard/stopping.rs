@@ -155,3 +155,28 @@ fn a_peer_that_reads_late_still_hears_why_it_was_closed() {
     };
     assert_eq!(host.count(at, why), 1, "{:?}", host.clients[at].heard);
 }
+
+#[test]
+fn a_client_that_closes_and_ends_its_half_still_gets_its_answers() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    host.writes = Writes::Held;
+    assert!(host.send(at, sender, 10, false));
+    host.clients[at].amqp.close(None);
+    host.settle();
+    host.event(0, Event::PeerEnded { conn: ConnId(at as u64) });
+    host.settle();
+    assert!(!host.clients[at].closed);
+    host.let_go();
+    assert_eq!(host.count(at, |event| matches!(event, Amqp::Closed { .. })), 1);
+    assert_eq!(host.messages(), 1);
+    assert!(host.clients[at].closed, "and then the socket is closed");
+    // One that ends without a close has broken off.
+    let at = host.connect(0);
+    host.receiver(at, "q", 1);
+    host.event(0, Event::PeerEnded { conn: ConnId(at as u64) });
+    host.settle();
+    assert!(host.clients[at].closed);
+    assert_eq!(host.shards[0].links(), 0);
+}
