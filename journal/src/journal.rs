@@ -28,12 +28,12 @@ use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
     BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, DURABLE_MARK_IDLE, FRAGMENT_BYTES_MAX,
-    PARTS_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN, WRITES_IN_FLIGHT_MAX,
-    block_ceil,
+    PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN,
+    WRITES_IN_FLIGHT_MAX, block_ceil,
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
-use crate::record::{Record, RecordFlags, RecordKind};
-use crate::space::{Claim, Room, Space};
+use crate::record::{Level, Record, RecordFlags, RecordKind};
+use crate::space::{Claim, Making, Room, Space};
 use crate::superblock::ShardSuperblock;
 
 /// The knobs of one shard's journal.
@@ -312,7 +312,9 @@ impl Journal {
             for slot in self.keeper.handle_written() {
                 self.space.release(slot);
             }
-        } else if let Some((_, slot)) = self.space.making().filter(|(id, _)| *id == done.id) {
+        } else if let Some(Making { slot, .. }) =
+            self.space.making().filter(|making| making.id == done.id)
+        {
             match done.result {
                 Ok(_) => self.keeper.want_made(self.space.handle_made()),
                 Err(DiskError::NoSpace) => self.space.handle_no_space(now),
@@ -337,7 +339,10 @@ impl Journal {
         let batch = batch.map(|flight| (self.segment_file(flight.slot), flight.offset));
         let mark = self.keeper.flight().filter(|flight| is_late(flight.since));
         let mark = mark.map(|flight| (FileId::ShardSuperblock(self.shard), flight.offset));
-        if let Some((file, offset)) = batch.or(mark) {
+        let late_at = |since: Instant| since + self.prewrite_bound();
+        let made = self.space.making().filter(|making| late_at(making.since) <= now);
+        let made = made.map(|making| (self.segment_file(making.slot), 0));
+        if let Some((file, offset)) = batch.or(mark).or(made) {
             self.fail(file, offset, PoisonCause::Hung);
         }
     }
@@ -370,8 +375,9 @@ impl Journal {
         let hung_mark = self.keeper.flight().map(|flight| flight.since);
         let hung = [hung, hung_mark].into_iter().flatten().min();
         let hung = hung.map(|since| since + self.config.write_bound);
+        let hung_make = self.space.making().map(|making| making.since + self.prewrite_bound());
         let idle = self.mark_at();
-        [seal, hung, idle, self.space.retry_at()].into_iter().flatten().min()
+        [seal, hung, hung_make, idle, self.space.retry_at()].into_iter().flatten().min()
     }
 
     /// Everything below `lsn` is committed at its level. It never goes back; a value beyond
@@ -500,6 +506,10 @@ impl Journal {
         self.poison.as_ref()
     }
 
+    fn prewrite_bound(&self) -> Duration {
+        self.config.write_bound * PREWRITE_BOUND_TIMES
+    }
+
     fn segment_file(&self, slot: Slot) -> FileId {
         FileId::Segment { shard: self.shard, slot }
     }
@@ -520,6 +530,12 @@ impl Journal {
         }
         if self.closing {
             return Err(AppendError::Closed);
+        }
+        // Answered at once, it may wait for the writes under way, but not behind sealed batches too:
+        // what a crash can take is the open batch and the writes under way.
+        let grows = matches!(claim, Claim::Grow { .. });
+        if grows && record.level == Level::Async && self.commit.has_sealed() {
+            return Err(AppendError::Busy);
         }
         let fragments = fragment::split(record, self.fragment_bytes_max());
         let fragments = fragments.ok_or(AppendError::TooLarge)?;

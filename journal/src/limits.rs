@@ -66,6 +66,9 @@ pub const PACK_WINDOW: Duration = Duration::from_millis(50);
 /// How long a settlement waits for company when the last reserved segment is in use.
 pub const PACK_WINDOW_LAST: Duration = Duration::from_secs(1);
 
+/// A pre-write moves a whole segment: it may take this many times as long as a write.
+pub const PREWRITE_BOUND_TIMES: u32 = 10;
+
 /// Idle time after which the durable mark is written.
 pub const DURABLE_MARK_IDLE: Duration = Duration::from_millis(200);
 

@@ -64,7 +64,7 @@ pub(crate) struct Space {
     ready: VecDeque<Slot>,
     /// Files that are there but not known to be written through.
     remake: VecDeque<Slot>,
-    making: Option<(OpId, Slot)>,
+    making: Option<Making>,
     /// Numbers below are taken.
     slot_next: u32,
     /// How many files there are, those to be remade included.
@@ -75,6 +75,14 @@ pub(crate) struct Space {
     unsettled: u64,
     /// Bytes that an append that was put off needs beyond the rest.
     demand: u64,
+}
+
+/// A segment file that is being pre-written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Making {
+    pub(crate) id: OpId,
+    pub(crate) slot: Slot,
+    pub(crate) since: Instant,
 }
 
 /// What an append wants.
@@ -268,17 +276,17 @@ impl Space {
             None if self.files < self.segments_max => Slot(self.slot_next),
             None => return None,
         };
-        self.making = Some((id, slot));
+        self.making = Some(Making { id, slot, since: now });
         Some(slot)
     }
 
-    pub(crate) fn making(&self) -> Option<(OpId, Slot)> {
+    pub(crate) fn making(&self) -> Option<Making> {
         self.making
     }
 
     /// The slot is written through; it is ready when the superblock says so, by [`Self::release`].
     pub(crate) fn handle_made(&mut self) -> Slot {
-        let (_, slot) = self.making.take().expect("one was being made");
+        let Making { slot, .. } = self.making.take().expect("one was being made");
         if self.remake.front() == Some(&slot) {
             self.remake.pop_front();
         } else {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use journal::limits::PREWRITE_BOUND_TIMES;
 use journal::{AppendError, DiskDone, DiskError, DiskOp, PoisonCause, RecordKind, Urgency};
 
 use crate::bed::{Bed, recover};
@@ -94,4 +95,24 @@ fn an_error_while_pre_writing_poisons() {
     answer(&mut bed, making, Err(DiskError::Io(5)));
     let cause = bed.journal.poisoned().map(|poison| poison.cause);
     assert_eq!(cause, Some(PoisonCause::Failed(DiskError::Io(5))));
+}
+
+#[test]
+fn a_pre_write_without_an_answer_poisons_after_its_own_bound() {
+    let (mut bed, _) = Bed::fresh();
+    bed.append(RecordKind::Message, 0, b"opens the first segment");
+    bed.poll();
+    let making = bed.pending.pop().expect("a spare segment is wanted");
+    assert!(matches!(making, DiskOp::Prewrite { .. }));
+    let begun = bed.now;
+    while !bed.pending.is_empty() {
+        bed.complete(0);
+        bed.poll();
+    }
+    let bound = Duration::from_secs(30) * PREWRITE_BOUND_TIMES;
+    bed.journal.handle_timeout(begun + bound - Duration::from_millis(1));
+    assert!(bed.journal.poisoned().is_none());
+    assert!(bed.journal.poll_timeout().is_some_and(|at| at <= begun + bound));
+    bed.journal.handle_timeout(begun + bound);
+    assert_eq!(bed.journal.poisoned().map(|poison| poison.cause), Some(PoisonCause::Hung));
 }

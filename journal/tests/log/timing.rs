@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use journal::limits::{DURABLE_MARK_IDLE, WRITES_WINDOW_MAX};
-use journal::{AppendError, DiskOp, FileId, RecordKind, Urgency};
+use journal::{AppendError, DiskOp, FileId, Level, QueueId, Record, RecordKind, Sequence, Urgency};
 
 use crate::bed::{Bed, SHARD, recover};
 
@@ -126,4 +126,29 @@ fn no_more_than_a_window_of_batches_runs_ahead_of_a_write_that_does_not_end() {
     assert_eq!(bed.journal.durable(), durable);
     bed.settle();
     assert_eq!(bed.promised(), 100);
+}
+
+#[test]
+fn an_async_message_never_waits_behind_a_sealed_batch() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    let payload = [7; 20_000];
+    let mut taken = 0;
+    let refused = loop {
+        let mut record =
+            Record::new(RecordKind::Message, QueueId(1), Sequence(10 + taken), &payload);
+        record.level = Level::Async;
+        match bed.journal.append(bed.now, &record, Urgency::Window) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+        bed.poll();
+        assert!(taken < 1000, "nothing holds it back");
+    };
+    assert_eq!(refused, AppendError::Busy);
+    // Four batches under way, one sealed by the record that found it full, one open: six of 128 KiB.
+    assert!(taken * 20_000 <= 6 * 128 * 1024, "{taken} messages");
+    bed.complete(0);
+    bed.poll();
+    bed.append(RecordKind::Message, 5, b"room again");
 }
