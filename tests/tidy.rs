@@ -38,6 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("sim", &["amqp", "journal", "replica", "broker"]),
     ("perf", &["amqp", "journal", "net"]),
     ("bench", &["amqp", "journal", "net", "replica", "broker", "perf"]),
+    ("bench/glommio", &["net"]),
     ("fuzz", &["amqp", "journal", "replica", "broker"]),
     ("tests/powerfs", &[]),
     ("", &["amqp", "journal", "net", "replica", "broker", "perf"]),
