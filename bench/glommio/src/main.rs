@@ -158,7 +158,7 @@ fn offset(at: usize) -> u64 {
     (at * APPEND_BYTES % FILE_BYTES) as u64
 }
 
-/// Time on a CPU: of the calling thread, or of all threads of this process with the kernel's for it.
+/// Time on a CPU: of the calling thread, or of all threads of this process.
 fn thread_cpu() -> Outcome<Duration> {
     cpu_of(Path::new("/proc/thread-self"))
 }

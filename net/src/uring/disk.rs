@@ -8,9 +8,9 @@
 //!   a file's slot in our table = its place in the kernel's; outside of it where that was refused
 //! ```
 //!
-//! Invariants: nothing here is cancelled, and no write is split or tried again: the journal must hear
-//! exactly what happened to each. A file is closed when its last operation is over. A core never
-//! blocks in a file system that does its work inside the system call (`DataFile::queues`).
+//! Invariants: nothing here is cancelled, and no write is split or tried again: the journal must
+//! hear exactly what happened to each. A file is closed when its last operation is over. A core
+//! never blocks in a file system that does its work inside the system call (`DataFile::queues`).
 //!
 //! Failure: an error, or a write's short count, is handed on as it is.
 
