@@ -1,8 +1,8 @@
 //! What an operator can ask of a shard, and what it answers.
 //!
 //! The admin thread asks every shard and merges the answers; a shard speaks only of the queues that
-//! live on it and of the connections it serves. Answers are plain data: their JSON form is the admin
-//! API's business. A list is bounded by `limits.rs`, and says so when it was cut.
+//! live on it and of the connections it serves. Answers are plain data: their JSON form is the
+//! admin API's business. A list is bounded by `limits.rs`, and says so when it was cut.
 
 use bytes::Bytes;
 use journal::{QueueId, Sequence};

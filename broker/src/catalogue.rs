@@ -15,7 +15,7 @@
 //!
 //! The grammar of an address is frozen too, since addresses are persisted:
 //! ```text
-//!   text    = [ "queue://" ] name [ "::" name ]      the second name is the queue's, if not the first
+//!   text    = [ "queue://" ] name [ "::" name ]     the second is the queue's, if not the first
 //!   name    = 1 to 512 bytes of UTF-8 without control characters, '*', '#' and "::",
 //!             with no space at either end, and not beginning with '$'
 //! ```

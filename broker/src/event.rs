@@ -125,7 +125,8 @@ pub enum Action {
     },
     /// A disk operation. Each `Write` is made with data sync.
     Disk(DiskOp),
-    /// Mail to another shard of this node, never to itself. Mail between two shards keeps its order.
+    /// Mail to another shard of this node, never to itself. Mail between two shards keeps its
+    /// order.
     Mail {
         /// The receiver.
         to: ShardId,

@@ -8,9 +8,9 @@
 //!               └ apply     one record -> state; recovery and the live path use the same function
 //! ```
 //!
-//! Two hosts run the same [`Shard`]: the process's driver on a ring, the simulator on a seed. Neither
-//! finds a socket, a file, a clock, a thread or a source of randomness in here. The same events in
-//! the same order give the same actions, always.
+//! Two hosts run the same [`Shard`]: the process's driver on a ring, the simulator on a seed.
+//! Neither finds a socket, a file, a clock, a thread or a source of randomness in here. The same
+//! events in the same order give the same actions, always.
 #![forbid(unsafe_code)]
 
 pub mod admin;

@@ -12,14 +12,15 @@
 //!   Consume, Credit, Drain ────────────────▶ dispatch
 //!           ◀─────────────────────────────── Deliver, Drained
 //!   Settle ────────────────────────────────▶ append a settlement
-//!           ◀─────────────────────────────── Settled          (committed; only if it was asked for)
+//!           ◀─────────────────────────────── Settled        (committed; only if it was asked for)
 //!   Unconsume ─────────────────────────────▶ requeue what it held
-//!           ◀─────────────────────────────── Unconsumed       (every settlement before is committed)
+//!           ◀─────────────────────────────── Unconsumed     (all settlements before are committed)
 //! ```
 //! Names are resolved by shard 0, the catalogue's home:
 //! ```text
-//!   asker ── Resolve ──▶ 0: commit the creation ── Open ──▶ home ── Opened ──▶ 0 ── Catalogued ──▶ all
-//!                                                                              └── Resolved ──▶ asker
+//!   asker ── Resolve ──▶ 0: commit the creation ── Open ──▶ home ── Opened ──▶ 0
+//!                                                    0 ── Catalogued ──▶ all
+//!                                                    0 ── Resolved ────▶ asker
 //! ```
 //! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds

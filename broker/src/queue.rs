@@ -5,24 +5,25 @@
 //!   Reserved ─────────▶ Available ─────────▶ Acquired ─────────▶ Settling ─────────▶ (archived)
 //!      │                 ▲   │                │ ▲ │                  ▲
 //!      │                 │   └────────────────┼─┼─┼── purge ─────────┘
-//!      │                 └──── requeue ───────┘ │ └──▶ Counting   (a failed delivery is being logged)
+//!      │                 └──── requeue ───────┘ │ └──▶ Counting  (a failed delivery is logged)
 //!      └── settle (recovery only: message and settlement are both in the log)     │
 //!                        ▲────────────────── commit ──────────────────────────────┘
 //! ```
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
-//! The index is an array of slots in fixed chunks, keyed by sequence. A chunk is freed when its last
-//! slot is archived, so one old message keeps one chunk, not everything since. What was released
-//! goes back to its own place in the order: `requeued` holds what lies behind the cursor.
+//! The index is an array of slots in fixed chunks, keyed by sequence. A chunk is freed when its
+//! last slot is archived, so one old message keeps one chunk, not everything since. What was
+//! released goes back to its own place in the order: `requeued` holds what lies behind the cursor.
 //!
 //! Invariants (asserted, also in release):
 //! - a sequence is given once; `next` never goes back;
-//! - messages become available in the order of their sequences, so nothing available lies beyond the
-//!   first reserved one, and FIFO is the order of sequences whatever happened in between;
+//! - messages become available in the order of their sequences, so nothing available lies beyond
+//!   the first reserved one, and FIFO is the order of sequences whatever happened in between;
 //! - everything below `cursor` is acquired, settling, archived or in `requeued`;
 //! - a slot is acquired by exactly one consumer, whose `acquired` set names it.
 //!
-//! A queue does no I/O and knows no journal: a place in the log is a number it keeps for its caller.
+//! A queue does no I/O and knows no journal: a place in the log is a number it keeps for its
+//! caller.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -245,7 +246,8 @@ impl Queue {
         self.counts[SlotState::Reserved as usize] += 1;
     }
 
-    /// The message is committed: consumers may see it. A message that was settled meanwhile stays so.
+    /// The message is committed: consumers may see it. A message that was settled meanwhile stays
+    /// so.
     pub fn commit(&mut self, sequence: Sequence) {
         if self.state(sequence) == Some(SlotState::Reserved) {
             self.change(sequence, SlotState::Available);
@@ -353,8 +355,8 @@ impl Queue {
         Ok(())
     }
 
-    /// A consumer gives back what it holds as a failed delivery, which is to be appended; the message
-    /// is available again when that is committed. Gives the new count.
+    /// A consumer gives back what it holds as a failed delivery, which is to be appended; the
+    /// message is available again when that is committed. Gives the new count.
     ///
     /// # Errors
     /// [`NotHeld`] as in [`Self::settle`].
@@ -474,7 +476,8 @@ impl Queue {
         self.consumers.iter().position(|consumer| consumer.link == link)
     }
 
-    /// The first message in order that some consumer with credit may have, and that consumer's place.
+    /// The first message in order that some consumer with credit may have, and that consumer's
+    /// place.
     fn next_match(&mut self) -> Option<(Sequence, usize)> {
         if self.newest_first {
             let fresh = self.fresh().and_then(|s| self.next_consumer(s).map(|at| (s, at)));
@@ -494,8 +497,8 @@ impl Queue {
         self.next_consumer(fresh).map(|at| (fresh, at))
     }
 
-    /// The first requeued message that some consumer with credit is not excluded from. Each consumer
-    /// looks at each of its exclusions once, not each time.
+    /// The first requeued message that some consumer with credit is not excluded from. Each
+    /// consumer looks at each of its exclusions once, not each time.
     fn next_not_excluded(&mut self) -> Option<(Sequence, usize)> {
         let Self { consumers, requeued, excluded, turn, .. } = self;
         let count = consumers.len();

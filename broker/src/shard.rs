@@ -16,8 +16,8 @@
 //!    own log is     shard 0's    ready       no new        all answered, all
 //!    read           catalogue    (once)      transfers     closed, the journal too
 //! ```
-//! A host calls `handle` for everything that happened, then `poll` until there is nothing left, then
-//! sleeps until `poll_timeout` or the next event.
+//! A host calls `handle` for everything that happened, then `poll` until there is nothing left,
+//! then sleeps until `poll_timeout` or the next event.
 //!
 //! Invariants: no step's body is in this file; the shard alone carries data between `amqp`, `queue`
 //! and `journal`, which do not know each other; mail that comes before the shard serves is kept and

@@ -531,8 +531,8 @@ impl Journal {
         if self.closing {
             return Err(AppendError::Closed);
         }
-        // Answered at once, it may wait for the writes under way, but not behind sealed batches too:
-        // what a crash can take is the open batch and the writes under way.
+        // Answered at once, it may wait for the writes under way, but not behind sealed batches
+        // too: what a crash can take is the open batch and the writes under way.
         let grows = matches!(claim, Claim::Grow { .. });
         if grows && record.level == Level::Async && self.commit.has_sealed() {
             return Err(AppendError::Busy);

@@ -1,7 +1,7 @@
 //! Keeps the shard's superblock: one write at a time, in turn to its two blocks.
 //!
 //! ```text
-//!   recycle, slot made, idle, close --> wanted --> in flight (generation + 1) --> done: slots are let go
+//!   recycle, slot made, idle, close --> wanted --> in flight (generation + 1) --> done: slots go
 //! ```
 //!
 //! Invariants: at most one write is in flight, so the block before it stays whole; a slot of the

@@ -67,8 +67,8 @@ impl SegmentHeader {
         let Some(bytes) = bytes.first_chunk::<USED_BYTES>() else {
             return SegmentRead::Unreadable;
         };
-        // The checksum is seeded by the log and the shard that the header names, so that a segment of
-        // others is told from a damaged one.
+        // The checksum is seeded by the log and the shard that the header names, so that a segment
+        // of others is told from a damaged one.
         let mut named = LogId::default();
         named.0.copy_from_slice(&bytes[LOG_ID_AT..CRC_AT]);
         let named_seed = LogSeed::new(named, ShardId(u16_at(bytes, 6)));

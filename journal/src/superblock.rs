@@ -120,7 +120,8 @@ impl NodeSuperblock {
         }
     }
 
-    /// Reads the whole file `superblock` (8192 bytes; none where it is missing). `Ok(None)`: never written, so the directory is not formatted.
+    /// Reads the whole file `superblock` (8192 bytes; none where it is missing). `Ok(None)`: never
+    /// written, so the directory is not formatted.
     ///
     /// # Errors
     /// It was written and can't be read or must not be used.

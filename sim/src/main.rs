@@ -103,7 +103,8 @@ fn main() -> ExitCode {
     let suite = carry_out(&args, base);
     let ran = suite.runs;
     println!(
-        "{ran} runs, {} events, {} letters, {} deliveries, {:.1} s of virtual time, {:.1} s of ours",
+        "{ran} runs, {} events, {} letters, {} deliveries, {:.1} s of virtual time, {:.1} s \
+         of ours",
         suite.events,
         suite.sent,
         suite.deliveries,

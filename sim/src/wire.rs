@@ -9,8 +9,8 @@
 //! wrong together, this end does not. It also does what an engine would not let a host do:
 //! outcomes that wait for the broker's settlement, dispositions over ranges, odd cuts of frames.
 //!
-//! Invariant: it obeys the broker's session window and link credit, and says [`Heard::Broken`] where
-//! the broker does not obey its own, or sends what cannot be decoded.
+//! Invariant: it obeys the broker's session window and link credit, and says [`Heard::Broken`]
+//! where the broker does not obey its own, or sends what cannot be decoded.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -8,8 +8,8 @@
 //!
 //!   Work ── crashes, power cuts, stops, restarts ──▶ Leave ──▶ Drain ──▶ Part ──▶ the last check
 //! ```
-//! A run is over when every queue is drained, every client gone and every checker content. What ends
-//! it before is a broken promise, a death without cause, or a world that stands still.
+//! A run is over when every queue is drained, every client gone and every checker content. What
+//! ends it before is a broken promise, a death without cause, or a world that stands still.
 //!
 //! Invariants: time only moves forward; the same options give the same events, whose hash is the
 //! run's trace; mail between two shards keeps its order; a connection's bytes keep theirs; nothing

@@ -5,8 +5,8 @@
 //!                   and the whole world                                   SEEDS_MAX seeds
 //!   the broker's    the whole world                                       SEEDS_MAX seeds
 //! ```
-//! A mix of faults that cannot find a planted bug proves nothing about the bugs that nobody planted.
-//! The same seeds without a canary are sound: that is the test in `seeds.rs`.
+//! A mix of faults that cannot find a planted bug proves nothing about the bugs that nobody
+//! planted. The same seeds without a canary are sound: that is the test in `seeds.rs`.
 
 use std::time::Instant;
 

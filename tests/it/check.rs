@@ -26,8 +26,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) strict: &'a [&'a str],
     /// At `async` a crash may lose messages and settlements, which the caller judges himself.
     pub(crate) may_lose: bool,
-    /// Every life but the last ended in a crash; after a stop in order `first-acquirer` may be kept,
-    /// and a stop may refuse what comes too late.
+    /// Every life but the last ended in a crash; after a stop in order `first-acquirer` may be
+    /// kept, and a stop may refuse what comes too late.
     pub(crate) crashes: bool,
 }
 
@@ -249,9 +249,10 @@ mod tests {
 
     /// A history in a line: one word an event, `t` rising.
     ///
-    /// `s0@1` sent p-0 in incarnation 1, `a0@1` accepted, `L1@1` link 1 attached, `r0/1@1` received on
-    /// link 1 (`!` first-acquirer, `+` delivery-count 1), `f0/1` failed, `o0/1` accepted outcome, `c0/1`
-    /// confirmed.
+    /// `s0@1` sent p-0 in incarnation 1, `a0@1` accepted, `L1@1` link 1 attached, `r0/1@1` received
+    /// on link 1 (`!` first-acquirer, `+` delivery-count 1), `f0/1` failed, `o0/1` accepted
+    /// outcome,
+    /// `c0/1` confirmed.
     fn history(words: &str) -> Vec<Event> {
         let number = |text: &str| text.parse::<u64>().expect("a number");
         let event = |(t, word): (usize, &str)| {

@@ -1,8 +1,8 @@
 //! Each designed death has a status of its own and says what was wrong, where, and what to do.
 //!
-//! The statuses are those of `docs/operating/exit-statuses.md`. What a test needs of a disk (errors,
-//! a quota, denied access) it gets from the file system of `tests/powerfs`, which works alike for
-//! root, whom permissions don't stop.
+//! The statuses are those of `docs/operating/exit-statuses.md`. What a test needs of a disk
+//! (errors, a quota, denied access) it gets from the file system of `tests/powerfs`, which works
+//! alike for root, whom permissions don't stop.
 
 use std::fs;
 use std::net::TcpListener;
@@ -145,7 +145,8 @@ fn an_unready_broker_says_so() {
     assert!(broker.stop().success(), "SIGTERM ends it with 0");
 }
 
-// ---- With a disk that does as it is told ---------------------------------------------------------
+// ---- With a disk that does as it is told
+// ---------------------------------------------------------
 
 struct Machine {
     disk: PowerFs,

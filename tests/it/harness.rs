@@ -9,8 +9,9 @@
 //!        └── drop     SIGKILL, wait        nothing is left behind, whatever the test did
 //! ```
 //!
-//! Data lies below the target directory, on a real disk: a memory file system would be refused by the
-//! broker, and would prove nothing. A test that fails leaves its directory and says where it is.
+//! Data lies below the target directory, on a real disk: a memory file system would be refused by
+//! the broker, and would prove nothing. A test that fails leaves its directory and says where it
+//! is.
 
 use std::fs::{self, File};
 use std::io::Read;

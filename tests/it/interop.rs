@@ -1,8 +1,8 @@
 //! The broker as clients that others wrote see it: one test for each thing that they rely on.
 //!
 //! Messages are written by hand (`message.rs`) and travel through a foreign client on each side, so
-//! neither end of a test knows our codec. Unless it says otherwise, a test runs with Proton and with
-//! rhea, on a queue of its own.
+//! neither end of a test knows our codec. Unless it says otherwise, a test runs with Proton and
+//! with rhea, on a queue of its own.
 
 use std::fs;
 use std::process::{Command, Stdio};

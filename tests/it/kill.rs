@@ -3,7 +3,7 @@
 //! ```text
 //!   queue     producers           consumers                          what it shows
 //!   alone     proton, rhea        proton: detach                     order, nothing left out
-//!   asked     proton, rhea        rhea: outcome                      the broker settles when durable
+//!   asked     proton, rhea        rhea: outcome                  the broker settles when durable
 //!   shared    proton, rhea        proton, rhea: mixed                returned and failed messages
 //!   kept      proton              none, until the drain at the end   all of it is there
 //!

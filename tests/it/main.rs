@@ -8,7 +8,8 @@
 //!   kill, power, interop, exits, damage      the tests
 //! ```
 //!
-//! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run by
+//! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
+//! by
 //! `tests/run`, which fetches and builds both. Everything is bounded in time, binds to loopback
 //! only, and ends every process that it started.
 #![forbid(unsafe_code)]

@@ -1,8 +1,8 @@
 //! AMQP messages by hand, so that our own codec has no part in judging the broker.
 //!
 //! ```text
-//!   header  delivery-annotations  message-annotations  properties  application-properties  body  footer
-//!   \--- the broker's to change or drop ---/           \------------- the bare message -----------/
+//!   header  delivery-annots  message-annots  properties  application-properties  body  footer
+//!   \- the broker's to change -/             \------------ the bare message -------------/
 //! ```
 //!
 //! [`kept`] is what has to come out as it went in: all sections but the first two [3.2].

@@ -4,7 +4,7 @@
 //!   (start, load, freeze the disk, SIGKILL, lose by chance, serve what is left) x LAELAPS_CUTS
 //!
 //!   sync      nothing accepted is lost, no confirmed settlement comes back
-//!   canaries  a broker that leaves out the data sync, and one that accepts at submission, are caught
+//!   canaries  a broker without the data sync, and one that accepts at submission, are caught
 //!   async     what is lost was accepted within the flush window before the cut, or was in a write
 //!             under way, by the file system's own account
 //! ```

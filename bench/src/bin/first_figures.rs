@@ -9,12 +9,12 @@
 //!     sync x16  sixteen producers, one message in flight each
 //! ```
 //! Each round gives a ratio, and the figure is the median of the ratios: the machine's minute falls
-//! out of it. The producers are blocking clients on loopback and share the cores with the broker, so
-//! what is shown is client, loopback, broker and disk together. The loop is closed (the next send
-//! waits for the answer): it says what an answer takes, not what a schedule would suffer.
+//! out of it. The producers are blocking clients on loopback and share the cores with the broker,
+//! so what is shown is client, loopback, broker and disk together. The loop is closed (the next
+//! send waits for the answer): it says what an answer takes, not what a schedule would suffer.
 //!
-//! The broker is the binary named, started on a free port in DIRECTORY, which it removes at the end.
-//! Failure: says what, exit status 1. A debug build is refused: its figures are nobody's.
+//! The broker is the binary named, started on a free port in DIRECTORY, which it removes at the
+//! end. Failure: says what, exit status 1. A debug build is refused: its figures are nobody's.
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 

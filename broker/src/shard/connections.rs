@@ -5,11 +5,12 @@
 //!                 │                                                             answers that a
 //!                 └─ password: verified elsewhere, reads wait                   peer waits for
 //! ```
-//! A detach, end or close is answered only when every settlement the peer sent before it is committed
-//! and every transfer is answered: a peer that has our answer knows that nothing can come back.
+//! A detach, end or close is answered only when every settlement the peer sent before it is
+//! committed and every transfer is answered: a peer that has our answer knows that nothing can come
+//! back.
 //!
-//! When a connection is lost, what its consumers held is requeued; transfers that were appended stay,
-//! and their answers find nobody.
+//! When a connection is lost, what its consumers held is requeued; transfers that were appended
+//! stay, and their answers find nobody.
 
 use std::time::Instant;
 
@@ -86,8 +87,8 @@ impl Shard {
         self.forget_connection(id);
     }
 
-    /// The peer sends nothing more, but may still read: where it has closed and our answers wait for
-    /// a commit, it gets them. In any other state it has broken off.
+    /// The peer sends nothing more, but may still read: where it has closed and our answers wait
+    /// for a commit, it gets them. In any other state it has broken off.
     pub(super) fn peer_ended(&mut self, now: Instant, id: ConnId) {
         let answering = self.conns.get(&id).is_some_and(|conn| conn.close_wanted || conn.over);
         if !answering {

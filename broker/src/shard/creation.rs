@@ -5,10 +5,10 @@
 //!      └─▶ being created? wait with the others ──────────────────────┐
 //!      └─▶ append the creation … commit … ─▶ Open ─▶ Opened ─▶ Catalogued to all ─▶ Resolved
 //! ```
-//! Invariants: no shard writes a record of a queue before its creation is committed, under the whole
-//! watermark whatever the queue's level; one name is one queue, however many ask at once; an asker
-//! hears `Resolved` after its own read map has the queue. A crash after the commit and before `Open`
-//! costs nothing: the catalogue is told to everybody at start.
+//! Invariants: no shard writes a record of a queue before its creation is committed, under the
+//! whole watermark whatever the queue's level; one name is one queue, however many ask at once; an
+//! asker hears `Resolved` after its own read map has the queue. A crash after the commit and before
+//! `Open` costs nothing: the catalogue is told to everybody at start.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;

@@ -8,8 +8,8 @@
 //! them at a time. What came and cannot be sent yet waits in the stash, inside that window.
 //!
 //! A drain is exact: the home sends what there is and says what credit was left. Nothing left means
-//! that the window was the limit, so the next window is asked for; some left means that the queue is
-//! empty, and the client is told.
+//! that the window was the limit, so the next window is asked for; some left means that the queue
+//! is empty, and the client is told.
 //!
 //! Only what the log knows counts as a failed delivery: the message is available again when its
 //! count is committed, and while the journal is behind, it waits. If the disk is too full even for
@@ -146,7 +146,8 @@ impl Shard {
         }
     }
 
-    /// Sends what waits, as far as the engine takes it; then asks the home for more, or ends a drain.
+    /// Sends what waits, as far as the engine takes it; then asks the home for more, or ends a
+    /// drain.
     pub(super) fn send_stash(&mut self, _now: Instant, key: LinkKey) {
         let consumer_ref = self.here(key);
         let Some(link) = self.links.get_mut(key) else { return };
@@ -418,8 +419,8 @@ impl Shard {
         }
     }
 
-    /// A consumer goes: what it held is requeued, and it is answered when everything that it settled
-    /// before is committed.
+    /// A consumer goes: what it held is requeued, and it is answered when everything that it
+    /// settled before is committed.
     pub(super) fn unconsume(&mut self, _now: Instant, id: QueueId, consumer: LinkRef) {
         let level = self.state.catalogue.get(id).map(|record| record.level);
         if let Some(queue) = self.state.queue_mut(id) {

@@ -6,8 +6,8 @@
 //!                        … the commit … ─▶ Published ─▶ accepted
 //! ```
 //! Back-pressure has three steps: a link's credit is not topped up while its queue's home is under
-//! pressure; a connection's reads wait while too many of its bytes are not accepted; and at the bound
-//! a message is refused with `amqp:resource-limit-exceeded`.
+//! pressure; a connection's reads wait while too many of its bytes are not accepted; and at the
+//! bound a message is refused with `amqp:resource-limit-exceeded`.
 //!
 //! A message is refused before it touches the log, or it is in the log, or it waits (in order, in
 //! memory that counts) for a journal that is behind: nothing is dropped, nothing overtakes.

@@ -152,8 +152,8 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Whether a drain is over: everything is sent, and either the queue is empty or the credit that
-    /// is left, none, is all used.
+    /// Whether a drain is over: everything is sent, and either the queue is empty or the credit
+    /// that is left, none, is all used.
     pub(crate) fn is_drained(&self, credit: u32) -> bool {
         let used = credit == 0 && self.at_home == 0;
         self.stash.is_empty()

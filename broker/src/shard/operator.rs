@@ -1,8 +1,8 @@
 //! Operators' questions and commands, as far as one shard can answer them.
 //!
 //! A purge works in steps of `PURGE_STEP` settlements, so that a long queue never stalls the loop,
-//! and is answered when the last of them is committed. It takes what was available when it was asked
-//! for: messages at consumers and later ones stay.
+//! and is answered when the last of them is committed. It takes what was available when it was
+//! asked for: messages at consumers and later ones stay.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

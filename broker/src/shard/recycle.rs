@@ -5,7 +5,7 @@
 //!        │ no
 //!   facts whose newest record is in it? ── yes ──▶ append copies, wait for their commit ──┐
 //!        │ no  ◀──────────────────────────────────────────────────────────────────────────┘
-//!   journal.recycle_head(): what freed it is made durable, then the superblock, then the slot is free
+//!   journal.recycle_head(): what freed it is durable, then the superblock, then the slot is free
 //! ```
 //! Invariants: a copy is committed under the whole watermark before the segment that it replaces
 //! goes; a message counts as gone only when its settlement is committed. At level `async` that is

@@ -4,13 +4,14 @@
 //!   shard 0:  read the log ─▶ the catalogue is known ─▶ tell everybody ─▶ serve
 //!   others:   read the log ─▶ wait for the catalogue ─▶ reconcile ─▶ serve
 //! ```
-//! Shards read side by side, and none serves before shard 0's log is read. Reconciling: a queue that
-//! has records here and is not in the catalogue was deleted if its id was given before, and is damage
-//! if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
+//! Shards read side by side, and none serves before shard 0's log is read. Reconciling: a queue
+//! that has records here and is not in the catalogue was deleted if its id was given before, and is
+//! damage if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
 //!
-//! What is recovered counts as committed at its level. In a pair that is true only after the resolve
-//! step, which decides with the other member how much of the tail stays: it comes with replication,
-//! before any shard is ready, and nothing may set `ShardConfig::backup` in a release before it does.
+//! What is recovered counts as committed at its level. In a pair that is true only after the
+//! resolve step, which decides with the other member how much of the tail stays: it comes with
+//! replication, before any shard is ready, and nothing may set `ShardConfig::backup` in a release
+//! before it does.
 
 use std::time::Instant;
 

@@ -146,7 +146,8 @@ fn an_async_message_never_waits_behind_a_sealed_batch() {
         assert!(taken < 1000, "nothing holds it back");
     };
     assert_eq!(refused, AppendError::Busy);
-    // Four batches under way, one sealed by the record that found it full, one open: six of 128 KiB.
+    // Four batches under way, one sealed by the record that found it full, one open: six of 128
+    // KiB.
     assert!(taken * 20_000 <= 6 * 128 * 1024, "{taken} messages");
     bed.complete(0);
     bed.poll();

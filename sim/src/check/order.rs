@@ -1,8 +1,8 @@
 //! A producer's messages keep their order in a queue.
 //!
 //! On one link, messages that nobody can have seen before come in the order in which their producer
-//! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever happened
-//! to them before: what was given back is back in its place.
+//! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever
+//! happened to them before: what was given back is back in its place.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

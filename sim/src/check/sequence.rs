@@ -1,7 +1,7 @@
 //! A sequence names one message for ever.
 //!
-//! Once a record with a sequence was durable, no other message of that queue may be written with it,
-//! whatever was recycled since. What never became durable never had it.
+//! Once a record with a sequence was durable, no other message of that queue may be written with
+//! it, whatever was recycled since. What never became durable never had it.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

@@ -1,8 +1,8 @@
 //! A confirmed settlement never comes back.
 //!
 //! Confirmed is what the broker has answered: an outcome that waited for its settlement, or a
-//! detach, end or close after it. Only at `async`, and only after a crash, which may have come before
-//! the settlement's record was durable, may such a message be there again.
+//! detach, end or close after it. Only at `async`, and only after a crash, which may have come
+//! before the settlement's record was durable, may such a message be there again.
 
 use std::collections::BTreeMap;
 use std::time::Instant;

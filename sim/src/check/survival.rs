@@ -1,7 +1,8 @@
 //! What was accepted, or delivered, is there until somebody has settled it.
 //!
 //! At the end of a run every queue is drained to the last message. A letter that was accepted, or
-//! that anybody has been given, must have been settled by a client by then; otherwise it is lost. At
+//! that anybody has been given, must have been settled by a client by then; otherwise it is lost.
+//! At
 //! `async` it may be, if a crash came before its record was durable.
 
 use std::collections::{BTreeMap, BTreeSet};

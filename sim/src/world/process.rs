@@ -85,7 +85,8 @@ impl World {
         if self.disk.moments() < moment || self.node.is_none() {
             return Ok(false);
         }
-        // What is interesting is a crash with several writes in flight: wait for that, but not long.
+        // What is interesting is a crash with several writes in flight: wait for that, but not
+        // long.
         let patient = self.crash_patient && self.disk.moments() < moment + 200;
         if patient && self.disk.writes_in_flight() < 3 {
             return Ok(false);
@@ -253,7 +254,8 @@ impl World {
                 self.checks.facts.was_full = true;
             }
             Mail::Resolve { name, .. } => {
-                let again = |piece: &Mail| matches!(piece, Mail::Resolve { name: other, .. } if other == name);
+                let again =
+                    |piece: &Mail| matches!(piece, Mail::Resolve { name: n, .. } if n == name);
                 let racing = self.mail.values().flatten().any(again);
                 if racing {
                     self.hits.add(Hit::CreateRace);

@@ -33,7 +33,8 @@ class Role {
             return;
         }
         this.inc = address.inc;
-        const container = rhea.create_container({ id: `${this.name}-${address.inc}-${process.pid}` });
+        const id = `${this.name}-${address.inc}-${process.pid}`;
+        const container = rhea.create_container({ id });
         const connection = container.connect({
             host: '127.0.0.1', port: address.port, username: 'anonymous', reconnect: false,
             idle_time_out: 20000,
@@ -224,8 +225,8 @@ class Consumer extends Role {
         if (this.style === 'mixed' && this.seen % 10 === 0) kind = 'released';
         if (this.style === 'mixed' && this.seen % 15 === 0) kind = 'failed';
         say('outcome', { id, link: this.link, kind, settled: true });
-        // rhea 3.0.5 merges a first disposition with the next one whatever that says, so each that is
-        // not `accepted` is written by itself.
+        // rhea 3.0.5 merges a first disposition with the next one whatever that says, so each that
+        // is not `accepted` is written by itself.
         if (kind !== 'accepted') this.write_dispositions();
         if (kind === 'accepted') delivery.update(true, rhea.message.accepted().described());
         if (kind === 'released') delivery.update(true, rhea.message.released().described());
@@ -311,7 +312,8 @@ class Load {
 
     address() {
         try {
-            const [inc, port] = fs.readFileSync(this.spec.address, 'utf8').trim().split(' ').map(Number);
+            const address = fs.readFileSync(this.spec.address, 'utf8');
+            const [inc, port] = address.trim().split(' ').map(Number);
             return Number.isInteger(inc) && Number.isInteger(port) ? { inc, port } : null;
         } catch (error) {
             if (error.code === 'ENOENT') return null;

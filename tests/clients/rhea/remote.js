@@ -59,7 +59,8 @@ class Remote {
             this.gone = true;
             if (c.error && !this.failure) {
                 const { condition, message, description } = c.error;
-                this.failure = { condition: condition || 'none', description: description || message };
+                const said = description || message;
+                this.failure = { condition: condition || 'none', description: said };
             }
         });
         for (const what of ['session_error', 'session_close', 'receiver_close', 'sender_close']) {
@@ -136,7 +137,8 @@ class Remote {
     receiver(step) {
         const receiver = this.session.open_receiver({
             name: step.name, source: this.terminus(step, step.from), credit_window: 0,
-            autoaccept: false, autosettle: false, rcv_settle_mode: step.rcv_settle === 'second' ? 1 : 0,
+            autoaccept: false, autosettle: false,
+            rcv_settle_mode: step.rcv_settle === 'second' ? 1 : 0,
         });
         this.inbox[step.name] = [];
         receiver.on('message', ({ message, delivery }) => {
@@ -212,7 +214,8 @@ class Remote {
                 error: { condition: 'test:bad', description: 'the test says so' },
             }),
             modified: () => rhea.message.modified({
-                delivery_failed: Boolean(step.failed), undeliverable_here: Boolean(step.undeliverable),
+                delivery_failed: Boolean(step.failed),
+                undeliverable_here: Boolean(step.undeliverable),
             }),
         };
         delivery.update(!step.unsettled, outcomes[step.outcome]().described());

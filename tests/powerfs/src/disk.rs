@@ -14,8 +14,8 @@
 //! as a metadata journal would have it. Bytes survive sector by sector, as a device's cache has it:
 //! a later write may stay while an earlier one is lost.
 //!
-//! Invariant: `durable` changes only by a sync and by a cut. Chance comes from one seed, and the same
-//! operations with the same seed lose the same bytes.
+//! Invariant: `durable` changes only by a sync and by a cut. Chance comes from one seed, and the
+//! same operations with the same seed lose the same bytes.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

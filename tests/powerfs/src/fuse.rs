@@ -7,12 +7,12 @@
 //!           On      the durable image is served again             (on)
 //! ```
 //!
-//! A write with `RWF_DSYNC` arrives as WRITE and then FSYNC, but there is a trap (measured): where open
-//! or create answer `FOPEN_DIRECT_IO`, the kernel drops the sync of each write without a word, and a
-//! broker that syncs would be seen losing data. The opener's own `O_DIRECT` is enough. For the same
-//! reason `FUSE_ASYNC_DIO` stays off: the kernel syncs after a direct write that ended, not after one
-//! that it has queued. Nothing is cached between opens (lifetimes of zero), so that after a cut nobody
-//! sees what the kernel remembers.
+//! A write with `RWF_DSYNC` arrives as WRITE and then FSYNC, but there is a trap (measured): where
+//! open or create answer `FOPEN_DIRECT_IO`, the kernel drops the sync of each write without a word,
+//! and a broker that syncs would be seen losing data. The opener's own `O_DIRECT` is enough. For
+//! the same reason `FUSE_ASYNC_DIO` stays off: the kernel syncs after a direct write that ended,
+//! not after one that it has queued. Nothing is cached between opens (lifetimes of zero), so that
+//! after a cut nobody sees what the kernel remembers.
 //!
 //! Invariant: a request takes effect and is answered while the power is on, or it is answered EIO;
 //! a sync takes effect at its end, so one that is under way at the freeze proves nothing.
@@ -36,8 +36,8 @@ use crate::sparse::PAGE;
 /// Nothing is cached: what the kernel remembers would outlive a cut.
 const TTL: Duration = Duration::ZERO;
 
-/// A write that began this short before the freeze counts as under way: the kernel sends the sync of
-/// a durable write only when it has the write's answer.
+/// A write that began this short before the freeze counts as under way: the kernel sends the sync
+/// of a durable write only when it has the write's answer.
 const YOUNG: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, PartialEq, Eq)]

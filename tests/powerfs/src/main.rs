@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   stdin     freeze                    requests wait from now on          ok AT_NS
-//!             cut [FILE]                lose what was not synced, EIO      ok PENDING LOST TORN NAMES SINCE_NS
-//!                                       for all; write what was in flight
+//!             cut [FILE]                lose what was not synced, EIO      ok PENDING LOST TORN
+//!                                       for all; write what was in flight     NAMES SINCE_NS
 //!                                       to FILE
 //!             on                        serve the durable image            ok
 //!             delay-write US            answer writes that much later      ok
