@@ -190,6 +190,7 @@ pub struct Connection {
     /// What the host last said the time is.
     now: Instant,
     last_received: Instant,
+    reads_withheld: bool,
     last_sent: Instant,
     /// When the handshake, the wait for the peer's close, or that for it to read, is over.
     deadline: Instant,
@@ -255,6 +256,7 @@ impl Connection {
             state: ConnectionState::HeaderWait,
             now,
             last_received: now,
+            reads_withheld: false,
             last_sent: now,
             deadline,
             input: Vec::new(),
@@ -332,6 +334,15 @@ impl Connection {
         self.now = now;
         self.last_received = now;
         self.take_input(bytes);
+    }
+
+    /// The host stops reading, or reads again. A peer that is not read cannot be blamed for
+    /// silence: its idle time begins anew when it is read again.
+    pub fn withhold_reads(&mut self, now: Instant, withheld: bool) {
+        if self.reads_withheld != withheld {
+            self.reads_withheld = withheld;
+            self.last_received = self.last_received.max(now);
+        }
     }
 
     /// The peer will send no more bytes.

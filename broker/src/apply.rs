@@ -14,8 +14,9 @@
 //! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
 //!   next queue id. Those are copied forward before the segment goes.
 //!
-//! Invariants: the same record applied twice changes nothing the second time; a record that cannot
-//! be (its sequence was given before, say) is damage and stops the start.
+//! Invariants: a settlement, a count or a fact applied twice changes nothing the second time; a
+//! message twice, like any record that cannot be (its sequence was given before), is damage and
+//! stops the start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -400,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_applied_twice_changes_nothing() {
+    fn a_settlement_applied_twice_changes_nothing() {
         let mut state = State::new(SEGMENT);
         replay(&mut state, 10, &message(0, b"a"));
         replay(&mut state, 20, &settle(0));

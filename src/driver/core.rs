@@ -458,11 +458,15 @@ impl Core {
         let mut told = false;
         for (socket, how) in std::mem::take(&mut self.over) {
             let served = match how {
-                Over::Ended => self.sockets.ended(&mut self.ring, now, socket),
+                Over::Ended => self.sockets.ended(&mut self.ring, socket),
                 Over::Broken => self.sockets.lost(&mut self.ring, socket),
             };
             if let Some(Served { conn, shard }) = served {
-                self.handle(now, shard, Event::ConnectionLost { conn });
+                let event = match how {
+                    Over::Ended => Event::PeerEnded { conn },
+                    Over::Broken => Event::ConnectionLost { conn },
+                };
+                self.handle(now, shard, event);
                 told = true;
             }
         }

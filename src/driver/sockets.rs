@@ -4,7 +4,7 @@
 //!   Serving ──Action::Close──▶ Finishing ──last Sent──▶ Lingering ──peer's end──▶ Closing ──▶ gone
 //!      │                           │                        │                        ▲
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
-//!      └── the peer's end, or a failed send: the shard is told once ─────────────────┘
+//!      └── a failed send: the shard is told once ────────────────────────────────────┘
 //! ```
 //! A close is polite: what is under way is sent, our half is ended, and what the peer still sends
 //! is read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would
@@ -14,6 +14,9 @@
 //! Invariants: a shard hears nothing of a connection after its `Close`, or after `ConnectionLost`.
 //! A `ConnId` is never given twice in a process: it holds the slot of its socket, so that an action
 //! finds the socket without a search, and a serial number.
+//!
+//! A peer that ends its half may still wait for answers: the shard is told, and closes when it owes
+//! none.
 //!
 //! Failure: an action for a connection that is gone does nothing.
 
@@ -161,25 +164,15 @@ impl Sockets {
         told.then_some(served)
     }
 
-    /// The peer has ended its half: whom to tell, if anybody. What is being sent may still arrive,
-    /// so the socket stays until it is.
-    pub(super) fn ended(
-        &mut self,
-        ring: &mut Ring,
-        now: Instant,
-        socket: SocketId,
-    ) -> Option<Served> {
+    /// The peer has ended its half: whom to tell, if anybody. Answers may still be owed and arrive,
+    /// so the socket stays until the shard says `Close`.
+    pub(super) fn ended(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Served> {
         let entry = self.entry_of(socket)?;
         entry.peer_ended = true;
         match entry.phase {
             Phase::Finishing => None,
-            Phase::Serving if entry.sends > 0 => {
-                entry.phase = Phase::Finishing;
-                let served = Served { conn: entry.conn, shard: entry.shard };
-                self.deadlines.push_back((now + LINGER, socket));
-                Some(served)
-            }
-            Phase::Serving | Phase::Lingering | Phase::Closing => self.lost(ring, socket),
+            Phase::Serving => Some(Served { conn: entry.conn, shard: entry.shard }),
+            Phase::Lingering | Phase::Closing => self.lost(ring, socket),
         }
     }
 
@@ -332,7 +325,7 @@ mod tests {
                     bench.client.shutdown(std::net::Shutdown::Write).expect("ended");
                 }
                 Completion::ReceiveEnded { socket, .. } => {
-                    assert_eq!(bench.sockets.ended(&mut bench.ring, clock(), socket), None);
+                    assert_eq!(bench.sockets.ended(&mut bench.ring, socket), None);
                 }
                 Completion::Closed { socket } => return bench.sockets.closed(socket),
                 other => panic!("unexpected: {other:?}"),
@@ -346,8 +339,10 @@ mod tests {
         let mut bench = bench();
         bench.sockets.send(&mut bench.ring, bench.conn, b"answer".to_vec());
         let served = Served { conn: bench.conn, shard: ShardId(0) };
-        let told = bench.sockets.ended(&mut bench.ring, clock(), bench.socket);
+        let told = bench.sockets.ended(&mut bench.ring, bench.socket);
         assert_eq!(told, Some(served));
+        bench.sockets.send(&mut bench.ring, bench.conn, b", late".to_vec());
+        bench.sockets.finish(&mut bench.ring, clock(), bench.conn);
         loop {
             match next(&mut bench.ring) {
                 Completion::Sent { socket, result, .. } => {
@@ -360,7 +355,7 @@ mod tests {
         }
         let mut heard = Vec::new();
         bench.client.read_to_end(&mut heard).expect("an orderly end");
-        assert_eq!(heard, b"answer");
+        assert_eq!(heard, b"answer, late");
     }
 
     #[test]
@@ -383,7 +378,7 @@ mod tests {
     fn a_lost_connection_is_told_once() {
         let mut bench = bench();
         let served = Served { conn: bench.conn, shard: ShardId(0) };
-        assert_eq!(bench.sockets.ended(&mut bench.ring, clock(), bench.socket), Some(served));
+        assert_eq!(bench.sockets.lost(&mut bench.ring, bench.socket), Some(served));
         assert_eq!(bench.sockets.lost(&mut bench.ring, bench.socket), None);
         assert_eq!(bench.sockets.socket(bench.conn), None, "nothing is sent any more");
         bench.sockets.finish(&mut bench.ring, clock(), bench.conn);

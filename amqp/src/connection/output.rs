@@ -174,10 +174,11 @@ impl Connection {
         [self.idle_deadline(), self.heartbeat_deadline()].into_iter().flatten().min()
     }
 
-    /// When the peer has been silent for too long. While parked it is not listened to.
+    /// When the peer has been silent for too long. While parked, or while the host withholds its
+    /// reads, it is not listened to.
     fn idle_deadline(&self) -> Option<Instant> {
         let silence = self.config.idle_time_out?;
-        (!self.is_parked()).then(|| self.last_received + silence)
+        (!self.is_parked() && !self.reads_withheld).then(|| self.last_received + silence)
     }
 
     fn heartbeat_deadline(&self) -> Option<Instant> {

@@ -317,6 +317,21 @@ fn a_peer_that_never_reads_again_is_not_kept() {
 }
 
 #[test]
+fn item_10_a_peer_that_is_not_read_is_not_blamed_for_silence() {
+    let config = Config { idle_time_out: Some(Duration::from_secs(60)), ..config() };
+    let mut peer = Peer::in_session_with(config, &open(), &begin());
+    peer.events();
+    peer.engine.withhold_reads(peer.now, true);
+    peer.wait(Duration::from_secs(600));
+    assert!(peer.events().is_empty());
+    peer.engine.withhold_reads(peer.now, false);
+    peer.wait(Duration::from_secs(59));
+    assert!(peer.events().is_empty());
+    peer.wait(Duration::from_secs(1));
+    assert_eq!(closed_reason(&mut peer), CloseReason::IdleTimeout);
+}
+
+#[test]
 fn item_10_idle_time_outs_of_both_sides() {
     let idle = |ms| Open { idle_time_out: Some(ms), ..open() };
     let config = || Config { idle_time_out: Some(Duration::from_secs(60)), ..config() };

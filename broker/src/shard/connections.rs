@@ -506,6 +506,7 @@ impl Shard {
         let pause = !conn.amqp.wants_read() || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX;
         if pause != conn.paused && !conn.over {
             conn.paused = pause;
+            conn.amqp.withhold_reads(now, pause);
             self.actions.push_back(if pause {
                 Action::PauseReceive(id)
             } else {

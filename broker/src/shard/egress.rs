@@ -232,7 +232,10 @@ fn send_one(
     stashed: &Stashed,
     presettled: bool,
 ) -> Result<DeliveryId, SendError> {
-    let sections = Sections::scan(&stashed.message).unwrap_or_default();
+    // It was scanned when it came in; if this version reads it otherwise, it goes out as it is.
+    let Ok(sections) = Sections::scan(&stashed.message) else {
+        return amqp.send(id, &[&stashed.message], presettled);
+    };
     let mut header = sections.header_fields;
     header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
     header.first_acquirer = stashed.first_acquirer.then_some(true);

@@ -154,6 +154,7 @@ impl Shard {
             )));
         }
         Sections::scan(&transfer.message)
+            .and_then(|sections| sections.message_annotations(&transfer.message).map(drop))
             .err()
             .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
     }
