@@ -153,6 +153,11 @@ impl Commit {
         self.open.is_some()
     }
 
+    /// When the open batch got its first record.
+    pub(crate) fn open_since(&self) -> Option<Instant> {
+        self.open.as_ref().map(|open| open.batch.since)
+    }
+
     /// Nothing is sealed or in flight.
     pub(crate) fn is_quiet(&self) -> bool {
         self.sealed.is_empty() && self.flights.is_empty()

@@ -532,10 +532,14 @@ impl Journal {
             return Err(AppendError::Closed);
         }
         // Answered at once, it may wait for the writes under way, but not behind sealed batches
-        // too: what a crash can take is the open batch and the writes under way.
+        // too, nor in a batch that is overdue because no write ends: what a crash can take is one
+        // flush window of messages and the writes under way.
         let grows = matches!(claim, Claim::Grow { .. });
-        if grows && record.level == Level::Async && self.commit.has_sealed() {
-            return Err(AppendError::Busy);
+        if grows && record.level == Level::Async {
+            let overdue = |since: Instant| now > since + self.config.flush_window;
+            if self.commit.has_sealed() || self.commit.open_since().is_some_and(overdue) {
+                return Err(AppendError::Busy);
+            }
         }
         let fragments = fragment::split(record, self.fragment_bytes_max());
         let fragments = fragments.ok_or(AppendError::TooLarge)?;

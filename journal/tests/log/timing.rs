@@ -153,3 +153,24 @@ fn an_async_message_never_waits_behind_a_sealed_batch() {
     bed.poll();
     bed.append(RecordKind::Message, 5, b"room again");
 }
+
+#[test]
+fn an_async_message_does_not_join_a_batch_that_is_overdue() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    let mut record = Record::new(RecordKind::Message, QueueId(1), Sequence(1), b"x");
+    record.level = Level::Async;
+    // Four writes hang, so what comes then stays in the open batch.
+    for sequence in 2..6 {
+        bed.append(RecordKind::Message, sequence, b"stuck");
+        bed.poll();
+    }
+    assert!(bed.journal.append(bed.now, &record, Urgency::Window).is_ok());
+    record.sequence = Sequence(7);
+    let late = bed.now + Duration::from_millis(5);
+    assert!(bed.journal.append(late, &record, Urgency::Window).is_ok());
+    record.sequence = Sequence(8);
+    let later = late + Duration::from_millis(1);
+    let refused = bed.journal.append(later, &record, Urgency::Window);
+    assert_eq!(refused, Err(AppendError::Busy));
+}
