@@ -149,6 +149,8 @@ impl Server {
     fn agent(&self) -> ureq::Agent {
         ureq::Agent::config_builder()
             .http_status_as_error(false)
+            // The broker is near; a proxy that the environment names would reach another machine.
+            .proxy(None)
             .timeout_global(Some(Duration::from_secs(30)))
             .build()
             .into()

@@ -11,12 +11,18 @@
 //! ```
 //! The child is a process of its own, so that the kill is a real one. Its log is `broker.log` in
 //! the directory. Whatever is not as it should be is a failure, never a line that passes.
+//!
+//! Invariant: however it ends (done, failed, Ctrl-C, a closed terminal or pipe), no broker and no
+//! scratch directory is left behind; only a `kill -9` of this process itself leaves them.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use amqp::connection::Sasl;
@@ -24,7 +30,7 @@ use amqp::delivery::Outcome;
 use clap::Args;
 use perf::client::{Client, ClientError, data_of, durable_message};
 use serde_json::Value;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::fatal::Failure;
 use crate::output;
@@ -32,7 +38,7 @@ use crate::output;
 /// What `dev` is told.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Where to keep data and log [default: a temporary directory, removed at the end]
+    /// Where to keep data and log [default: a new one in this directory, removed at the end]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// AMQP on this port, HTTP on the next [default: 5672, or free ones where that is taken]
@@ -58,44 +64,86 @@ const CREDIT: u32 = 200;
 
 /// `laelaps dev`.
 pub(crate) fn dev(options: &Options) -> Result<(), Failure> {
-    let scratch = Scratch::new(options.dir.as_deref())?;
+    let asked = Asked::listen()?;
+    // What a signal interrupts fails in many ways; they all mean the same.
+    demonstrate(options, &asked).map_err(|failure| asked.check().err().unwrap_or(failure))
+}
+
+fn demonstrate(options: &Options, asked: &Asked) -> Result<(), Failure> {
     let ports = Ports::choose(options.base_port)?;
+    let scratch = Scratch::new(options.dir.as_deref())?;
     let count = options.messages;
-    let broker = Broker::start(&scratch.path, ports)?;
-    output::line(format_args!(
+    let broker = Broker::start(&scratch.path, ports, asked)?;
+    say(format_args!(
         "broker     process {} on {}, data in {}",
         broker.id(),
         ports.amqp,
         scratch.show()
-    ));
+    ))?;
 
-    send(ports.amqp, count)?;
-    output::line(format_args!(
-        "sent       {count} durable messages to `{QUEUE}`: each one accepted"
-    ));
+    send(ports.amqp, count, asked)?;
+    say(format_args!("sent       {count} durable messages to `{QUEUE}`: each one accepted"))?;
     let killed = broker.id();
     broker.kill()?;
-    output::line(format_args!("killed     process {killed} with SIGKILL"));
+    say(format_args!("killed     process {killed} with SIGKILL"))?;
 
-    let mut broker = Broker::start(&scratch.path, ports)?;
-    output::line(format_args!("restarted  as process {}", broker.id()));
-    receive(ports.amqp, count)?;
-    output::line(format_args!(
-        "received   {count} messages, in order, none twice; each one settled"
-    ));
+    let mut broker = Broker::start(&scratch.path, ports, asked)?;
+    say(format_args!("restarted  as process {}", broker.id()))?;
+    receive(ports.amqp, count, asked)?;
+    say(format_args!("received   {count} messages, in order, none twice; each one settled"))?;
     let left = available(ports.admin)?;
     if left != 0 {
         return Err(Failure::command(format!("`{QUEUE}` still has {left} messages after that")));
     }
-    output::line(format_args!("queue      `{QUEUE}` is empty"));
+    say(format_args!("queue      `{QUEUE}` is empty"))?;
     if !options.once {
-        output::line(format_args!(
+        say(format_args!(
             "\nThe broker goes on: amqp://{} and http://{}. Ctrl-C stops it.",
             ports.amqp, ports.admin
-        ));
-        wait_for_signal(&mut broker)?;
+        ))?;
+        asked.wait(&mut broker)?;
     }
     broker.stop()
+}
+
+/// Print a line. A reader that is gone ends us as a failure does: with nothing left behind.
+fn say(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}")
+        .map_err(|error| Failure::command(format!("standard output: {error}")))
+}
+
+/// Whether somebody asked us to stop: seen between steps, so that the broker goes with us.
+struct Asked(Arc<AtomicBool>);
+
+impl Asked {
+    fn listen() -> Result<Self, Failure> {
+        let asked = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&asked))
+                .map_err(|error| Failure::command(format!("signals cannot be handled: {error}")))?;
+        }
+        Ok(Self(asked))
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fails once we are asked to stop in the middle of a step.
+    fn check(&self) -> Result<(), Failure> {
+        if self.is_set() { Err(Failure::command("stopped before it was done")) } else { Ok(()) }
+    }
+
+    /// Until we are asked to stop, as long as the broker runs.
+    fn wait(&self, broker: &mut Broker) -> Result<(), Failure> {
+        while !self.is_set() {
+            if let Ok(Some(status)) = broker.child.try_wait() {
+                return Err(broker.failure(&format!("ended by itself with {status}")));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
 }
 
 /// A directory, removed at the end if we made it.
@@ -111,8 +159,11 @@ impl Scratch {
             || PathBuf::from(format!("laelaps-dev-{}", std::process::id())),
             Path::to_owned,
         );
-        fs::create_dir_all(&path).map_err(|error| {
-            Failure::command(format!("{} cannot be made: {error}", path.display()))
+        // What we remove at the end, we must have made.
+        let made = if ours { fs::create_dir(&path) } else { fs::create_dir_all(&path) };
+        made.map_err(|error| {
+            let path = path.display();
+            Failure::command(format!("{path} cannot be made: {error}; choose another by --dir"))
         })?;
         Ok(Self { path, ours })
     }
@@ -146,6 +197,11 @@ impl Ports {
         let on = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let pair = |base: u16| Self { amqp: on(base), admin: on(base + 1) };
         match base {
+            // Whoever is there already would answer in the place of our broker.
+            Some(base @ 1..=65_534) if !pair(base).are_free() => Err(Failure::command(format!(
+                "--base-port {base}: port {base} or {} is taken; choose another, or none",
+                base + 1
+            ))),
             Some(base @ 1..=65_534) => Ok(pair(base)),
             Some(base) => Err(Failure::command(format!("--base-port {base}: 1 to 65534"))),
             None if pair(Self::BASE).are_free() => Ok(pair(Self::BASE)),
@@ -173,7 +229,7 @@ struct Broker {
 }
 
 impl Broker {
-    fn start(scratch: &Path, ports: Ports) -> Result<Self, Failure> {
+    fn start(scratch: &Path, ports: Ports, asked: &Asked) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| {
             Failure::command(format!("the broker cannot be started: {error}"))
         };
@@ -190,7 +246,7 @@ impl Broker {
         command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         let mut broker = Self { child, log };
-        broker.wait_ready(ports)?;
+        broker.wait_ready(ports, asked)?;
         Ok(broker)
     }
 
@@ -198,16 +254,17 @@ impl Broker {
         self.child.id()
     }
 
-    fn wait_ready(&mut self, ports: Ports) -> Result<(), Failure> {
+    fn wait_ready(&mut self, ports: Ports, asked: &Asked) -> Result<(), Failure> {
         let url = format!("http://{}/healthz/ready", ports.admin);
         let step = Duration::from_millis(20);
         for _ in 0..STEP_WITHIN.as_millis() / step.as_millis() {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(self.failure(&format!("ended with {status}")));
             }
-            if ureq::get(&url).call().is_ok() {
+            if http().get(&url).call().is_ok() {
                 return Ok(());
             }
+            asked.check()?;
             std::thread::sleep(step);
         }
         Err(self.failure(&format!("was not ready within {} s", STEP_WITHIN.as_secs())))
@@ -256,6 +313,11 @@ impl Drop for Broker {
     }
 }
 
+/// To our own broker, never by a proxy that the environment names.
+fn http() -> ureq::Agent {
+    ureq::Agent::config_builder().proxy(None).timeout_global(Some(STEP_WITHIN)).build().into()
+}
+
 fn client_failure(error: ClientError) -> Failure {
     Failure::command(format!("the built-in client: {error}"))
 }
@@ -269,13 +331,15 @@ fn body(number: u32) -> Vec<u8> {
 }
 
 /// Send them all, then count the answers.
-fn send(addr: SocketAddr, count: u32) -> Result<(), Failure> {
+fn send(addr: SocketAddr, count: u32, asked: &Asked) -> Result<(), Failure> {
     let mut client = connect(addr)?;
     let link = client.sender(QUEUE).map_err(client_failure)?;
     for number in 0..count {
+        asked.check()?;
         client.send(link, &durable_message(&body(number))).map_err(client_failure)?;
     }
     for _ in 0..count {
+        asked.check()?;
         match client.next_outcome().map_err(client_failure)? {
             (_, Outcome::Accepted) => {}
             (_, other) => {
@@ -288,10 +352,11 @@ fn send(addr: SocketAddr, count: u32) -> Result<(), Failure> {
 }
 
 /// Receive them all and compare each with what it should be.
-fn receive(addr: SocketAddr, count: u32) -> Result<(), Failure> {
+fn receive(addr: SocketAddr, count: u32, asked: &Asked) -> Result<(), Failure> {
     let mut client = connect(addr)?;
     let link = client.receiver(QUEUE, CREDIT).map_err(client_failure)?;
     for number in 0..count {
+        asked.check()?;
         let received = client.receive().map_err(client_failure)?;
         if data_of(&received.message) != Some(&body(number)) {
             return Err(Failure::command(format!(
@@ -310,7 +375,7 @@ fn available(admin: SocketAddr) -> Result<u64, Failure> {
     let url = format!("http://{admin}/api/v1/queues/{QUEUE}");
     let failed = |error: ureq::Error| Failure::command(format!("{url}: {error}"));
     let stat: Value =
-        ureq::get(&url).call().map_err(failed)?.body_mut().read_json().map_err(failed)?;
+        http().get(&url).call().map_err(failed)?.body_mut().read_json().map_err(failed)?;
     let count = |key: &str| stat[key].as_u64();
     match (count("available"), count("acquired")) {
         (Some(available), Some(acquired)) => Ok(available + acquired),
@@ -318,17 +383,24 @@ fn available(admin: SocketAddr) -> Result<u64, Failure> {
     }
 }
 
-fn wait_for_signal(broker: &mut Broker) -> Result<(), Failure> {
-    let failed =
-        |error: std::io::Error| Failure::command(format!("signals cannot be handled: {error}"));
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
-    loop {
-        if signals.pending().next().is_some() {
-            return Ok(());
-        }
-        if let Some(status) = broker.child.try_wait().map_err(failed)? {
-            return Err(broker.failure(&format!("ended by itself with {status}")));
-        }
-        std::thread::sleep(Duration::from_millis(100));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_port_that_somebody_holds_is_refused() {
+        let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = holder.local_addr().expect("bound").port();
+        let refused = Ports::choose(Some(port)).map(drop).expect_err("taken");
+        assert!(refused.message.contains("is taken"), "{refused}");
+    }
+
+    #[test]
+    fn a_directory_that_was_there_is_never_removed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let mine = root.path().join("mine");
+        fs::create_dir(&mine).expect("made");
+        drop(Scratch::new(Some(&mine)).expect("taken as it is"));
+        assert!(mine.exists());
     }
 }

@@ -62,7 +62,7 @@ enum Command {
         #[command(flatten)]
         flags: Box<Layer>,
     },
-    /// Start a broker, kill it under load, start it again, and show that nothing is lost
+    /// Start a broker, send to it, kill it with SIGKILL, start it again: nothing is lost
     Dev(dev::Options),
     /// Say what this machine allows: io_uring, direct I/O, sync latency, cores, limits
     Preflight(preflight::Options),
