@@ -311,7 +311,19 @@ fn read(path: &Path) -> Result<Layer, Failure> {
         Failure::new(Cause::ConfigInvalid, format!("configuration {}: {why}", path.display()))
     };
     let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
-    toml::from_str(&text).map_err(|error| invalid(error.to_string()))
+    toml::from_str(&text).map_err(|error| invalid(toml_error(&text, &error)))
+}
+
+/// Where and why, without the line itself: it may hold a password in the place of its hash, and
+/// what is said here goes to the log.
+fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let why = error.message();
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return why.to_owned();
+    };
+    let line = before.split('\n').count();
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {why}")
 }
 
 #[cfg(test)]
@@ -348,6 +360,19 @@ mod tests {
         assert_eq!(config.drain, Span::secs(2));
         assert_eq!(config.shards, Shards::Count(3));
         assert!(config.is_given("shards") && !config.is_given("segment-size"));
+    }
+
+    #[test]
+    fn an_error_says_where_and_repeats_no_secret() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (line, column) in [("password-hash = \"hunter2\"", 17), ("password = \"hunter2\"", 1)] {
+            let text = format!("drain = \"1s\"\n[[users]]\nname = \"é\"\n{line}\n");
+            std::fs::write(file.path(), text).expect("written");
+            let failure = Config::load(Some(file.path()), Layer::default()).expect_err("refused");
+            let message = failure.message;
+            assert!(message.contains(&format!("line 4, column {column}: ")), "{message}");
+            assert!(!message.contains("hunter2"), "{message}");
+        }
     }
 
     #[test]
