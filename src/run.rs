@@ -12,8 +12,9 @@
 //! ```
 //! Nobody can connect before step 7: a shard that is not ready has no listener.
 //!
-//! Invariants: the AMQP address is bound once without sharing first, so that two brokers can't
-//! share a port by accident; a signal before step 7 just ends the process (recovery does no harm
+//! Invariants: the AMQP address is bound without sharing first, at step 5 and again at step 7 (in a
+//! long recovery another broker may have come), so that two brokers can't share a port by accident,
+//! each with a part of the clients; a signal before step 7 just ends the process (recovery does no harm
 //! half-way).
 //!
 //! Failure: one line in the log, with what, where and what to do, and the cause's status.
@@ -32,7 +33,9 @@ use journal::{Level, ShardId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::auth::Authenticator;
-use crate::config::{Config, Durability, EngineChoice, Layer, LogFormat, Patience, Shards};
+use crate::config::{
+    Config, Durability, EngineChoice, Layer, LogFormat, Patience, SHARDS_MAX, Shards,
+};
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Facts, Inbox, Input, Node, Stage};
@@ -163,7 +166,9 @@ impl Admin {
 fn open_directory(config: &Config, signals: &Receiver<i32>) -> Result<Directory, Failure> {
     let shards = match config.shards {
         Shards::Count(count) => count,
-        Shards::Auto => u16::try_from(driver::threads()?).unwrap_or(crate::config::SHARDS_MAX),
+        Shards::Auto => {
+            u16::try_from(driver::threads()?).map_or(SHARDS_MAX, |count| count.min(SHARDS_MAX))
+        }
     };
     let wanted = Wanted {
         segment_bytes: config.segment_size.0,
@@ -284,6 +289,7 @@ fn cores_gone() -> Failure {
 
 /// Have every core listen; the first one tells the port where any free one is wanted.
 fn listen(driver: &Driver, inboxes: &[Inbox], wanted: SocketAddr) -> Result<SocketAddr, Failure> {
+    drop(bind_alone(wanted)?);
     let mut addr = wanted;
     for inbox in inboxes {
         inbox.put(Input::Listen { addr, shared: inboxes.len() > 1 });
@@ -422,5 +428,21 @@ impl Started<'_> {
             torn = if torn.is_empty() { "nothing".to_owned() } else { torn.join("; ") },
             "ready"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_was_taken_during_the_recovery_is_not_shared() {
+        let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let taken = holder.local_addr().expect("bound");
+        let (_reports, reports) = bounded(1);
+        let (inbox, inputs) = Inbox::new(|| {});
+        let failure = listen(&Driver { reports, cores: 1 }, &[inbox], taken).expect_err("taken");
+        assert_eq!(failure.cause, Cause::ListenFailed);
+        assert!(inputs.is_empty(), "no core was told to listen");
     }
 }
