@@ -56,7 +56,7 @@ causes! {
         "The command could not be carried out, or it found something wrong.",
         "Read the message; nothing was changed unless it says so.";
     ConfigInvalid = 3, "config-invalid",
-        "The configuration file or a flag has an unknown key or a value out of bounds.",
+        "The configuration file has an unknown key, or it or a flag a value out of bounds.",
         "Mend the key that the message names; `laelaps config check FILE` tests a file.";
     ReplicationMissing = 4, "replication-missing",
         "`replicated` or `replicated-sync` is asked for, but this broker has no replica.",
@@ -177,8 +177,7 @@ fn page() -> String {
          Each cause of a designed death has a status of its own; none is given a second meaning.\n\
          This page is generated from `src/fatal.rs`.\n\n\
          | status | name | meaning | what to do |\n|---|---|---|---|\n\
-         | 0 | ok | Stopped as asked, or the command did its work. | |\n\
-         | 2 | usage | The command line was not understood. | See `laelaps help`. |\n",
+         | 0 | ok | Stopped as asked, or the command did its work. | |\n",
     );
     for cause in Cause::ALL {
         page.push_str(&format!(
@@ -188,6 +187,12 @@ fn page() -> String {
             cause.meaning(),
             cause.remedy()
         ));
+        if *cause == Cause::Command {
+            page.push_str(
+                "| 2 | usage | The command line was not understood: an unknown flag, or a value \
+                 that cannot be read. | See `laelaps help`. |\n",
+            );
+        }
     }
     page.push_str(
         "| 134 | aborted | An assertion failed (SIGABRT): state would have rotted. | \
