@@ -161,7 +161,7 @@ knobs! {
         Start; arg(value_name = "SHARE");
         "Bound of all journals: bytes, or a part of what is free with what they have already";
         "A volume that is quite full is slow, and something else always needs a little.";
-    "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes";
+    "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes, at least max-message-size";
         Start; arg(value_name = "SHARE");
         "Bound of messages held in memory: bytes, or a part of the machine or its container";
         "Buffers, connections and the kernel's sockets need room beside the messages.";
@@ -247,6 +247,15 @@ impl Config {
             let size = self.segment_size;
             return Err(invalid(format!(
                 "segment-size is {size}, but must be a multiple of 4 KiB"
+            )));
+        }
+        if let Share::Bytes(bytes) = self.memory_max
+            && bytes < self.max_message_size
+        {
+            let largest = self.max_message_size;
+            return Err(invalid(format!(
+                "memory-max is {bytes}, but must hold at least a message of max-message-size \
+                 ({largest})"
             )));
         }
         self.check_users().map_err(invalid)?;
@@ -389,6 +398,7 @@ mod tests {
             ("dta = \"x\"", "dta"),
             ("segment-size = \"3 MiB\"", "segment-size"),
             ("segment-size = 4194305", "segment-size"),
+            ("memory-max = 0", "memory-max"),
             ("writes-in-flight-max = 9", "writes-in-flight-max"),
             ("idle-timeout = \"0\"", "idle-timeout"),
             ("durability = \"synch\"", "replicated-sync"),

@@ -56,7 +56,7 @@ causes! {
         "The command could not be carried out, or it found something wrong.",
         "Read the message; nothing was changed unless it says so.";
     ConfigInvalid = 3, "config-invalid",
-        "The configuration file has an unknown key, or it or a flag a value out of bounds.",
+        "The configuration file has an unknown key, or it or a flag a value that will not do.",
         "Mend the key that the message names; `laelaps config check FILE` tests a file.";
     ReplicationMissing = 4, "replication-missing",
         "`replicated` or `replicated-sync` is asked for, but this broker has no replica.",

@@ -12,10 +12,10 @@
 //! ```
 //! Nobody can connect before step 7: a shard that is not ready has no listener.
 //!
-//! Invariants: the AMQP address is bound without sharing first, at step 5 and again at step 7 (in a
-//! long recovery another broker may have come), so that two brokers can't share a port by accident,
-//! each with a part of the clients; a signal before step 7 just ends the process (recovery does no harm
-//! half-way).
+//! Invariants: the AMQP address is bound without sharing first, at step 5 and again at step 7 (in
+//! a long recovery another broker may have come), so that two brokers can't share a port by
+//! accident, each with a part of the clients; a signal before step 7 just ends the process
+//! (recovery does no harm half-way).
 //!
 //! Failure: one line in the log, with what, where and what to do, and the cause's status.
 
@@ -29,7 +29,7 @@ use amqp::connection::Sasl;
 use broker::ShardConfig;
 use broker::event::RecoveryReport;
 use crossbeam::channel::{Receiver, after, bounded, never, select};
-use journal::{Level, ShardId};
+use journal::{Geometry, Level, ShardId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::auth::Authenticator;
@@ -73,6 +73,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
         direct: directory.is_direct(),
     };
     let storage = Storage::of(&directory);
+    warn_of_bounds(config, &directory);
     let shards = shard_configs(config, &directory)?;
     let shard_count = storage.shards;
     let journal = journal_config(config, &directory);
@@ -197,13 +198,37 @@ const CLOSE_WITHIN_MIN: Duration = Duration::from_millis(500);
 /// And at most so long.
 const CLOSE_WITHIN_MAX: Duration = Duration::from_secs(5);
 
-/// Segments that each shard may have.
-fn segments_max(config: &Config, directory: &Directory) -> u32 {
+/// Bytes that all journals may have together, as it was asked for.
+fn disk_bytes_max(config: &Config, directory: &Directory) -> u64 {
     let there = directory.bytes_used();
-    let bytes = config.disk_max.of(directory.volume().free_bytes.saturating_add(there));
+    config.disk_max.of(directory.volume().free_bytes.saturating_add(there))
+}
+
+/// Segments that each shard may have; never fewer than a log needs.
+fn segments_max(config: &Config, directory: &Directory) -> u32 {
     let geometry = directory.node().geometry;
-    let segments = bytes / geometry.segment_bytes / u64::from(geometry.shards);
+    let segments =
+        disk_bytes_max(config, directory) / geometry.segment_bytes / u64::from(geometry.shards);
     u32::try_from(segments).unwrap_or(u32::MAX).max(journal::limits::SEGMENTS_MIN)
+}
+
+/// Say where the bounds of the whole are too small for its shards.
+fn warn_of_bounds(config: &Config, directory: &Directory) {
+    let Geometry { segment_bytes, shards } = directory.node().geometry;
+    let wanted = disk_bytes_max(config, directory);
+    let least = u64::from(shards) * u64::from(journal::limits::SEGMENTS_MIN) * segment_bytes;
+    if wanted < least {
+        tracing::warn!(
+            "disk-max comes to {wanted} bytes, but {shards} shards need {least}: that is the bound"
+        );
+    }
+    let share = config.memory_max.of(machine::memory_bytes()) / u64::from(shards);
+    if share < config.max_message_size.0 {
+        tracing::warn!(
+            "memory-max leaves each of {shards} shards {share} bytes, less than a message of \
+             max-message-size: larger ones are refused"
+        );
+    }
 }
 
 fn journal_config(config: &Config, directory: &Directory) -> journal::Config {

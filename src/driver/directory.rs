@@ -263,9 +263,12 @@ fn lock(root: &Path, wait: LockWait, mut waiting: impl FnMut()) -> Result<Direct
 
 /// What went wrong with a path, by the kernel's word.
 pub(crate) fn path_failure(path: &Path, what: &str, error: &io::Error) -> Failure {
-    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     let cause = if is_full(error) {
         Cause::DiskFull
+    } else if [AlreadyExists, NotADirectory].contains(&error.kind()) {
+        // Something else has the name: a wrong path, no fault of the disk.
+        Cause::ConfigInvalid
     } else if [PermissionDenied, ReadOnlyFilesystem].contains(&error.kind()) {
         Cause::NoPermission
     } else {
@@ -575,6 +578,14 @@ mod tests {
         );
         drop(holder);
         open(root.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_path_that_is_a_file_is_no_fault_of_the_disk() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        assert_eq!(cause(open(file.path())), Cause::ConfigInvalid);
+        assert_eq!(cause(open(&file.path().join("below"))), Cause::ConfigInvalid);
+        assert!(file.path().is_file(), "it is left alone");
     }
 
     #[test]
