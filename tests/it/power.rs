@@ -29,6 +29,9 @@ const ASYNC_SLACK: Duration = Duration::from_millis(25);
 /// A canary must be caught within that many cuts.
 const CANARY_CUTS: u64 = 5;
 
+/// The exit status of a broker that finds its journal damaged.
+const JOURNAL_DAMAGED: i32 = 14;
+
 /// How a run went: to its end, or to a broker that would not start on what a cut has left.
 enum Outcome {
     Ended(Run),
@@ -157,7 +160,10 @@ fn assert_caught(canary: &str) {
     let run = match run(&plan) {
         Outcome::Ended(run) => run,
         Outcome::Refused(said) => {
-            println!("{canary}: caught, the broker refuses to start:\n{said}");
+            // Any other refusal says nothing about what the canary breaks.
+            let damaged = format!("exit status: {JOURNAL_DAMAGED}\n");
+            assert!(said.starts_with(&damaged), "{canary} does not start, not for damage:\n{said}");
+            println!("{canary}: caught, the broker finds its journal damaged:\n{said}");
             return;
         }
     };
