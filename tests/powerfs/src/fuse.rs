@@ -9,10 +9,10 @@
 //!
 //! A write with `RWF_DSYNC` arrives as WRITE and then FSYNC, but there is a trap (measured): where
 //! open or create answer `FOPEN_DIRECT_IO`, the kernel drops the sync of each write without a word,
-//! and a broker that syncs would be seen losing data. The opener's own `O_DIRECT` is enough. For
-//! the same reason `FUSE_ASYNC_DIO` stays off: the kernel syncs after a direct write that ended,
-//! not after one that it has queued. Nothing is cached between opens (lifetimes of zero), so that
-//! after a cut nobody sees what the kernel remembers.
+//! and a broker that syncs would be seen losing data. The opener's own `O_DIRECT` is enough.
+//! `FUSE_ASYNC_DIO` stays off as a precaution, not measured: a write that the kernel has only
+//! queued might be synced before it has ended. Nothing is cached between opens (lifetimes of zero),
+//! so that after a cut nobody sees what the kernel remembers.
 //!
 //! Invariant: a request takes effect and is answered while the power is on, or it is answered EIO;
 //! a sync takes effect at its end, so one that is under way at the freeze proves nothing.
