@@ -6,7 +6,8 @@
 //!
 //! The promises, each with its own rule and its own test below that breaks it:
 //!
-//! 1. What was accepted is received, at the latest by the drain at the end.
+//! 1. What was accepted reaches a consumer that accepts it, at the latest by the drain at the end.
+//!    To have been seen once and then to be gone is to be lost.
 //! 2. What is received was sent, to that queue, and its body is whole.
 //! 3. A settlement that the broker has confirmed is final: the message never comes again.
 //! 4. For each producer and queue, messages come in the order in which they were sent: on each link
@@ -34,7 +35,7 @@ pub(crate) struct Rules<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) broken: Vec<String>,
-    /// Accepted and never seen again, with the time of their acknowledgement.
+    /// Accepted and never taken by anybody, with the time of their acknowledgement.
     pub(crate) lost: Vec<Lost>,
     pub(crate) accepted: BTreeMap<u64, usize>,
     pub(crate) received: usize,
@@ -56,6 +57,8 @@ struct Entry {
     sent_inc: u64,
     accepted: Option<(u64, u64)>,
     received: usize,
+    /// A consumer gave it the outcome accepted.
+    taken: bool,
     first_acquired: bool,
     /// Incarnations in which a consumer failed it.
     failed: Vec<u64>,
@@ -106,7 +109,7 @@ pub(crate) fn check(mut events: Vec<Event>, rules: &Rules<'_>) -> Verdict {
     }
     for (id, entry) in &ledger.entries {
         if let Some((inc, accepted_t)) = entry.accepted
-            && entry.received == 0
+            && !entry.taken
         {
             verdict.lost.push(Lost { id: id.clone(), accepted_t, inc });
         }
@@ -134,10 +137,12 @@ impl Ledger {
             What::Received(received) => self.receive(received, rules, verdict),
             What::Outcome { id, link, kind } => {
                 let inc = self.incarnation_of.get(link).copied().expect("received on a link");
-                if *kind == Kind::Failed
-                    && let Some(entry) = self.entries.get_mut(id)
-                {
-                    entry.failed.push(inc);
+                if let Some(entry) = self.entries.get_mut(id) {
+                    match kind {
+                        Kind::Accepted => entry.taken = true,
+                        Kind::Failed => entry.failed.push(inc),
+                        Kind::Released => {}
+                    }
                 }
             }
             What::Confirmed { id, by, link } => {
@@ -297,9 +302,12 @@ mod tests {
 
     #[test]
     fn rule_1_lost() {
-        let verdict = check(history("s0@1 a0@1 s1@1 a1@1 L1@1 r0/1@1 s2@1"), &STRICT);
-        let lost: Vec<&str> = verdict.lost.iter().map(|lost| lost.id.as_str()).collect();
-        assert_eq!(lost, ["p-1"], "accepted and not received; what stayed in doubt may be gone");
+        let lost = |words: &str| -> Vec<String> {
+            check(history(words), &STRICT).lost.into_iter().map(|lost| lost.id).collect()
+        };
+        let words = "s0@1 a0@1 s1@1 a1@1 L1@1 r0/1@1 o0/1 s2@1";
+        assert_eq!(lost(words), ["p-1"], "what stayed in doubt may be gone");
+        assert_eq!(lost("s0@1 a0@1 L1@1 r0/1@1 L2@2"), ["p-0"], "seen once, never taken");
     }
 
     #[test]
