@@ -10,9 +10,11 @@
 //!   replicated-sync   the local durable LSN, and what the backup has made durable
 //! ```
 //! This table is the commit rule: nothing else in the broker compares an LSN with durability. With
-//! no backup in the in-sync set the two upper levels are worth `sync`, as the promise says.
+//! no backup in the in-sync set the two upper levels are worth `sync`, as the promise says. What is
+//! appended at `async` without the journal's vouching for it waits as at `sync`.
 //!
-//! Invariant: within a level, entries are in the order of their LSNs, so a prefix pops.
+//! Invariants: within a level, entries are in the order of their LSNs, so a prefix pops; of all that
+//! is committed, what comes first in the log pops first.
 
 use std::collections::VecDeque;
 
@@ -124,13 +126,10 @@ impl Pending {
 
     /// The next that is committed.
     pub fn pop(&mut self, marks: &Watermarks) -> Option<Waiting> {
-        for level in LEVELS {
-            let queue = &mut self.levels[level as usize];
-            if queue.front().is_some_and(|first| first.end <= marks.of(level)) {
-                return queue.pop_front();
-            }
-        }
-        None
+        let first = |level: &Level| Some(self.levels[*level as usize].front()?.end);
+        let committed = |level: &Level| first(level).filter(|end| *end <= marks.of(*level));
+        let (_, level) = LEVELS.iter().filter_map(|l| Some((committed(l)?, l))).min()?;
+        self.levels[*level as usize].pop_front()
     }
 
     /// Whether `pop` would give something.
@@ -176,6 +175,16 @@ mod tests {
         marks.backup = Some(BackupMarks { received: Lsn(99), durable: Lsn(13) });
         assert_eq!(ends(&mut pending, &marks), [13]);
         assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn what_comes_first_in_the_log_pops_first() {
+        let mut pending = Pending::new();
+        pending.push(Level::Sync, waiting(10));
+        pending.push(Level::Async, waiting(20));
+        let marks = Watermarks { durable: Lsn(10), backup: None };
+        assert_eq!(pending.pop(&marks).map(|waiting| waiting.end), Some(Lsn(10)));
+        assert_eq!(pending.pop(&marks).map(|waiting| waiting.end), Some(Lsn(20)));
     }
 
     #[test]

@@ -9,8 +9,14 @@
 //! There is no timer that holds a batch back from an idle disk: the first record that somebody
 //! waits for is written at once, and what comes while the disk is busy shares the next write.
 //!
+//! A record at `async` is answered before it is written, so its batch *vouches*: it must be on its
+//! way to the disk when the flush window ends, however busy the disk is. For this one write slot is
+//! kept, which only a vouching batch that is due may take. One batch vouches at a time; while none
+//! can, records at `async` wait unanswered. A crash then loses what came within the flush window,
+//! and what is in writes under way.
+//!
 //! Invariants: LSNs are given out in the order of the log; at most `writes_in_flight_max` writes
-//! run, and no more than `WRITES_WINDOW_MAX` batches lie behind the oldest of them;
+//! and that one run, and no more than `WRITES_WINDOW_MAX` batches lie behind the oldest of them;
 //! `durable` is the end of the contiguous prefix, never of the furthest write; no batch is
 //! submitted whose durable field exceeds our own durable LSN.
 //! A write that fails, is short, or hangs ends all this: the journal is poisoned by its owner.
@@ -43,6 +49,8 @@ pub(crate) struct Commit {
     /// In the order of the log.
     flights: VecDeque<Flight>,
     durable: Lsn,
+    /// No batch vouches before this is durable: a message that was too large for that comes first.
+    vouch_after: Lsn,
 }
 
 #[derive(Debug)]
@@ -50,6 +58,8 @@ struct Open {
     batch: OpenBatch,
     slot: Slot,
     opens_segment: bool,
+    /// By when it must be on its way, if something in it was answered already.
+    vouched_until: Option<Instant>,
 }
 
 /// A batch with all its bytes, on its way to the disk.
@@ -60,6 +70,7 @@ pub(crate) struct Sealed {
     pub(crate) buf: BlockBuf,
     durable: Lsn,
     end: Lsn,
+    vouched_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -70,6 +81,8 @@ pub(crate) struct Flight {
     pub(crate) bytes: u32,
     pub(crate) since: Instant,
     pub(crate) done: bool,
+    /// It took the slot that is kept for a batch that vouches.
+    kept: bool,
     end: Lsn,
 }
 
@@ -115,6 +128,7 @@ impl Commit {
             sealed: VecDeque::new(),
             flights: VecDeque::new(),
             durable: start.durable,
+            vouch_after: start.durable,
         }
     }
 
@@ -153,9 +167,26 @@ impl Commit {
         self.open.is_some()
     }
 
-    /// When the open batch got its first record.
-    pub(crate) fn open_since(&self) -> Option<Instant> {
-        self.open.as_ref().map(|open| open.batch.since)
+    /// Whether a record may be answered before it is written: nothing is sealed, the kept slot is
+    /// free, and the open batch is not past its time.
+    pub(crate) fn may_vouch(&self, now: Instant) -> bool {
+        let is_late = |open: &Open| open.vouched_until.is_some_and(|until| until < now);
+        self.durable >= self.vouch_after
+            && self.sealed.is_empty()
+            && !self.open.as_ref().is_some_and(is_late)
+            && !self.flights.iter().any(|flight| flight.kept && !flight.done)
+            && self.flights.len() < WRITES_WINDOW_MAX
+    }
+
+    /// The open batch holds a record that is answered already: it is on its way by `until`.
+    pub(crate) fn vouch(&mut self, until: Instant) {
+        let open = self.open.as_mut().expect("the record is in the open batch");
+        open.vouched_until.get_or_insert(until);
+    }
+
+    /// No batch vouches before everything appended so far is durable.
+    pub(crate) fn vouch_after_this(&mut self) {
+        self.vouch_after = self.appended();
     }
 
     /// Nothing is sealed or in flight.
@@ -175,7 +206,8 @@ impl Commit {
         let room = usize::try_from(self.segment_bytes - in_segment).unwrap_or(usize::MAX);
         let bytes_max = room.min(BATCH_BYTES_MAX);
         let batch = OpenBatch::new(place.first_lsn, bytes_max, place.opens_segment, now, wish.due);
-        self.open = Some(Open { batch, slot: place.slot, opens_segment: place.opens_segment });
+        let (slot, opens_segment) = (place.slot, place.opens_segment);
+        self.open = Some(Open { batch, slot, opens_segment, vouched_until: None });
     }
 
     /// Copies a record into the open batch, which must have room for it.
@@ -208,7 +240,8 @@ impl Commit {
         let offset = if open.opens_segment { 0 } else { in_segment };
         self.chain = chain;
         self.next = end;
-        self.sealed.push_back(Sealed { slot: open.slot, offset, buf, durable, end });
+        let (slot, vouched_until) = (open.slot, open.vouched_until);
+        self.sealed.push_back(Sealed { slot, offset, buf, durable, end, vouched_until });
         open.opens_segment.then_some(chain_before)
     }
 
@@ -224,10 +257,21 @@ impl Commit {
         patience.map(|patience| batch.due.max(batch.since + patience))
     }
 
-    /// Whether another write may be submitted.
-    pub(crate) fn has_write_slot(&self) -> bool {
-        let running = self.flights.iter().filter(|flight| !flight.done).count();
-        running < self.writes_in_flight_max && self.flights.len() < WRITES_WINDOW_MAX
+    /// Whether the next batch may be submitted.
+    pub(crate) fn has_write_slot(&self, now: Instant) -> bool {
+        self.has_free_slot() || self.kept_slot_at().is_some_and(|at| at <= now)
+    }
+
+    /// Whether any batch may be submitted.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        let running = self.flights.iter().filter(|flight| !flight.done && !flight.kept).count();
+        running < self.writes_in_flight_max && self.flights.len() + 1 < WRITES_WINDOW_MAX
+    }
+
+    /// When the next batch takes the kept slot, if it is still waiting then.
+    pub(crate) fn kept_slot_at(&self) -> Option<Instant> {
+        let sealed = self.sealed.front().map(|sealed| sealed.vouched_until);
+        sealed.unwrap_or_else(|| self.open.as_ref().and_then(|open| open.vouched_until))
     }
 
     pub(crate) fn has_sealed(&self) -> bool {
@@ -235,11 +279,17 @@ impl Commit {
     }
 
     /// The next write, now in flight.
+    ///
+    /// # Panics
+    /// If a batch that vouches finds the kept slot taken.
     pub(crate) fn submit(&mut self, id: OpId, now: Instant) -> Option<Sealed> {
-        if !self.has_write_slot() {
+        if !self.has_write_slot(now) {
             return None;
         }
+        let kept = !self.has_free_slot();
         let sealed = self.sealed.pop_front()?;
+        let is_taken = self.flights.iter().any(|flight| flight.kept && !flight.done);
+        assert!(!kept || (!is_taken && self.flights.len() < WRITES_WINDOW_MAX));
         let vouched = sealed.durable <= self.durable;
         assert!(vouched || self.canaries.has(Canary::DurableFieldBeyondOwn));
         self.flights.push_back(Flight {
@@ -249,6 +299,7 @@ impl Commit {
             bytes: u32::try_from(sealed.buf.len()).expect("a batch is small"),
             since: now,
             done: false,
+            kept,
             end: sealed.end,
         });
         if self.canaries.has(Canary::AckBeforeDurable) {

@@ -90,6 +90,9 @@ pub struct Appended {
     pub lsn: Lsn,
     /// The end of its last byte: it is durable once `durable() >= end`.
     pub end: Lsn,
+    /// At `async`: its batch will be on its way when the flush window ends, so it may be answered
+    /// now. False for a message that needs several batches; that one waits until it is durable.
+    pub vouched: bool,
 }
 
 /// Why a record was not appended. Nothing of it is in the log then.
@@ -370,7 +373,8 @@ impl Journal {
         if self.poison.is_some() {
             return None;
         }
-        let seal = self.seal_at().filter(|_| self.commit.has_write_slot());
+        let seal = self.seal_at().filter(|_| self.commit.has_free_slot());
+        let seal = seal.or_else(|| self.commit.kept_slot_at());
         let hung = self.commit.oldest_flight().map(|flight| flight.since);
         let hung_mark = self.keeper.flight().map(|flight| flight.since);
         let hung = [hung, hung_mark].into_iter().flatten().min();
@@ -531,19 +535,18 @@ impl Journal {
         if self.closing {
             return Err(AppendError::Closed);
         }
-        // Answered at once, it may wait for the writes under way, but not behind sealed batches
-        // too, nor in a batch that is overdue because no write ends: what a crash can take is one
-        // flush window of messages and the writes under way.
-        let grows = matches!(claim, Claim::Grow { .. });
-        if grows && record.level == Level::Async {
-            let overdue = |since: Instant| now > since + self.config.flush_window;
-            if self.commit.has_sealed() || self.commit.open_since().is_some_and(overdue) {
-                return Err(AppendError::Busy);
-            }
-        }
         let fragments = fragment::split(record, self.fragment_bytes_max());
         let fragments = fragments.ok_or(AppendError::TooLarge)?;
+        let is_early = record.level == Level::Async && matches!(claim, Claim::Grow { .. });
+        if is_early {
+            self.make_way(now, fragments.clone().next().map_or(0, |first| first.bytes))?;
+        }
         self.admit(claim, fragments.clone())?;
+        let vouched = is_early && fragments.clone().nth(1).is_none();
+        let wish = Wish {
+            due: if is_early && !vouched { now } else { wish.due },
+            forced: wish.forced || vouched,
+        };
         let mut whole: Option<Appended> = None;
         for fragment in fragments {
             if self.commit.is_open() && !self.commit.open_fits(fragment.bytes) {
@@ -554,9 +557,28 @@ impl Journal {
                 self.commit.open(place, now, wish);
             }
             let (lsn, end) = self.commit.push(&fragment, wish);
-            whole = Some(Appended { lsn: whole.map_or(lsn, |whole| whole.lsn), end });
+            whole = Some(Appended { lsn: whole.map_or(lsn, |whole| whole.lsn), end, vouched });
+        }
+        if vouched {
+            self.commit.vouch(now + self.config.flush_window);
+        } else if is_early {
+            self.commit.vouch_after_this();
         }
         Ok(whole.expect("a record has at least one fragment"))
+    }
+
+    /// Lets the open batch take a record that is answered before it is written.
+    fn make_way(&mut self, now: Instant, record_bytes: usize) -> Result<(), AppendError> {
+        if !self.commit.may_vouch(now) {
+            return Err(AppendError::Busy);
+        }
+        if self.commit.is_open() && !self.commit.open_fits(record_bytes) {
+            self.seal();
+            if !self.commit.has_free_slot() {
+                return Err(AppendError::Busy);
+            }
+        }
+        Ok(())
     }
 
     fn admit<'a>(
@@ -618,7 +640,7 @@ impl Journal {
     }
 
     fn poll_batch(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
-        if !self.commit.has_write_slot() {
+        if !self.commit.has_write_slot(now) {
             return None;
         }
         let is_due = || self.closing || self.seal_at().is_some_and(|at| at <= now);

@@ -9,6 +9,7 @@
 //!   Format  -> an empty directory becomes a log       (before the first start)
 //!   Recovery -> the records of a log, then a Journal  (each start)
 //!   Journal -> append, commit, recycle                (while it runs)
+//!   Calibration -> what a disk gives to all this       (tools)
 //!   inspect -> what a segment's bytes say             (offline tools)
 //! ```
 //!
@@ -22,6 +23,7 @@
 
 mod batch;
 mod block_buf;
+mod calibrate;
 mod canary;
 mod commit;
 mod disk;
@@ -41,6 +43,9 @@ mod superblock;
 
 pub use batch::{BatchHeader, BatchRead, Records};
 pub use block_buf::BlockBuf;
+pub use calibrate::{
+    CALIBRATION_WRITES_MAX, Calibration, CalibrationLine, CalibrationLoad, writes_in_flight,
+};
 #[cfg(feature = "canary")]
 pub use canary::Canary;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};

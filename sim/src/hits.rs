@@ -93,8 +93,6 @@ hits! {
     Refused => "messages refused",
     /// A letter accepted at `async` was lost, inside the window that the promise names.
     AsyncLost => "async letters lost in the window",
-    /// One was lost that had waited longer than the window, behind a backlog of batches.
-    AsyncLostLate => "async letters lost beyond it",
     /// The second member lagged behind while somebody waited for it.
     BackupLagged => "waits for the second member",
 }

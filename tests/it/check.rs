@@ -109,7 +109,7 @@ pub(crate) fn check(mut events: Vec<Event>, rules: &Rules<'_>) -> Verdict {
     }
     for (id, entry) in &ledger.entries {
         if let Some((inc, accepted_t)) = entry.accepted
-            && (if rules.may_lose { entry.received == 0 } else { !entry.taken })
+            && !entry.taken
         {
             verdict.lost.push(Lost { id: id.clone(), accepted_t, inc });
         }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use journal::limits::{DURABLE_MARK_IDLE, WRITES_WINDOW_MAX};
-use journal::{AppendError, DiskOp, FileId, Level, QueueId, Record, RecordKind, Sequence, Urgency};
+use journal::{
+    AppendError, Appended, DiskOp, FileId, Level, QueueId, Record, RecordKind, Sequence, Urgency,
+};
 
 use crate::bed::{Bed, SHARD, recover};
 
@@ -122,7 +124,8 @@ fn no_more_than_a_window_of_batches_runs_ahead_of_a_write_that_does_not_end() {
             submitted += 1;
         }
     }
-    assert_eq!(submitted + 1, WRITES_WINDOW_MAX);
+    // One is kept for a batch that vouches.
+    assert_eq!(submitted + 1, WRITES_WINDOW_MAX - 1);
     assert_eq!(bed.journal.durable(), durable);
     bed.settle();
     assert_eq!(bed.promised(), 100);
@@ -152,6 +155,74 @@ fn an_async_message_never_waits_behind_a_sealed_batch() {
     bed.complete(0);
     bed.poll();
     bed.append(RecordKind::Message, 5, b"room again");
+}
+
+/// The window of `async` in these tests, the default.
+const WINDOW: Duration = Duration::from_millis(5);
+
+fn append_async(bed: &mut Bed, sequence: u64, payload: &[u8]) -> Result<Appended, AppendError> {
+    let mut record = Record::new(RecordKind::Message, QueueId(1), Sequence(sequence), payload);
+    record.level = Level::Async;
+    bed.journal.append(bed.now, &record, Urgency::Window)
+}
+
+/// Four writes that do not end, so that no slot is left but the one that is kept.
+fn with_all_slots_taken() -> Bed {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    for sequence in 1..5 {
+        bed.append(RecordKind::Message, sequence, b"stuck");
+        bed.poll();
+    }
+    assert_eq!(bed.pending.len(), 4);
+    bed
+}
+
+#[test]
+fn what_was_answered_early_is_on_its_way_when_its_window_ends() {
+    let mut bed = with_all_slots_taken();
+    assert!(append_async(&mut bed, 5, b"early").unwrap().vouched);
+    bed.poll();
+    assert_eq!(bed.pending.len(), 4, "the window is open");
+    assert_eq!(bed.journal.poll_timeout(), Some(bed.now + WINDOW));
+    bed.now += WINDOW;
+    bed.append(RecordKind::Message, 6, b"joins it");
+    bed.poll();
+    assert_eq!(bed.pending.len(), 5);
+    bed.append(RecordKind::Message, 7, b"waits for a slot of its own");
+    bed.poll();
+    assert_eq!(bed.pending.len(), 5);
+}
+
+#[test]
+fn nothing_is_answered_early_while_the_kept_slot_is_taken() {
+    let mut bed = with_all_slots_taken();
+    append_async(&mut bed, 5, b"early").unwrap();
+    bed.now += WINDOW;
+    bed.poll();
+    assert_eq!(append_async(&mut bed, 6, b"late"), Err(AppendError::Busy));
+    bed.complete(4);
+    assert!(append_async(&mut bed, 6, b"now").unwrap().vouched);
+}
+
+#[test]
+fn an_async_message_of_several_batches_is_answered_when_durable() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    let large = vec![7; 140_000];
+    let appended = loop {
+        match append_async(&mut bed, 1, &large) {
+            Ok(appended) => break appended,
+            Err(error) => assert_eq!(error, AppendError::Busy, "segments are being made"),
+        }
+        bed.settle();
+    };
+    assert!(!appended.vouched);
+    bed.poll();
+    assert_eq!(append_async(&mut bed, 2, b"behind it"), Err(AppendError::Busy));
+    bed.settle();
+    assert!(bed.journal.durable() >= appended.end);
+    assert!(append_async(&mut bed, 2, b"behind it").unwrap().vouched);
 }
 
 #[test]

@@ -59,12 +59,13 @@ impl Check for Survival {
             if self.settled.contains(letter) {
                 continue;
             }
-            // At `async`, what never became durable may be gone; what was recovered may not.
+            // At `async`, what a crash met in its flush window, or in a write under way, may be
+            // gone; what was recovered may not.
             let record = &facts.letter(*letter)?.written;
-            if *level != Level::Async || record.is_some() {
+            if *level != Level::Async || record.is_some() || !facts.at_risk(*at) {
                 return Err(format!("{letter:?} was {what} and is lost; its record: {record:?}"));
             }
-            hits.add(if facts.at_risk(*at) { Hit::AsyncLost } else { Hit::AsyncLostLate });
+            hits.add(Hit::AsyncLost);
         }
         Ok(())
     }
