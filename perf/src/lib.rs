@@ -10,3 +10,5 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod machine;
+pub mod stats;
