@@ -2,8 +2,7 @@
 //!
 //! ```text
 //!   affinity   sched_getaffinity: the CPUs we may run on
-//!   quota      cgroup v2 cpu.max, or v1 cpu.cfs_quota_us / cpu.cfs_period_us, from our own group
-//!              up to the root, the smallest wins; none visible = none
+//!   quota      the tightest of our control groups (`cgroup.rs`); none visible = none
 //!   threads  = floor(min(|affinity|, quota)), at least 1; a quota of 4 or more counts as one less,
 //!              so that HTTP, telemetry and kernel workers don't get the cores throttled
 //!   pin      = the process has the CPUs of its set for itself: fewer than the machine has, and a
@@ -20,7 +19,8 @@
 use std::fs;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::path::{Path, PathBuf};
+
+use crate::cgroup::{Groups, Limit};
 
 /// What the machine offers and what follows from it.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +28,7 @@ pub struct CpuPlan {
     /// The CPUs this process may run on, ascending; never empty.
     pub affinity: Vec<usize>,
     /// CPUs' worth of time that the control group allows, if it limits it.
-    pub quota: Option<f64>,
+    pub quota: Option<Limit<f64>>,
     /// Core threads to run by default, at least 1.
     pub threads: usize,
     /// Whether to pin thread `i` to `affinity[i]`.
@@ -42,24 +42,36 @@ impl CpuPlan {
     /// The kernel doesn't tell the affinity.
     pub fn detect() -> io::Result<Self> {
         let affinity = affinity()?;
-        let quota = fs::read_to_string("/proc/self/cgroup")
-            .ok()
-            .and_then(|groups| quota(Path::new("/sys/fs/cgroup"), &groups));
+        let quota = Groups::of_this_process().cpu_quota();
         let machine =
             online_cpus(&fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default());
         Ok(Self::decide(affinity, quota, machine))
     }
 
-    fn decide(affinity: Vec<usize>, quota: Option<f64>, machine: Option<usize>) -> Self {
+    /// The same machine with this many threads, because somebody wants them.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        assert!(threads > 0, "somebody has to do the work");
+        // Two threads that are pinned to one CPU could not even move apart.
+        self.pin &= threads <= self.affinity.len();
+        self.threads = threads;
+        self
+    }
+
+    fn decide(affinity: Vec<usize>, quota: Option<Limit<f64>>, machine: Option<usize>) -> Self {
         let cpus = affinity.len();
-        let threads = match quota {
+        let value = quota.as_ref().map(|quota| quota.value);
+        let threads = match value {
             None => cpus,
-            // A quota is positive and finite (see `ratio`), so the cast keeps its floor.
+            // A quota is positive and finite (see `cgroup`), so the cast keeps its floor.
             Some(quota) if quota < 4.0 => cpus.min(quota as usize).max(1),
             Some(quota) => cpus.min(quota as usize - 1),
         };
         let own_set = machine.is_some_and(|machine| cpus < machine);
-        let whole_quota = quota.is_none_or(|quota| quota == cpus as f64);
+        let whole_quota = value.is_none_or(|quota| quota == cpus as f64);
         Self { affinity, quota, threads, pin: own_set && whole_quota }
     }
 }
@@ -100,54 +112,6 @@ fn affinity() -> io::Result<Vec<usize>> {
     Ok(cpus)
 }
 
-/// The smallest quota of our control groups, in CPUs. `groups` is `/proc/self/cgroup`.
-fn quota(root: &Path, groups: &str) -> Option<f64> {
-    let mut smallest: Option<f64> = None;
-    for line in groups.lines() {
-        // hierarchy:controllers:path; version 2 has number 0 and no controllers.
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) =
-            (fields.next(), fields.next(), fields.next())
-        else {
-            continue;
-        };
-        let (base, read): (PathBuf, fn(&Path) -> Option<f64>) = if controllers.is_empty() {
-            (root.to_owned(), quota_v2)
-        } else if controllers.split(',').any(|controller| controller == "cpu") {
-            let joint = root.join(controllers);
-            (if joint.is_dir() { joint } else { root.join("cpu") }, quota_v1)
-        } else {
-            continue;
-        };
-        // A private namespace shows paths that aren't there: those levels say nothing.
-        for level in Path::new(path.trim_start_matches('/')).ancestors() {
-            if let Some(found) = read(&base.join(level)) {
-                smallest = Some(smallest.map_or(found, |least| least.min(found)));
-            }
-        }
-    }
-    smallest
-}
-
-fn quota_v2(group: &Path) -> Option<f64> {
-    let text = fs::read_to_string(group.join("cpu.max")).ok()?;
-    let (quota, period) = text.trim().split_once(' ')?;
-    ratio(quota, period)
-}
-
-fn quota_v1(group: &Path) -> Option<f64> {
-    let quota = fs::read_to_string(group.join("cpu.cfs_quota_us")).ok()?;
-    let period = fs::read_to_string(group.join("cpu.cfs_period_us")).ok()?;
-    ratio(quota.trim(), period.trim())
-}
-
-/// `max` and `-1` are no limit.
-fn ratio(quota: &str, period: &str) -> Option<f64> {
-    let quota = quota.parse::<u32>().ok()?;
-    let period = period.parse::<u32>().ok()?;
-    (quota > 0 && period > 0).then(|| f64::from(quota) / f64::from(period))
-}
-
 /// How many CPUs a list such as `0-3,6` names.
 fn online_cpus(list: &str) -> Option<usize> {
     list.trim().split(',').try_fold(0, |sum, range| {
@@ -162,6 +126,7 @@ mod tests {
     use super::*;
 
     fn plan(cpus: usize, quota: Option<f64>, machine: usize) -> (usize, bool) {
+        let quota = quota.map(|value| Limit { value, file: "cpu.max".into() });
         let plan = CpuPlan::decide((0..cpus).collect(), quota, Some(machine));
         (plan.threads, plan.pin)
     }
@@ -186,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_are_asked_for_are_pinned_only_if_each_has_a_cpu() {
+        let own = CpuPlan::decide(vec![2, 3], None, Some(8));
+        assert!(own.pin);
+        let fewer = own.clone().with_threads(1);
+        assert_eq!((fewer.threads, fewer.pin), (1, true));
+        let more = own.with_threads(8);
+        assert_eq!((more.threads, more.pin), (8, false));
+    }
+
+    #[test]
     fn this_process_has_a_plan() {
         let plan = CpuPlan::detect().unwrap();
         assert!(plan.threads >= 1 && plan.threads <= plan.affinity.len());
@@ -200,24 +175,6 @@ mod tests {
         });
         assert_eq!(thread.unwrap().join().unwrap(), [cpu]);
         assert!(pin_current_thread(usize::MAX).is_err());
-    }
-
-    #[test]
-    fn the_smallest_quota_on_the_way_up_wins() {
-        let root = std::env::temp_dir().join(format!("net-cgroup-{}", std::process::id()));
-        fs::create_dir_all(root.join("a/b")).unwrap();
-        fs::write(root.join("a/cpu.max"), "150000 100000\n").unwrap();
-        fs::write(root.join("a/b/cpu.max"), "max 100000\n").unwrap();
-        assert_eq!(quota(&root, "0::/a/b\n"), Some(1.5));
-        assert_eq!(quota(&root, "0::/elsewhere\n"), None);
-        fs::create_dir_all(root.join("cpu,cpuacct/pod")).unwrap();
-        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_quota_us"), "-1\n").unwrap();
-        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_period_us"), "100000\n").unwrap();
-        let groups = "5:memory:/pod\n4:cpu,cpuacct:/pod\nnonsense\n";
-        assert_eq!(quota(&root, groups), None);
-        fs::write(root.join("cpu,cpuacct/pod/cpu.cfs_quota_us"), "50000\n").unwrap();
-        assert_eq!(quota(&root, groups), Some(0.5));
-        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -35,6 +35,12 @@ use crate::now;
 /// Bytes that [`DataFile::prewrite`] writes at a time.
 pub const PREWRITE_CHUNK: usize = 1 << 20;
 
+/// A direct read's unit in bytes where the kernel doesn't tell it.
+const DIRECT_BLOCK: u32 = 512;
+
+/// The most bytes that the kernel moves in one call (`MAX_RW_COUNT`, with 4 KiB pages).
+const DISK_BYTES_MAX: usize = 0x7FFF_F000;
+
 /// How to open a [`DataFile`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileOpen {
@@ -98,6 +104,15 @@ impl DataFile {
         self.queues
     }
 
+    /// Whether a read that stopped after `bytes` must be asked for the rest. One may end early before
+    /// a place that the disk can't give: only the next one tells an error from the end of the file,
+    /// and the journal takes the end for "never written". A direct read that ends inside a block has
+    /// reached the end.
+    pub(crate) fn may_have_more(&self, bytes: u32) -> bool {
+        let block = if self.direct { self.alignment.unwrap_or(DIRECT_BLOCK) } else { 1 };
+        bytes.is_multiple_of(block)
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -143,6 +158,16 @@ impl DataFile {
         self.file.write_all_at(buf, offset)?;
         self.file.sync_data()
     }
+}
+
+/// The length of one read or write of a ring.
+///
+/// # Panics
+/// If it is out of bounds.
+pub(crate) fn disk_bytes(len: usize, buf_bytes: usize) -> u32 {
+    assert!(len >= 1 && len <= buf_bytes, "{len} bytes of a buffer of {buf_bytes}");
+    assert!(len <= DISK_BYTES_MAX, "{len} bytes in one disk operation");
+    len as u32
 }
 
 impl AsFd for DataFile {

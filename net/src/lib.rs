@@ -25,21 +25,29 @@
 //! end.
 
 pub mod buf;
+pub mod cgroup;
 pub mod cpu;
+mod doorbell;
 mod engine;
 pub mod file;
+mod lease;
 pub mod limit;
 pub mod map;
 pub mod mesh;
+mod pace;
 mod probe;
 mod ring;
+mod slab;
+mod tcp;
 mod uring;
 
+pub use doorbell::Doorbell;
 pub use engine::{Engine, EngineChoice, EngineWanted};
+pub use lease::RecvLease;
 pub use probe::{Capabilities, Refusal, RefusalCause, probe};
 pub use ring::{
-    ACCEPT_RETRY, Completion, DiskRead, DiskWrite, Doorbell, FileId, ListenerId, MemoryUse,
-    RecvLease, Ring, RingConfig, RingError, RingStats, SPIN_MAX, SocketId, TcpListen,
+    ACCEPT_RETRY, Completion, DiskRead, DiskWrite, FileId, ListenerId, MemoryUse, Ring, RingConfig,
+    RingError, RingStats, SPIN_MAX, SocketId, TcpListen,
 };
 
 /// The clock of the reactor: what waits and rests are measured by.

@@ -34,7 +34,8 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 
-use crate::ring::{Completion, Doorbell, Ring, RingError};
+use crate::doorbell::Doorbell;
+use crate::ring::{Completion, Ring, RingError};
 
 /// A core's place in the mesh, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

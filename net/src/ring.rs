@@ -26,12 +26,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::buf::StaticRegion;
+use crate::doorbell::Doorbell;
 use crate::file::{DataFile, DirectoryLock};
+use crate::lease::RecvLease;
 use crate::probe::Refusal;
+use crate::slab::Key;
 use crate::uring::Uring;
-use crate::uring::slab::Key;
-
-pub use crate::uring::{Doorbell, RecvLease};
 
 /// What a [`Ring`] is made of. The default suits a broker's core.
 #[derive(Debug, Clone)]

@@ -26,9 +26,7 @@
 
 mod buffers;
 mod disk;
-mod doorbell;
 mod ops;
-pub(crate) mod slab;
 mod sockets;
 
 use std::collections::VecDeque;
@@ -36,7 +34,7 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -44,15 +42,15 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use self::buffers::Buffers;
 use self::disk::FileSlot;
 use self::ops::{Op, UserData};
-use self::slab::{Key, Slab};
 use self::sockets::{Listener, Socket};
 use crate::buf::StaticRegion;
+use crate::doorbell::Doorbell;
+use crate::lease::RecvLease;
 use crate::now;
+use crate::pace::Pace;
 use crate::probe::refusal;
 use crate::ring::{Completion, RingConfig, RingError, RingStats, SocketId};
-
-pub use self::buffers::RecvLease;
-pub use self::doorbell::Doorbell;
+use crate::slab::{Key, Slab};
 
 /// How long a dropped ring waits for its last operations.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -115,7 +113,7 @@ impl Uring {
             .map_err(setup_error("receive buffers"))?;
         // SAFETY: the descriptor is the ring's own, and the ring lives beyond the call.
         let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
-        let bell = Doorbell::new(descriptor).map_err(setup_error("doorbell"))?;
+        let bell = Doorbell::new(Some(descriptor)).map_err(setup_error("doorbell"))?;
         // A table beyond the limit on descriptors is refused: then files are looked up each time.
         // The place behind the files is the lock's; see `keep_locked`.
         let submitter = ring.submitter();
@@ -173,7 +171,10 @@ impl Uring {
     }
 
     pub(crate) fn knock(&mut self, bell: &Doorbell) {
-        self.start(Op::Knock(bell.clone()));
+        match bell.uring() {
+            Some(_) => drop(self.start(Op::Knock(bell.clone()))),
+            None => bell.knock(),
+        }
     }
 
     pub(crate) fn stats(&self) -> RingStats {
@@ -228,11 +229,13 @@ impl Uring {
             Op::Sync { file, .. } => self.sync_entry(*file),
             Op::Knock(bell) => {
                 let heard = UserData::Knock.encode();
-                opcode::MsgRingData::new(Fd(bell.ring()), 0, heard, None).build()
+                let ring = bell.uring().expect("only bells of io_uring get a message");
+                opcode::MsgRingData::new(Fd(ring), 0, heard, None).build()
             }
-            Op::Bell => opcode::PollAdd::new(Fd(self.bell.eventfd()), libc::POLLIN as u32)
-                .multi(true)
-                .build(),
+            Op::Bell => {
+                let fd = Fd(self.bell.eventfd().as_raw_fd());
+                opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build()
+            }
         }
     }
 
@@ -478,38 +481,6 @@ fn harmless(entered: io::Result<usize>) -> io::Result<()> {
     }
 }
 
-/// Whether polling before blocking pays: only while completions come closer together than the cap.
-struct Pace {
-    cap: Duration,
-    /// The smoothed time between two waits that found something.
-    gap: Duration,
-    last: Option<Instant>,
-}
-
-/// A gap counts as no longer than this, so that one pause doesn't end polling for long.
-const GAP_MAX: Duration = Duration::from_millis(1);
-
-impl Pace {
-    fn new(cap: Duration) -> Self {
-        Self { cap, gap: GAP_MAX, last: None }
-    }
-
-    fn worthwhile(&self) -> bool {
-        self.gap < self.cap
-    }
-
-    fn arrived(&mut self) {
-        if self.cap.is_zero() {
-            return;
-        }
-        let now = now();
-        if let Some(last) = self.last.replace(now) {
-            let gap = now.saturating_duration_since(last).min(GAP_MAX);
-            self.gap = self.gap - self.gap / 8 + gap / 8;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::ops::{DiskOp, Lent};
@@ -576,25 +547,6 @@ mod tests {
                 assert!(first <= 0 || buf[4096..] == bytes[12_288..16_384]);
             }
         }
-    }
-
-    #[test]
-    fn polling_pays_only_while_completions_come_fast() {
-        let mut pace = Pace::new(Duration::from_micros(50));
-        assert!(!pace.worthwhile());
-        pace.gap = Duration::from_micros(40);
-        assert!(pace.worthwhile());
-        pace.last = now().checked_sub(Duration::from_secs(1));
-        pace.arrived();
-        assert!(!pace.worthwhile(), "one long pause");
-        // From the longest gap, some thirty fast arrivals bring polling back.
-        pace.gap = GAP_MAX;
-        for _ in 0..40 {
-            pace.last = Some(now());
-            pace.arrived();
-        }
-        assert!(pace.gap < GAP_MAX / 10, "{:?}", pace.gap);
-        assert!(!Pace::new(Duration::ZERO).worthwhile());
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! only to free ones. The memory outlives its registration.
 //!
 //! Failure: when all are out, the kernel ends a receive with `ENOBUFS`; it is armed again once one
-//! is back. A lease that is dropped instead of released is a lost buffer: a panic in debug builds.
+//! is back.
 
 #![expect(unsafe_code, reason = "the buffer ring is memory shared with the kernel")]
 
@@ -21,48 +21,21 @@ use std::io;
 use std::mem;
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
 use crate::buf::Pages;
+use crate::lease::{Owner, RecvLease};
 
 /// The group under which the kernel knows the buffers.
 pub(super) const GROUP: u16 = 0;
 
-/// A receive buffer on loan, with what was received. It must go home: see [`crate::Ring::release`].
-#[derive(Debug)]
-#[must_use = "a receive buffer must go home by Ring::release"]
-pub struct RecvLease {
-    owner: u32,
-    buffer: u16,
-    bytes: u32,
-}
-
-impl RecvLease {
-    /// Bytes received, at least 1.
-    pub fn bytes(&self) -> usize {
-        self.bytes as usize
-    }
-}
-
-impl Drop for RecvLease {
-    fn drop(&mut self) {
-        debug_assert!(
-            thread::panicking(),
-            "receive buffer {} was dropped: give it to Ring::release",
-            self.buffer
-        );
-    }
-}
-
 /// The buffers of one ring.
 #[derive(Debug)]
 pub(super) struct Buffers {
-    /// Tells this ring's leases from another's.
-    owner: u32,
+    owner: Owner,
     entries: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
     count: u16,
@@ -78,7 +51,6 @@ pub(super) struct Buffers {
 impl Buffers {
     /// Makes `count` (a power of two) buffers and gives all of them to the kernel.
     pub(super) fn new(ring: &IoUring, count: u16, buffer_bytes: u32) -> io::Result<Self> {
-        static OWNERS: AtomicU32 = AtomicU32::new(0);
         let mut entry_pages = Pages::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let mut pages = Pages::new(usize::from(count) * buffer_bytes as usize)?;
         let entries = NonNull::from(&mut *entry_pages).cast::<BufRingEntry>();
@@ -88,7 +60,7 @@ impl Buffers {
         // `unregister` or never.
         unsafe { ring.submitter().register_buf_ring_with_flags(addr, count, GROUP, 0) }?;
         let mut buffers = Self {
-            owner: OWNERS.fetch_add(1, Ordering::Relaxed),
+            owner: Owner::new(),
             entries,
             memory,
             count,
@@ -109,7 +81,7 @@ impl Buffers {
         assert!(buffer < self.count, "the kernel filled buffer {buffer} of {}", self.count);
         assert!(bytes <= self.buffer_bytes, "the kernel filled {bytes} bytes of a buffer");
         self.took(buffer);
-        RecvLease { owner: self.owner, buffer, bytes }
+        RecvLease::new(self.owner, buffer, bytes)
     }
 
     /// Counts a buffer that a completion named, as no longer free.
@@ -125,8 +97,7 @@ impl Buffers {
     }
 
     pub(super) fn bytes(&self, lease: &RecvLease) -> &[u8] {
-        assert_eq!(lease.owner, self.owner, "a receive buffer was read at another ring");
-        let start = usize::from(lease.buffer) * self.buffer_bytes as usize;
+        let start = usize::from(lease.buffer(self.owner)) * self.buffer_bytes as usize;
         // SAFETY: `lend` checked that the buffer is inside the memory.
         let first = unsafe { self.memory.add(start) };
         // SAFETY: the bytes are initialised (the pages start as zeroes), inside the buffer (`lend`
@@ -137,9 +108,7 @@ impl Buffers {
 
     /// Takes a lease home.
     pub(super) fn release(&mut self, lease: RecvLease) {
-        assert_eq!(lease.owner, self.owner, "a receive buffer was released at another ring");
-        self.give_back(lease.buffer);
-        mem::forget(lease);
+        self.give_back(lease.end(self.owner));
     }
 
     fn give_back(&mut self, buffer: u16) {

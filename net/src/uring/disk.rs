@@ -25,14 +25,8 @@ use io_uring::{opcode, squeue};
 use super::Uring;
 use super::ops::{DiskOp, Lent, Op};
 use crate::buf::StaticRegion;
-use crate::file::{DataFile, DirectoryLock};
+use crate::file::{DataFile, DirectoryLock, disk_bytes};
 use crate::ring::{Completion, DiskRead, DiskWrite, FileId, MemoryUse};
-
-/// The most bytes that the kernel moves in one call (`MAX_RW_COUNT`, with 4 KiB pages).
-const DISK_BYTES_MAX: usize = 0x7FFF_F000;
-
-/// A direct read's unit where the kernel doesn't tell it.
-const DIRECT_BLOCK: u32 = 512;
 
 pub(super) struct FileSlot {
     file: DataFile,
@@ -153,15 +147,12 @@ impl Uring {
         opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build().flags(flags)
     }
 
-    /// A read may end early before a place that the disk can't give: only the next one tells an
-    /// error from the end of the file, and the journal takes the end for "never written".
+    /// Goes on with a read that ended early, where it may.
     pub(super) fn read_some(&mut self, mut read: DiskOp, result: i32) {
         let some = u32::try_from(result).unwrap_or(0);
         read.done += some;
         let file = &self.file(read.file).file;
-        // A direct read that ends inside a block has reached the end.
-        let block = if file.direct() { file.alignment().unwrap_or(DIRECT_BLOCK) } else { 1 };
-        if some > 0 && read.done < read.bytes && read.done.is_multiple_of(block) {
+        if some > 0 && read.done < read.bytes && file.may_have_more(read.done) {
             self.start(Op::Read(read));
             return;
         }
@@ -220,10 +211,4 @@ impl Uring {
     pub(super) fn file_mut(&mut self, id: FileId) -> &mut FileSlot {
         self.files.get_mut(id.0).expect("the file was not removed from the ring")
     }
-}
-
-fn disk_bytes(len: usize, buf_bytes: usize) -> u32 {
-    assert!(len >= 1 && len <= buf_bytes, "{len} bytes of a buffer of {buf_bytes}");
-    assert!(len <= DISK_BYTES_MAX, "{len} bytes in one disk operation");
-    len as u32
 }

@@ -24,9 +24,9 @@ use std::slice;
 
 use socket2::SockAddr;
 
-use super::doorbell::Doorbell;
-use super::slab::Key;
+use crate::doorbell::Doorbell;
 use crate::ring::{FileId, ListenerId, SocketId};
+use crate::slab::Key;
 
 /// One operation under way.
 #[derive(Debug)]

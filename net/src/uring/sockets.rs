@@ -33,13 +33,11 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Instant;
 
-use socket2::{Domain, Protocol, SockAddr, Type};
-
 use super::Uring;
 use super::ops::Op;
-use super::slab::Key;
-use crate::now;
 use crate::ring::{ACCEPT_RETRY, Completion, ListenerId, SocketId, TcpListen};
+use crate::slab::Key;
+use crate::{now, tcp};
 
 pub(super) struct Listener {
     pub(super) socket: socket2::Socket,
@@ -100,12 +98,7 @@ impl Socket {
 /// Commands.
 impl Uring {
     pub(crate) fn listen(&mut self, listen: TcpListen) -> io::Result<(ListenerId, SocketAddr)> {
-        let socket = tcp_socket(listen.addr)?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(listen.reuse_port)?;
-        socket.bind(&listen.addr.into())?;
-        socket.listen(i32::from(listen.backlog))?;
-        let addr = inet(socket.local_addr()?)?;
+        let (socket, addr) = tcp::listener(listen)?;
         let listener =
             Listener { socket, accepting: None, resting_until: None, full: false, closing: false };
         let id = ListenerId(self.listeners.insert(listener));
@@ -129,8 +122,7 @@ impl Uring {
     }
 
     pub(crate) fn connect(&mut self, addr: SocketAddr) -> io::Result<SocketId> {
-        let socket = tcp_socket(addr)?;
-        socket.set_tcp_nodelay(true)?;
+        let socket = tcp::stream(addr)?;
         let id = SocketId(self.sockets.insert(Socket::new(socket)));
         let key = self.start(Op::Connect { socket: id, addr: Box::new(addr.into()) });
         self.socket_mut(id).connecting = Some(key);
@@ -229,7 +221,7 @@ impl Uring {
 
     /// A connection that came after the listener was stopped, or is broken already, is dropped.
     fn welcome(&mut self, id: ListenerId, socket: socket2::Socket) {
-        let ready = socket.set_tcp_nodelay(true).and_then(|()| inet(socket.peer_addr()?));
+        let ready = socket.set_tcp_nodelay(true).and_then(|()| tcp::inet(socket.peer_addr()?));
         if let Ok(peer) = ready
             && !self.listener(id).closing
         {
@@ -258,12 +250,8 @@ impl Uring {
     }
 
     fn accept_failed(&mut self, id: ListenerId, errno: i32) {
-        let transient = matches!(
-            errno,
-            libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO
-        );
         let listener = self.listener_mut(id);
-        if !transient && !listener.closing {
+        if !tcp::passes(errno) && !listener.closing {
             listener.resting_until = Some(now() + ACCEPT_RETRY);
             let error = io::Error::from_raw_os_error(errno);
             self.ready.push(Completion::AcceptFailed { listener: id, error });
@@ -478,12 +466,4 @@ impl Uring {
     fn listener_mut(&mut self, id: ListenerId) -> &mut Listener {
         self.listeners.get_mut(id.0).expect("a listener outlives its operations")
     }
-}
-
-fn tcp_socket(addr: SocketAddr) -> io::Result<socket2::Socket> {
-    socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))
-}
-
-fn inet(addr: SockAddr) -> io::Result<SocketAddr> {
-    addr.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
