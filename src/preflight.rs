@@ -90,7 +90,7 @@ fn look(data: &Path) -> Vec<Check> {
         good("kernel", format!("Linux {}, seccomp {}", machine::kernel(), machine::seccomp())),
         engine,
         cores(),
-        good("memory", Bytes(machine::memory_bytes()).to_string()),
+        good("memory", Bytes(machine::Memory::detect().bytes).to_string()),
         locked_memory(),
         open_files(),
         file_system(&directory),
@@ -121,12 +121,15 @@ fn engine() -> Check {
 fn cores() -> Check {
     match CpuPlan::detect() {
         Ok(plan) => {
-            let quota = plan.quota.map_or("no quota".to_owned(), |quota| format!("quota {quota}"));
+            let quota = plan
+                .quota
+                .as_ref()
+                .map_or("no quota".to_owned(), |quota| format!("quota {}", quota.value));
             let pinned = if plan.pin { "pinned" } else { "not pinned" };
             let cpus = plan.affinity.len();
             let found = format!("{} threads of {cpus} CPUs, {quota}, {pinned}", plan.threads);
             let verdict = match plan.quota {
-                Some(quota) if quota < 1.0 => Verdict::Poor,
+                Some(quota) if quota.value < 1.0 => Verdict::Poor,
                 Some(_) | None => Verdict::Good,
             };
             Check { name: "cores", verdict, found }

@@ -222,7 +222,7 @@ fn warn_of_bounds(config: &Config, directory: &Directory) {
             "disk-max comes to {wanted} bytes, but {shards} shards need {least}: that is the bound"
         );
     }
-    let share = config.memory_max.of(machine::memory_bytes()) / u64::from(shards);
+    let share = config.memory_max.of(machine::Memory::detect().bytes) / u64::from(shards);
     if share < config.max_message_size.0 {
         tracing::warn!(
             "memory-max leaves each of {shards} shards {share} bytes, less than a message of \
@@ -245,7 +245,7 @@ fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
 
 fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConfig>, Failure> {
     let geometry = directory.node().geometry;
-    let memory = config.memory_max.of(machine::memory_bytes());
+    let memory = config.memory_max.of(machine::Memory::detect().bytes);
     let tag_seed = getrandom::u64().map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
     })?;
