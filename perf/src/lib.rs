@@ -9,6 +9,8 @@
 //! at both ends here.
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod client;
 pub mod machine;
+pub mod schedule;
 pub mod stats;
