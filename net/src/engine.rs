@@ -15,13 +15,15 @@
 
 use std::fmt;
 
-use crate::probe::{Refusal, probe};
+use crate::probe::{Capabilities, Refusal, probe};
 
 /// What drives a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// io_uring.
+    /// io_uring: Linux 6.1 and nobody who forbids it.
     Uring,
+    /// epoll, and threads that write: everywhere.
+    Epoll,
 }
 
 /// What is asked for.
@@ -47,6 +49,7 @@ impl Engine {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Uring => "uring",
+            Self::Epoll => "epoll",
         }
     }
 
@@ -55,13 +58,26 @@ impl Engine {
     /// # Errors
     /// What is wanted is refused here: why, and what to do.
     pub fn choose(wanted: EngineWanted) -> Result<EngineChoice, Refusal> {
-        let capabilities = probe()?;
-        let reason = match wanted {
-            EngineWanted::Auto => format!("io_uring works here (Linux {})", capabilities.kernel),
-            EngineWanted::Only(_) => "it was asked for".to_owned(),
-        };
-        Ok(EngineChoice { engine: Self::Uring, reason })
+        if wanted == EngineWanted::Only(Self::Epoll) {
+            return Ok(EngineChoice { engine: Self::Epoll, reason: "it was asked for".to_owned() });
+        }
+        decide(wanted, probe())
     }
+}
+
+fn decide(
+    wanted: EngineWanted,
+    probed: Result<Capabilities, Refusal>,
+) -> Result<EngineChoice, Refusal> {
+    let (engine, reason) = match (wanted, probed) {
+        (EngineWanted::Auto, Ok(there)) => {
+            (Engine::Uring, format!("io_uring works here (Linux {})", there.kernel))
+        }
+        (EngineWanted::Auto, Err(refusal)) => (Engine::Epoll, refusal.to_string()),
+        (EngineWanted::Only(engine), Ok(_)) => (engine, "it was asked for".to_owned()),
+        (EngineWanted::Only(_), Err(refusal)) => return Err(refusal),
+    };
+    Ok(EngineChoice { engine, reason })
 }
 
 impl fmt::Display for Engine {

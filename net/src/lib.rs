@@ -29,6 +29,7 @@ pub mod cgroup;
 pub mod cpu;
 mod doorbell;
 mod engine;
+mod epoll;
 pub mod file;
 mod lease;
 pub mod limit;

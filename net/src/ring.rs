@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use crate::buf::StaticRegion;
 use crate::doorbell::Doorbell;
+use crate::engine::Engine;
+use crate::epoll::Epoll;
 use crate::file::{DataFile, DirectoryLock};
 use crate::lease::RecvLease;
 use crate::probe::Refusal;
@@ -36,12 +38,15 @@ use crate::uring::Uring;
 /// What a [`Ring`] is made of. The default suits a broker's core.
 #[derive(Debug, Clone)]
 pub struct RingConfig {
-    /// Submission queue entries, 8 to 4,096; a fuller turn submits more than once.
+    /// What drives it; what [`Engine::choose`] has found. By default io_uring.
+    pub engine: Engine,
+    /// Submission queue entries of io_uring, 8 to 4,096; a fuller turn submits more than once.
     pub entries: u32,
-    /// Completion queue entries, at least `entries`, at most 65,536. What doesn't fit is kept by
-    /// the kernel, which costs.
+    /// Completion queue entries of io_uring, at least `entries`, at most 65,536. What doesn't fit is
+    /// kept by the kernel, which costs.
     pub completions: u32,
-    /// Completions that one [`Ring::wait`] takes from the kernel, at least 1: the bound on a turn.
+    /// Completions that one [`Ring::wait`] takes from the kernel, at least 1: the bound on a turn. (A
+    /// single call of the epoll engine may end several sends at once, and go beyond it by those.)
     pub completions_per_wait_max: usize,
     /// Receive buffers, a power of two, 1 to 32,768. All sockets of the ring share them.
     pub recv_buffers: u16,
@@ -49,6 +54,9 @@ pub struct RingConfig {
     pub recv_buffer_bytes: u32,
     /// Files that can be open in the ring at once, 1 to 4,096.
     pub files_max: u32,
+    /// Threads that do the epoll engine's file operations, 1 to 64, each one at a time: so many are
+    /// under way together. They are started as they are needed.
+    pub writers_max: u16,
     /// Sockets beyond which none is accepted before one is closed, at least 1. Peers take
     /// descriptors that files need: see [`crate::limit`]. Some may be accepted beyond it and are
     /// dropped at once, up to `completions` of them at a time.
@@ -64,12 +72,14 @@ pub const SPIN_MAX: Duration = Duration::from_micros(50);
 impl Default for RingConfig {
     fn default() -> Self {
         Self {
+            engine: Engine::Uring,
             entries: 256,
             completions: 4096,
             completions_per_wait_max: 256,
             recv_buffers: 256,
             recv_buffer_bytes: 16 * 1024,
             files_max: 64,
+            writers_max: 4,
             sockets_max: 16_384,
             spin: Duration::ZERO,
         }
@@ -221,6 +231,12 @@ pub enum Completion {
 /// How long a listener rests after [`Completion::AcceptFailed`].
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// How long a dropped ring waits for its last operations.
+pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// The longest single wait: a longer timeout would not fit the kernel's clock. Waits may end early.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(3600);
+
 /// Why a ring can't be made or went away.
 #[derive(Debug)]
 pub enum RingError {
@@ -235,7 +251,7 @@ pub enum RingError {
         /// What the kernel said.
         error: io::Error,
     },
-    /// `io_uring_enter` failed: the ring is lost.
+    /// `io_uring_enter` or `epoll_wait` failed: the ring is lost.
     Wait(io::Error),
 }
 
@@ -259,16 +275,18 @@ pub enum MemoryUse {
     Registered,
     /// Not registered, which only costs CPU; the text says why and what to do.
     Unregistered(String),
+    /// This engine's writes gain nothing by it.
+    Unneeded,
 }
 
 /// Counters of one ring since its start, and what it holds now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RingStats {
-    /// `io_uring_enter` calls.
+    /// Calls that submit or wait: `io_uring_enter`, `epoll_wait`.
     pub enters: u64,
     /// Completions taken from the kernel.
     pub completions: u64,
-    /// Times the completion queue was found overflowed.
+    /// Times io_uring's completion queue was found overflowed.
     pub overflows: u64,
     /// Times a socket's receive stopped because no receive buffer was free.
     pub recv_starved: u64,
@@ -278,7 +296,7 @@ pub struct RingStats {
     pub leases_out: u32,
     /// Sockets that aren't closed yet.
     pub sockets: u32,
-    /// Operations the kernel holds.
+    /// Operations under way, one for the ring's own bell among them.
     pub operations: u32,
 }
 
@@ -293,17 +311,52 @@ pub struct RingStats {
 /// dies by design (a hung disk, say) should exit without dropping it.
 #[derive(Debug)]
 pub struct Ring {
-    engine: Uring,
+    driven: Driven,
+}
+
+/// The engine behind a ring. A branch on it costs nothing beside the system calls that follow.
+#[derive(Debug)]
+enum Driven {
+    Uring(Box<Uring>),
+    Epoll(Box<Epoll>),
+}
+
+/// Hands a call to the engine.
+macro_rules! by {
+    ($ring:expr, $engine:ident => $call:expr) => {
+        match &mut $ring.driven {
+            Driven::Uring($engine) => $call,
+            Driven::Epoll($engine) => $call,
+        }
+    };
+    (ref $ring:expr, $engine:ident => $call:expr) => {
+        match &$ring.driven {
+            Driven::Uring($engine) => $call,
+            Driven::Epoll($engine) => $call,
+        }
+    };
 }
 
 impl Ring {
     /// Makes the ring of the calling thread.
     ///
     /// # Errors
-    /// [`RingError::Refused`] says why io_uring can't be had; see [`crate::probe`].
+    /// [`RingError::Refused`] says why io_uring can't be had; see [`Engine::choose`].
     pub fn new(config: RingConfig) -> Result<Self, RingError> {
         check(&config)?;
-        Ok(Self { engine: Uring::new(config)? })
+        let driven = match config.engine {
+            Engine::Uring => Driven::Uring(Box::new(Uring::new(config)?)),
+            Engine::Epoll => Driven::Epoll(Box::new(Epoll::new(&config)?)),
+        };
+        Ok(Self { driven })
+    }
+
+    /// What drives it.
+    pub fn engine(&self) -> Engine {
+        match &self.driven {
+            Driven::Uring(_) => Engine::Uring,
+            Driven::Epoll(_) => Engine::Epoll,
+        }
     }
 
     /// Submits what was commanded, waits until something completes, a doorbell is knocked or
@@ -318,7 +371,7 @@ impl Ring {
         timeout: Option<Duration>,
         completions: &mut Vec<Completion>,
     ) -> Result<(), RingError> {
-        self.engine.wait(timeout, completions)
+        by!(self, engine => engine.wait(timeout, completions))
     }
 
     /// Binds and listens; connections come as [`Completion::Accepted`]. Also gives the bound
@@ -327,12 +380,12 @@ impl Ring {
     /// # Errors
     /// What `bind` or `listen` said, such as `AddrInUse`.
     pub fn listen(&mut self, listen: TcpListen) -> io::Result<(ListenerId, SocketAddr)> {
-        self.engine.listen(listen)
+        by!(self, engine => engine.listen(listen))
     }
 
     /// Stops accepting. Connections that the kernel had queued are reset. Idempotent.
     pub fn stop_listening(&mut self, listener: ListenerId) {
-        self.engine.stop_listening(listener);
+        by!(self, engine => engine.stop_listening(listener));
     }
 
     /// Starts a connection; [`Completion::Connected`] tells how it went. Sends and receives that
@@ -341,19 +394,19 @@ impl Ring {
     /// # Errors
     /// No socket could be made.
     pub fn connect(&mut self, addr: SocketAddr) -> io::Result<SocketId> {
-        self.engine.connect(addr)
+        by!(self, engine => engine.connect(addr))
     }
 
     /// Begins to receive, or goes on after [`Ring::pause_receive`]. Idempotent; nothing happens
     /// once receiving ended or the socket is closing.
     pub fn start_receive(&mut self, socket: SocketId) {
-        self.engine.start_receive(socket);
+        by!(self, engine => engine.start_receive(socket));
     }
 
     /// Stops receiving, so that the peer is held back by its window. What the kernel had already
     /// put into buffers still arrives. Idempotent.
     pub fn pause_receive(&mut self, socket: SocketId) {
-        self.engine.pause_receive(socket);
+        by!(self, engine => engine.pause_receive(socket));
     }
 
     /// The received bytes.
@@ -361,7 +414,7 @@ impl Ring {
     /// # Panics
     /// If the lease is another ring's.
     pub fn bytes(&self, lease: &RecvLease) -> &[u8] {
-        self.engine.bytes(lease)
+        by!(ref self, engine => engine.bytes(lease))
     }
 
     /// Gives a receive buffer back to the kernel. It is refilled at the next wait.
@@ -369,19 +422,19 @@ impl Ring {
     /// # Panics
     /// If the lease is another ring's.
     pub fn release(&mut self, lease: RecvLease) {
-        self.engine.release(lease);
+        by!(self, engine => engine.release(lease));
     }
 
     /// Sends all of `buf`. One send a socket is with the kernel at a time; more are queued behind
     /// it in order. The queue has no bound of its own: hold back by counting [`Completion::Sent`].
     /// One for a socket that is closing or gone comes back, failed, at the next wait.
     pub fn send(&mut self, socket: SocketId, buf: Vec<u8>) {
-        self.engine.send(socket, buf);
+        by!(self, engine => engine.send(socket, buf));
     }
 
     /// Ends our half of the stream once the sends so far are over.
     pub fn shutdown_write(&mut self, socket: SocketId) {
-        self.engine.shutdown_write(socket);
+        by!(self, engine => engine.shutdown_write(socket));
     }
 
     /// Closes at once: what is queued to be sent fails, what was received is dropped, and
@@ -389,7 +442,7 @@ impl Ring {
     /// last `Sent`, then [`Ring::shutdown_write`], then the peer's end for a bounded time.
     /// Idempotent.
     pub fn close(&mut self, socket: SocketId) {
-        self.engine.close(socket);
+        by!(self, engine => engine.close(socket));
     }
 
     /// Gives a file to the ring.
@@ -397,7 +450,7 @@ impl Ring {
     /// # Errors
     /// The file, when [`RingConfig::files_max`] are there already.
     pub fn add_file(&mut self, file: DataFile) -> Result<FileId, DataFile> {
-        self.engine.add_file(file)
+        by!(self, engine => engine.add_file(file))
     }
 
     /// Closes a file as soon as its operations are over.
@@ -405,7 +458,7 @@ impl Ring {
     /// # Panics
     /// If the id is dead.
     pub fn remove_file(&mut self, file: FileId) {
-        self.engine.remove_file(file);
+        by!(self, engine => engine.remove_file(file));
     }
 
     /// Keeps a directory locked as long as the kernel may still write for this ring. The lock alone
@@ -416,7 +469,7 @@ impl Ring {
     /// # Errors
     /// What the kernel said; then the lock ends with the process.
     pub fn keep_locked(&mut self, lock: &DirectoryLock) -> io::Result<()> {
-        self.engine.keep_locked(lock)
+        by!(self, engine => engine.keep_locked(lock))
     }
 
     /// Writes with data sync (`RWF_DSYNC`): when its [`Completion::Disk`] is `Ok` with the whole
@@ -426,7 +479,7 @@ impl Ring {
     /// # Panics
     /// If the file's id is dead, or `len` is out of bounds.
     pub fn write_durable(&mut self, write: DiskWrite) {
-        self.engine.write_durable(write);
+        by!(self, engine => engine.write_durable(write));
     }
 
     /// Reads; fewer bytes than asked for mean the end of the file, never an error behind them.
@@ -434,7 +487,7 @@ impl Ring {
     /// # Panics
     /// If the file's id is dead, or `len` is out of bounds.
     pub fn read(&mut self, read: DiskRead) {
-        self.engine.read(read);
+        by!(self, engine => engine.read(read));
     }
 
     /// Makes everything written to the file durable (`fdatasync`). Costs a device flush even with
@@ -443,29 +496,29 @@ impl Ring {
     /// # Panics
     /// If the file's id is dead.
     pub fn sync_data(&mut self, file: FileId, tag: u64) {
-        self.engine.sync_data(file, tag);
+        by!(self, engine => engine.sync_data(file, tag));
     }
 
     /// Pins memory for the kernel, so that writes from it cost less. To be called at most once,
     /// before the first file operation. Where it is refused the ring works on without.
     pub fn register_memory(&mut self, regions: &[StaticRegion]) -> MemoryUse {
-        self.engine.register_memory(regions)
+        by!(self, engine => engine.register_memory(regions))
     }
 
     /// A bell by which any thread can end this ring's wait.
     pub fn doorbell(&self) -> Doorbell {
-        self.engine.doorbell()
+        by!(ref self, engine => engine.doorbell())
     }
 
-    /// Knocks at another ring's bell from this one: cheaper than [`Doorbell::knock`], but on its
-    /// way only at the next wait.
+    /// Knocks at another ring's bell from this one: between two that io_uring drives cheaper than
+    /// [`Doorbell::knock`], but then on its way only at the next wait.
     pub fn knock(&mut self, bell: &Doorbell) {
-        self.engine.knock(bell);
+        by!(self, engine => engine.knock(bell));
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> RingStats {
-        self.engine.stats()
+        by!(ref self, engine => engine.stats())
     }
 }
 
@@ -486,6 +539,7 @@ fn check(config: &RingConfig) -> Result<(), RingError> {
             "recv_buffer_bytes must be 256 to 1048576",
         ),
         ((1..=4096).contains(&config.files_max), "files_max must be 1 to 4096"),
+        ((1..=64).contains(&config.writers_max), "writers_max must be 1 to 64"),
         (config.sockets_max >= 1, "sockets_max must be at least 1"),
         (config.spin <= SPIN_MAX, "spin must be at most 50 microseconds"),
     ];

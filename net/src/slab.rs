@@ -16,6 +16,18 @@ pub(crate) struct Key {
     pub(crate) generation: u32,
 }
 
+const GENERATION_MASK: u32 = (1 << 24) - 1;
+
+impl Key {
+    /// How many bits [`Key::number`] takes.
+    pub(crate) const NUMBER_BITS: u32 = 56;
+
+    /// A number for the kernel to carry: `generation:24 | slot:32`.
+    pub(crate) fn number(self) -> u64 {
+        u64::from(self.generation & GENERATION_MASK) << 32 | u64::from(self.slot)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     slots: Vec<Slot<T>>,
@@ -57,6 +69,12 @@ impl<T> Slab<T> {
     pub(crate) fn key(&self, slot: u32) -> Option<Key> {
         let entry = self.slots.get(slot as usize)?;
         entry.value.as_ref().map(|_| Key { slot, generation: entry.generation })
+    }
+
+    /// The key whose [`Key::number`] this is, if its value is there; higher bits don't count.
+    pub(crate) fn find(&self, number: u64) -> Option<Key> {
+        let number = number & ((1 << Key::NUMBER_BITS) - 1);
+        self.key(number as u32).filter(|key| key.number() == number)
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
@@ -107,6 +125,8 @@ mod tests {
         assert_eq!(slab.get_mut(first), None);
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.get(second), Some(&"second"));
+        assert_eq!(slab.find(0xFF << 56 | second.number()), Some(second));
+        assert_eq!(slab.find(first.number()), None);
         assert_eq!(slab.keys(), [second]);
         assert_eq!(slab.len(), 1);
     }

@@ -49,14 +49,8 @@ use crate::lease::RecvLease;
 use crate::now;
 use crate::pace::Pace;
 use crate::probe::refusal;
-use crate::ring::{Completion, RingConfig, RingError, RingStats, SocketId};
+use crate::ring::{Completion, DRAIN_MAX, RingConfig, RingError, RingStats, SocketId, WAIT_MAX};
 use crate::slab::{Key, Slab};
-
-/// How long a dropped ring waits for its last operations.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
-
-/// The longest single wait: a longer timeout would not fit the kernel's clock. Waits may end early.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// The largest send in one operation, in bytes; a longer buffer takes several.
 const SEND_BYTES_MAX: usize = 1 << 30;
@@ -362,13 +356,12 @@ impl Uring {
         let result = completion.result();
         let buffer = cqueue::buffer_select(completion.flags());
         let more = cqueue::more(completion.flags());
-        let user_data = UserData::decode(completion.user_data());
-        let key = match user_data {
-            Some(UserData::Operation { slot, .. }) => self.ops.key(slot),
+        let key = match UserData::decode(completion.user_data()) {
+            Some(UserData::Operation(number)) => self.ops.find(number),
             Some(UserData::Cancel | UserData::Knock) => return,
             None => None,
         };
-        let Some(key) = key.filter(|&key| user_data.is_some_and(|data| data.names(key))) else {
+        let Some(key) = key else {
             if let Some(buffer) = buffer {
                 self.buffers.refuse(buffer);
             }

@@ -104,32 +104,25 @@ impl Lent {
 /// What a completion's `user_data` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UserData {
-    Operation { slot: u32, generation: u32 },
+    /// By its [`Key::number`].
+    Operation(u64),
     Cancel,
     Knock,
 }
 
-const OPERATION: u64 = 1 << 56;
-const CANCEL: u64 = 2 << 56;
-const KNOCK: u64 = 3 << 56;
-const KIND_MASK: u64 = 0xFF << 56;
-const GENERATION_MASK: u32 = (1 << 24) - 1;
+const OPERATION: u64 = 1 << Key::NUMBER_BITS;
+const CANCEL: u64 = 2 << Key::NUMBER_BITS;
+const KNOCK: u64 = 3 << Key::NUMBER_BITS;
+const NUMBER_MASK: u64 = OPERATION - 1;
 
 impl UserData {
     pub(super) fn operation(key: Key) -> Self {
-        Self::Operation { slot: key.slot, generation: key.generation & GENERATION_MASK }
-    }
-
-    /// Whether this names the operation under `key`.
-    pub(super) fn names(self, key: Key) -> bool {
-        self == Self::operation(key)
+        Self::Operation(key.number())
     }
 
     pub(super) fn encode(self) -> u64 {
         match self {
-            Self::Operation { slot, generation } => {
-                OPERATION | u64::from(generation) << 32 | u64::from(slot)
-            }
+            Self::Operation(number) => OPERATION | number,
             Self::Cancel => CANCEL,
             Self::Knock => KNOCK,
         }
@@ -137,9 +130,8 @@ impl UserData {
 
     /// `None`: no number of ours.
     pub(super) fn decode(number: u64) -> Option<Self> {
-        let generation = (number >> 32) as u32 & GENERATION_MASK;
-        match number & KIND_MASK {
-            OPERATION => Some(Self::Operation { slot: number as u32, generation }),
+        match number & !NUMBER_MASK {
+            OPERATION => Some(Self::Operation(number & NUMBER_MASK)),
             CANCEL => Some(Self::Cancel),
             KNOCK => Some(Self::Knock),
             0..=u64::MAX => None,
@@ -157,8 +149,6 @@ mod tests {
         for user_data in [UserData::operation(key), UserData::Cancel, UserData::Knock] {
             assert_eq!(UserData::decode(user_data.encode()), Some(user_data));
         }
-        assert!(UserData::operation(key).names(key));
-        assert!(!UserData::operation(key).names(Key { slot: 0, ..key }));
         assert_eq!(UserData::decode(0), None);
         assert_eq!(UserData::decode(u64::MAX), None);
     }

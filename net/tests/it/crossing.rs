@@ -5,17 +5,24 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use net::mesh::{MeshPort, PortId, mesh};
-use net::{Ring, RingConfig};
+use net::{Engine, Ring};
 
-use crate::{PATIENCE, now};
+use crate::{PATIENCE, now, on};
+
+over_both_engines! {
+    a_knock_from_any_thread_ends_a_wait,
+    a_wait_ends_in_time,
+    a_letter_to_and_fro_never_finds_a_deaf_sleeper,
+    a_flood_arrives_complete_and_in_order,
+    a_knock_at_a_dead_ring_is_nothing,
+}
 
 fn spawn<R: Send + 'static>(name: &str, run: impl FnOnce() -> R + Send + 'static) -> JoinHandle<R> {
     Builder::new().name(name.to_owned()).spawn(run).unwrap()
 }
 
-#[test]
-fn a_knock_from_any_thread_ends_a_wait() {
-    let mut ring = Ring::new(RingConfig::default()).unwrap();
+fn a_knock_from_any_thread_ends_a_wait(engine: Engine) {
+    let mut ring = Ring::new(on(engine)).unwrap();
     let bell = ring.doorbell();
     let mut completions = Vec::new();
     // Before the wait, and during one.
@@ -35,9 +42,8 @@ fn a_knock_from_any_thread_ends_a_wait() {
     assert!(completions.is_empty());
 }
 
-#[test]
-fn a_wait_ends_in_time() {
-    let mut ring = Ring::new(RingConfig::default()).unwrap();
+fn a_wait_ends_in_time(engine: Engine) {
+    let mut ring = Ring::new(on(engine)).unwrap();
     let mut completions = Vec::new();
     for timeout in [0, 1, 20].map(Duration::from_millis) {
         let start = now();
@@ -55,18 +61,17 @@ fn a_wait_ends_in_time() {
 
 /// One letter goes to and fro: each side sleeps as often as it wakes, with a wait that nothing but
 /// the letter ends.
-#[test]
-fn a_letter_to_and_fro_never_finds_a_deaf_sleeper() {
+fn a_letter_to_and_fro_never_finds_a_deaf_sleeper(engine: Engine) {
     const ROUNDS: u64 = 20_000;
     let mut ports = mesh::<u64>(2, 4).into_iter();
     let (mut left, mut right) = (ports.next().unwrap(), ports.next().unwrap());
     let start = now();
     let other = spawn("right", move || {
-        let mut ring = Ring::new(RingConfig::default()).unwrap();
+        let mut ring = Ring::new(on(engine)).unwrap();
         right.attach(&ring);
         volley(&mut right, &mut ring, PortId(0), ROUNDS, None);
     });
-    let mut ring = Ring::new(RingConfig::default()).unwrap();
+    let mut ring = Ring::new(on(engine)).unwrap();
     left.attach(&ring);
     volley(&mut left, &mut ring, PortId(1), ROUNDS, Some(0));
     other.join().unwrap();
@@ -97,15 +102,31 @@ fn volley(port: &mut MeshPort<u64>, ring: &mut Ring, to: PortId, rounds: u64, se
     }
 }
 
-/// Every port floods every other through small boxes, so boxes fill and ports sleep in between.
+/// Rings of different engines wake each other as well.
 #[test]
-fn a_flood_arrives_complete_and_in_order() {
+fn engines_knock_at_each_other() {
+    const ROUNDS: u64 = 2_000;
+    let mut ports = mesh::<u64>(2, 4).into_iter();
+    let (mut left, mut right) = (ports.next().unwrap(), ports.next().unwrap());
+    let other = spawn("right", move || {
+        let mut ring = Ring::new(on(Engine::Epoll)).unwrap();
+        right.attach(&ring);
+        volley(&mut right, &mut ring, PortId(0), ROUNDS, None);
+    });
+    let mut ring = Ring::new(on(Engine::Uring)).unwrap();
+    left.attach(&ring);
+    volley(&mut left, &mut ring, PortId(1), ROUNDS, Some(0));
+    other.join().unwrap();
+}
+
+/// Every port floods every other through small boxes, so boxes fill and ports sleep in between.
+fn a_flood_arrives_complete_and_in_order(engine: Engine) {
     const PORTS: u16 = 4;
     const LETTERS: u32 = 10_000;
     let start = now();
     let threads = mesh::<u32>(PORTS, 16)
         .into_iter()
-        .map(|port| spawn("flood", move || flood(port, LETTERS)))
+        .map(|port| spawn("flood", move || flood(engine, port, LETTERS)))
         .collect::<Vec<_>>();
     for thread in threads {
         thread.join().unwrap();
@@ -113,8 +134,8 @@ fn a_flood_arrives_complete_and_in_order() {
     assert!(now() - start < 3 * PATIENCE);
 }
 
-fn flood(mut port: MeshPort<u32>, letters_each: u32) {
-    let mut ring = Ring::new(RingConfig::default()).unwrap();
+fn flood(engine: Engine, mut port: MeshPort<u32>, letters_each: u32) {
+    let mut ring = Ring::new(on(engine)).unwrap();
     port.attach(&ring);
     let ports = port.ports();
     let mut next_out = vec![0; ports];
@@ -181,13 +202,12 @@ fn drain_is_fair_and_bounded() {
 }
 
 /// Rings come and go while another knocks at them: the bell keeps what it needs.
-#[test]
-fn a_knock_at_a_dead_ring_is_nothing() {
-    let mut ring = Ring::new(RingConfig::default()).unwrap();
+fn a_knock_at_a_dead_ring_is_nothing(engine: Engine) {
+    let mut ring = Ring::new(on(engine)).unwrap();
     let mut completions = Vec::new();
     for _ in 0..20 {
-        let bell = spawn("short", || {
-            let ring = Ring::new(RingConfig::default()).unwrap();
+        let bell = spawn("short", move || {
+            let ring = Ring::new(on(engine)).unwrap();
             ring.doorbell()
         });
         let bell = bell.join().unwrap();

@@ -6,9 +6,21 @@ use std::time::Duration;
 
 use net::buf::{Pages, StaticRegion};
 use net::file::{self, DataFile, DirectoryLock, FileOpen, LockError};
-use net::{Completion, DiskRead, DiskWrite, FileId, MemoryUse, RingConfig};
+use net::{Completion, DiskRead, DiskWrite, Engine, FileId, MemoryUse, RingConfig};
 
-use crate::Core;
+use crate::{Core, on};
+
+over_both_engines! {
+    several_durable_writes_in_flight,
+    registered_memory_writes_the_same,
+    memory_that_is_refused_is_used_all_the_same,
+    the_kernels_word_is_handed_on,
+    a_removed_file_ends_its_writes_first,
+    a_dropped_ring_finishes_its_writes,
+    #[should_panic(expected = "was not removed")]
+    a_dead_file_id_is_a_bug,
+    a_ring_keeps_the_lock_as_long_as_it_may_write,
+}
 
 const BLOCK: usize = 4096;
 
@@ -78,10 +90,9 @@ fn write_and_read_back(core: &mut Core, file: FileId, mut buffers: Vec<&'static 
     }
 }
 
-#[test]
-fn several_durable_writes_in_flight() {
+fn several_durable_writes_in_flight(engine: Engine) {
     let scratch = Scratch::new("writes");
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let path = scratch.0.join("a");
     drop(create(&path, 64 * 4096));
     for direct in [true, false] {
@@ -92,42 +103,45 @@ fn several_durable_writes_in_flight() {
     }
 }
 
-#[test]
-fn registered_memory_writes_the_same() {
+fn registered_memory_writes_the_same(engine: Engine) {
     let scratch = Scratch::new("registered");
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let (mut buffers, first) = blocks(8);
     let (more, second) = blocks(4);
     // Memory that isn't registered works beside memory that is.
     let (unregistered, _) = blocks(2);
-    assert_eq!(core.ring.register_memory(&[first, second]), MemoryUse::Registered);
-    assert!(matches!(core.ring.register_memory(&[first]), MemoryUse::Unregistered(_)));
+    let uses = [&[first, second][..], &[first]].map(|memory| core.ring.register_memory(memory));
+    match engine {
+        Engine::Uring => {
+            assert!(matches!(uses, [MemoryUse::Registered, MemoryUse::Unregistered(_)]));
+        }
+        Engine::Epoll => assert_eq!(uses, [MemoryUse::Unneeded, MemoryUse::Unneeded]),
+    }
     buffers.extend(more);
     buffers.extend(unregistered);
     let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
     write_and_read_back(&mut core, file, buffers);
 }
 
-#[test]
-fn memory_that_is_refused_is_used_all_the_same() {
+fn memory_that_is_refused_is_used_all_the_same(engine: Engine) {
     let scratch = Scratch::new("refused");
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     // Over the kernel's 1 GiB a region; never touched but for its first blocks.
     let (memory, region) = Pages::new((1 << 30) + BLOCK).unwrap().leak();
     match core.ring.register_memory(&[region]) {
         MemoryUse::Unregistered(why) => assert!(why.contains("cannot be pinned"), "{why}"),
+        MemoryUse::Unneeded => assert_eq!(engine, Engine::Epoll),
         MemoryUse::Registered => panic!("more than 1 GiB were registered"),
     }
     let file = core.ring.add_file(create(&scratch.0.join("a"), 64 * 4096)).unwrap();
     write_and_read_back(&mut core, file, memory.chunks_mut(BLOCK).take(4).collect());
 }
 
-#[test]
-fn the_kernels_word_is_handed_on() {
+fn the_kernels_word_is_handed_on(engine: Engine) {
     let scratch = Scratch::new("word");
     let path = scratch.0.join("a");
     drop(create(&path, 2 * 4096));
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let read_only = FileOpen { create: false, write: false, direct: true };
     let file = core.ring.add_file(file::open(&path, read_only).unwrap()).unwrap();
     let (mut buffers, _) = blocks(2);
@@ -151,10 +165,9 @@ fn the_kernels_word_is_handed_on() {
     assert!(matches!(core.next(), Completion::Disk { tag: 77, buf: None, result: Ok(0) }));
 }
 
-#[test]
-fn a_removed_file_ends_its_writes_first() {
+fn a_removed_file_ends_its_writes_first(engine: Engine) {
     let scratch = Scratch::new("removed");
-    let config = RingConfig { files_max: 1, ..RingConfig::default() };
+    let config = RingConfig { files_max: 1, ..on(engine) };
     let mut core = Core::new(config);
     for round in 0..3 {
         let path = scratch.0.join(format!("{round}"));
@@ -174,11 +187,10 @@ fn a_removed_file_ends_its_writes_first() {
     }
 }
 
-#[test]
-fn a_dropped_ring_finishes_its_writes() {
+fn a_dropped_ring_finishes_its_writes(engine: Engine) {
     let scratch = Scratch::new("dropped");
     let path = scratch.0.join("a");
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let file = core.ring.add_file(create(&path, 32 * 4096)).unwrap();
     for (at, buf) in blocks(32).0.into_iter().enumerate() {
         buf.fill(5);
@@ -189,11 +201,9 @@ fn a_dropped_ring_finishes_its_writes() {
     assert_eq!(fs::read(path).unwrap(), [5; 32 * BLOCK]);
 }
 
-#[test]
-#[should_panic(expected = "was not removed")]
-fn a_dead_file_id_is_a_bug() {
+fn a_dead_file_id_is_a_bug(engine: Engine) {
     let scratch = Scratch::new("dead");
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let file = core.ring.add_file(create(&scratch.0.join("a"), 4096)).unwrap();
     core.ring.remove_file(file);
     core.ring.sync_data(file, 0);
@@ -269,12 +279,11 @@ fn a_directory_has_one_holder() {
     assert!(matches!(missing, Err(LockError::Io { .. })));
 }
 
-#[test]
-fn a_ring_keeps_the_lock_as_long_as_it_may_write() {
+fn a_ring_keeps_the_lock_as_long_as_it_may_write(engine: Engine) {
     let scratch = Scratch::new("kept");
     let lock = |wait| DirectoryLock::acquire(&scratch.0, wait, |_, _| {});
     for files_max in [64, 4096] {
-        let mut core = Core::new(RingConfig { files_max, ..RingConfig::default() });
+        let mut core = Core::new(RingConfig { files_max, ..on(engine) });
         let held = lock(crate::PATIENCE).unwrap();
         core.ring.keep_locked(&held).unwrap();
         // Files that come and go don't push it out.

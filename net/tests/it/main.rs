@@ -8,6 +8,9 @@
 //!   refused    what a process hears that may not have io_uring
 //! ```
 //!
+//! Each test of a ring runs over both engines (`over_both_engines`), which must not be told apart but
+//! by what they cost.
+//!
 //! Invariant: every wait is bounded (`PATIENCE`); a test that hangs is a failure with a name.
 
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is an assertion")]
@@ -15,6 +18,18 @@
     clippy::wildcard_enum_match_arm,
     reason = "a test expects one completion, panics at others"
 )]
+
+/// Makes a test of each function for each engine: `sockets::uring::…`, `sockets::epoll::…`.
+macro_rules! over_both_engines {
+    ($($(#[$how:meta])* $test:ident,)*) => {
+        mod uring {
+            $(#[test] $(#[$how])* fn $test() { super::$test(net::Engine::Uring); })*
+        }
+        mod epoll {
+            $(#[test] $(#[$how])* fn $test() { super::$test(net::Engine::Epoll); })*
+        }
+    };
+}
 
 mod crossing;
 mod disk;
@@ -26,7 +41,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use net::{Completion, ListenerId, Ring, RingConfig, SocketId, TcpListen};
+use net::{Completion, Engine, ListenerId, Ring, RingConfig, SocketId, TcpListen};
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -35,6 +50,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[expect(clippy::disallowed_methods, reason = "tests of the kernel side measure real time")]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// The defaults, on this engine.
+fn on(engine: Engine) -> RingConfig {
+    RingConfig { engine, ..RingConfig::default() }
 }
 
 /// A ring with the completions that no test step has taken yet.

@@ -4,9 +4,31 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use net::{Completion, RingConfig, TcpListen};
+use net::{Completion, Engine, RingConfig, TcpListen};
 
-use crate::{Core, PATIENCE, now};
+use crate::{Core, PATIENCE, now, on};
+
+over_both_engines! {
+    bytes_go_both_ways_and_the_end_is_seen,
+    an_old_id_reaches_nobody,
+    a_slow_reader_gets_a_large_buffer_in_order,
+    few_buffers_starve_and_recover,
+    a_starved_socket_waits_for_no_other_that_left_the_line,
+    a_paused_receive_holds_the_peer_back,
+    a_reset_ends_both_ways,
+    a_reset_is_told_from_an_end,
+    a_close_ends_what_is_under_way_and_comes_last,
+    a_thousand_connections_echo,
+    a_client_may_speak_before_it_is_connected,
+    a_refused_connection_says_so,
+    a_stopped_listener_frees_its_address,
+    rings_share_a_port,
+    a_tiny_completion_queue_overflows_without_loss,
+    a_dropped_ring_ends_everything_under_way,
+    polling_finds_what_blocking_would,
+    out_of_descriptors_rests_and_goes_on,
+    no_more_sockets_than_agreed_and_on_when_one_is_closed,
+}
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at % 251) as u8).collect()
@@ -27,9 +49,8 @@ fn resetting(stream: TcpStream) -> TcpStream {
     socket.into()
 }
 
-#[test]
-fn bytes_go_both_ways_and_the_end_is_seen() {
-    let mut core = Core::new(RingConfig::default());
+fn bytes_go_both_ways_and_the_end_is_seen(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, mut client) = pair(&mut core);
     core.ring.start_receive(socket);
     client.write_all(b"from the client").unwrap();
@@ -58,9 +79,8 @@ fn bytes_go_both_ways_and_the_end_is_seen() {
     assert_eq!(core.ring.stats().leases_out, 0);
 }
 
-#[test]
-fn an_old_id_reaches_nobody() {
-    let mut core = Core::new(RingConfig::default());
+fn an_old_id_reaches_nobody(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (_, addr) = core.listen();
     let _first = TcpStream::connect(addr).unwrap();
     let old = core.accepted();
@@ -84,9 +104,8 @@ fn an_old_id_reaches_nobody() {
     assert_eq!(core.received(), (new, b"here".to_vec()));
 }
 
-#[test]
-fn a_slow_reader_gets_a_large_buffer_in_order() {
-    let mut core = Core::new(RingConfig::default());
+fn a_slow_reader_gets_a_large_buffer_in_order(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, mut client) = pair(&mut core);
     let bytes = pattern(24 << 20);
     let (first, second) = bytes.split_at(17 << 20);
@@ -112,9 +131,8 @@ fn a_slow_reader_gets_a_large_buffer_in_order() {
     assert!(reader.unwrap().join().unwrap() == bytes);
 }
 
-#[test]
-fn few_buffers_starve_and_recover() {
-    let config = RingConfig { recv_buffers: 2, recv_buffer_bytes: 256, ..RingConfig::default() };
+fn few_buffers_starve_and_recover(engine: Engine) {
+    let config = RingConfig { recv_buffers: 2, recv_buffer_bytes: 256, ..on(engine) };
     let mut core = Core::new(config);
     let (_, addr) = core.listen();
     let expected = pattern(64 << 10);
@@ -157,10 +175,9 @@ fn few_buffers_starve_and_recover() {
     assert_eq!(core.ring.stats().leases_out, 0);
 }
 
-#[test]
-fn a_starved_socket_waits_for_no_other_that_left_the_line() {
+fn a_starved_socket_waits_for_no_other_that_left_the_line(engine: Engine) {
     for leaver in 0..2 {
-        let mut core = Core::new(RingConfig { recv_buffers: 1, ..RingConfig::default() });
+        let mut core = Core::new(RingConfig { recv_buffers: 1, ..on(engine) });
         let mut pairs = (0..3).map(|_| pair(&mut core)).collect::<Vec<_>>();
         for (socket, client) in &mut pairs {
             core.ring.start_receive(*socket);
@@ -186,9 +203,8 @@ fn a_starved_socket_waits_for_no_other_that_left_the_line() {
     }
 }
 
-#[test]
-fn a_paused_receive_holds_the_peer_back() {
-    let mut core = Core::new(RingConfig::default());
+fn a_paused_receive_holds_the_peer_back(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, client) = pair(&mut core);
     core.ring.start_receive(socket);
     core.ring.pause_receive(socket);
@@ -220,9 +236,8 @@ fn a_paused_receive_holds_the_peer_back() {
     assert!(got == expected);
 }
 
-#[test]
-fn a_reset_ends_both_ways() {
-    let mut core = Core::new(RingConfig::default());
+fn a_reset_ends_both_ways(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, client) = pair(&mut core);
     core.ring.start_receive(socket);
     core.ring.send(socket, vec![0; 64 << 20]);
@@ -245,9 +260,8 @@ fn a_reset_ends_both_ways() {
     assert!(matches!(core.next(), Completion::Closed { .. }));
 }
 
-#[test]
-fn a_reset_is_told_from_an_end() {
-    let mut core = Core::new(RingConfig::default());
+fn a_reset_is_told_from_an_end(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, client) = pair(&mut core);
     core.ring.start_receive(socket);
     core.turn(Duration::from_millis(20));
@@ -260,9 +274,8 @@ fn a_reset_is_told_from_an_end() {
     }
 }
 
-#[test]
-fn a_close_ends_what_is_under_way_and_comes_last() {
-    let mut core = Core::new(RingConfig::default());
+fn a_close_ends_what_is_under_way_and_comes_last(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (socket, mut client) = pair(&mut core);
     core.ring.start_receive(socket);
     core.ring.send(socket, vec![0; 64 << 20]);
@@ -290,10 +303,9 @@ fn a_close_ends_what_is_under_way_and_comes_last() {
     assert_eq!((stats.sockets, stats.operations, stats.leases_out), (0, 2, 0));
 }
 
-#[test]
-fn a_thousand_connections_echo() {
+fn a_thousand_connections_echo(engine: Engine) {
     const CONNECTIONS: usize = 1000;
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let (_, addr) = core.listen();
     let mut ids = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -337,9 +349,8 @@ fn a_thousand_connections_echo() {
     assert_eq!((core.ring.stats().sockets, core.ring.stats().leases_out), (0, 0));
 }
 
-#[test]
-fn a_client_may_speak_before_it_is_connected() {
-    let mut core = Core::new(RingConfig::default());
+fn a_client_may_speak_before_it_is_connected(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = core.ring.connect(server.local_addr().unwrap()).unwrap();
     core.ring.start_receive(socket);
@@ -356,9 +367,8 @@ fn a_client_may_speak_before_it_is_connected() {
     assert_eq!(core.received(), (socket, b"answer".to_vec()));
 }
 
-#[test]
-fn a_refused_connection_says_so() {
-    let mut core = Core::new(RingConfig::default());
+fn a_refused_connection_says_so(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let socket = core.ring.connect(addr).unwrap();
     core.ring.send(socket, b"nobody hears".to_vec());
@@ -373,9 +383,8 @@ fn a_refused_connection_says_so() {
     assert!(matches!(core.next(), Completion::Closed { .. }));
 }
 
-#[test]
-fn a_stopped_listener_frees_its_address() {
-    let mut core = Core::new(RingConfig::default());
+fn a_stopped_listener_frees_its_address(engine: Engine) {
+    let mut core = Core::new(on(engine));
     let (listener, addr) = core.listen();
     let again = core.ring.listen(TcpListen { addr, reuse_port: false, backlog: 1 });
     assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
@@ -389,10 +398,9 @@ fn a_stopped_listener_frees_its_address() {
     assert!(core.settle(Duration::from_millis(10)).is_empty());
 }
 
-#[test]
-fn rings_share_a_port() {
-    let mut first = Core::new(RingConfig::default());
-    let mut second = Core::new(RingConfig::default());
+fn rings_share_a_port(engine: Engine) {
+    let mut first = Core::new(on(engine));
+    let mut second = Core::new(on(engine));
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listen = |addr| TcpListen { addr, reuse_port: true, backlog: 128 };
     let (_, addr) = first.ring.listen(listen(any)).unwrap();
@@ -407,15 +415,14 @@ fn rings_share_a_port() {
     assert!(!first.seen.is_empty() && !second.seen.is_empty());
 }
 
-#[test]
-fn a_tiny_completion_queue_overflows_without_loss() {
+fn a_tiny_completion_queue_overflows_without_loss(engine: Engine) {
     let config = RingConfig {
         entries: 8,
         completions: 8,
         completions_per_wait_max: 3,
         recv_buffers: 64,
         recv_buffer_bytes: 256,
-        ..RingConfig::default()
+        ..on(engine)
     };
     let mut core = Core::new(config);
     let (_, addr) = core.listen();
@@ -445,13 +452,13 @@ fn a_tiny_completion_queue_overflows_without_loss() {
             other => panic!("{other:?} in a crowded ring"),
         }
     }
-    assert!(core.ring.stats().overflows > 0, "{:?}", core.ring.stats());
+    let overflowed = core.ring.stats().overflows > 0;
+    assert_eq!(overflowed, engine == Engine::Uring, "{:?}", core.ring.stats());
 }
 
-#[test]
-fn a_dropped_ring_ends_everything_under_way() {
+fn a_dropped_ring_ends_everything_under_way(engine: Engine) {
     let start = now();
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let (_, addr) = core.listen();
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -484,10 +491,9 @@ fn a_dropped_ring_ends_everything_under_way() {
     assert!(TcpStream::connect(addr).is_err());
 }
 
-#[test]
-fn polling_finds_what_blocking_would() {
+fn polling_finds_what_blocking_would(engine: Engine) {
     let spin = Duration::from_micros(50);
-    let mut core = Core::new(RingConfig { spin, ..RingConfig::default() });
+    let mut core = Core::new(RingConfig { spin, ..on(engine) });
     let (socket, client) = pair(&mut core);
     core.ring.start_receive(socket);
     let mut client = resetting(client);
@@ -521,22 +527,22 @@ fn polling_finds_what_blocking_would() {
     assert!(core.ring.stats().completions >= 4000);
 }
 
-#[test]
-fn out_of_descriptors_rests_and_goes_on() {
+fn out_of_descriptors_rests_and_goes_on(engine: Engine) {
     // The limit is the process's: a child of its own has it lowered.
     const CHILD: &str = "NET_TEST_FEW_DESCRIPTORS";
     if std::env::var_os(CHILD).is_none() {
         let status = std::process::Command::new("sh")
             .args(["-c", "ulimit -n 48 && exec \"$0\" \"$@\""])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "sockets::out_of_descriptors_rests_and_goes_on"])
+            .arg("--exact")
+            .arg(format!("sockets::{engine}::out_of_descriptors_rests_and_goes_on"))
             .env(CHILD, "1")
             .status()
             .unwrap();
         assert!(status.success());
         return;
     }
-    let mut core = Core::new(RingConfig::default());
+    let mut core = Core::new(on(engine));
     let (_, addr) = core.listen();
     let mut sockets = Vec::new();
     let mut ours = Vec::new();
@@ -570,10 +576,9 @@ fn out_of_descriptors_rests_and_goes_on() {
     assert!(before > 0 && more > 0);
 }
 
-#[test]
-fn no_more_sockets_than_agreed_and_on_when_one_is_closed() {
+fn no_more_sockets_than_agreed_and_on_when_one_is_closed(engine: Engine) {
     const MAX: usize = 8;
-    let mut core = Core::new(RingConfig { sockets_max: MAX, ..RingConfig::default() });
+    let mut core = Core::new(RingConfig { sockets_max: MAX, ..on(engine) });
     let (listener, addr) = core.listen();
     let mut clients = (0..3 * MAX).map(|_| TcpStream::connect(addr).unwrap()).collect::<Vec<_>>();
     let mut sockets = Vec::new();

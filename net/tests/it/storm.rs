@@ -14,9 +14,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use net::{Completion, ListenerId, RingConfig, SocketId};
+use net::{Completion, Engine, ListenerId, RingConfig, SocketId};
 
-use crate::{Core, PATIENCE, now};
+use crate::{Core, PATIENCE, now, on};
+
+over_both_engines! {
+    the_books_balance_after_a_storm,
+}
 
 const STEPS: usize = 4000;
 const SOCKETS_MAX: usize = 60;
@@ -149,14 +153,14 @@ impl Storm {
     }
 }
 
-fn storm(seed: u64) -> (usize, usize, u64) {
+fn storm(engine: Engine, seed: u64) -> (usize, usize, u64) {
     let mut core = Core::new(RingConfig {
         entries: 8,
         completions: 16,
         completions_per_wait_max: 5,
         recv_buffers: 4,
         recv_buffer_bytes: 4096,
-        ..RingConfig::default()
+        ..on(engine)
     });
     let (listener, addr) = core.listen();
     let dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
@@ -185,11 +189,10 @@ fn storm(seed: u64) -> (usize, usize, u64) {
     (storm.received, storm.delivered, stats.recv_starved)
 }
 
-#[test]
-fn the_books_balance_after_a_storm() {
+fn the_books_balance_after_a_storm(engine: Engine) {
     let (mut received, mut delivered, mut starved) = (0, 0, 0);
     for seed in 1..=6 {
-        let (bytes, sends, times) = storm(seed);
+        let (bytes, sends, times) = storm(engine, seed);
         received += bytes;
         delivered += sends;
         starved += times;
