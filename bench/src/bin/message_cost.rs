@@ -2,12 +2,17 @@
 //!
 //! ```text
 //!   client engine ══ frames in memory ══▶ Shard ──▶ disk in memory (answers at once)
-//!                 ◀══════════════════════
+//!                 ◀══════════════════════   ╰── the only thing that is counted
 //! ```
-//! `message_cost MESSAGES WINDOW` sends so many messages of 256 B, at most WINDOW unanswered, and
-//! takes them off with a consumer. Under `valgrind --tool=callgrind` the shard alone is counted, by
-//! `--toggle-collect='*shard_turn*'`; two runs with different counts tell the cost of one message
-//! without start and warm-up. `bench/message-cost` does that and prints the difference.
+//! `message_cost publish|life MESSAGES WINDOW` sends so many durable messages of 256 B, at most
+//! WINDOW unanswered. `publish` ends with the answer, and the queue grows; in a `life` a consumer
+//! takes each message off and settles it. Under `valgrind --tool=callgrind` the shard alone is
+//! counted, by `--toggle-collect='*shard_turn*'`: what `Shard::handle` and `Shard::poll` do, with
+//! the allocator that the product has. The client's engine, the disk and the loop are outside.
+//!
+//! `message_cost rooms PROFILE PROFILE MESSAGES` reads the profiles of two runs, the second with so
+//! many messages more, and prints what one of these cost, by room: start and warm-up fall out.
+//! `bench/message-cost` does both.
 //!
 //! Nothing here is timed: no clock is read, so the same binary counts the same.
 #![forbid(unsafe_code)]
@@ -20,6 +25,7 @@ use amqp::connection::{Config, Connection, Event as Amqp, Sasl, Side};
 use amqp::delivery::Outcome;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::message::{Header, write_header};
+use bench::rooms;
 use broker::{Action, ConnId, Event, Shard, ShardConfig};
 use journal::{
     DiskDone, DiskOp, FileId, Format, Geometry, JournalUuid, Level, LogId, NodeSuperblock,
@@ -29,6 +35,10 @@ use journal::{
 const PAYLOAD_BYTES: usize = 256;
 const SEGMENT_BYTES: u64 = 4 << 20;
 const CONN: ConnId = ConnId(1);
+
+/// The product's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Default)]
 struct Disk {
@@ -86,16 +96,28 @@ fn shard_turn(shard: &mut Shard, now: Instant, event: Event<'_>, out: &mut Vec<A
 struct World {
     now: Instant,
     disk: Disk,
+    /// Lists of actions that nobody uses.
+    spare: Vec<Vec<Action>>,
     shard: Shard,
     client: Connection,
     sender: Option<LinkId>,
     answered: u64,
     received: u64,
     attached: u32,
+    workload: Workload,
+}
+
+/// How far a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Workload {
+    /// Transfer, journal, accepted.
+    Publish,
+    /// And delivery, disposition, the settlement in the journal.
+    Life,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(workload: Workload) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the one reading; time stands still here")]
         let now = Instant::now();
         let mut disk = Disk::default();
@@ -133,19 +155,22 @@ impl World {
         Self {
             now,
             disk,
+            spare: Vec::new(),
             shard: Shard::new(config, recovery),
             client: Connection::new(client, Side::Client, now),
             sender: None,
             answered: 0,
             received: 0,
             attached: 0,
+            workload,
         }
     }
 
     fn turn(&mut self, event: Event<'_>) {
-        let mut actions = Vec::new();
+        // Its room is there before, as the driver's is.
+        let mut actions = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(1024));
         shard_turn(&mut self.shard, self.now, event, &mut actions);
-        for action in actions {
+        for action in actions.drain(..) {
             match action {
                 Action::Disk(op) => {
                     let done = self.disk.run(op);
@@ -165,6 +190,7 @@ impl World {
                 | Action::Fatal(_) => panic!("not in this workload: {action:?}"),
             }
         }
+        self.spare.push(actions);
     }
 
     fn hear(&mut self) {
@@ -181,6 +207,9 @@ impl World {
                         ..NewLink::default()
                     };
                     self.sender = self.client.attach_sender(session, link).ok();
+                    if self.workload == Workload::Publish {
+                        continue;
+                    }
                     let link = NewLink {
                         name: "out".to_owned(),
                         source: LinkSource::at("orders"),
@@ -232,32 +261,90 @@ impl World {
     }
 }
 
-fn main() {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u64>());
-    let (Some(Ok(messages)), Some(Ok(window))) = (args.next(), args.next()) else {
-        eprintln!("usage: message_cost MESSAGES WINDOW");
-        std::process::exit(2);
-    };
+/// Sends so many messages, at most `window` of them unanswered.
+fn run(workload: Workload, messages: u64, window: u64) -> World {
     let mut message = Vec::new();
     write_header(&Header { durable: Some(true), ..Header::default() }, &mut message);
     message.extend([0x00, 0x53, 0x75, 0xb0]);
     message.extend((PAYLOAD_BYTES as u32).to_be_bytes());
     message.extend([b'x'; PAYLOAD_BYTES]);
 
-    let mut world = World::new();
+    let (links, deliveries) = match workload {
+        Workload::Publish => (1, 0),
+        Workload::Life => (2, messages),
+    };
+    let mut world = World::new(workload);
     world.turn(Event::Timer);
     world.turn(Event::Accepted { conn: CONN, peer: "memory".to_owned() });
-    while world.attached < 2 {
+    while world.attached < links {
         world.exchange();
     }
     let sender = world.sender.expect("it is attached");
     let mut sent = 0;
-    while world.answered < messages || world.received < messages {
+    while world.answered < messages || world.received < deliveries {
         while sent < messages && sent - world.answered < window && world.client.can_send(sender) {
             world.client.send(sender, &[&message], false).expect("it said so");
             sent += 1;
         }
         world.exchange();
     }
-    println!("{} messages accepted, {} received", world.answered, black_box(world.received));
+    world
+}
+
+/// What each of `messages` messages cost, by room.
+fn table(few: &str, more: &str, messages: f64) -> String {
+    let ((few, few_left), (more, more_left)) = (rooms::read(few), rooms::read(more));
+    let mut text = String::new();
+    let mut sum = (more_left - few_left) / messages;
+    for room in rooms::Room::ALL {
+        let cost = (more[room as usize] - few[room as usize]) / messages;
+        sum += cost;
+        text += &format!(" {} {cost:.0},", room.name());
+    }
+    format!("{sum:.0} instructions a message:{}", text.trim_end_matches(','))
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        [what @ ("publish" | "life"), messages, window] => {
+            let workload = if what == "publish" { Workload::Publish } else { Workload::Life };
+            let (Ok(messages), Ok(window)) = (messages.parse(), window.parse()) else { usage() };
+            let world = run(workload, messages, window);
+            println!("{} accepted, {} received", world.answered, black_box(world.received));
+        }
+        ["rooms", few, more, messages] => {
+            let Ok(messages) = messages.parse() else { usage() };
+            let read = |path: &str| match std::fs::read_to_string(path) {
+                Ok(profile) => profile,
+                Err(error) => fail(&format!("{path}: {error}")),
+            };
+            println!("{}", table(&read(few), &read(more), messages));
+        }
+        _ => usage(),
+    }
+}
+
+fn usage() -> ! {
+    fail("usage: message_cost publish|life MESSAGES WINDOW, or rooms PROFILE PROFILE MESSAGES")
+}
+
+fn fail(what: &str) -> ! {
+    eprintln!("message_cost: {what}");
+    std::process::exit(2);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workloads_come_to_their_end() {
+        let world = run(Workload::Life, 40, 16);
+        assert_eq!((world.answered, world.received), (40, 40));
+        let world = run(Workload::Publish, 40, 1);
+        assert_eq!((world.answered, world.received), (40, 0));
+        assert!(!world.disk.files.is_empty());
+    }
 }

@@ -236,10 +236,8 @@ impl Shard {
             .apply_message(appended.lsn, id, sequence, message)
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         let answer = Answer::Published(producer.0, producer.1);
-        let level = match level {
-            Level::Async if !appended.vouched => Level::Sync,
-            level => level,
-        };
+        let waits = level == Level::Async && !appended.vouched;
+        let level = if waits { Level::Sync } else { level };
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
         Ok(())
     }
