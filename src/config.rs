@@ -25,8 +25,7 @@ mod value;
 
 pub(crate) use page::schema;
 pub(crate) use value::{
-    Bytes, Directory, Durability, EngineChoice, LogFormat, Patience, SHARDS_MAX, Shards, Share,
-    Span,
+    Bytes, COUNT_MAX, Count, Directory, Durability, EngineChoice, LogFormat, Patience, Share, Span,
 };
 
 /// When a changed value is heeded.
@@ -149,10 +148,14 @@ knobs! {
         Start; arg(value_name = "ADDR:PORT");
         "Where health, metrics and management answer by HTTP";
         "Loopback, since it knows no log-in.";
-    "shards" shards: Shards = "auto" like "auto, or 1 to 256";
+    "shards" shards: Count = "auto" like "auto, or 1 to 256";
         Format; arg(value_name = "N");
         "Shares of the state, each with a journal of its own";
         "One for each thread at the time of the format; more only to move to a larger machine.";
+    "threads" threads: Count = "auto" like "auto, or 1 to 256";
+        Start; arg(value_name = "N");
+        "Core threads, which share the shards; never more than there are shards";
+        "What affinity and the container's CPU quota leave; see `laelaps preflight`.";
     "segment-size" segment_size: Bytes = "64 MiB" in "4 MiB" ..= "256 MiB";
         Format; arg(value_name = "BYTES");
         "Size of a journal segment, a multiple of 4 KiB";
@@ -163,8 +166,8 @@ knobs! {
         "A volume that is quite full is slow, and something else always needs a little.";
     "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes, at least max-message-size";
         Start; arg(value_name = "SHARE");
-        "Bound of messages held in memory: bytes, or a part of the machine or its container";
-        "Buffers, connections and the kernel's sockets need room beside the messages.";
+        "Bound of messages and journal buffers in memory: bytes, or a part of machine or container";
+        "Connections and the kernel's sockets need room beside the messages.";
     "durability" durability: Durability = "sync" one of (Durability::WORDS);
         Start; arg(value_name = "LEVEL");
         "When a message counts as accepted: async, sync, replicated, replicated-sync";
@@ -367,7 +370,7 @@ mod tests {
         let flags = Layer { drain: Some(Span::secs(2)), ..Layer::default() };
         let config = Config::load(Some(file.path()), flags).expect("fine");
         assert_eq!(config.drain, Span::secs(2));
-        assert_eq!(config.shards, Shards::Count(3));
+        assert_eq!(config.shards, Count::Just(3));
         assert!(config.is_given("shards") && !config.is_given("segment-size"));
     }
 

@@ -37,6 +37,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::cpu::CpuPlan;
 
 use crate::auth::Authenticator;
+use crate::config::Count;
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, core_of};
 
@@ -92,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) journal: journal::Config,
     /// Verifies log-ins.
     pub(crate) authenticator: Authenticator,
+    /// How many threads there are to be, and where.
+    pub(crate) cpus: CpuPlan,
 }
 
 /// The running cores.
@@ -102,18 +105,24 @@ pub(crate) struct Driver {
     pub(crate) cores: usize,
 }
 
-/// How many threads this machine should give to cores.
+/// Which CPUs this machine gives us, and how many threads follow from that or were asked for.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub(crate) fn threads() -> Result<usize, Failure> {
-    Ok(cpu_plan()?.threads)
+pub(crate) fn cpus(threads: Count) -> Result<CpuPlan, Failure> {
+    let plan = CpuPlan::detect().map_err(|error| {
+        Failure::new(Cause::ResourceRefused, format!("the usable CPUs are not known: {error}"))
+    })?;
+    Ok(match threads {
+        Count::Auto => plan,
+        Count::Just(threads) => plan.with_threads(usize::from(threads)),
+    })
 }
 
-fn cpu_plan() -> Result<CpuPlan, Failure> {
-    CpuPlan::detect().map_err(|error| {
-        Failure::new(Cause::ResourceRefused, format!("the usable CPUs are not known: {error}"))
-    })
+/// Bytes that the batch buffers of all shards hold from the start on.
+pub(crate) fn batch_buffer_bytes(shards: u16, writes_in_flight_max: u8) -> u64 {
+    let buffers = core::batch_buffers(usize::from(writes_in_flight_max));
+    u64::from(shards) * (buffers * core::BATCH_BUFFER_BYTES) as u64
 }
 
 /// Whether this machine gives us an engine, and its name.
@@ -135,7 +144,7 @@ pub(crate) fn engine() -> Result<&'static str, Failure> {
 /// # Errors
 /// The machine refused a thread. What goes wrong on a core's own thread is a [`Report`].
 pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
-    let cpus = cpu_plan()?;
+    let cpus = &plan.cpus;
     let cores = cpus.threads.min(plan.shards.len());
     let (reports, inbox) = unbounded();
     let cold = Cold::start(plan.directory.files())?;

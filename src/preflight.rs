@@ -121,15 +121,13 @@ fn engine() -> Check {
 fn cores() -> Check {
     match CpuPlan::detect() {
         Ok(plan) => {
-            let quota = plan
-                .quota
-                .as_ref()
-                .map_or("no quota".to_owned(), |quota| format!("quota {}", quota.value));
+            let quota =
+                plan.quota.as_ref().map_or("no quota".to_owned(), |quota| format!("quota {quota}"));
             let pinned = if plan.pin { "pinned" } else { "not pinned" };
             let cpus = plan.affinity.len();
             let found = format!("{} threads of {cpus} CPUs, {quota}, {pinned}", plan.threads);
             let verdict = match plan.quota {
-                Some(quota) if quota.value < 1.0 => Verdict::Poor,
+                Some(quota) if quota < 1.0 => Verdict::Poor,
                 Some(_) | None => Verdict::Good,
             };
             Check { name: "cores", verdict, found }

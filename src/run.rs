@@ -34,7 +34,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::auth::Authenticator;
 use crate::config::{
-    Config, Durability, EngineChoice, Layer, LogFormat, Patience, SHARDS_MAX, Shards,
+    Bytes, COUNT_MAX, Config, Count, Durability, EngineChoice, Layer, LogFormat, Patience,
 };
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
@@ -61,7 +61,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let node = Arc::new(Node::new());
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
     admin.start_if_free()?;
-    let directory = open_directory(config, &signals)?;
+    let cpus = driver::cpus(config.threads)?;
+    let directory = open_directory(config, cpus.threads, &signals)?;
     let admin_addr = admin.start()?;
     drop(bind_alone(config.listen)?);
     node.enter(Stage::Recovering);
@@ -83,6 +84,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
         authenticator: Authenticator::start(config.users.clone())?,
         directory,
         shards,
+        cpus,
     })?;
     let (inboxes, recovered) = wait_ready(&driver, shard_count, write_bound, &signals)?;
     let listening = listen(&driver, &inboxes, config.listen)?;
@@ -164,18 +166,20 @@ impl Admin {
     }
 }
 
-fn open_directory(config: &Config, signals: &Receiver<i32>) -> Result<Directory, Failure> {
+fn open_directory(
+    config: &Config,
+    threads: usize,
+    signals: &Receiver<i32>,
+) -> Result<Directory, Failure> {
     let shards = match config.shards {
-        Shards::Count(count) => count,
-        Shards::Auto => {
-            u16::try_from(driver::threads()?).map_or(SHARDS_MAX, |count| count.min(SHARDS_MAX))
-        }
+        Count::Just(count) => count,
+        Count::Auto => u16::try_from(threads).map_or(COUNT_MAX, |count| count.min(COUNT_MAX)),
     };
     let wanted = Wanted {
         segment_bytes: config.segment_size.0,
         segment_bytes_given: config.is_given("segment-size"),
         shards,
-        shards_given: matches!(config.shards, Shards::Count(_)),
+        shards_given: matches!(config.shards, Count::Just(_)),
         allow_volatile: config.allow_volatile || config.durability == Durability::Async,
     };
     let wait = match config.lock_wait {
@@ -222,14 +226,35 @@ fn warn_of_bounds(config: &Config, directory: &Directory) {
             "disk-max comes to {wanted} bytes, but {shards} shards need {least}: that is the bound"
         );
     }
-    let share = config.memory_max.of(machine::Memory::detect().bytes) / u64::from(shards);
+}
+
+/// What the messages of each shard may hold of `memory-max`: the batch buffers come off first.
+fn message_bytes_max(config: &Config, shards: u16) -> Result<u64, Failure> {
+    let whole = config.memory_max.of(machine::Memory::detect().bytes);
+    let buffers = driver::batch_buffer_bytes(shards, config.writes_in_flight_max);
+    let share = whole.saturating_sub(buffers) / u64::from(shards);
+    if share < MESSAGE_BYTES_LEAST {
+        let (whole, buffers) = (Bytes(whole), Bytes(buffers));
+        return Err(Failure::new(
+            Cause::ConfigInvalid,
+            format!(
+                "memory-max comes to {whole}, of which the batch buffers of {shards} shards take \
+                 {buffers}: too little is left for messages. Give it more, or lower \
+                 writes-in-flight-max"
+            ),
+        ));
+    }
     if share < config.max_message_size.0 {
         tracing::warn!(
-            "memory-max leaves each of {shards} shards {share} bytes, less than a message of \
+            "memory-max leaves the messages of each of {shards} shards {share} bytes, less than \
              max-message-size: larger ones are refused"
         );
     }
+    Ok(share)
 }
+
+/// A shard that can hold less than this takes hardly a message.
+const MESSAGE_BYTES_LEAST: u64 = 64 << 10;
 
 fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
     journal::Config {
@@ -245,7 +270,7 @@ fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
 
 fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConfig>, Failure> {
     let geometry = directory.node().geometry;
-    let memory = config.memory_max.of(machine::Memory::detect().bytes);
+    let memory_bytes_max = message_bytes_max(config, geometry.shards)?;
     let tag_seed = getrandom::u64().map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
     })?;
@@ -271,7 +296,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         shards: geometry.shards,
         segment_bytes: geometry.segment_bytes,
         level,
-        memory_bytes_max: memory / u64::from(geometry.shards),
+        memory_bytes_max,
         amqp: amqp.clone(),
         backup: false,
         segments_max: u64::from(segments_max(config, directory)),

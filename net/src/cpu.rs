@@ -19,6 +19,7 @@
 use std::fs;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
+use std::path::PathBuf;
 
 use crate::cgroup::{Groups, Limit};
 
@@ -28,7 +29,9 @@ pub struct CpuPlan {
     /// The CPUs this process may run on, ascending; never empty.
     pub affinity: Vec<usize>,
     /// CPUs' worth of time that the control group allows, if it limits it.
-    pub quota: Option<Limit<f64>>,
+    pub quota: Option<f64>,
+    /// The file of the control group that says so.
+    pub quota_file: Option<PathBuf>,
     /// Core threads to run by default, at least 1.
     pub threads: usize,
     /// Whether to pin thread `i` to `affinity[i]`.
@@ -42,10 +45,12 @@ impl CpuPlan {
     /// The kernel doesn't tell the affinity.
     pub fn detect() -> io::Result<Self> {
         let affinity = affinity()?;
-        let quota = Groups::of_this_process().cpu_quota();
+        let limit = Groups::of_this_process().cpu_quota();
+        let quota = limit.as_ref().map(|limit| limit.value);
         let machine =
             online_cpus(&fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default());
-        Ok(Self::decide(affinity, quota, machine))
+        let quota_file = limit.map(|Limit { file, .. }| file);
+        Ok(Self { quota_file, ..Self::decide(affinity, quota, machine) })
     }
 
     /// The same machine with this many threads, because somebody wants them.
@@ -61,18 +66,17 @@ impl CpuPlan {
         self
     }
 
-    fn decide(affinity: Vec<usize>, quota: Option<Limit<f64>>, machine: Option<usize>) -> Self {
+    fn decide(affinity: Vec<usize>, quota: Option<f64>, machine: Option<usize>) -> Self {
         let cpus = affinity.len();
-        let value = quota.as_ref().map(|quota| quota.value);
-        let threads = match value {
+        let threads = match quota {
             None => cpus,
             // A quota is positive and finite (see `cgroup`), so the cast keeps its floor.
             Some(quota) if quota < 4.0 => cpus.min(quota as usize).max(1),
             Some(quota) => cpus.min(quota as usize - 1),
         };
         let own_set = machine.is_some_and(|machine| cpus < machine);
-        let whole_quota = value.is_none_or(|quota| quota == cpus as f64);
-        Self { affinity, quota, threads, pin: own_set && whole_quota }
+        let whole_quota = quota.is_none_or(|quota| quota == cpus as f64);
+        Self { affinity, quota, quota_file: None, threads, pin: own_set && whole_quota }
     }
 }
 
@@ -126,7 +130,6 @@ mod tests {
     use super::*;
 
     fn plan(cpus: usize, quota: Option<f64>, machine: usize) -> (usize, bool) {
-        let quota = quota.map(|value| Limit { value, file: "cpu.max".into() });
         let plan = CpuPlan::decide((0..cpus).collect(), quota, Some(machine));
         (plan.threads, plan.pin)
     }

@@ -4,7 +4,7 @@
 //! ```text
 //!   Bytes     67108864 | "64 MiB"           Share     "25%" | "2 GiB"
 //!   Span      "5s" | "200ms" | "2m" | "0"   Patience  "forever" | a Span
-//!   Shards    "auto" | 1 ..= 256            choices   one word of a list
+//!   Count     "auto" | 1 ..= 256            choices   one word of a list
 //! ```
 //! Integers are bytes where bytes are meant; a duration always names its unit (but for 0), since
 //! `5` is read as seconds by half the world and as milliseconds by the other.
@@ -203,35 +203,35 @@ impl fmt::Display for Directory {
     }
 }
 
-/// How many shards a new directory gets.
+/// How many of something, or as many as fit the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shards {
-    /// As many as there are threads when the directory is formatted.
+pub(crate) enum Count {
+    /// As many as the machine gives CPUs.
     Auto,
     /// So many.
-    Count(u16),
+    Just(u16),
 }
 
-/// More shards than the largest machine that we know needs.
-pub(crate) const SHARDS_MAX: u16 = 256;
+/// More shards, and more threads, than the largest machine that we know needs.
+pub(crate) const COUNT_MAX: u16 = 256;
 
-impl FromStr for Shards {
+impl FromStr for Count {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match (text.trim(), text.trim().parse()) {
             ("auto", _) => Ok(Self::Auto),
-            (_, Ok(count @ 1..=SHARDS_MAX)) => Ok(Self::Count(count)),
-            (_, Ok(_) | Err(_)) => Err(format!("`{text}`: write auto, or 1 to {SHARDS_MAX}")),
+            (_, Ok(count @ 1..=COUNT_MAX)) => Ok(Self::Just(count)),
+            (_, Ok(_) | Err(_)) => Err(format!("`{text}`: write auto, or 1 to {COUNT_MAX}")),
         }
     }
 }
 
-impl fmt::Display for Shards {
+impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
-            Self::Count(count) => count.fmt(f),
+            Self::Just(count) => count.fmt(f),
         }
     }
 }
@@ -358,7 +358,7 @@ mod tests {
         round_trip::<Share>(&["1%", "90%", "2 GiB"]);
         round_trip::<Span>(&["0", "1ms", "5s", "1500ms", "2m"]);
         round_trip::<Patience>(&["forever", "0", "5s"]);
-        round_trip::<Shards>(&["auto", "1", "256"]);
+        round_trip::<Count>(&["auto", "1", "256"]);
         round_trip::<Durability>(Durability::WORDS);
         round_trip::<EngineChoice>(EngineChoice::WORDS);
         round_trip::<LogFormat>(LogFormat::WORDS);
@@ -386,7 +386,7 @@ mod tests {
             assert!(wrong.parse::<Share>().is_err(), "{wrong}");
         }
         for wrong in ["0", "257", "many", "-1"] {
-            assert!(wrong.parse::<Shards>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Count>().is_err(), "{wrong}");
         }
     }
 }

@@ -54,8 +54,13 @@ const HELD_RETRY: Duration = Duration::from_micros(200);
 /// Connections that the kernel keeps for us until we accept them.
 const BACKLOG: u16 = 1024;
 
-/// Batch buffers of a shard beside those being written: one that fills, one that is sealed.
-const BUFFERS_SPARE: usize = 2;
+/// Bytes of a batch buffer: the first batch of a segment brings the segment's header.
+pub(super) const BATCH_BUFFER_BYTES: usize = BATCH_BYTES_MAX + SEGMENT_HEADER_BYTES as usize;
+
+/// Batch buffers of a shard: those being written, one that fills, one that is sealed.
+pub(super) fn batch_buffers(writes_in_flight_max: usize) -> usize {
+    writes_in_flight_max + 2
+}
 
 /// Files of a ring beside its journal's: the directory's lock, and those that are being closed.
 pub(super) const FILES_SPARE: u32 = 64;
@@ -172,7 +177,7 @@ impl Core {
                 setup.core
             );
         }
-        let buffers = setup.shards.len() * (setup.journal.writes_in_flight_max + BUFFERS_SPARE);
+        let buffers = setup.shards.len() * batch_buffers(setup.journal.writes_in_flight_max);
         pin_batch_buffers(&mut ring, setup.core, buffers);
         setup.port.attach(&ring);
         let bell = ring.doorbell();
@@ -484,7 +489,7 @@ impl Core {
 /// Stock this thread's batch buffers with memory that the kernel holds pinned, so that a write from
 /// it need not pin it first. Where the limit on locked memory refuses, writes just cost more.
 fn pin_batch_buffers(ring: &mut Ring, core: usize, buffers: usize) {
-    let bytes = BATCH_BYTES_MAX + SEGMENT_HEADER_BYTES as usize;
+    let bytes = BATCH_BUFFER_BYTES;
     let Ok(pages) = Pages::new(buffers * bytes) else { return };
     let (memory, region) = pages.leak();
     if let MemoryUse::Unregistered(why) = ring.register_memory(&[region]) {
