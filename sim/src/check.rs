@@ -161,8 +161,6 @@ pub enum Seen {
     Ready {
         /// Every queue.
         queues: Vec<QueueView>,
-        /// The process before ended by itself, all answered.
-        clean: bool,
     },
     /// The process is gone. What was accepted at `async` since `async_from` may be, too.
     Crash {
@@ -203,8 +201,6 @@ pub struct Facts {
     pub incarnation: u64,
     /// A second member is in the in-sync set.
     pub backup: bool,
-    /// The level of durability asked for was `async` at some time in this run.
-    pub has_async: bool,
     /// The disk was full at some time.
     pub was_full: bool,
     /// The stamp of what is being seen.
@@ -369,7 +365,6 @@ impl Checks {
                 if written.kind == RecordKind::QueueCreate && written.name.is_some() {
                     facts.queues.entry(written.queue).or_insert_with(|| written.clone());
                 }
-                facts.has_async |= written.level == Level::Async;
             }
             Seen::Recovered { shard, end } => {
                 for letter in facts.letters.values_mut() {

@@ -145,6 +145,8 @@ pub struct Disk {
     flights: BTreeMap<u64, Flight>,
     due: BTreeSet<(Instant, u64)>,
     unreadable: BTreeSet<(FileId, u64)>,
+    /// When the first write was submitted that has failed since the last crash.
+    failed_since: Option<Instant>,
     next_ticket: u64,
     moments: u64,
     hits: Hits,
@@ -160,6 +162,7 @@ impl Disk {
             flights: BTreeMap::new(),
             due: BTreeSet::new(),
             unreadable: BTreeSet::new(),
+            failed_since: None,
             next_ticket: 0,
             moments: 0,
             hits: Hits::default(),
@@ -186,10 +189,11 @@ impl Disk {
         self.flights.values().filter(|flight| matches!(flight.work, Work::Write { .. })).count()
     }
 
-    /// When the oldest write in flight was submitted.
+    /// When the oldest write was submitted that is in flight, or has failed.
     pub fn oldest_write(&self) -> Option<Instant> {
         let is_write = |flight: &&Flight| matches!(flight.work, Work::Write { .. });
-        self.flights.values().find(is_write).map(|flight| flight.since)
+        let oldest = self.flights.values().find(is_write).map(|flight| flight.since);
+        [oldest, self.failed_since].into_iter().flatten().min()
     }
 
     /// The segment files of a shard, as a host lists them at start.
@@ -378,6 +382,7 @@ impl Disk {
             }
             (Work::Write { .. }, Some(error)) => {
                 self.land(&flight, Fate::Seeded);
+                self.failed_since.get_or_insert(flight.since);
                 Err(error)
             }
             (Work::Read { offset }, None) => {
@@ -434,6 +439,7 @@ impl Disk {
         self.hits.add(if power { Hit::PowerCut } else { Hit::Kill });
         self.note_recycled_tail();
         self.due.clear();
+        self.failed_since = None;
         let mut flights: Vec<Flight> = std::mem::take(&mut self.flights).into_values().collect();
         self.rng.shuffle(&mut flights);
         for flight in &flights {

@@ -151,7 +151,6 @@ pub struct World {
     started: Instant,
     /// Starts in a row that were crashed before they were over.
     starts_cut: u32,
-    was_clean: bool,
     /// A death is to be expected: the disk failed it.
     excuse: bool,
     due: BTreeMap<(Instant, u64), (u64, Due)>,
@@ -229,7 +228,6 @@ impl World {
             stopping: false,
             started: base,
             starts_cut: 0,
-            was_clean: false,
             excuse: false,
             due: BTreeMap::new(),
             next_due: 0,

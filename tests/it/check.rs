@@ -37,16 +37,19 @@ pub(crate) struct Verdict {
     pub(crate) broken: Vec<String>,
     /// Accepted and never taken by anybody, with the time of their acknowledgement.
     pub(crate) lost: Vec<Lost>,
+    /// Back after their settlement, with the time of its confirmation; judged where it may be.
+    pub(crate) returned: Vec<Lost>,
     pub(crate) accepted: BTreeMap<u64, usize>,
     pub(crate) received: usize,
     pub(crate) redelivered: usize,
     pub(crate) confirmed: BTreeMap<String, usize>,
 }
 
+/// A promise that was not kept, and in which incarnation it was given.
 #[derive(Debug)]
 pub(crate) struct Lost {
     pub(crate) id: String,
-    pub(crate) accepted_t: u64,
+    pub(crate) promised_t: u64,
     pub(crate) inc: u64,
 }
 
@@ -62,7 +65,13 @@ struct Entry {
     first_acquired: bool,
     /// Incarnations in which a consumer failed it.
     failed: Vec<u64>,
-    confirmed: Option<String>,
+    confirmed: Option<Confirmed>,
+}
+
+struct Confirmed {
+    by: String,
+    t: u64,
+    inc: u64,
 }
 
 #[derive(Default)]
@@ -108,10 +117,10 @@ pub(crate) fn check(mut events: Vec<Event>, rules: &Rules<'_>) -> Verdict {
         ledger.take(event, rules, &mut verdict);
     }
     for (id, entry) in &ledger.entries {
-        if let Some((inc, accepted_t)) = entry.accepted
+        if let Some((inc, promised_t)) = entry.accepted
             && !entry.taken
         {
-            verdict.lost.push(Lost { id: id.clone(), accepted_t, inc });
+            verdict.lost.push(Lost { id: id.clone(), promised_t, inc });
         }
     }
     verdict
@@ -147,8 +156,10 @@ impl Ledger {
             }
             What::Confirmed { id, by, link } => {
                 *verdict.confirmed.entry(by.clone()).or_default() += 1;
+                let inc = self.incarnation_of.get(link).copied().expect("received on a link");
                 if let Some(entry) = self.entries.get_mut(id) {
-                    entry.confirmed = Some(format!("{by} on {link}"));
+                    let by = format!("{by} on {link}");
+                    entry.confirmed = Some(Confirmed { by, t: event.t, inc });
                 }
             }
             What::Attached { link, inc } => {
@@ -177,10 +188,14 @@ impl Ledger {
         if !whole {
             broken.push(format!("the body of {id} is not what was sent"));
         }
-        if let Some(by) = &entry.confirmed
-            && !rules.may_lose
-        {
-            broken.push(format!("{id} came again on {link} after its settlement: {by}"));
+        match &entry.confirmed {
+            Some(Confirmed { t, inc, .. }) if rules.may_lose => {
+                verdict.returned.push(Lost { id: id.clone(), promised_t: *t, inc: *inc });
+            }
+            Some(Confirmed { by, .. }) => {
+                broken.push(format!("{id} came again on {link} after its settlement: {by}"));
+            }
+            None => {}
         }
         if *fa && entry.sent_inc < *inc && rules.crashes {
             let sent = entry.sent_inc;

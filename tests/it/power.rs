@@ -185,21 +185,24 @@ fn what_async_loses_lies_within_the_flush_window() {
     assert_eq!(run.verdict.broken, Vec::<String>::new());
     let pending: u64 = run.cuts.iter().map(|cut| cut.writes_pending).sum();
     assert!(pending > 0, "no cut hit a write under way: the test would show nothing");
-    let mut oldest = Duration::ZERO;
-    for lost in &run.verdict.lost {
+    let age = |lost: &Lost| {
         let cut = &run.cuts[lost.inc as usize - 1];
-        let age = Duration::from_nanos(cut.busy_since_ns.saturating_sub(lost.accepted_t));
-        if !was_in_flight(lost, cut) {
-            let id = &lost.id;
-            assert!(age <= FLUSH_WINDOW + ASYNC_SLACK, "{id} was accepted {age:?} before that");
-            oldest = oldest.max(age);
-        }
-    }
-    let lost = run.verdict.lost.len();
+        let age = Duration::from_nanos(cut.busy_since_ns.saturating_sub(lost.promised_t));
+        let Lost { id, .. } = lost;
+        assert!(age <= FLUSH_WINDOW + ASYNC_SLACK, "{id} was promised {age:?} before that");
+        age
+    };
+    let Verdict { lost, returned, .. } = &run.verdict;
+    let in_flight = |lost: &&Lost| was_in_flight(lost, &run.cuts[lost.inc as usize - 1]);
+    let oldest = lost.iter().filter(|lost| !in_flight(lost)).map(age).max();
+    let oldest_returned = returned.iter().map(age).max();
     println!(
-        "async: {lost} messages lost; the oldest that was in no write under way was accepted \
-         {oldest:?} before those began"
+        "async: {} messages lost; the oldest that was in no write under way was accepted \
+         {oldest:?} before those began; {} settlements lost, the oldest {oldest_returned:?}",
+        lost.len(),
+        returned.len()
     );
+    assert!(!lost.is_empty(), "nothing was lost: the test would show nothing");
 }
 
 /// Whether its bytes were in a write that the cut has interrupted.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use journal::{Lsn, QueueId, RecordKind, Sequence, ShardId};
+use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
 
 use super::{Check, Facts, Seen};
 use crate::letter::LetterId;
@@ -78,11 +78,14 @@ impl Count {
         first_acquirer: bool,
     ) -> Result<(), String> {
         let told = self.told.get(&id).copied().unwrap_or(0);
-        // At `async` a crash may take a count along.
-        let excused = facts.has_async && !facts.crashes.is_empty();
+        // At `async` a crash may take along what was counted in the flush window before it.
+        let is_async = facts.level(id) == Level::Async;
+        let excused = |at: Instant| {
+            is_async && (facts.at_risk(at) || (facts.was_full && facts.crashed_since(at)))
+        };
         // A delivery that was on its way before the confirmation does not know of it.
         let sent = facts.stamp.as_ref().map(|stamp| stamp.at);
-        let known = |at: &&Instant| sent.is_none_or(|sent| **at < sent) && !excused;
+        let known = |at: &&Instant| sent.is_none_or(|sent| **at < sent) && !excused(**at);
         let confirmed = self.confirmed.get(&id).map_or(0, |all| all.iter().filter(known).count());
         let confirmed = confirmed as u32;
         if !(confirmed..=told).contains(&count) {

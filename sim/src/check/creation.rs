@@ -24,7 +24,7 @@ impl Check for Creation {
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
             Seen::Written(written) => self.written(facts, written),
-            Seen::Ready { queues, .. } => {
+            Seen::Ready { queues } => {
                 self.names.clear();
                 for queue in queues {
                     if let Some(other) = self.names.insert(queue.name.clone(), queue.id) {

@@ -17,7 +17,7 @@ impl Check for Recovery {
 
     fn see(&mut self, _now: Instant, _facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Ready { queues, .. } => {
+            Seen::Ready { queues } => {
                 if let Some(found) = self.found.replace(queues.clone())
                     && found != *queues
                 {

@@ -36,7 +36,7 @@ impl Check for Settlement {
                 if sent <= *at {
                     return Ok(());
                 }
-                let at_risk = facts.crashed_since(*at);
+                let at_risk = facts.at_risk(*at) || (facts.was_full && facts.crashed_since(*at));
                 if facts.level(*letter) != Level::Async || !at_risk {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }

@@ -236,7 +236,6 @@ impl World {
                 let drained = self.node.as_mut().is_some_and(|node| node.set_drained(shard));
                 if drained {
                     self.hits.add(Hit::CleanStop);
-                    self.was_clean = true;
                     self.disk.crash(Crash::Kill(Fate::Whole));
                     self.end_process(self.now + Duration::from_nanos(1))?;
                 }
@@ -288,9 +287,8 @@ impl World {
             self.draw_crash();
         }
         let queues = self.queues()?;
-        let clean = std::mem::take(&mut self.was_clean);
         self.backup.fill(BackupMarks::default());
-        self.see(&Seen::Ready { queues, clean })?;
+        self.see(&Seen::Ready { queues })?;
         if self.phase == Phase::Work && self.rng.chance(self.plan.crash_at_ready) {
             // At once, or with the first writes that stand where an earlier tail was cut.
             let later = if self.rng.chance(300) { 0 } else { self.rng.between(1, 30) };
