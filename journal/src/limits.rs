@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
-/// The version written in every header. *Format.* 0 until the format is frozen; then 1.
-pub const FORMAT_VERSION: u16 = 0;
+/// The version written in every header. *Format.* Data of version 0, from before the freeze, is
+/// refused like that of any other version.
+pub const FORMAT_VERSION: u16 = 1;
 
 /// Unit of alignment, of tearing and of padding. *Format.*
 pub const BLOCK_BYTES: usize = 4096;
