@@ -54,7 +54,7 @@ impl Machine {
             kernel: line("/proc/sys/kernel/osrelease"),
             cpu: cpu_model(&read("/proc/cpuinfo")).unwrap_or_else(|| "unknown".to_owned()),
             cpus: plan.as_ref().map_or(1, |plan| plan.affinity.len()),
-            cpu_quota: plan.and_then(|plan| plan.quota).map(|quota| quota.value),
+            cpu_quota: plan.and_then(|plan| plan.quota),
             clock: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             congestion: line("/proc/sys/net/ipv4/tcp_congestion_control"),
             build: if is_debug() { "debug" } else { "release" }.to_owned(),
