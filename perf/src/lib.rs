@@ -11,6 +11,7 @@
 
 pub mod block;
 pub mod client;
+pub mod floor;
 pub mod machine;
 pub mod schedule;
 pub mod stats;

@@ -223,6 +223,25 @@ pub fn cpu_of_thread() -> Option<u64> {
     schedstat(&fs::read_to_string("/proc/thread-self/schedstat").ok()?)
 }
 
+/// A thread of this process, for others that ask what it costs.
+#[derive(Clone, Debug)]
+pub struct ThreadName(PathBuf);
+
+impl ThreadName {
+    /// The calling thread.
+    #[must_use]
+    pub fn own() -> Self {
+        let name = fs::read_link("/proc/thread-self").unwrap_or_default();
+        Self(Path::new("/proc").join(name).join("schedstat"))
+    }
+
+    /// Nanoseconds that it has spent on CPUs; `None` once it is gone.
+    #[must_use]
+    pub fn cpu_ns(&self) -> Option<u64> {
+        schedstat(&fs::read_to_string(&self.0).ok()?)
+    }
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -358,6 +377,7 @@ mod tests {
         let spin = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
         assert!(cpu_of_thread().expect("told") > 0, "{spin}");
         assert!(cpu_of_process(std::process::id()).expect("told") > 0);
+        assert!(ThreadName::own().cpu_ns().expect("told") > 0);
         assert_eq!(cpu_of_process(u32::MAX), None);
         assert_eq!(schedstat("123 4 5\n"), Some(123));
     }
