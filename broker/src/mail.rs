@@ -2,7 +2,8 @@
 //!
 //! A connection lives on the shard that accepted it, a queue on its home shard. The connection's
 //! side of a link and the queue's side speak only by mail, also when both are the same shard: then
-//! the mail never leaves it. So there is one path for both cases.
+//! the mail never leaves it. So there is one path for both cases. Where no letter is before it, a
+//! shard does what its letter to itself would ask for without writing it.
 //!
 //! ```text
 //!   connection's shard                      queue's home shard

@@ -114,6 +114,8 @@ pub struct Shard {
     counters: Counters,
     farewell_said: bool,
     stopped_shards: u16,
+    /// Something happened since the last step, or that step left something to do.
+    stirred: bool,
     dead: bool,
 }
 
@@ -150,6 +152,7 @@ impl Shard {
             counters: Counters::default(),
             farewell_said: false,
             stopped_shards: 0,
+            stirred: true,
             dead: false,
         }
     }
@@ -188,6 +191,7 @@ impl Shard {
         if self.dead {
             return;
         }
+        self.stirred = true;
         match event {
             Event::Accepted { conn, peer } => self.accepted(now, conn, peer),
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
@@ -222,9 +226,10 @@ impl Shard {
                 self.dead |= matches!(action, Action::Fatal(_));
                 return Some(action);
             }
-            if self.dead || !self.step(now) {
+            if self.dead || !std::mem::take(&mut self.stirred) {
                 return None;
             }
+            self.stirred = self.step(now);
         }
     }
 
@@ -236,7 +241,8 @@ impl Shard {
         earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
 
-    /// One round of the steps at the top; whether anything was done.
+    /// One round of the steps at the top; whether there is more to do. Most rounds are for one
+    /// message, so none is made only to see that there is nothing.
     fn step(&mut self, now: Instant) -> bool {
         if let Phase::Recovering(recovery) = &mut self.phase {
             if let Some(op) = recovery.poll_disk() {
@@ -258,7 +264,14 @@ impl Shard {
         self.step_transmit(now);
         self.step_stop();
         self.step_disk(now);
-        !self.actions.is_empty() || !self.mail.is_empty() || self.journal_moved()
+        // What could not be appended may find room now that the disk was given something.
+        let waits = !self.parked.is_empty() || !self.waiting.is_empty();
+        let waits = waits || !self.creations.is_empty();
+        !self.mail.is_empty()
+            || self.journal_moved()
+            || !self.dirty_queues.is_empty()
+            || !self.dirty_conns.is_empty()
+            || (waits && !self.actions.is_empty())
     }
 
     fn step_mail(&mut self, now: Instant) {
@@ -269,11 +282,6 @@ impl Shard {
 
     fn step_disk(&mut self, now: Instant) {
         let Some(journal) = &mut self.journal else { return };
-        journal.set_committed(Watermarks::everywhere(&watermarks(
-            journal,
-            self.config.backup,
-            self.backup,
-        )));
         while let Some(op) = journal.poll_disk(now) {
             if let (DiskOp::Write { .. }, FileId::Segment { .. }) = (&op, op.file()) {
                 self.counters.batches_total += 1;
@@ -362,6 +370,12 @@ impl Shard {
             Mail::NoMore => self.stopped_shards += 1,
             Mail::Pressure(on) => self.pressed_by(self.config.shard, on),
         }
+    }
+
+    /// Mail for this shard would be handled at once: nothing is before it. Whoever sees that may
+    /// do what the letter would ask for, without the letter.
+    fn is_next(&self, to: ShardId) -> bool {
+        to == self.config.shard && self.mail.is_empty()
     }
 
     /// Sends mail, also to ourselves.

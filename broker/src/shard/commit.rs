@@ -14,6 +14,9 @@ use crate::pending::Answer;
 impl Shard {
     pub(super) fn step_commit(&mut self, now: Instant) {
         let marks = self.watermarks();
+        if let Some(journal) = &mut self.journal {
+            journal.set_committed(marks.everywhere());
+        }
         while let Some(waiting) = self.pending.pop(&marks) {
             self.state.commit(waiting.effect);
             match waiting.effect {
@@ -28,15 +31,18 @@ impl Shard {
                 Effect::Created(queue) => self.created(queue),
                 Effect::None => {}
             }
-            self.answer(waiting.answer);
+            self.answer(now, waiting.answer);
         }
         self.step_mail(now);
     }
 
     /// Tells whoever waited.
-    pub(super) fn answer(&mut self, answer: Answer) {
+    pub(super) fn answer(&mut self, now: Instant, answer: Answer) {
         match answer {
             Answer::Nobody => {}
+            Answer::Published(link, token) if self.is_next(link.shard) => {
+                self.published(now, link, token, Ok(()));
+            }
             Answer::Published(link, token) => {
                 self.post(link.shard, Mail::Published { link, token, result: Ok(()) });
             }

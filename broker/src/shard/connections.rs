@@ -149,12 +149,12 @@ impl Shard {
             Amqp::Transfer { link, delivery, settled, message_format, message } => {
                 let transfer =
                     super::ingress::Transfer { delivery, settled, message_format, message };
-                self.transfer(id, link, transfer);
+                self.transfer(now, id, link, transfer);
             }
             Amqp::CreditChanged { link, drain, .. } => self.credit_changed(now, id, link, drain),
             Amqp::SendReady { session } => self.send_ready(now, id, session),
             Amqp::Disposition { link, delivery, outcome, settled } => {
-                self.disposition(id, link, delivery, outcome, settled);
+                self.disposition(now, id, link, delivery, outcome, settled);
             }
             Amqp::DetachReceived { link, closed, .. } => {
                 if let Some(key) = self.key(id, link) {

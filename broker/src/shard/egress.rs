@@ -22,7 +22,7 @@ use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
 use amqp::message::{Sections, write_header};
 use amqp::session::SessionId;
-use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, Urgency};
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
 
 use super::Shard;
 use super::link::{Consumer, Drain, End, LinkPhase, Stashed};
@@ -32,6 +32,7 @@ use crate::event::{ConnId, Fatal};
 use crate::limits::{CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
 use crate::mail::{LinkKey, LinkRef, Mail, Outcome};
 use crate::pending::{Answer, Waiting};
+use crate::queue::{Dispatched, Queue};
 
 /// What a consumer says of one message.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +100,7 @@ impl Shard {
     /// A disposition of the client.
     pub(super) fn disposition(
         &mut self,
+        now: Instant,
         conn: ConnId,
         link: LinkId,
         delivery: DeliveryId,
@@ -117,14 +119,23 @@ impl Shard {
         if !settled {
             consumer.confirming.insert(sequence, delivery);
         }
-        let mail = Mail::Settle {
-            queue,
-            consumer: consumer_ref,
-            sequence,
-            outcome: outcome_of(&outcome),
-            confirm: !settled,
-        };
-        self.post(home, mail);
+        let verdict = Verdict { sequence, outcome: outcome_of(&outcome), confirm: !settled };
+        self.post_verdict(now, (home, queue), consumer_ref, verdict);
+    }
+
+    /// Tells a queue's home what a consumer says of a message.
+    fn post_verdict(
+        &mut self,
+        now: Instant,
+        (home, queue): (ShardId, QueueId),
+        consumer: LinkRef,
+        verdict: Verdict,
+    ) {
+        if self.is_next(home) {
+            return self.settle(now, queue, consumer, verdict);
+        }
+        let Verdict { sequence, outcome, confirm } = verdict;
+        self.post(home, Mail::Settle { queue, consumer, sequence, outcome, confirm });
     }
 
     /// A settlement that the client waits for is committed.
@@ -148,7 +159,7 @@ impl Shard {
 
     /// Sends what waits, as far as the engine takes it; then asks the home for more, or ends a
     /// drain.
-    pub(super) fn send_stash(&mut self, _now: Instant, key: LinkKey) {
+    pub(super) fn send_stash(&mut self, now: Instant, key: LinkKey) {
         let consumer_ref = self.here(key);
         let Some(link) = self.links.get_mut(key) else { return };
         let (conn_id, id, queue, home) = (link.conn, link.id, link.queue, link.home);
@@ -206,10 +217,12 @@ impl Shard {
             conn.amqp.drained(id);
         }
         for (sequence, outcome) in presettled {
-            let consumer = consumer_ref;
-            self.post(home, Mail::Settle { queue, consumer, sequence, outcome, confirm: false });
+            let verdict = Verdict { sequence, outcome, confirm: false };
+            self.post_verdict(now, (home, queue), consumer_ref, verdict);
         }
-        if more > 0 || drain {
+        if (more > 0 || drain) && self.is_next(home) {
+            self.credit(queue, consumer_ref, more, drain);
+        } else if more > 0 || drain {
             self.post(home, Mail::Credit { queue, consumer: consumer_ref, more, drain });
         }
         self.touch(conn_id);
@@ -272,31 +285,32 @@ impl Shard {
     }
 
     /// Visible messages meet credit.
-    pub(super) fn step_dispatch(&mut self, _now: Instant) {
+    pub(super) fn step_dispatch(&mut self, now: Instant) {
         if self.config.canaries.has(Canary::OrderByLsn) {
             self.state.break_order();
         }
-        for id in std::mem::take(&mut self.dirty_queues) {
-            let mut out = Vec::new();
-            if let Some(queue) = self.state.queue_mut(id) {
-                while let Some(d) = queue.dispatch() {
-                    let mail = Mail::Deliver {
-                        consumer: d.consumer,
-                        sequence: d.sequence,
-                        message: d.message,
-                        delivery_count: d.delivery_count,
-                        first_acquirer: d.first_acquirer,
-                    };
-                    out.push((d.consumer.shard, mail));
-                }
-                while let Some((consumer, unused)) = queue.poll_drained() {
-                    out.push((consumer.shard, Mail::Drained { consumer, unused }));
-                }
+        while let Some(id) = self.dirty_queues.pop_first() {
+            while let Some(next) = self.state.queue_mut(id).and_then(Queue::dispatch) {
+                self.counters.delivered_total += 1;
+                self.hand_out(now, next);
             }
-            for (shard, mail) in out {
-                self.counters.delivered_total += u64::from(matches!(mail, Mail::Deliver { .. }));
-                self.post(shard, mail);
+            while let Some((consumer, unused)) =
+                self.state.queue_mut(id).and_then(Queue::poll_drained)
+            {
+                self.post(consumer.shard, Mail::Drained { consumer, unused });
             }
+        }
+    }
+
+    fn hand_out(&mut self, now: Instant, next: Dispatched) {
+        let Dispatched { consumer, sequence, message, delivery_count, first_acquirer } = next;
+        if self.is_next(consumer.shard) {
+            let stashed = Stashed { sequence, message, delivery_count, first_acquirer };
+            self.deliver(now, consumer, stashed);
+        } else {
+            let mail =
+                Mail::Deliver { consumer, sequence, message, delivery_count, first_acquirer };
+            self.post(consumer.shard, mail);
         }
     }
 
@@ -313,7 +327,7 @@ impl Shard {
         let answer = if confirm { Answer::Settled(consumer, sequence) } else { Answer::Nobody };
         let level = self.state.catalogue.get(id).map(|record| record.level);
         let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
-            return self.answer(answer);
+            return self.answer(now, answer);
         };
         let held = match outcome {
             Outcome::Accepted | Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
@@ -341,7 +355,7 @@ impl Shard {
             Ok(Next::Count(count)) => {
                 self.append_count(now, id, level, Counted { sequence, count }, answer);
             }
-            Ok(Next::Nothing) | Err(_) => self.answer(answer),
+            Ok(Next::Nothing) | Err(_) => self.answer(now, answer),
         }
     }
 
@@ -401,7 +415,7 @@ impl Shard {
             Err(AppendError::Full | AppendError::TooLarge) => {
                 self.state.commit(Effect::Counted(id, sequence));
                 self.dirty_queues.insert(id);
-                self.answer(answer);
+                self.answer(now, answer);
             }
             Err(AppendError::Poisoned | AppendError::Closed) => {}
         }
@@ -424,7 +438,7 @@ impl Shard {
 
     /// A consumer goes: what it held is requeued, and it is answered when everything that it
     /// settled before is committed.
-    pub(super) fn unconsume(&mut self, _now: Instant, id: QueueId, consumer: LinkRef) {
+    pub(super) fn unconsume(&mut self, now: Instant, id: QueueId, consumer: LinkRef) {
         let level = self.state.catalogue.get(id).map(|record| record.level);
         if let Some(queue) = self.state.queue_mut(id) {
             queue.detach(consumer);
@@ -433,7 +447,7 @@ impl Shard {
         let answer = Answer::Unconsumed(consumer);
         match level {
             Some(level) => self.answer_behind_all(level, answer),
-            None => self.answer(answer),
+            None => self.answer(now, answer),
         }
     }
 

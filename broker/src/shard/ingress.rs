@@ -118,7 +118,13 @@ impl From<Refusal> for Untaken {
 }
 
 impl Shard {
-    pub(super) fn transfer(&mut self, conn: ConnId, link: LinkId, transfer: Transfer) {
+    pub(super) fn transfer(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        link: LinkId,
+        transfer: Transfer,
+    ) {
         let Some(key) = self.key(conn, link) else { return };
         let refusal = self.refuse_transfer(&transfer);
         let Some(found) = self.links.get_mut(key) else { return };
@@ -138,7 +144,12 @@ impl Shard {
                 conn.unaccepted_bytes += bytes;
             }
             let producer = (self.here(key), token);
-            self.post(home, Mail::Publish { queue, producer, message: transfer.message });
+            let message = transfer.message;
+            if self.is_next(home) {
+                self.publish(now, Publish { queue, producer, message });
+            } else {
+                self.post(home, Mail::Publish { queue, producer, message });
+            }
         }
         self.grant(key);
     }
