@@ -186,8 +186,8 @@ knobs! {
         "Long enough for a client's pause, short enough to free what a dead one holds.";
     "engine" engine: EngineChoice = "auto" one of (EngineChoice::WORDS);
         Start; arg(value_name = "ENGINE");
-        "What drives sockets and files: auto, uring";
-        "There is one engine in this version; auto will choose when there are two.";
+        "What drives sockets and files: auto, uring, epoll";
+        "io_uring where the machine allows it, else epoll; a start says which and why.";
     "log" log: LogFormat = "text" one of (LogFormat::WORDS);
         Start; arg(value_name = "FORMAT");
         "Form of the log on standard error: text, json";

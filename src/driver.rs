@@ -35,9 +35,10 @@ use broker::ShardConfig;
 use broker::event::RecoveryReport;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::cpu::CpuPlan;
+use net::{Engine, EngineWanted};
 
 use crate::auth::Authenticator;
-use crate::config::Count;
+use crate::config::{Count, EngineChoice};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, core_of};
 
@@ -95,6 +96,8 @@ pub(crate) struct Plan {
     pub(crate) authenticator: Authenticator,
     /// How many threads there are to be, and where.
     pub(crate) cpus: CpuPlan,
+    /// What drives sockets and files.
+    pub(crate) engine: Engine,
 }
 
 /// The running cores.
@@ -125,18 +128,20 @@ pub(crate) fn batch_buffer_bytes(shards: u16, writes_in_flight_max: u8) -> u64 {
     u64::from(shards) * (buffers * core::BATCH_BUFFER_BYTES) as u64
 }
 
-/// Whether this machine gives us an engine, and its name.
+/// The engine that this machine gives for what is wanted, and why.
 ///
 /// # Errors
-/// Why not, and what to do.
-pub(crate) fn engine() -> Result<&'static str, Failure> {
-    match net::probe() {
-        Ok(_) => Ok("uring"),
-        Err(refusal) => Err(Failure::new(
-            Cause::EngineRefused,
-            format!("{refusal}. There is no other engine in this version"),
-        )),
-    }
+/// It gives none of that kind: why, and what to do.
+pub(crate) fn engine(wanted: EngineChoice) -> Result<net::EngineChoice, Failure> {
+    let wanted = match wanted {
+        EngineChoice::Auto => EngineWanted::Auto,
+        EngineChoice::Uring => EngineWanted::Only(Engine::Uring),
+        EngineChoice::Epoll => EngineWanted::Only(Engine::Epoll),
+    };
+    Engine::choose(wanted).map_err(|refusal| {
+        let message = format!("{refusal}. Or leave the choice to us: engine = auto");
+        Failure::new(Cause::EngineRefused, message)
+    })
 }
 
 /// Start one thread for each core, no more than there are shards.
@@ -164,6 +169,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
             store: plan.directory.store(),
             journal: plan.journal.clone(),
             authenticator: plan.authenticator.clone(),
+            engine: plan.engine,
             cold: cold.clone(),
             port,
             reports: reports.clone(),

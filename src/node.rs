@@ -118,6 +118,8 @@ impl Stage {
 pub(crate) struct Facts {
     /// The engine that drives sockets and files.
     pub(crate) engine: &'static str,
+    /// Why it is this one.
+    pub(crate) engine_reason: String,
     /// The default level of durability.
     pub(crate) durability: String,
     /// Whether the data directory forgets at power-off.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   check        good                     poor (a warning)          unusable
-//!   io_uring     all that we use                                    refused: why, what to do
+//!   engine       io_uring                 epoll: why, what to do
 //!   directory    writable                                           no permission
 //!   file system  a local disk             remote, or forgets at power-off
 //!   direct I/O   block at most 4096       buffered with data sync   a larger block
@@ -22,10 +22,10 @@ use journal::BlockBuf;
 use journal::limits::BLOCK_BYTES;
 use net::cpu::CpuPlan;
 use net::file::FileOpen;
-use net::{Completion, DiskWrite, Ring, RingConfig};
+use net::{Completion, DiskWrite, Engine, Ring, RingConfig};
 use serde_json::{Value, json};
 
-use crate::config::Bytes;
+use crate::config::{Bytes, EngineChoice};
 use crate::fatal::{Cause, Failure};
 use crate::{driver, machine, output};
 
@@ -84,8 +84,7 @@ pub(crate) fn command(options: &Options) -> ExitCode {
 
 fn look(data: &Path) -> Vec<Check> {
     let directory = driver::nearest_there(data);
-    let engine = engine();
-    let usable = engine.verdict == Verdict::Good;
+    let (engine, ring) = engine();
     let mut checks = vec![
         good("kernel", format!("Linux {}, seccomp {}", machine::kernel(), machine::seccomp())),
         engine,
@@ -95,7 +94,7 @@ fn look(data: &Path) -> Vec<Check> {
         open_files(),
         file_system(&directory),
     ];
-    checks.extend(disk(&directory, usable));
+    checks.extend(disk(&directory, ring));
     checks
 }
 
@@ -111,10 +110,18 @@ fn unusable(name: &'static str, failure: Failure) -> Check {
     Check { name, verdict: Verdict::Unusable(failure.cause), found: failure.message }
 }
 
-fn engine() -> Check {
-    match driver::engine() {
-        Ok(_) => good("io_uring", "all that is needed".to_owned()),
-        Err(failure) => unusable("io_uring", failure),
+/// The engine that `auto` takes, if there is one.
+fn engine() -> (Check, Option<Engine>) {
+    match driver::engine(EngineChoice::Auto) {
+        Ok(chosen) => {
+            let found = format!("{}: {}", chosen.engine, chosen.reason);
+            let check = match chosen.engine {
+                Engine::Uring => good("engine", found),
+                Engine::Epoll => poor("engine", found),
+            };
+            (check, Some(chosen.engine))
+        }
+        Err(failure) => (unusable("engine", failure), None),
     }
 }
 
@@ -180,7 +187,7 @@ impl Drop for Probe {
     }
 }
 
-fn disk(directory: &Path, engine_usable: bool) -> Vec<Check> {
+fn disk(directory: &Path, engine: Option<Engine>) -> Vec<Check> {
     let path = directory.join(format!("laelaps-preflight-{}", std::process::id()));
     let probe = Probe(path);
     let how = FileOpen { create: true, write: true, direct: true };
@@ -192,8 +199,8 @@ fn disk(directory: &Path, engine_usable: bool) -> Vec<Check> {
         Err(failure) => return vec![unusable("directory", failure)],
     };
     let mut checks = vec![good("directory", "can be written".to_owned()), direct(&file)];
-    if engine_usable {
-        checks.push(match sync_latency(file) {
+    if let Some(engine) = engine {
+        checks.push(match sync_latency(file, engine) {
             Ok(mut micros) => latency(&mut micros),
             Err(failure) => unusable("sync", failure),
         });
@@ -214,11 +221,12 @@ fn direct(file: &net::file::DataFile) -> Check {
 }
 
 /// Microseconds of each durable write of a block, one after the other.
-fn sync_latency(file: net::file::DataFile) -> Result<Vec<u128>, Failure> {
+fn sync_latency(file: net::file::DataFile, engine: Engine) -> Result<Vec<u128>, Failure> {
     let refused = |error: &dyn std::fmt::Display| {
         Failure::new(Cause::EngineRefused, format!("the measurement failed: {error}"))
     };
-    let mut ring = Ring::new(RingConfig::default()).map_err(|error| refused(&error))?;
+    let mut ring = Ring::new(RingConfig { engine, ..RingConfig::default() })
+        .map_err(|error| refused(&error))?;
     let file = ring.add_file(file).map_err(|_| refused(&"the ring takes no file"))?;
     let (mut buf, len) = BlockBuf::zeroed(BLOCK_BYTES).into_static();
     let mut micros = Vec::new();

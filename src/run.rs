@@ -33,9 +33,7 @@ use journal::{Geometry, Level, ShardId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::auth::Authenticator;
-use crate::config::{
-    Bytes, COUNT_MAX, Config, Count, Durability, EngineChoice, Layer, LogFormat, Patience,
-};
+use crate::config::{Bytes, COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Patience};
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Facts, Inbox, Input, Node, Stage};
@@ -55,9 +53,10 @@ pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
 
 fn serve(config: &Config) -> Result<(), Failure> {
     let signals = signals()?;
-    let engine = match config.engine {
-        EngineChoice::Auto | EngineChoice::Uring => driver::engine()?,
-    };
+    let engine = driver::engine(config.engine)?;
+    if engine.fallback {
+        tracing::warn!("the engine is {}: {}", engine.engine, engine.reason);
+    }
     let node = Arc::new(Node::new());
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
     admin.start_if_free()?;
@@ -68,7 +67,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
     node.enter(Stage::Recovering);
 
     let facts = Facts {
-        engine,
+        engine: engine.engine.name(),
+        engine_reason: engine.reason,
         durability: config.durability.to_string(),
         volatile: directory.volume().volatile,
         direct: directory.is_direct(),
@@ -85,6 +85,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
         directory,
         shards,
         cpus,
+        engine: engine.engine,
     })?;
     let (inboxes, recovered) = wait_ready(&driver, shard_count, write_bound, &signals)?;
     let listening = listen(&driver, &inboxes, config.listen)?;
@@ -466,6 +467,7 @@ impl Started<'_> {
             shards = self.storage.shards,
             threads = self.cores,
             engine = self.facts.engine,
+            engine_reason = self.facts.engine_reason,
             block = journal::limits::BLOCK_BYTES,
             io = if self.facts.direct { "direct" } else { "buffered" },
             segment = self.storage.segment_bytes,

@@ -42,6 +42,8 @@ pub struct EngineChoice {
     pub engine: Engine,
     /// Why, as part of a line: no capital, no full stop.
     pub reason: String,
+    /// A better one was wanted and is refused here, which `reason` tells of.
+    pub fallback: bool,
 }
 
 impl Engine {
@@ -59,7 +61,7 @@ impl Engine {
     /// What is wanted is refused here: why, and what to do.
     pub fn choose(wanted: EngineWanted) -> Result<EngineChoice, Refusal> {
         if wanted == EngineWanted::Only(Self::Epoll) {
-            return Ok(EngineChoice { engine: Self::Epoll, reason: "it was asked for".to_owned() });
+            return Ok(asked_for(Self::Epoll));
         }
         decide(wanted, probe())
     }
@@ -69,15 +71,22 @@ fn decide(
     wanted: EngineWanted,
     probed: Result<Capabilities, Refusal>,
 ) -> Result<EngineChoice, Refusal> {
-    let (engine, reason) = match (wanted, probed) {
+    match (wanted, probed) {
         (EngineWanted::Auto, Ok(there)) => {
-            (Engine::Uring, format!("io_uring works here (Linux {})", there.kernel))
+            let reason = format!("io_uring works here (Linux {})", there.kernel);
+            Ok(EngineChoice { engine: Engine::Uring, reason, fallback: false })
         }
-        (EngineWanted::Auto, Err(refusal)) => (Engine::Epoll, refusal.to_string()),
-        (EngineWanted::Only(engine), Ok(_)) => (engine, "it was asked for".to_owned()),
-        (EngineWanted::Only(_), Err(refusal)) => return Err(refusal),
-    };
-    Ok(EngineChoice { engine, reason })
+        (EngineWanted::Auto, Err(refusal)) => {
+            let reason = refusal.to_string();
+            Ok(EngineChoice { engine: Engine::Epoll, reason, fallback: true })
+        }
+        (EngineWanted::Only(engine), Ok(_)) => Ok(asked_for(engine)),
+        (EngineWanted::Only(_), Err(refusal)) => Err(refusal),
+    }
+}
+
+fn asked_for(engine: Engine) -> EngineChoice {
+    EngineChoice { engine, reason: "it was asked for".to_owned(), fallback: false }
 }
 
 impl fmt::Display for Engine {

@@ -15,15 +15,15 @@
 //! Each socket is added once, edge-triggered, for all events, and never modified: what the kernel
 //! told is remembered until a call says otherwise, so that receiving can pause and go on without a
 //! system call. Results at hand are handed out without asking the kernel first, but never twice in
-//! a row: so an answer costs a send and no `epoll_wait`, and new events come one turn later at most.
+//! a row: so an answer costs a send and no `epoll_wait`, and new events come a turn later at most.
 //!
-//! Invariants: what wants work and may go on is in `todo` or waits for a buffer in `starved`; who is
-//! in one of them twice does nothing the second time. An event for a socket that is gone is
-//! recognised by its generation. This engine has no `unsafe`, but for the signals in `disk.rs`.
+//! Invariants: what wants work and may go on is in `todo`, or waits for a buffer in `starved`. An
+//! event for a socket that is gone is recognised by its generation. This engine has no `unsafe`,
+//! but for the signals in `disk.rs`.
 //!
-//! Failure: an error of `epoll_wait` other than an interruption loses the ring. A drop waits for the
-//! writers as long as `DRAIN_MAX`; those that take longer go on by themselves, with all that they
-//! need.
+//! Failure: an error of `epoll_wait` other than an interruption loses the ring. A drop waits for
+//! the writers as long as `DRAIN_MAX`; those that take longer go on by themselves, with all that
+//! they need.
 
 mod buffers;
 mod disk;
@@ -289,8 +289,8 @@ impl fmt::Debug for Epoll {
     }
 }
 
-/// How finely a wait can be timed: `epoll_pwait2` (5.11) takes nanoseconds, but filters may not know
-/// it; then milliseconds, rounded up.
+/// How finely a wait can be timed: `epoll_pwait2` (5.11) takes nanoseconds, but filters may not
+/// know it; then milliseconds, rounded up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Clock {
     Fine,

@@ -104,10 +104,10 @@ impl DataFile {
         self.queues
     }
 
-    /// Whether a read that stopped after `bytes` must be asked for the rest. One may end early before
-    /// a place that the disk can't give: only the next one tells an error from the end of the file,
-    /// and the journal takes the end for "never written". A direct read that ends inside a block has
-    /// reached the end.
+    /// Whether a read that stopped after `bytes` must be asked for the rest. One may end early
+    /// before a place that the disk can't give: only the next one tells an error from the end of
+    /// the file, and the journal takes the end for "never written". A direct read that ends inside
+    /// a block has reached the end.
     pub(crate) fn may_have_more(&self, bytes: u32) -> bool {
         let block = if self.direct { self.alignment.unwrap_or(DIRECT_BLOCK) } else { 1 };
         bytes.is_multiple_of(block)

@@ -42,11 +42,11 @@ pub struct RingConfig {
     pub engine: Engine,
     /// Submission queue entries of io_uring, 8 to 4,096; a fuller turn submits more than once.
     pub entries: u32,
-    /// Completion queue entries of io_uring, at least `entries`, at most 65,536. What doesn't fit is
-    /// kept by the kernel, which costs.
+    /// Completion queue entries of io_uring, at least `entries`, at most 65,536. What doesn't fit
+    /// is kept by the kernel, which costs.
     pub completions: u32,
-    /// Completions that one [`Ring::wait`] takes from the kernel, at least 1: the bound on a turn. (A
-    /// single call of the epoll engine may end several sends at once, and go beyond it by those.)
+    /// Completions that one [`Ring::wait`] takes from the kernel, at least 1: the bound on a turn.
+    /// (A call of the epoll engine may end several sends at once, and go beyond it by those.)
     pub completions_per_wait_max: usize,
     /// Receive buffers, a power of two, 1 to 32,768. All sockets of the ring share them.
     pub recv_buffers: u16,

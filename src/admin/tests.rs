@@ -11,8 +11,13 @@ use crate::node::{Facts, Inbox};
 fn start(stage: Stage) -> String {
     let node = Arc::new(Node::new());
     let (inbox, inputs) = Inbox::new(|| {});
-    let facts =
-        Facts { engine: "uring", durability: "sync".to_owned(), volatile: false, direct: true };
+    let facts = Facts {
+        engine: "uring",
+        engine_reason: "asked".to_owned(),
+        durability: "sync".to_owned(),
+        volatile: false,
+        direct: true,
+    };
     node.set_cores(vec![inbox], 2, facts);
     node.enter(stage);
     std::thread::Builder::new()

@@ -288,6 +288,8 @@ words! {
         Auto = "auto",
         /// io_uring, or nothing.
         Uring = "uring",
+        /// epoll, and threads that write.
+        Epoll = "epoll",
     }
 }
 

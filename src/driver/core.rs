@@ -30,7 +30,7 @@ use journal::{BlockBuf, Recovery, ShardId};
 use net::buf::Pages;
 use net::file::DirectoryLock;
 use net::mesh::{MeshPort, PortId};
-use net::{Completion, ListenerId, MemoryUse, Ring, RingConfig, RingError, TcpListen};
+use net::{Completion, Engine, ListenerId, MemoryUse, Ring, RingConfig, RingError, TcpListen};
 use tokio::sync::oneshot;
 
 use super::cold::Cold;
@@ -64,6 +64,10 @@ pub(super) fn batch_buffers(writes_in_flight_max: usize) -> usize {
 
 /// Files of a ring beside its journal's: the directory's lock, and those that are being closed.
 pub(super) const FILES_SPARE: u32 = 64;
+
+/// Threads that the epoll engine may write with, for one core: beyond some, a disk has no use for
+/// more writes at a time.
+const WRITERS_MAX: u16 = 16;
 
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
@@ -103,6 +107,8 @@ pub(super) struct Setup {
     pub(super) journal: journal::Config,
     /// Verifies log-ins.
     pub(super) authenticator: Authenticator,
+    /// What drives its sockets and files.
+    pub(super) engine: Engine,
     /// Pre-writes.
     pub(super) cold: Cold,
     /// Its place in the mesh.
@@ -164,7 +170,10 @@ impl Core {
             let what = format!("core {} has no ring: {error}", setup.core);
             Failure::new(Cause::EngineRefused, what)
         };
+        let writers = setup.shards.len() * setup.journal.writes_in_flight_max;
         let config = RingConfig {
+            engine: setup.engine,
+            writers_max: u16::try_from(writers).unwrap_or(u16::MAX).clamp(1, WRITERS_MAX),
             files_max: FILES_MAX + FILES_SPARE,
             sockets_max: setup.sockets_max,
             ..RingConfig::default()

@@ -8,11 +8,12 @@
 //! ```
 //!
 //! A thread is started when more jobs are under way than there are threads; the first at once, so
-//! that a machine without threads is found out before anything is promised.
+//! that a machine that gives none is found out before anything is promised.
 //!
 //! Invariants:
-//! * A job owns its memory, its file and its share of the directory's lock, so nothing that a thread
-//!   may still touch ends before it; not even a ring that gave up waiting takes anything back.
+//! * A job owns its memory and its file, and each thread its share of the directory's lock, so
+//!   nothing that a thread may still touch ends before it; not even a ring that gave up waiting
+//!   takes anything back.
 //! * No write is cancelled, split or tried again, and its result is handed on as it is. A file is
 //!   closed when its last job is over.
 //! * No wake-up is lost: a writer puts its result down and then sets `announced`; the core clears
@@ -223,7 +224,7 @@ impl Writers {
         }
         let mut over = self.shared.results.pop();
         if over.is_none() && self.shared.announced.swap(false, Ordering::AcqRel) {
-            // Whoever comes from now on knocks again; who came before may be found by one more look.
+            // Whoever comes from now on knocks again; who came before is found by one more look.
             over = self.shared.results.pop();
         }
         self.results_left = over.is_some();

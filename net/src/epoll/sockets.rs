@@ -15,9 +15,9 @@
 //!   close:  what is unsent fails, the descriptor goes, Closed: nothing is ever under way in it
 //! ```
 //!
-//! A receive that fills less than its buffer has emptied the socket, so the call that would only say
-//! so is saved. Not so where the end, an error or urgent data was told: no new event follows for
-//! what lies behind that, so there it is read until the kernel says that it has nothing more.
+//! A receive that fills less than its buffer has emptied the socket, so the call that would only
+//! say so is saved. Not so where the end, an error or urgent data was told: no new event follows
+//! for what lies behind that, so there it is read until the kernel says that it has nothing more.
 //!
 //! Invariants: who can go on is in `todo`, or in `starved` if only a buffer is missing. A socket
 //! that is gone is not in the table, so an old id finds nothing.
@@ -466,7 +466,8 @@ impl Epoll {
     }
 }
 
-/// One system call for the first unsent buffers: bytes that the kernel took, and bytes it was given.
+/// One system call for the first unsent buffers: bytes that the kernel took, and bytes it was
+/// given.
 fn send_batch(socket: &Socket) -> (Result<usize, Errno>, usize) {
     let mut slices = [IoSlice::new(&[]); BATCH_BUFS];
     let mut wanted = 0;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use net::buf::{Pages, StaticRegion};
@@ -29,8 +30,11 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
+        // The same test runs once for each engine, at the same time.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let beside = std::env::current_exe().unwrap();
-        let path = beside.with_file_name(format!("net-{name}-{}", std::process::id()));
+        let path = beside.with_file_name(format!("net-{name}-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }

@@ -8,8 +8,8 @@
 //!   refused    what a process hears that may not have io_uring
 //! ```
 //!
-//! Each test of a ring runs over both engines (`over_both_engines`), which must not be told apart but
-//! by what they cost.
+//! Each test of a ring runs over both engines (`over_both_engines`), which must not be told apart
+//! but by what they cost.
 //!
 //! Invariant: every wait is bounded (`PATIENCE`); a test that hangs is a failure with a name.
 
