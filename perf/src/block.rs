@@ -51,8 +51,8 @@ pub struct Step {
     pub p99_ns: u64,
     /// Its largest, in nanoseconds.
     pub max_ns: u64,
-    /// Messages completed, of those that were due in this step.
-    pub completed: u64,
+    /// Messages that were due in this step, answered or given up.
+    pub count: u64,
 }
 
 /// What a stretch of load measured.
@@ -285,15 +285,46 @@ impl Recorder {
         }
     }
 
+    /// A message came that nobody here sent: it counts by the time it came. `ages` are those from
+    /// its intended and its actual time, where it tells them.
+    #[inline]
+    pub fn arrived(&mut self, done_ns: u64, ages: Option<(u64, u64)>) {
+        if !self.window.holds(done_ns) {
+            return;
+        }
+        self.offered += 1;
+        self.sent += 1;
+        self.completed += 1;
+        self.last_done_ns = self.last_done_ns.max(done_ns);
+        if let Some((intended, actual)) = ages {
+            self.intended.saturating_record(intended);
+            self.actual.saturating_record(actual);
+            self.record_step(done_ns, intended);
+        }
+    }
+
+    /// Of `accepted` messages, those that were never received are lost. Which ones is not known, so
+    /// they are in no histogram.
+    pub fn never_came(&mut self, accepted: u64) {
+        let missing = accepted.saturating_sub(self.completed);
+        self.offered += missing;
+        self.sent += missing;
+        self.lost += missing;
+    }
+
     fn waited(&mut self, intended_ns: u64, until_ns: u64) {
         let latency = until_ns.saturating_sub(intended_ns);
         self.intended.saturating_record(latency);
-        let step = self.window.step(intended_ns).min(STEPS_MAX - 1);
+        self.record_step(intended_ns, latency);
+    }
+
+    fn record_step(&mut self, at_ns: u64, latency_ns: u64) {
+        let step = self.window.step(at_ns).min(STEPS_MAX - 1);
         // Only a run of unknown length comes here without its memory.
         while self.steps.len() <= step {
             self.steps.push(step_histogram());
         }
-        self.steps[step].saturating_record(latency);
+        self.steps[step].saturating_record(latency_ns);
     }
 
     /// Takes in what another thread recorded over the same window.
@@ -365,7 +396,7 @@ fn step_of(second: u64, step: &Histogram<u32>) -> Option<Step> {
         p50_ns: step.value_at_quantile(0.5),
         p99_ns: step.value_at_quantile(0.99),
         max_ns: step.max(),
-        completed: step.len(),
+        count: step.len(),
     })
 }
 

@@ -1,0 +1,424 @@
+//! One AMQP connection of a load: the engine, its socket, and the messages it waits for.
+//!
+//! ```text
+//!   connect ─▶ open ─▶ begin ─▶ attach every link ─▶ ready, once producers have credit
+//!
+//!   in flight, by delivery id         base             ids rise by one with each send
+//!                                      | 7 | – | 9 | 10 |        –  answered, not yet at the front
+//! ```
+//! What the engine says becomes [`Heard`] in the caller's list; the caller knows producers and
+//! clocks, this file knows AMQP. Nothing here assumes a broker: a queue is asked for by capability,
+//! credit is taken as it is granted, any outcome is an answer.
+//!
+//! Invariants: one send is with the kernel at a time, what is written meanwhile goes with the next;
+//! in the steady state nothing is allocated but what the engine allocates for received messages.
+//!
+//! Failure: a peer that closes, ends, detaches or breaks off is a [`LoadError`]: a load that lost a
+//! connection measures something else.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use amqp::connection::{
+    BeginError, CloseReason, Config, Connection, Event, Password, Sasl, SendError, Side,
+};
+use amqp::delivery::{DeliveryId, Outcome};
+use amqp::error::Error;
+use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::session::SessionId;
+use bytes::Bytes;
+use net::{Ring, SocketId};
+
+use super::{LoadError, Target};
+
+/// What one link of the connection does.
+#[derive(Clone, Debug)]
+pub(super) struct LinkPlan {
+    pub(super) address: String,
+    pub(super) role: LinkRole,
+}
+
+/// Which way a link goes, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkRole {
+    /// We send; the producer of this number.
+    Producer(u32),
+    /// We receive, with so many messages ahead of our settlements.
+    Consumer { credit: u32 },
+}
+
+/// A message under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InFlight {
+    pub(super) producer: u32,
+    pub(super) intended_ns: u64,
+    pub(super) actual_ns: u64,
+}
+
+/// What the peer said.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A message was answered.
+    Answered { message: InFlight, accepted: bool },
+    /// A producer may be able to send again.
+    Woken { producer: u32 },
+    /// A message came, and was settled.
+    Received { message: Bytes },
+}
+
+struct Link {
+    id: LinkId,
+    role: LinkRole,
+    attached: bool,
+    /// Consumer: messages that came since credit was granted.
+    taken: u32,
+}
+
+/// One connection: see the head of the file.
+pub(super) struct Peer {
+    socket: SocketId,
+    connection: Connection,
+    session: Option<SessionId>,
+    plans: Vec<LinkPlan>,
+    capability: Option<String>,
+    links: Vec<Link>,
+    in_flight: VecDeque<Option<InFlight>>,
+    /// The delivery id of the first in `in_flight`.
+    base: u32,
+    sending: bool,
+    spare: Vec<u8>,
+    closed: bool,
+    closing: bool,
+}
+
+/// What a [`Peer`] is made of.
+pub(super) struct PeerPlan<'a> {
+    pub(super) target: &'a Target,
+    /// The container's name, of this connection alone.
+    pub(super) container: String,
+    pub(super) links: Vec<LinkPlan>,
+    /// Messages that all its producers together may have under way.
+    pub(super) in_flight_max: usize,
+}
+
+impl Peer {
+    /// Begins to connect.
+    pub(super) fn connect(ring: &mut Ring, plan: PeerPlan<'_>) -> Result<Self, LoadError> {
+        let target = plan.target;
+        let socket = ring
+            .connect(target.addr)
+            .map_err(|error| LoadError::Unreachable { addr: target.addr, error })?;
+        ring.start_receive(socket);
+        let sasl = match &target.login {
+            Some((user, password)) => {
+                Sasl::Plain { user: user.clone(), password: Password::new(password.as_bytes()) }
+            }
+            None => Sasl::Anonymous,
+        };
+        // A bound of ours must never be what holds a message up.
+        let unsettled = u32::try_from(plan.in_flight_max).unwrap_or(u32::MAX).max(8192);
+        let config = Config {
+            container_id: plan.container,
+            hostname: Some(target.host.clone()),
+            sasl,
+            unsettled_outgoing_max: unsettled,
+            // A peer that is stopped is what we are here to see.
+            idle_time_out: None,
+            ..Config::default()
+        };
+        Ok(Self {
+            socket,
+            connection: Connection::new(config, Side::Client, super::clock()),
+            session: None,
+            links: Vec::with_capacity(plan.links.len()),
+            plans: plan.links,
+            capability: target.capability.clone(),
+            in_flight: VecDeque::with_capacity(2 * plan.in_flight_max.min(65_536)),
+            base: 0,
+            sending: false,
+            spare: Vec::new(),
+            closed: false,
+            closing: false,
+        })
+    }
+
+    pub(super) fn socket(&self) -> SocketId {
+        self.socket
+    }
+
+    /// Whether every link is up and every producer has credit; or what is missing.
+    pub(super) fn missing(&self) -> Option<String> {
+        if self.session.is_none() {
+            return Some("an open connection with a session".to_owned());
+        }
+        let waits = |link: &&Link| match link.role {
+            LinkRole::Producer(_) => !link.attached || self.connection.link_credit(link.id) == 0,
+            LinkRole::Consumer { .. } => !link.attached,
+        };
+        let at = self.links.iter().position(|link| waits(&link))?;
+        let what = if self.links[at].attached { "credit on" } else { "a link to" };
+        Some(format!("{what} `{}`", self.plans[at].address))
+    }
+
+    /// Sends a message, if it may be sent now.
+    #[inline]
+    pub(super) fn send(
+        &mut self,
+        link: usize,
+        parts: &[&[u8]],
+        message: InFlight,
+    ) -> Result<bool, LoadError> {
+        match self.connection.send(self.links[link].id, parts, false) {
+            Ok(DeliveryId(id)) => {
+                if self.in_flight.is_empty() {
+                    self.base = id;
+                }
+                let expected = self.base.wrapping_add(self.in_flight.len() as u32);
+                assert_eq!(id, expected, "delivery ids of a session rise by one");
+                self.in_flight.push_back(Some(message));
+                Ok(true)
+            }
+            Err(SendError::NoCredit | SendError::NotReady) => Ok(false),
+            Err(SendError::TooLarge) => {
+                Err(LoadError::Refused("the message is larger than the peer takes".to_owned()))
+            }
+            Err(why @ (SendError::Gone | SendError::SettleMode)) => {
+                Err(LoadError::Refused(format!("the peer's link does not take messages: {why:?}")))
+            }
+        }
+    }
+
+    /// Bytes came.
+    pub(super) fn received(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        heard: &mut Vec<Heard>,
+    ) -> Result<(), LoadError> {
+        self.connection.handle_bytes(now, bytes);
+        self.take_events(heard)
+    }
+
+    /// The peer's stream ended.
+    pub(super) fn ended(&mut self, now: Instant, heard: &mut Vec<Heard>) -> Result<(), LoadError> {
+        self.connection.handle_eof(now);
+        self.take_events(heard)
+    }
+
+    /// A send is over.
+    pub(super) fn sent(&mut self, mut buf: Vec<u8>) {
+        buf.clear();
+        self.spare = buf;
+        self.sending = false;
+    }
+
+    /// Heartbeats and time-outs.
+    pub(super) fn tick(&mut self, now: Instant, heard: &mut Vec<Heard>) -> Result<(), LoadError> {
+        if self.connection.poll_timeout().is_some_and(|at| at <= now) {
+            self.connection.handle_timeout(now);
+        }
+        self.take_events(heard)
+    }
+
+    /// Hands what is written to the ring. Taking bytes may bring events.
+    #[inline]
+    pub(super) fn flush(
+        &mut self,
+        ring: &mut Ring,
+        heard: &mut Vec<Heard>,
+    ) -> Result<(), LoadError> {
+        if self.sending || !self.connection.poll_transmit(&mut self.spare) {
+            return Ok(());
+        }
+        self.sending = true;
+        ring.send(self.socket, std::mem::take(&mut self.spare));
+        self.take_events(heard)
+    }
+
+    /// Says goodbye.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.connection.close(None);
+    }
+
+    /// Whether the goodbye was answered.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// The messages that were never answered.
+    pub(super) fn unanswered(&mut self) -> impl Iterator<Item = InFlight> {
+        self.in_flight.drain(..).flatten()
+    }
+
+    fn take_events(&mut self, heard: &mut Vec<Heard>) -> Result<(), LoadError> {
+        while let Some(event) = self.connection.poll_event() {
+            self.take(event, heard)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, heard: &mut Vec<Heard>) -> Result<(), LoadError> {
+        match event {
+            Event::Opened(_) => {
+                self.connection.begin().map_err(not_begun)?;
+            }
+            Event::SessionBegun { session } => self.attach(session)?,
+            Event::Attached { link, .. } => {
+                if let Some(link) = self.link_mut(link) {
+                    link.attached = true;
+                }
+            }
+            Event::Disposition { link, delivery, outcome, settled } => {
+                if !settled {
+                    self.connection.settle_outgoing(link, delivery);
+                }
+                self.answered(delivery, outcome.as_ref(), heard);
+            }
+            Event::CreditChanged { link, drain, .. } => {
+                if drain {
+                    self.connection.drained(link);
+                }
+                if let Some(Link { role: LinkRole::Producer(producer), .. }) = self.link_mut(link) {
+                    heard.push(Heard::Woken { producer: *producer });
+                }
+            }
+            Event::SendReady { .. } => {
+                heard.extend(self.links.iter().filter_map(|link| match link.role {
+                    LinkRole::Producer(producer) => Some(Heard::Woken { producer }),
+                    LinkRole::Consumer { .. } => None,
+                }));
+            }
+            Event::Transfer { link, delivery, message, .. } => {
+                self.connection.settle(link, delivery, Outcome::Accepted);
+                self.renew_credit(link);
+                heard.push(Heard::Received { message });
+            }
+            Event::Drained { .. } => {}
+            Event::Detached { error, .. }
+            | Event::DetachReceived { error, .. }
+            | Event::Ended { error, .. }
+            | Event::EndReceived { error, .. }
+            | Event::CloseReceived { error } => self.cut_off(error.as_ref())?,
+            Event::Closed { reason } => {
+                self.closed = true;
+                if !self.closing {
+                    return Err(closed(reason));
+                }
+            }
+            // A client asks for links; a peer that asks for one gets no answer.
+            Event::AttachReceived { .. } | Event::SaslPlain(_) | Event::SaslAnonymous => {}
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, session: SessionId) -> Result<(), LoadError> {
+        self.session = Some(session);
+        for (number, plan) in self.plans.iter().enumerate() {
+            let address = Some(plan.address.clone());
+            let capabilities: Vec<String> = self.capability.iter().cloned().collect();
+            let (source, target) = match plan.role {
+                LinkRole::Producer(_) => (
+                    LinkSource::default(),
+                    LinkTarget { address, capabilities, ..LinkTarget::default() },
+                ),
+                LinkRole::Consumer { .. } => (
+                    LinkSource { address, capabilities, ..LinkSource::default() },
+                    LinkTarget::default(),
+                ),
+            };
+            let link =
+                NewLink { name: format!("link-{number}"), source, target, ..NewLink::default() };
+            let id = match plan.role {
+                LinkRole::Producer(_) => self.connection.attach_sender(session, link),
+                LinkRole::Consumer { .. } => self.connection.attach_receiver(session, link),
+            };
+            let id = id.map_err(not_begun)?;
+            if let LinkRole::Consumer { credit } = plan.role {
+                self.connection.grant_credit(id, credit);
+            }
+            self.links.push(Link { id, role: plan.role, attached: false, taken: 0 });
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn answered(
+        &mut self,
+        delivery: DeliveryId,
+        outcome: Option<&Outcome>,
+        heard: &mut Vec<Heard>,
+    ) {
+        let at = delivery.0.wrapping_sub(self.base) as usize;
+        // An outcome and its settlement may come apart: the first of them counts.
+        let Some(message) = self.in_flight.get_mut(at).and_then(Option::take) else { return };
+        while let Some(None) = self.in_flight.front() {
+            self.in_flight.pop_front();
+            self.base = self.base.wrapping_add(1);
+        }
+        let accepted = match outcome {
+            // Settled without an outcome: the default outcome holds, and we asked for none.
+            Some(Outcome::Accepted) | None => true,
+            Some(Outcome::Rejected(_) | Outcome::Released | Outcome::Modified { .. }) => false,
+        };
+        heard.push(Heard::Answered { message, accepted });
+    }
+
+    fn renew_credit(&mut self, id: LinkId) {
+        let Some(link) = self.link_mut(id) else { return };
+        let LinkRole::Consumer { credit } = link.role else { return };
+        link.taken += 1;
+        if 2 * link.taken >= credit {
+            link.taken = 0;
+            self.connection.grant_credit(id, credit);
+        }
+    }
+
+    /// Links are few and looked for only where credit changes or a message came.
+    fn link_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        let at = self.links.binary_search_by_key(&id, |link| link.id).ok()?;
+        self.links.get_mut(at)
+    }
+
+    fn cut_off(&self, error: Option<&Error>) -> Result<(), LoadError> {
+        if self.closing {
+            return Ok(());
+        }
+        match error {
+            Some(error) => Err(LoadError::Refused(format!(
+                "{} ({})",
+                error.description,
+                error.condition.as_str()
+            ))),
+            None => Err(LoadError::Refused("the peer ended the link or connection".to_owned())),
+        }
+    }
+}
+
+fn not_begun(why: BeginError) -> LoadError {
+    LoadError::Refused(match why {
+        BeginError::NotOpen => "the peer closed before a session or link could be begun".to_owned(),
+        BeginError::Exhausted => "the peer allows fewer links on a connection".to_owned(),
+        BeginError::NameInUse => "two links of one name".to_owned(),
+    })
+}
+
+fn closed(reason: CloseReason) -> LoadError {
+    LoadError::Refused(match reason {
+        CloseReason::Closed(Some(error)) => {
+            format!("closed: {} ({})", error.description, error.condition.as_str())
+        }
+        CloseReason::Closed(None) => "closed by the peer".to_owned(),
+        CloseReason::Violation(error) => format!(
+            "the peer broke the protocol: {} ({})",
+            error.description,
+            error.condition.as_str()
+        ),
+        CloseReason::HeaderMismatch => "no AMQP 1.0, or not without TLS".to_owned(),
+        CloseReason::SaslFailed(code) => format!("the log-in failed: {code:?}; see --user"),
+        CloseReason::HandshakeTimeout => "no answer to our open".to_owned(),
+        CloseReason::IdleTimeout => "silent for too long".to_owned(),
+        CloseReason::CloseTimeout => "no answer to our close".to_owned(),
+        CloseReason::Eof => "the connection broke off".to_owned(),
+    })
+}
