@@ -12,6 +12,7 @@
 pub mod block;
 pub mod client;
 pub mod floor;
+pub mod journal;
 pub mod load;
 pub mod machine;
 pub mod schedule;

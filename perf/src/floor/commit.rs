@@ -79,14 +79,14 @@ impl Store {
     }
 
     /// Opens it for a ring.
-    pub(super) fn open(&self) -> Result<DataFile, FloorError> {
+    pub(crate) fn open(&self) -> Result<DataFile, FloorError> {
         let how = FileOpen { create: false, write: true, direct: true };
         let failed = |error| FloorError::File { path: self.path.clone(), error };
         file::open(&self.path, how).map_err(failed)
     }
 
     /// Opens it in a ring, with memory of `buffers` times `bytes` that is registered if it may be.
-    pub(super) fn enter(
+    pub(crate) fn enter(
         &self,
         ring: &mut Ring,
         buffers: usize,

@@ -12,16 +12,18 @@
 //!
 //! Failure: what is not answered within the grace is lost, what was due and not sent is unsent.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::block::{Block, Ended, Recorder, Window};
-use crate::machine;
 use crate::schedule::Schedule;
 
 use super::FloorLoad;
 
 /// How long before an intended time the clock is watched: a thread that sleeps is woken that late.
-const SPIN: Duration = Duration::from_micros(120);
+const SPIN: Duration = Duration::from_micros(60);
 
 /// How long the last answers may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -49,6 +51,8 @@ impl Pace {
     pub(super) fn new(load: &FloorLoad) -> Self {
         let window =
             Window { start_ns: nanoseconds(load.warm_up), planned_ns: nanoseconds(load.duration) };
+        // Refused only where timers cannot be set at all; then sends are later, and the lag says so.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut schedule = load.rate.map(|rate| Schedule::new(load.arrivals, rate, load.seed));
         let next_ns = schedule.as_mut().map_or(0, Schedule::next_ns);
         Self {
@@ -72,7 +76,7 @@ impl Pace {
         if self.window_cpu_ns.is_some() || now_ns < self.recorder.window().start_ns {
             return false;
         }
-        self.window_cpu_ns = Some(machine::cpu_of_thread().unwrap_or(0));
+        self.window_cpu_ns = Some(cpu_ns());
         true
     }
 
@@ -147,11 +151,16 @@ impl Pace {
                 self.next_ns = schedule.next_ns();
             }
         }
-        let cpu_ns = machine::cpu_of_thread().unwrap_or(0);
-        let cpu_ns = cpu_ns.saturating_sub(self.window_cpu_ns.unwrap_or(0));
+        let cpu_ns = cpu_ns().saturating_sub(self.window_cpu_ns.unwrap_or(0));
         let spin_ns = self.spun_ns.min(cpu_ns);
         self.recorder.finish(&[Ended { at_ns: now_ns, cpu_ns, spin_ns }])
     }
+}
+
+/// CPU time of the calling thread.
+fn cpu_ns() -> u64 {
+    let spent = clock_gettime(ClockId::ThreadCPUTime);
+    spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
 }
 
 pub(super) fn nanoseconds(time: Duration) -> u64 {
