@@ -61,7 +61,11 @@ impl TagKeys {
             let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
             sum = sum.wrapping_add(key.wrapping_mul(u64::from(word)));
         }
-        (sum >> 32) as u32
+        // Tags often count up. Their hashes then rise by one step, which may be nearly none in the
+        // few bits that choose a slot. This sets neighbours apart, and being a bijection keeps what
+        // the sum is good for.
+        let hash = ((sum >> 32) as u32).wrapping_mul(0x9E37_79B1);
+        hash ^ (hash >> 15)
     }
 }
 
