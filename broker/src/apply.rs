@@ -229,13 +229,8 @@ impl State {
 
     /// A settlement is in the log. The live path has moved the slot before; recovery has not.
     pub fn apply_settle(&mut self, id: QueueId, sequence: Sequence) -> Effect {
-        match self.queues.get_mut(&id) {
-            Some(queue) if queue.lsn(sequence).is_some() => {
-                queue.settle_from_log(sequence);
-                Effect::Gone(id, sequence)
-            }
-            Some(_) | None => Effect::None,
-        }
+        let is_live = self.queues.get_mut(&id).is_some_and(|q| q.settle_from_log(sequence));
+        if is_live { Effect::Gone(id, sequence) } else { Effect::None }
     }
 
     /// A failed delivery is in the log.

@@ -11,16 +11,14 @@
 //! ```
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
-//! The index is an array of slots in fixed chunks, keyed by sequence. A chunk is freed when its
-//! last slot is archived, so one old message keeps one chunk, not everything since. What was
-//! released goes back to its own place in the order: `requeued` holds what lies behind the cursor.
+//! The index finds a message's slot by its sequence (`queue/index.rs`). What was released goes back to its own place in the order: `requeued` holds what lies behind the cursor.
 //!
 //! Invariants (asserted, also in release):
 //! - a sequence is given once; `next` never goes back;
 //! - messages become available in the order of their sequences, so nothing available lies beyond
 //!   the first reserved one, and FIFO is the order of sequences whatever happened in between;
 //! - everything below `cursor` is acquired, settling, archived or in `requeued`;
-//! - a slot is acquired by exactly one consumer, whose `acquired` set names it.
+//! - a slot is acquired by exactly one consumer, whose list `held` has it where the slot says.
 //!
 //! A queue does no I/O and knows no journal: a place in the log is a number it keeps for its
 //! caller.
@@ -30,8 +28,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
-use crate::limits::{CHUNK_SLOTS, EXCLUSIONS_MAX, SLOT_BYTES};
+use crate::limits::{EXCLUSIONS_MAX, SLOT_BYTES};
 use crate::mail::LinkRef;
+
+mod index;
+
+use index::{Index, Slot};
 
 /// Where a message is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,33 +60,14 @@ impl SlotState {
     }
 }
 
-#[derive(Debug)]
-struct Slot {
-    state: SlotState,
-    delivery_count: u32,
-    lsn: Lsn,
-    message: Bytes,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    slots: [Option<Slot>; CHUNK_SLOTS],
-    used: usize,
-}
-
-impl Chunk {
-    fn new() -> Box<Self> {
-        Box::new(Self { slots: [const { None }; CHUNK_SLOTS], used: 0 })
-    }
-}
-
 /// Someone who takes messages.
 #[derive(Debug)]
 struct Consumer {
     link: LinkRef,
     credit: u32,
     drain: bool,
-    acquired: BTreeSet<Sequence>,
+    /// What it holds, in no order.
+    held: Vec<Sequence>,
     /// What is requeued below this is excluded for it: nothing there is looked at again.
     looked_at: Sequence,
 }
@@ -141,7 +124,7 @@ pub struct QueueCounters {
 #[derive(Debug)]
 pub struct Queue {
     id: QueueId,
-    chunks: BTreeMap<u64, Box<Chunk>>,
+    index: Index,
     next: Sequence,
     cursor: Sequence,
     recovered_end: Sequence,
@@ -162,7 +145,7 @@ impl Queue {
     pub fn new(id: QueueId) -> Self {
         Self {
             id,
-            chunks: BTreeMap::new(),
+            index: Index::default(),
             next: Sequence(0),
             cursor: Sequence(0),
             recovered_end: Sequence(0),
@@ -220,7 +203,7 @@ impl Queue {
 
     /// Where the message's record is, while the message is live.
     pub fn lsn(&self, sequence: Sequence) -> Option<Lsn> {
-        self.slot(sequence).map(|slot| slot.lsn)
+        self.index.get(sequence).map(|slot| slot.lsn)
     }
 
     /// A sequence was used or set aside in the log: never give it, or one below it, again.
@@ -238,19 +221,17 @@ impl Queue {
         assert!(sequence >= self.next, "sequence {sequence:?} of {:?} given twice", self.id);
         self.next = Sequence(sequence.0 + 1);
         self.payload_bytes += message.len() as u64;
-        let (chunk, index) = place(sequence);
-        let chunk = self.chunks.entry(chunk).or_insert_with(Chunk::new);
-        chunk.used += 1;
-        chunk.slots[index] =
-            Some(Slot { state: SlotState::Reserved, delivery_count: 0, lsn, message });
+        let state = SlotState::Reserved;
+        self.index.push(sequence, Slot { state, delivery_count: 0, held_at: 0, lsn, message });
         self.counts[SlotState::Reserved as usize] += 1;
     }
 
     /// The message is committed: consumers may see it. A message that was settled meanwhile stays
     /// so.
     pub fn commit(&mut self, sequence: Sequence) {
-        if self.state(sequence) == Some(SlotState::Reserved) {
-            self.change(sequence, SlotState::Available);
+        let Some(slot) = self.index.get_mut(sequence) else { return };
+        if slot.state == SlotState::Reserved {
+            step(slot, &mut self.counts, SlotState::Available);
             self.counters.enqueued += 1;
             if sequence < self.cursor {
                 self.requeued.insert(sequence);
@@ -272,7 +253,7 @@ impl Queue {
                 link,
                 credit: 0,
                 drain: false,
-                acquired: BTreeSet::new(),
+                held: Vec::new(),
                 looked_at: Sequence(0),
             });
         }
@@ -294,7 +275,7 @@ impl Queue {
         if self.turn > at {
             self.turn -= 1;
         }
-        for sequence in consumer.acquired {
+        for sequence in consumer.held {
             self.make_available_again(sequence);
         }
     }
@@ -311,15 +292,15 @@ impl Queue {
         }
         self.turn = at + 1;
         let consumer = &mut self.consumers[at];
+        let slot = self.index.get_mut(sequence).expect("it was matched");
         consumer.credit -= 1;
-        consumer.acquired.insert(sequence);
-        let link = consumer.link;
-        self.change(sequence, SlotState::Acquired);
+        slot.held_at = u32::try_from(consumer.held.len()).expect("bounded by its credit");
+        consumer.held.push(sequence);
+        step(slot, &mut self.counts, SlotState::Acquired);
         self.counters.delivered += 1;
         let first = sequence >= self.recovered_end && !self.touched.contains(&sequence);
-        let slot = self.slot(sequence).expect("it was matched");
         Some(Dispatched {
-            consumer: link,
+            consumer: consumer.link,
             sequence,
             message: slot.message.clone(),
             delivery_count: slot.delivery_count,
@@ -340,8 +321,7 @@ impl Queue {
     /// # Errors
     /// [`NotHeld`] if this consumer does not hold it: settled already, or requeued.
     pub fn settle(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
-        self.give_up(link, sequence)?;
-        self.change(sequence, SlotState::Settling);
+        self.give_up(link, sequence, SlotState::Settling)?;
         Ok(())
     }
 
@@ -350,8 +330,8 @@ impl Queue {
     /// # Errors
     /// [`NotHeld`] as in [`Self::settle`].
     pub fn release(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
-        self.give_up(link, sequence)?;
-        self.make_available_again(sequence);
+        self.give_up(link, sequence, SlotState::Available)?;
+        self.requeue(sequence);
         Ok(())
     }
 
@@ -361,14 +341,13 @@ impl Queue {
     /// # Errors
     /// [`NotHeld`] as in [`Self::settle`].
     pub fn fail(&mut self, link: LinkRef, sequence: Sequence) -> Result<u32, NotHeld> {
-        self.give_up(link, sequence)?;
-        self.change(sequence, SlotState::Counting);
-        Ok(self.slot(sequence).map_or(0, |slot| slot.delivery_count).saturating_add(1))
+        let slot = self.give_up(link, sequence, SlotState::Counting)?;
+        Ok(slot.delivery_count.saturating_add(1))
     }
 
     /// The log says how often the delivery of a message has failed.
     pub fn set_delivery_count(&mut self, sequence: Sequence, delivery_count: u32) {
-        if let Some(slot) = self.slot_mut(sequence) {
+        if let Some(slot) = self.index.get_mut(sequence) {
             slot.delivery_count = delivery_count;
         }
     }
@@ -412,25 +391,22 @@ impl Queue {
         Some(sequence)
     }
 
-    /// The log has a settlement of this message: whatever it was, it is going (recovery).
-    pub fn settle_from_log(&mut self, sequence: Sequence) {
-        if self.state(sequence).is_some_and(|state| state != SlotState::Settling) {
+    /// The log has a settlement of this message: whatever it was, it is going (recovery; before,
+    /// its consumer has said so). False if it was gone before.
+    pub fn settle_from_log(&mut self, sequence: Sequence) -> bool {
+        let Some(slot) = self.index.get_mut(sequence) else { return false };
+        if slot.state != SlotState::Settling {
             self.requeued.remove(&sequence);
-            self.change(sequence, SlotState::Settling);
+            step(slot, &mut self.counts, SlotState::Settling);
         }
+        true
     }
 
     /// A settlement is committed: the message is gone. `None` if it was gone before.
     pub fn archive(&mut self, sequence: Sequence) -> Option<Archived> {
-        let state = self.state(sequence)?;
+        let slot = self.index.take(sequence)?;
+        let state = slot.state;
         assert_eq!(state, SlotState::Settling, "archived {sequence:?} without a settlement");
-        let (number, index) = place(sequence);
-        let chunk = self.chunks.get_mut(&number)?;
-        let slot = chunk.slots[index].take()?;
-        chunk.used -= 1;
-        if chunk.used == 0 {
-            self.chunks.remove(&number);
-        }
         self.counts[SlotState::Settling as usize] -= 1;
         self.payload_bytes -= slot.message.len() as u64;
         self.touched.remove(&sequence);
@@ -441,14 +417,8 @@ impl Queue {
 
     /// The oldest live messages, for an operator's eyes.
     pub fn peek(&self, count_max: usize) -> Vec<(Sequence, SlotState, u32, Bytes)> {
-        self.chunks
+        self.index
             .iter()
-            .flat_map(|(number, chunk)| {
-                chunk.slots.iter().enumerate().filter_map(move |(index, slot)| {
-                    let sequence = Sequence(number * CHUNK_SLOTS as u64 + index as u64);
-                    slot.as_ref().map(|slot| (sequence, slot))
-                })
-            })
             .filter(|(_, slot)| slot.state.is_visible())
             .take(count_max)
             .map(|(sequence, slot)| {
@@ -459,12 +429,7 @@ impl Queue {
 
     /// Every message that is not archived: sequence, place in the log, bytes.
     pub fn live_messages(&self) -> impl Iterator<Item = (Sequence, Lsn, usize)> + '_ {
-        self.chunks.iter().flat_map(|(number, chunk)| {
-            chunk.slots.iter().enumerate().filter_map(move |(index, slot)| {
-                let sequence = Sequence(number * CHUNK_SLOTS as u64 + index as u64);
-                slot.as_ref().map(|slot| (sequence, slot.lsn, slot.message.len()))
-            })
-        })
+        self.index.iter().map(|(sequence, slot)| (sequence, slot.lsn, slot.message.len()))
     }
 
     /// The links that consume from it.
@@ -529,17 +494,14 @@ impl Queue {
 
     /// The first available message that was never handed out.
     fn fresh(&self) -> Option<Sequence> {
-        let (first, offset) = place(self.cursor);
-        for (number, chunk) in self.chunks.range(first..) {
-            let from = if *number == first { offset } else { 0 };
-            for (index, slot) in chunk.slots.iter().enumerate().skip(from) {
-                match slot.as_ref().map(|slot| slot.state) {
-                    Some(SlotState::Available) => {
-                        return Some(Sequence(number * CHUNK_SLOTS as u64 + index as u64));
-                    }
-                    Some(SlotState::Reserved) => return None,
-                    Some(SlotState::Acquired | SlotState::Counting | SlotState::Settling)
-                    | None => {}
+        let mut from = self.cursor;
+        while from < self.next {
+            let (sequence, slot) = self.index.first_from(from)?;
+            match slot.state {
+                SlotState::Available => return Some(sequence),
+                SlotState::Reserved => return None,
+                SlotState::Acquired | SlotState::Counting | SlotState::Settling => {
+                    from = Sequence(sequence.0 + 1);
                 }
             }
         }
@@ -555,65 +517,72 @@ impl Queue {
         })
     }
 
-    fn give_up(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
+    /// A consumer holds a message no longer, which becomes what is said.
+    fn give_up(
+        &mut self,
+        link: LinkRef,
+        sequence: Sequence,
+        to: SlotState,
+    ) -> Result<&Slot, NotHeld> {
         let at = self.consumer(link).ok_or(NotHeld)?;
-        if !self.consumers[at].acquired.remove(&sequence) {
+        let held = &mut self.consumers[at].held;
+        let slot = self.index.get(sequence).ok_or(NotHeld)?;
+        let held_at = slot.held_at as usize;
+        // What a slot says is of no meaning unless it is acquired: the list decides.
+        if held.get(held_at) != Some(&sequence) {
             return Err(NotHeld);
         }
-        assert_eq!(
-            self.state(sequence),
-            Some(SlotState::Acquired),
-            "{sequence:?} held, not acquired"
-        );
-        Ok(())
+        assert_eq!(slot.state, SlotState::Acquired, "{sequence:?} held, not acquired");
+        held.swap_remove(held_at);
+        if let Some(moved) = held.get(held_at) {
+            let moved = self.index.get_mut(*moved).expect("what is held is live");
+            moved.held_at = held_at as u32;
+        }
+        let slot = self.index.get_mut(sequence).ok_or(NotHeld)?;
+        step(slot, &mut self.counts, to);
+        Ok(slot)
     }
 
     fn make_available_again(&mut self, sequence: Sequence) {
         self.change(sequence, SlotState::Available);
+        self.requeue(sequence);
+    }
+
+    /// It is available again: it goes out before what comes after it.
+    fn requeue(&mut self, sequence: Sequence) {
         self.touched.insert(sequence);
         self.requeued.insert(sequence);
         self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
     }
 
     fn state(&self, sequence: Sequence) -> Option<SlotState> {
-        self.slot(sequence).map(|slot| slot.state)
+        self.index.get(sequence).map(|slot| slot.state)
     }
 
-    fn slot(&self, sequence: Sequence) -> Option<&Slot> {
-        let (number, index) = place(sequence);
-        self.chunks.get(&number)?.slots[index].as_ref()
-    }
-
-    fn slot_mut(&mut self, sequence: Sequence) -> Option<&mut Slot> {
-        let (number, index) = place(sequence);
-        self.chunks.get_mut(&number)?.slots[index].as_mut()
-    }
-
-    /// The one place where a slot changes its state; the drawing at the top is this table.
     fn change(&mut self, sequence: Sequence, to: SlotState) {
-        use SlotState::{Acquired, Available, Counting, Reserved, Settling};
         let id = self.id;
-        let Some(slot) = self.slot_mut(sequence) else {
+        let Some(slot) = self.index.get_mut(sequence) else {
             panic!("{sequence:?} of {id:?} is archived and cannot become {to:?}");
         };
-        let from = slot.state;
-        let legal = match to {
-            Reserved => false,
-            Available => matches!(from, Reserved | Acquired | Counting),
-            Acquired => matches!(from, Available),
-            Counting => matches!(from, Acquired),
-            Settling => matches!(from, Reserved | Available | Acquired | Counting),
-        };
-        assert!(legal, "{sequence:?} of {id:?}: {from:?} cannot become {to:?}");
-        slot.state = to;
-        self.counts[from as usize] -= 1;
-        self.counts[to as usize] += 1;
+        step(slot, &mut self.counts, to);
     }
 }
 
-fn place(sequence: Sequence) -> (u64, usize) {
-    let chunk = sequence.0 / CHUNK_SLOTS as u64;
-    (chunk, (sequence.0 % CHUNK_SLOTS as u64) as usize)
+/// The one place where a slot changes its state; the drawing at the top is this table.
+fn step(slot: &mut Slot, counts: &mut [u64; 5], to: SlotState) {
+    use SlotState::{Acquired, Available, Counting, Reserved, Settling};
+    let from = slot.state;
+    let legal = match to {
+        Reserved => false,
+        Available => matches!(from, Reserved | Acquired | Counting),
+        Acquired => matches!(from, Available),
+        Counting => matches!(from, Acquired),
+        Settling => matches!(from, Reserved | Available | Acquired | Counting),
+    };
+    assert!(legal, "the message at {}: {from:?} cannot become {to:?}", slot.lsn);
+    slot.state = to;
+    counts[from as usize] -= 1;
+    counts[to as usize] += 1;
 }
 
 #[cfg(test)]
@@ -751,13 +720,13 @@ mod tests {
 
     #[test]
     fn chunks_go_when_their_last_message_goes() {
-        let count = 3 * CHUNK_SLOTS as u64;
+        let count = 3 * crate::limits::CHUNK_SLOTS as u64;
         let mut queue = queue_of(count);
         for n in 1..count {
             queue.settle_from_log(Sequence(n));
             queue.archive(Sequence(n)).unwrap();
         }
-        assert_eq!((queue.chunks.len(), queue.live()), (1, 1));
+        assert_eq!((queue.index.chunks(), queue.live()), (1, 1));
         assert_eq!(queue.next_sequence(), Sequence(count));
     }
 
