@@ -115,9 +115,9 @@ fn engine() -> (Check, Option<Engine>) {
     match driver::engine(EngineChoice::Auto) {
         Ok(chosen) => {
             let found = format!("{}: {}", chosen.engine, chosen.reason);
-            let check = match chosen.engine {
-                Engine::Uring => good("engine", found),
-                Engine::Epoll => poor("engine", found),
+            let check = match chosen.advice {
+                None => good("engine", found),
+                Some(advice) => poor("engine", format!("{found}; {advice}")),
             };
             (check, Some(chosen.engine))
         }

@@ -54,8 +54,8 @@ pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
 fn serve(config: &Config) -> Result<(), Failure> {
     let signals = signals()?;
     let engine = driver::engine(config.engine)?;
-    if engine.fallback {
-        tracing::warn!("the engine is {}: {}", engine.engine, engine.reason);
+    if let Some(advice) = engine.advice {
+        tracing::warn!("the engine is {}: {}; {advice}", engine.engine, engine.reason);
     }
     let node = Arc::new(Node::new());
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };

@@ -42,8 +42,8 @@ pub struct EngineChoice {
     pub engine: Engine,
     /// Why, as part of a line: no capital, no full stop.
     pub reason: String,
-    /// A better one was wanted and is refused here, which `reason` tells of.
-    pub fallback: bool,
+    /// What to do for a better one, where that was wanted and is refused.
+    pub advice: Option<&'static str>,
 }
 
 impl Engine {
@@ -74,11 +74,12 @@ fn decide(
     match (wanted, probed) {
         (EngineWanted::Auto, Ok(there)) => {
             let reason = format!("io_uring works here (Linux {})", there.kernel);
-            Ok(EngineChoice { engine: Engine::Uring, reason, fallback: false })
+            Ok(EngineChoice { engine: Engine::Uring, reason, advice: None })
         }
         (EngineWanted::Auto, Err(refusal)) => {
-            let reason = refusal.to_string();
-            Ok(EngineChoice { engine: Engine::Epoll, reason, fallback: true })
+            let Refusal { cause, error, kernel: _ } = refusal;
+            let reason = format!("io_uring is refused ({cause}): {error}");
+            Ok(EngineChoice { engine: Engine::Epoll, reason, advice: Some(cause.advice()) })
         }
         (EngineWanted::Only(engine), Ok(_)) => Ok(asked_for(engine)),
         (EngineWanted::Only(_), Err(refusal)) => Err(refusal),
@@ -86,7 +87,7 @@ fn decide(
 }
 
 fn asked_for(engine: Engine) -> EngineChoice {
-    EngineChoice { engine, reason: "it was asked for".to_owned(), fallback: false }
+    EngineChoice { engine, reason: "it was asked for".to_owned(), advice: None }
 }
 
 impl fmt::Display for Engine {

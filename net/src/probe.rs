@@ -79,6 +79,20 @@ impl RefusalCause {
     }
 }
 
+impl fmt::Display for RefusalCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sysctl => "sysctl",
+            Self::Seccomp => "seccomp",
+            Self::Absent => "absent",
+            Self::OldKernel => "old kernel",
+            Self::Memory => "memory",
+            Self::Descriptors => "descriptors",
+            Self::Other => "unknown cause",
+        })
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cause, error, kernel } = self;

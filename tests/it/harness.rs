@@ -9,6 +9,9 @@
 //!        └── drop     SIGKILL, wait        nothing is left behind, whatever the test did
 //! ```
 //!
+//! `LAELAPS_ENGINE` (`--engine`) and `LAELAPS_IO_URING_REFUSED` (`EPERM` or `ENOSYS`: it is started
+//! without io_uring) put every test on the other engine.
+//!
 //! Data lies below the target directory, on a real disk: a memory file system would be refused by
 //! the broker, and would prove nothing. A test that fails leaves its directory and says where it
 //! is.
@@ -35,6 +38,10 @@ pub(crate) struct Start<'a> {
     pub(crate) durability: &'a str,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(&'a str, &'a str)>,
+    /// `--engine`, where it matters.
+    pub(crate) engine: Option<String>,
+    /// The error with which io_uring is refused to it: `EPERM` or `ENOSYS`.
+    pub(crate) io_uring_refused: Option<String>,
 }
 
 pub(crate) struct Broker {
@@ -54,16 +61,28 @@ impl<'a> Start<'a> {
             durability: "sync",
             args: vec!["--segment-size".into(), "4194304".into()],
             env: Vec::new(),
+            engine: std::env::var("LAELAPS_ENGINE").ok(),
+            io_uring_refused: std::env::var("LAELAPS_IO_URING_REFUSED").ok(),
         }
     }
 
     fn command(&self, amqp: SocketAddr, admin: SocketAddr) -> Command {
         let log = File::options().create(true).append(true).open(&self.output);
         let log = log.expect("the broker's output can be written beside its data");
-        let mut command = Command::new(&self.exe);
+        let mut command = match &self.io_uring_refused {
+            None => Command::new(&self.exe),
+            Some(errno) => {
+                let mut refuse = Command::new(built("refuse"));
+                refuse.args([errno, "io_uring", "--"]).arg(&self.exe);
+                refuse
+            }
+        };
         command.arg("run").arg("--data").arg(self.data);
         command.args(["--listen", &amqp.to_string(), "--admin", &admin.to_string()]);
         command.args(["--durability", self.durability]).args(&self.args);
+        if let Some(engine) = &self.engine {
+            command.args(["--engine", engine]);
+        }
         command.envs(self.env.iter().copied());
         command.stdin(Stdio::null());
         command.stderr(log.try_clone().expect("a file can be shared")).stdout(log);
@@ -92,7 +111,19 @@ impl<'a> Start<'a> {
             assert!(Instant::now() < deadline, "not ready in time:\n{}", tail(&broker.said()));
             thread::sleep(Duration::from_millis(10));
         }
+        self.assert_engine(&broker);
         Ok(broker)
+    }
+
+    /// A test that runs on another engine than it means to would show nothing.
+    fn assert_engine(&self, broker: &Broker) {
+        let refused = self.io_uring_refused.as_ref().map(|_| "epoll");
+        let expected = self.engine.as_deref().filter(|&engine| engine != "auto").or(refused);
+        if let Some(engine) = expected {
+            let (_, metrics) = http_get(broker.admin, "/metrics").expect("a broker that is ready");
+            let label = format!("engine=\"{engine}\"");
+            assert!(metrics.contains(&label), "the engine is not {engine}:\n{metrics}");
+        }
     }
 
     /// Starts it and waits for its end, which the test expects: status and what it said.

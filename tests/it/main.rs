@@ -5,7 +5,7 @@
 //!   load      foreign producers and consumers that outlive the broker
 //!   check     judges what they saw; its own rules are tested without a broker
 //!   power_fs  the file system that loses what was not synced (tests/powerfs)
-//!   kill, power, interop, exits, damage, place   the tests
+//!   kill, power, interop, exits, damage, engine, place   the tests
 //! ```
 //!
 //! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
@@ -17,6 +17,7 @@
 
 mod check;
 mod damage;
+mod engine;
 mod exits;
 mod harness;
 mod interop;

@@ -32,14 +32,14 @@ fn connect(addr: SocketAddr, name: &str) -> Client {
 
 /// What must be in each queue, oldest first.
 #[derive(Default)]
-struct Books {
+pub(crate) struct Books {
     queues: BTreeMap<String, VecDeque<u32>>,
     next: u32,
 }
 
 impl Books {
     /// Each queue gets some messages and loses fewer, all of it confirmed.
-    fn use_broker(&mut self, addr: SocketAddr) {
+    pub(crate) fn use_broker(&mut self, addr: SocketAddr) {
         for queue in (0..QUEUES).map(|number| format!("moved-{number}")) {
             let mut client = connect(addr, &queue);
             let link = client.sender(&queue).expect("a link");
@@ -57,7 +57,7 @@ impl Books {
     }
 
     /// Each queue holds what it must, in order, and nothing else.
-    fn take_all(mut self, broker: &Broker) {
+    pub(crate) fn take_all(mut self, broker: &Broker) {
         for (queue, kept) in &mut self.queues {
             let mut client = connect(broker.amqp, queue);
             let left = kept.len();
@@ -82,7 +82,7 @@ fn take(client: &mut Client, queue: &str, kept: &mut VecDeque<u32>, count: usize
 }
 
 /// The value of `key=value` in the last line that says `ready`.
-fn ready_line_says(broker: &Broker, key: &str) -> String {
+pub(crate) fn ready_line_says(broker: &Broker, key: &str) -> String {
     let said = broker.said();
     let line = said.lines().rfind(|line| line.contains(" ready ")).expect("it became ready");
     let pair = format!(" {key}=");
