@@ -283,7 +283,7 @@ impl Commit {
     /// # Panics
     /// If a batch that vouches finds the kept slot taken.
     pub(crate) fn submit(&mut self, id: OpId, now: Instant) -> Option<Sealed> {
-        if !self.has_write_slot(now) {
+        if self.sealed.is_empty() || !self.has_write_slot(now) {
             return None;
         }
         let kept = !self.has_free_slot();

@@ -188,6 +188,7 @@ pub struct Usage {
 pub struct Journal {
     shard: ShardId,
     segment_bytes: u64,
+    fragment_bytes_max: usize,
     config: Config,
     commit: Commit,
     space: Space,
@@ -220,6 +221,7 @@ impl Journal {
         Self {
             shard: superblock.shard,
             segment_bytes,
+            fragment_bytes_max: fragment_bytes_max(segment_bytes),
             config,
             committed: commit.durable(),
             commit,
@@ -470,7 +472,13 @@ impl Journal {
     /// Most payload that one record can carry here; more is split.
     #[must_use]
     pub fn fragment_bytes_max(&self) -> usize {
-        fragment_bytes_max(self.segment_bytes)
+        self.fragment_bytes_max
+    }
+
+    /// How much room is left.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.space.room(self.commit.next())
     }
 
     /// What is used and what is left.
@@ -482,7 +490,7 @@ impl Journal {
             segments_made: self.space.files(),
             free_bytes: self.space.free_bytes(next),
             unsettled: self.space.unsettled(),
-            room: self.space.room(next),
+            room: self.room(),
         }
     }
 
@@ -535,36 +543,74 @@ impl Journal {
         if self.closing {
             return Err(AppendError::Closed);
         }
-        let fragments = fragment::split(record, self.fragment_bytes_max());
+        let parts_len = record.parts_len();
+        if parts_len <= PARTS_BYTES_MAX && record.payload.len() <= self.fragment_bytes_max {
+            let bytes = RECORD_HEADER_BYTES + parts_len + record.payload.len();
+            return self.append_whole(now, &Fragment { record: *record, bytes }, claim, wish);
+        }
+        self.append_split(now, record, claim, wish)
+    }
+
+    /// What nearly every record is: one fragment.
+    fn append_whole(
+        &mut self,
+        now: Instant,
+        whole: &Fragment<'_>,
+        claim: Claim,
+        wish: Wish,
+    ) -> Result<Appended, AppendError> {
+        let is_early = is_early(&whole.record, claim);
+        if is_early {
+            self.make_way(now, whole.bytes)?;
+        }
+        self.admit(claim, std::iter::once(whole.bytes))?;
+        let wish = Wish { due: wish.due, forced: wish.forced || is_early };
+        let (lsn, end) = self.put(now, whole, wish);
+        if is_early {
+            self.commit.vouch(now + self.config.flush_window);
+        }
+        Ok(Appended { lsn, end, vouched: is_early })
+    }
+
+    fn append_split(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        claim: Claim,
+        wish: Wish,
+    ) -> Result<Appended, AppendError> {
+        let fragments = fragment::split(record, self.fragment_bytes_max);
         let fragments = fragments.ok_or(AppendError::TooLarge)?;
-        let is_early = record.level == Level::Async && matches!(claim, Claim::Grow { .. });
+        let is_early = is_early(record, claim);
         if is_early {
             self.make_way(now, fragments.clone().next().map_or(0, |first| first.bytes))?;
         }
-        self.admit(claim, fragments.clone())?;
-        let vouched = is_early && fragments.clone().nth(1).is_none();
-        let wish = Wish {
-            due: if is_early && !vouched { now } else { wish.due },
-            forced: wish.forced || vouched,
-        };
-        let mut whole: Option<Appended> = None;
+        self.admit(claim, fragments.clone().map(|one| one.bytes))?;
+        let wish = Wish { due: if is_early { now } else { wish.due }, forced: wish.forced };
+        let mut first = None;
+        let mut last = None;
         for fragment in fragments {
-            if self.commit.is_open() && !self.commit.open_fits(fragment.bytes) {
-                self.seal();
-            }
-            if !self.commit.is_open() {
-                let place = self.place(fragment.bytes);
-                self.commit.open(place, now, wish);
-            }
-            let (lsn, end) = self.commit.push(&fragment, wish);
-            whole = Some(Appended { lsn: whole.map_or(lsn, |whole| whole.lsn), end, vouched });
+            let (lsn, end) = self.put(now, &fragment, wish);
+            first.get_or_insert(lsn);
+            last = Some(end);
         }
-        if vouched {
-            self.commit.vouch(now + self.config.flush_window);
-        } else if is_early {
+        if is_early {
             self.commit.vouch_after_this();
         }
+        let whole = first.zip(last).map(|(lsn, end)| Appended { lsn, end, vouched: false });
         Ok(whole.expect("a record has at least one fragment"))
+    }
+
+    /// Copies an admitted record into the open batch, or into the next one.
+    fn put(&mut self, now: Instant, fragment: &Fragment<'_>, wish: Wish) -> (Lsn, Lsn) {
+        if self.commit.is_open() && !self.commit.open_fits(fragment.bytes) {
+            self.seal();
+        }
+        if !self.commit.is_open() {
+            let place = self.place(fragment.bytes);
+            self.commit.open(place, now, wish);
+        }
+        self.commit.push(fragment, wish)
     }
 
     /// Lets the open batch take a record that is answered before it is written.
@@ -581,10 +627,11 @@ impl Journal {
         Ok(())
     }
 
-    fn admit<'a>(
+    /// Whether records of these sizes may be appended.
+    fn admit(
         &mut self,
         claim: Claim,
-        fragments: impl Iterator<Item = Fragment<'a>> + Clone,
+        records: impl Iterator<Item = usize> + Clone,
     ) -> Result<(), AppendError> {
         let grows = matches!(claim, Claim::Grow { .. });
         // What is set aside is for settlements: they may go on into the next block unasked.
@@ -596,14 +643,13 @@ impl Journal {
         if grows && self.backlog_bytes() >= BACKLOG_BYTES_MAX {
             return Err(AppendError::Busy);
         }
-        let mut whole = fragments.clone();
-        let fits_open = whole
-            .next()
-            .is_some_and(|only| only.bytes <= unasked && self.commit.open_fits(only.bytes));
+        let mut whole = records.clone();
+        let fits_open =
+            whole.next().is_some_and(|only| only <= unasked && self.commit.open_fits(only));
         if fits_open && whole.next().is_none() {
             return Ok(());
         }
-        let batches = fragments.map(|one| block_ceil(BATCH_HEADER_BYTES + one.bytes) as u64);
+        let batches = records.map(|bytes| block_ceil(BATCH_HEADER_BYTES + bytes) as u64);
         if self.space.admit(claim, self.commit.next(), batches) {
             Ok(())
         } else if self.space.expects_room() {
@@ -640,7 +686,8 @@ impl Journal {
     }
 
     fn poll_batch(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
-        if !self.commit.has_write_slot(now) {
+        let has_some = self.commit.has_sealed() || self.commit.is_open();
+        if !has_some || !self.commit.has_write_slot(now) {
             return None;
         }
         let is_due = || self.closing || self.seal_at().is_some_and(|at| at <= now);
@@ -655,13 +702,14 @@ impl Journal {
 
     /// When the durable mark is to be written: once in an idle period.
     fn mark_at(&self) -> Option<Instant> {
+        let since = self.idle_since?;
         let is_news = self.commit.durable() > self.keeper.durable_mark();
+        if !is_news || !self.commit.is_quiet() || !self.keeper.is_idle() || self.closing {
+            return None;
+        }
         // On a full disk what is open can wait for long: that is idle time too.
-        let is_waiting = self.space.room(self.commit.next()) != Room::Plenty;
-        let is_quiet = self.commit.is_idle() || (is_waiting && self.commit.is_quiet());
-        let is_idle = is_quiet && self.keeper.is_idle();
-        let since = self.idle_since.filter(|_| is_news && is_idle && !self.closing)?;
-        Some(since + DURABLE_MARK_IDLE)
+        let is_idle = self.commit.is_idle() || self.room() != Room::Plenty;
+        is_idle.then(|| since + DURABLE_MARK_IDLE)
     }
 
     fn poll_superblock(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
@@ -683,6 +731,11 @@ impl Journal {
         let slot = self.space.poll_make(id, now)?;
         Some(DiskOp::Prewrite { id, file: self.segment_file(slot), bytes: self.segment_bytes })
     }
+}
+
+/// Whether a record is answered before it is written.
+fn is_early(record: &Record<'_>, claim: Claim) -> bool {
+    record.level == Level::Async && matches!(claim, Claim::Grow { .. })
 }
 
 /// Settlements that a record will need: one for a message that it completes.

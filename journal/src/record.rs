@@ -252,18 +252,30 @@ impl<'a> Record<'a> {
         let parts_len = out.len() - RECORD_HEADER_BYTES - self.payload.len();
         assert!(parts_len <= PARTS_BYTES_MAX, "parts of {parts_len} bytes");
         let parts_len = u16::try_from(parts_len).expect("checked above");
-        out[4..8].copy_from_slice(&length.to_le_bytes());
-        out[8] = self.kind as u8;
-        out[9] = self.level as u8;
-        out[10..12].copy_from_slice(&self.flags.0.to_le_bytes());
-        out[12..14].copy_from_slice(&parts_len.to_le_bytes());
-        out[14..16].copy_from_slice(&self.fragment.to_le_bytes());
-        out[16..24].copy_from_slice(&self.queue.0.to_le_bytes());
-        out[24..32].copy_from_slice(&self.sequence.0.to_le_bytes());
-        let payload_at = RECORD_HEADER_BYTES + usize::from(parts_len);
-        self.parts.encode(&mut out[RECORD_HEADER_BYTES..payload_at]);
-        out[payload_at..].copy_from_slice(self.payload);
-        let crc = seed.record_crc(lsn, &out[4..]);
+        let (header, rest) =
+            out.split_first_chunk_mut::<RECORD_HEADER_BYTES>().expect("counted above");
+        header[4..8].copy_from_slice(&length.to_le_bytes());
+        header[8] = self.kind as u8;
+        header[9] = self.level as u8;
+        header[10..12].copy_from_slice(&self.flags.0.to_le_bytes());
+        header[12..14].copy_from_slice(&parts_len.to_le_bytes());
+        header[14..16].copy_from_slice(&self.fragment.to_le_bytes());
+        header[16..24].copy_from_slice(&self.queue.0.to_le_bytes());
+        header[24..].copy_from_slice(&self.sequence.0.to_le_bytes());
+        let crc = if rest.is_empty() {
+            // A settlement, most often: one pass over its place and all of it.
+            let mut whole = [0; 8 + RECORD_HEADER_BYTES - 4];
+            whole[..8].copy_from_slice(&lsn.0.to_le_bytes());
+            whole[8..].copy_from_slice(&header[4..]);
+            seed.crc(&whole)
+        } else {
+            let (parts, payload) = rest.split_at_mut(usize::from(parts_len));
+            if !parts.is_empty() {
+                self.parts.encode(parts);
+            }
+            payload.copy_from_slice(self.payload);
+            seed.record_crc(lsn, &out[4..])
+        };
         out[..4].copy_from_slice(&crc.to_le_bytes());
     }
 
@@ -393,6 +405,9 @@ fn part_is_known(code: u16) -> bool {
 
 impl<'a> Parts<'a> {
     fn encoded_len(&self) -> usize {
+        if *self == Self::default() {
+            return 0;
+        }
         let part = |len: Option<usize>| len.map_or(0, |len| PART_HEADER_BYTES + len);
         let known = part(self.duplicate_id.map(<[u8]>::len))
             + part(self.origin.map(|_| ORIGIN_BYTES))

@@ -303,7 +303,7 @@ impl Shard {
         let sixteenths = if on { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
         let bound = self.config.memory_bytes_max / 16 * sixteenths;
         let memory = self.state.memory_bytes() > bound;
-        let packed = self.journal.as_ref().is_some_and(|j| j.usage().room != Room::Plenty);
+        let packed = self.journal.as_ref().is_some_and(|j| j.room() != Room::Plenty);
         let behind = !self.parked.is_empty()
             || self.journal.as_ref().is_some_and(|j| j.backlog_bytes() > BACKLOG_BYTES_MAX / 2);
         let reason = memory || packed || behind;
