@@ -1,19 +1,38 @@
 //! The load and latency harness, and the client that it drives.
 //!
 //! ```text
-//!   client    a blocking AMQP 1.0 client over TCP, on the engine's client role
+//!   command     laelaps perf ...                         every command, one function each
+//!      │
+//!      ├─ stream, sweep, recover     a load on a broker  ─┐
+//!      ├─ floor, journal             the machine alone    ├─ all by schedule, all into a block
+//!      └─ ...                                            ─┘
+//!
+//!   schedule    when messages are due                    pure
+//!   block       what was measured, histograms, JSON      pure
+//!   load        schedule ─▶ AMQP engine on a ring ─▶ block
+//!   broker      a broker of our own as a child
+//!   verdict     VALID, or why not
+//!   machine     what it is, and what it did meanwhile
+//!   client      a blocking client, for `laelaps dev` and for tests
 //! ```
-//! In this version there is only the client; floors, load and comparisons come with their own
-//! issue. It serves `laelaps dev` and tests of ours. Whether the broker speaks AMQP as others
-//! understand it is shown by clients that others wrote (`tests/it`): an error in our codec would be
-//! at both ends here.
+//! Open loop first: what a schedule would suffer is what is measured, and a closed loop says so.
+//! Whether the broker speaks AMQP as others understand it is shown by clients that others wrote
+//! (`tests/it`): an error in our codec would be at both ends here.
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 pub mod block;
+pub mod broker;
 pub mod client;
+pub mod command;
 pub mod floor;
 pub mod journal;
 pub mod load;
 pub mod machine;
+pub mod recover;
 pub mod schedule;
+pub mod show;
 pub mod stats;
+pub mod stream;
+pub mod sweep;
+pub mod verdict;

@@ -303,6 +303,8 @@ pub struct Measured {
     /// Sent to received. Of a load without producers: what came, by the time it came; the latency
     /// is then the age of those that say when they were sent.
     pub consumed: Option<Block>,
+    /// Messages that were accepted, warm-up included: what a queue holds more than before.
+    pub accepted: u64,
 }
 
 /// Carries out a plan that has producers; their block. [`measure`] gives more.
@@ -315,6 +317,30 @@ pub fn run(plan: &LoadPlan) -> Result<Block, LoadError> {
     }
     let measured = measure(plan, &mut |_| ControlFlow::Continue(()))?;
     Ok(measured.produced.expect("a plan with producers"))
+}
+
+/// Takes `count` messages from the plan's addresses, so that a queue is as it was; how many came
+/// before none did for the plan's patience.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn drain(plan: &LoadPlan, count: u64) -> Result<u64, LoadError> {
+    if count == 0 {
+        return Ok(0);
+    }
+    let each = u32::try_from(plan.addresses.len()).unwrap_or(u32::MAX);
+    let plan = LoadPlan {
+        producers: Links::NONE,
+        consumers: Links { connections: 1, each },
+        credit: 1024,
+        rate: None,
+        warmup: Duration::ZERO,
+        length: Length::Count(count),
+        threads: 1,
+        ..plan.clone()
+    };
+    let measured = measure(&plan, &mut |_| ControlFlow::Continue(()))?;
+    Ok(measured.consumed.map_or(0, |block| block.completed))
 }
 
 /// Carries out a plan. `observe` is shown the progress every [`PROGRESS_EVERY`], and may break off.
@@ -480,7 +506,8 @@ impl Crew {
                 }
             }
         }
-        Ok(merge(plan, shares, server.spent()))
+        let accepted = shared.accepted.load(Ordering::Relaxed);
+        Ok(Measured { accepted, ..merge(plan, shares, server.spent()) })
     }
 
     fn dismiss(self) {
@@ -544,7 +571,7 @@ fn merge(plan: &LoadPlan, shares: Vec<Share>, cpu_server_ns: Option<u64>) -> Mea
         }
         finish(consumed)
     });
-    Measured { produced, consumed }
+    Measured { produced, consumed, accepted: 0 }
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -1,0 +1,53 @@
+//! `laelaps perf …`: what can be measured, and who answers it.
+//!
+//! ```text
+//!   produce, consume, e2e    stream.rs     a load on any AMQP 1.0 broker
+//!   sweep                    sweep.rs      rate steps up to saturation
+//!   recover                  recover.rs    time to ready after a kill
+//!   journal                  journal.rs    the disk, under the journal's own code
+//! ```
+//! A result that is INVALID is printed with its reasons and is no failure of the command: scripts
+//! read `verdict.valid` in the JSON.
+//!
+//! Failure: one message in words; the process prints it and ends with status 1.
+
+use std::error::Error;
+
+use clap::Subcommand;
+
+use crate::{journal, recover, show, stream, sweep};
+
+/// Why a command failed: one message for a person.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Send messages on a schedule: how long until each is accepted
+    Produce(stream::ProduceOptions),
+    /// Receive and settle messages
+    Consume(stream::ConsumeOptions),
+    /// Send and receive, on this host: how long from the intended send to the receipt
+    E2e(stream::E2eOptions),
+    /// Raise the rate in steps until the broker is saturated
+    Sweep(sweep::Options),
+    /// Kill a broker of our own and start it again: how long until it is ready
+    Recover(recover::Options),
+    /// Measure the disk under the broker's own journal code, beside the bare device
+    Journal(journal::Options),
+}
+
+/// Carries a command out.
+///
+/// # Errors
+/// A message for a person.
+pub fn run(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Produce(options) => stream::produce(options),
+        Command::Consume(options) => stream::consume(options),
+        Command::E2e(options) => stream::e2e(options),
+        Command::Sweep(options) => sweep::sweep(options),
+        Command::Recover(options) => recover::recover(options),
+        Command::Journal(options) => show::print(&journal::command(options)?.text()),
+    }
+}
