@@ -7,6 +7,7 @@
 //!   config, user             src/config.rs, src/auth.rs
 //!   queue, connection        src/admin_client.rs over HTTP to a running broker
 //!   journal                  src/journal_cli.rs  offline, read-only
+//!   perf                     perf/src/command.rs loads, floors and what they say
 //! ```
 //! A command that is not built is not listed. Every failure is a [`Failure`]: one message on
 //! standard error, one exit status (`docs/operating/exit-statuses.md`).
@@ -89,6 +90,9 @@ enum Command {
     /// Read the journals of a data directory without a broker; nothing is changed
     #[command(subcommand)]
     Journal(journal_cli::Command),
+    /// Measure: a load on a broker, this machine's floors, and one against the other
+    #[command(subcommand)]
+    Perf(Box<perf::command::Command>),
     /// Print a completion script
     Completions {
         /// For which shell
@@ -132,6 +136,9 @@ fn main() -> ExitCode {
         Command::Queue { command, server } => admin_client::queue(&server, &command),
         Command::Connection { command, server } => admin_client::connection(&server, &command),
         Command::Journal(command) => journal_cli::run(&command),
+        Command::Perf(command) => {
+            perf::command::run(&command).map_err(|failure| Failure::command(failure.to_string()))
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "laelaps", &mut std::io::stdout());
             Ok(())
