@@ -44,7 +44,8 @@ macro_rules! causes {
                 match self { $(Self::$variant => $meaning),* }
             }
 
-            fn remedy(self) -> &'static str {
+            /// What to do about it.
+            pub(crate) fn remedy(self) -> &'static str {
                 match self { $(Self::$variant => $remedy),* }
             }
         }

@@ -25,6 +25,7 @@ use crate::fatal::{Cause, Failure};
 mod admin;
 mod admin_client;
 mod auth;
+mod budget;
 #[cfg(feature = "canary")]
 mod canary;
 mod config;

@@ -1,33 +1,44 @@
 //! `laelaps preflight`: what this machine allows, before anything is promised.
 //!
 //! ```text
-//!   check        good                     poor (a warning)          unusable
-//!   engine       io_uring                 epoll: why, what to do
-//!   directory    writable                                           no permission
-//!   file system  a local disk             remote, or forgets at power-off
-//!   direct I/O   block at most 4096       buffered with data sync   a larger block
-//!   sync         p50 and p99 of 4 KiB RWF_DSYNC writes, one in flight, on a pre-written file
-//!   cores        affinity, quota, threads less than one core
-//!   memory, locked memory, open files
+//!   check          ok               note, warn: it works, but ...        bad: no start at `sync`
+//!   kernel         its release
+//!   engine         uring            epoll: why
+//!   cores          affinity, quota  less than one CPU; part of one idle
+//!   memory         memory-max       room for no large message            for none at all
+//!   open files     the hard limit   few
+//!   directory      can be written   in use; more threads than shards     no permission
+//!   file system    a local disk     a container's layer, FUSE, remote    forgets at power-off
+//!   space          for all shards   for a start only                     not for a start
+//!   direct I/O     granted          buffered, with data sync             blocks above 4 KiB
+//!   device cache   none             flushed at each sync
+//!   durable write  p50, p99 ...     slow                                 fails or hangs
+//!   locked memory  rings, buffers   buffers not pinned
 //! ```
-//! Nothing is left behind: the file that is measured on is removed. The exit status is 0 if a
-//! broker can run here at `sync`, else that of the first cause against it.
+//! Each line has its verdict, and what to change if it is not `ok`. `--json` gives the same, with
+//! the engine and the table of the disk apart. `laelaps perf journal` is the long form of the last.
+//!
+//! Invariants: nothing is left behind, the file that is measured on is removed; a broker that runs
+//! on the directory is not disturbed, but for the load. The exit status is 0 if a broker can run
+//! here at `sync` with the default configuration, else that of the first cause against it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use journal::BlockBuf;
-use journal::limits::BLOCK_BYTES;
+use net::Engine;
 use net::cpu::CpuPlan;
-use net::file::FileOpen;
-use net::{Completion, DiskWrite, Engine, Ring, RingConfig};
 use serde_json::{Value, json};
 
-use crate::config::{Bytes, EngineChoice};
+use crate::budget::Budget;
+use crate::config::{Bytes, Config, Count, EngineChoice};
 use crate::fatal::{Cause, Failure};
-use crate::{driver, machine, output};
+use crate::machine::{self, Memory};
+use crate::{driver, output};
+
+mod disk;
+
+use disk::Row;
 
 /// What `preflight` is told.
 #[derive(Args)]
@@ -40,12 +51,13 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// How a check came out.
+/// How a check came out, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    Good,
-    Poor,
-    Unusable(Cause),
+    Ok,
+    Note,
+    Warn,
+    Bad(Cause),
 }
 
 /// One thing that was looked at.
@@ -53,269 +65,317 @@ struct Check {
     name: &'static str,
     verdict: Verdict,
     found: String,
+    /// What to change; empty where nothing need be.
+    change: String,
 }
 
-/// Writes that are measured, at most.
-const WRITES_MAX: usize = 300;
-
-/// The measurement takes no longer.
-const MEASURE_WITHIN: Duration = Duration::from_secs(3);
-
-/// Bytes of the file that is measured on.
-const FILE_BYTES: u64 = 1 << 20;
+/// All that was found.
+struct Findings {
+    engine: Option<net::EngineChoice>,
+    checks: Vec<Check>,
+    disk: Vec<Row>,
+}
 
 /// Fewer open files than this are soon used up by connections.
 const OPEN_FILES_FEW: u64 = 4096;
 
+/// What a ring locks for itself, on kernels that count it; measured: 90 KiB.
+const RING_LOCKED_BYTES: u64 = 128 << 10;
+
 /// `laelaps preflight`.
 pub(crate) fn command(options: &Options) -> ExitCode {
-    let checks = look(&options.data);
+    let findings = look(options);
     if options.json {
-        output::line(format_args!("{:#}", as_json(&checks)));
+        output::line(format_args!("{:#}", findings.as_json()));
     } else {
-        output::text_of(as_text(&checks));
+        output::text_of(findings.as_text());
     }
-    let against = checks.iter().find_map(|check| match check.verdict {
-        Verdict::Unusable(cause) => Some(cause),
-        Verdict::Good | Verdict::Poor => None,
+    let against = findings.checks.iter().find_map(|check| match check.verdict {
+        Verdict::Bad(cause) => Some(cause),
+        Verdict::Ok | Verdict::Note | Verdict::Warn => None,
     });
     against.map_or(ExitCode::SUCCESS, |cause| ExitCode::from(cause.status()))
 }
 
-fn look(data: &Path) -> Vec<Check> {
-    let directory = driver::nearest_there(data);
-    let (engine, ring) = engine();
+fn look(options: &Options) -> Findings {
+    let config = Config::default();
+    let plan = driver::cpus(Count::Auto);
+    let threads = plan.as_ref().map_or(1, |plan| plan.threads);
+    let (engine_check, engine) = engine();
+    let place = disk::Place::look(&options.data, &config, threads);
+    let shards = place.shards;
     let mut checks = vec![
-        good("kernel", format!("Linux {}, seccomp {}", machine::kernel(), machine::seccomp())),
-        engine,
-        cores(),
-        good("memory", Bytes(machine::Memory::detect().bytes).to_string()),
-        locked_memory(),
+        ok("kernel", format!("Linux {}, seccomp {}", machine::kernel(), machine::seccomp())),
+        engine_check,
+        plan.map_or_else(|failure| bad("cores", failure), |plan| cores(&plan)),
+        memory(&config, &Memory::detect(), shards),
         open_files(),
-        file_system(&directory),
     ];
-    checks.extend(disk(&directory, ring));
-    checks
+    checks.extend(place.checks);
+    let chosen = engine.as_ref().map(|choice| choice.engine);
+    let (more, disk) = disk::measure(&place.nearest, chosen);
+    checks.extend(more);
+    // The last one: what a ring had locked comes back a little after its end.
+    if chosen == Some(Engine::Uring) {
+        let buffers = driver::batch_buffer_bytes(shards, config.writes_in_flight_max);
+        let rings = threads.min(usize::from(shards)) as u64 * RING_LOCKED_BYTES;
+        checks.push(locked_memory(rings, buffers));
+    }
+    Findings { engine, checks, disk }
 }
 
-fn good(name: &'static str, found: String) -> Check {
-    Check { name, verdict: Verdict::Good, found }
+fn ok(name: &'static str, found: String) -> Check {
+    Check { name, verdict: Verdict::Ok, found, change: String::new() }
 }
 
-fn poor(name: &'static str, found: String) -> Check {
-    Check { name, verdict: Verdict::Poor, found }
+fn note(name: &'static str, found: String, change: &str) -> Check {
+    Check { name, verdict: Verdict::Note, found, change: change.to_owned() }
 }
 
-fn unusable(name: &'static str, failure: Failure) -> Check {
-    Check { name, verdict: Verdict::Unusable(failure.cause), found: failure.message }
+fn warn(name: &'static str, found: String, change: &str) -> Check {
+    Check { name, verdict: Verdict::Warn, found, change: change.to_owned() }
 }
 
-/// The engine that `auto` takes, if there is one.
-fn engine() -> (Check, Option<Engine>) {
+fn bad(name: &'static str, failure: Failure) -> Check {
+    let change = failure.cause.remedy().to_owned();
+    Check { name, verdict: Verdict::Bad(failure.cause), found: failure.message, change }
+}
+
+/// The engine that `auto` takes.
+fn engine() -> (Check, Option<net::EngineChoice>) {
     match driver::engine(EngineChoice::Auto) {
         Ok(chosen) => {
             let found = format!("{}: {}", chosen.engine, chosen.reason);
             let check = match chosen.advice {
-                None => good("engine", found),
-                Some(advice) => poor("engine", format!("{found}; {advice}")),
+                None => ok("engine", found),
+                Some(advice) => warn("engine", found, advice),
             };
-            (check, Some(chosen.engine))
+            (check, Some(chosen))
         }
-        Err(failure) => (unusable("engine", failure), None),
+        Err(failure) => (bad("engine", failure), None),
     }
 }
 
-fn cores() -> Check {
-    match CpuPlan::detect() {
-        Ok(plan) => {
-            let quota =
-                plan.quota.as_ref().map_or("no quota".to_owned(), |quota| format!("quota {quota}"));
-            let pinned = if plan.pin { "pinned" } else { "not pinned" };
-            let cpus = plan.affinity.len();
-            let found = format!("{} threads of {cpus} CPUs, {quota}, {pinned}", plan.threads);
-            let verdict = match plan.quota {
-                Some(quota) if quota < 1.0 => Verdict::Poor,
-                Some(_) | None => Verdict::Good,
-            };
-            Check { name: "cores", verdict, found }
-        }
-        Err(error) => poor("cores", format!("not known: {error}")),
+fn cores(plan: &CpuPlan) -> Check {
+    let quota = match (plan.quota, &plan.quota_file) {
+        (Some(quota), Some(file)) => format!("quota {quota:.2} ({})", file.display()),
+        (Some(quota), None) => format!("quota {quota:.2}"),
+        (None, _) => "no quota".to_owned(),
+    };
+    let pinned = if plan.pin { "pinned" } else { "not pinned" };
+    let cpus = plan.affinity.len();
+    let found = format!("{} threads of {cpus} CPUs, {quota}, {pinned}", plan.threads);
+    match plan.quota {
+        Some(quota) if quota < 1.0 => warn(
+            "cores",
+            found,
+            "Give it a whole CPU: below that the kernel stops the broker in the middle of a \
+             period, and every answer under way waits for the next.",
+        ),
+        Some(quota) if quota < cpus as f64 && quota.fract() > 0.0 => note(
+            "cores",
+            found,
+            "A whole number of CPUs serves better: the rest is left to HTTP and the kernel.",
+        ),
+        Some(_) | None => ok("cores", found),
     }
 }
 
-fn locked_memory() -> Check {
+fn memory(config: &Config, memory: &Memory, shards: u16) -> Check {
+    let from = memory.limited_by.as_ref().map_or("machine".to_owned(), |f| f.display().to_string());
+    let there = format!("{} ({from})", rounded(memory.bytes));
+    match Budget::new(config, memory.bytes, shards) {
+        Err(failure) => {
+            bad("memory", Failure { message: format!("{there}; {}", failure.message), ..failure })
+        }
+        Ok(budget) => {
+            let found = format!(
+                "{there}; memory-max {} is {}: {} of batch buffers, {} of messages in each of {} \
+                 shards",
+                config.memory_max,
+                rounded(budget.whole),
+                rounded(budget.buffers),
+                rounded(budget.shard_messages),
+                shards
+            );
+            if budget.holds_the_largest(config) {
+                ok("memory", found)
+            } else {
+                warn(
+                    "memory",
+                    found,
+                    "Messages of max-message-size will be refused: give it more memory, or take \
+                     fewer shards for a new directory.",
+                )
+            }
+        }
+    }
+}
+
+/// Rounded down for people: whole mebibytes, or kibibytes where there are few of them.
+fn rounded(bytes: u64) -> String {
+    let bits = if bytes < 10 << 20 { 10 } else { 20 };
+    Bytes(bytes >> bits << bits).to_string()
+}
+
+/// Tried on a ring, since root and some kernels don't count what is locked.
+fn locked_memory(rings: u64, buffers: u64) -> Check {
+    const NAME: &str = "locked memory";
     let limit = machine::soft_limit("Max locked memory");
-    good("locked memory", limit.map_or("no limit".to_owned(), |bytes| Bytes(bytes).to_string()))
+    let limit = limit.map_or("no limit".to_owned(), |bytes| format!("limit {}", Bytes(bytes)));
+    let wanted = rings + buffers;
+    match disk::pins(wanted) {
+        Ok(()) => ok(NAME, format!("{limit}; {} can be pinned", Bytes(wanted))),
+        Err(why) => warn(
+            NAME,
+            format!("{limit}; {why}: writes go from memory that is not pinned, and cost more"),
+            &format!(
+                "Raise it to {} or more (ulimit -l, LimitMEMLOCK=, --ulimit memlock=).",
+                Bytes(wanted.next_power_of_two())
+            ),
+        ),
+    }
 }
 
 fn open_files() -> Check {
-    match machine::soft_limit("Max open files") {
-        Some(limit) if limit < OPEN_FILES_FEW => {
-            poor("open files", format!("{limit}: few; raise it (ulimit -n, LimitNOFILE=)"))
-        }
-        Some(limit) => good("open files", limit.to_string()),
-        None => good("open files", "no limit".to_owned()),
+    // As a start does, so that what is said is what it will have.
+    let limit = net::limit::raise_open_files()
+        .unwrap_or_else(|_| machine::soft_limit("Max open files").unwrap_or(u64::MAX));
+    if limit < OPEN_FILES_FEW {
+        let change = "Raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile=).";
+        warn("open files", format!("{limit}: few connections"), change)
+    } else {
+        ok("open files", limit.to_string())
     }
 }
 
-fn file_system(directory: &Path) -> Check {
-    match driver::volume(directory) {
-        Ok(volume) => {
-            let free = Bytes(volume.free_bytes >> 20 << 20);
-            let found = format!("{} on {}, {free} free", directory.display(), volume.kind);
-            if volume.volatile {
-                let why = "it forgets at power-off; `sync` is refused without --allow-volatile";
-                let failure = Failure::new(Cause::Volatile, format!("{found}: {why}"));
-                unusable("file system", failure)
-            } else if volume.remote {
-                poor("file system", format!("{found}: syncs are another machine's word"))
-            } else {
-                good("file system", found)
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warn => "warn",
+            Self::Bad(_) => "bad",
+        }
+    }
+
+    /// How bad, for comparisons.
+    fn rank(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Note => 1,
+            Self::Warn => 2,
+            Self::Bad(_) => 3,
+        }
+    }
+}
+
+impl Findings {
+    fn worst(&self) -> Verdict {
+        let verdicts = self.checks.iter().map(|check| check.verdict);
+        verdicts.max_by_key(|verdict| verdict.rank()).unwrap_or(Verdict::Ok)
+    }
+
+    fn as_text(&self) -> String {
+        let mut text = String::new();
+        for Check { name, verdict, found, change } in &self.checks {
+            text.push_str(&format!("{:<5} {name:<14} {found}\n", verdict.word()));
+            if !change.is_empty() {
+                text.push_str(&format!("{:20} -> {change}\n", ""));
             }
         }
-        Err(failure) => unusable("file system", failure),
+        text.push_str(&disk::table(&self.disk));
+        text
     }
-}
 
-/// Removed when it goes.
-struct Probe(PathBuf);
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // It was made by us; if it cannot be removed its name says what it is.
-        drop(std::fs::remove_file(&self.0));
-    }
-}
-
-fn disk(directory: &Path, engine: Option<Engine>) -> Vec<Check> {
-    let path = directory.join(format!("laelaps-preflight-{}", std::process::id()));
-    let probe = Probe(path);
-    let how = FileOpen { create: true, write: true, direct: true };
-    let opened = net::file::open(&probe.0, how)
-        .and_then(|file| file.prewrite(FILE_BYTES).map(|()| file))
-        .map_err(|error| driver::path_failure(&probe.0, "cannot be written", &error));
-    let file = match opened {
-        Ok(file) => file,
-        Err(failure) => return vec![unusable("directory", failure)],
-    };
-    let mut checks = vec![good("directory", "can be written".to_owned()), direct(&file)];
-    if let Some(engine) = engine {
-        checks.push(match sync_latency(file, engine) {
-            Ok(mut micros) => latency(&mut micros),
-            Err(failure) => unusable("sync", failure),
-        });
-    }
-    checks
-}
-
-fn direct(file: &net::file::DataFile) -> Check {
-    match (file.direct(), file.alignment()) {
-        (false, _) => poor("direct I/O", "refused: buffered, with data sync".to_owned()),
-        (true, Some(bytes)) if bytes as usize > BLOCK_BYTES => {
-            let message = format!("the device needs blocks of {bytes} bytes; ours have 4096");
-            unusable("direct I/O", Failure::new(Cause::JournalUnreadable, message))
-        }
-        (true, Some(bytes)) => good("direct I/O", format!("granted, blocks of {bytes} bytes")),
-        (true, None) => good("direct I/O", "granted".to_owned()),
-    }
-}
-
-/// Microseconds of each durable write of a block, one after the other.
-fn sync_latency(file: net::file::DataFile, engine: Engine) -> Result<Vec<u128>, Failure> {
-    let refused = |error: &dyn std::fmt::Display| {
-        Failure::new(Cause::EngineRefused, format!("the measurement failed: {error}"))
-    };
-    let mut ring = Ring::new(RingConfig { engine, ..RingConfig::default() })
-        .map_err(|error| refused(&error))?;
-    let file = ring.add_file(file).map_err(|_| refused(&"the ring takes no file"))?;
-    let (mut buf, len) = BlockBuf::zeroed(BLOCK_BYTES).into_static();
-    let mut micros = Vec::new();
-    let mut completions = Vec::new();
-    let start = driver::clock();
-    for number in 0..WRITES_MAX as u64 {
-        let offset = number * BLOCK_BYTES as u64 % FILE_BYTES;
-        let before = driver::clock();
-        ring.write_durable(DiskWrite { file, offset, buf, len, tag: number });
-        buf = loop {
-            ring.wait(None, &mut completions).map_err(|error| refused(&error))?;
-            if let Some(Completion::Disk { buf: Some(buf), result, .. }) = completions.pop() {
-                result.map_err(|error| refused(&error))?;
-                break buf;
-            }
-        };
-        let after = driver::clock();
-        micros.push((after - before).as_micros());
-        if after - start > MEASURE_WITHIN {
-            break;
-        }
-    }
-    drop(BlockBuf::from_static(buf, len));
-    Ok(micros)
-}
-
-fn latency(micros: &mut [u128]) -> Check {
-    micros.sort_unstable();
-    let at = |percent: usize| micros[(micros.len() - 1) * percent / 100];
-    let (p50, p99) = (at(50), at(99));
-    let count = micros.len();
-    good("sync", format!("4 KiB durable: p50 {p50} us, p99 {p99} us ({count} writes)"))
-}
-
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Good => "good",
-        Verdict::Poor => "poor",
-        Verdict::Unusable(_) => "unusable",
-    }
-}
-
-fn as_text(checks: &[Check]) -> String {
-    checks
-        .iter()
-        .map(|check| format!("{:<9} {:<14} {}\n", word(check.verdict), check.name, check.found))
-        .collect()
-}
-
-fn as_json(checks: &[Check]) -> Value {
-    let checks: Vec<Value> = checks
-        .iter()
-        .map(|check| {
-            let cause = match check.verdict {
-                Verdict::Unusable(cause) => Some(cause.name()),
-                Verdict::Good | Verdict::Poor => None,
-            };
+    /// Its fields are an interface: they are added to, never renamed.
+    fn as_json(&self) -> Value {
+        let checks: Vec<Value> = self.checks.iter().map(Check::as_json).collect();
+        let engine = self.engine.as_ref().map(|choice| {
             json!({
-                "check": check.name,
-                "verdict": word(check.verdict),
-                "cause": cause,
-                "found": check.found,
+                "name": choice.engine.name(),
+                "reason": choice.reason,
             })
+        });
+        json!({
+            "verdict": self.worst().word(),
+            "engine": engine,
+            "checks": checks,
+            "disk": self.disk.iter().map(Row::as_json).collect::<Vec<_>>(),
         })
-        .collect();
-    json!({ "checks": checks })
+    }
+}
+
+impl Check {
+    fn as_json(&self) -> Value {
+        let cause = match self.verdict {
+            Verdict::Bad(cause) => Some(cause.name()),
+            Verdict::Ok | Verdict::Note | Verdict::Warn => None,
+        };
+        json!({
+            "check": self.name,
+            "verdict": self.verdict.word(),
+            "cause": cause,
+            "found": self.found,
+            "change": if self.change.is_empty() { None } else { Some(&self.change) },
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_directory_to_come_is_looked_at_where_it_would_be_made() {
-        let there = tempfile::tempdir().expect("a directory");
-        assert_eq!(driver::nearest_there(&there.path().join("a/b")), there.path());
+    fn plan(cpus: usize, quota: Option<f64>) -> CpuPlan {
+        let quota_file = quota.map(|_| PathBuf::from("/sys/fs/cgroup/cpu.max"));
+        CpuPlan { affinity: (0..cpus).collect(), quota, quota_file, threads: 1, pin: false }
     }
 
     #[test]
-    fn nothing_is_left_behind() {
-        let there = tempfile::tempdir().expect("a directory");
-        let checks = look(there.path());
-        assert!(checks.iter().any(|check| check.name == "directory"));
-        assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
+    fn a_part_of_a_cpu_is_a_warning_and_names_the_file() {
+        let check = cores(&plan(8, Some(0.5)));
+        assert_eq!(check.verdict, Verdict::Warn);
+        assert!(check.found.contains("0.50 (/sys/fs/cgroup/cpu.max)"), "{}", check.found);
+        assert_eq!(cores(&plan(8, Some(2.5))).verdict, Verdict::Note);
+        assert_eq!(cores(&plan(8, Some(4.0))).verdict, Verdict::Ok);
+        assert_eq!(cores(&plan(2, Some(2.5))).verdict, Verdict::Ok, "more than there are");
+        assert_eq!(cores(&plan(1, None)).verdict, Verdict::Ok);
     }
 
     #[test]
-    fn percentiles_are_of_the_sorted_times() {
-        let check = latency(&mut (0..=100).rev().collect::<Vec<u128>>());
-        assert!(check.found.contains("p50 50 us, p99 99 us (101 writes)"), "{}", check.found);
+    fn memory_is_judged_by_what_a_start_would_say_of_it() {
+        let of = |bytes| {
+            let limited_by = Some(PathBuf::from("/sys/fs/cgroup/memory.max"));
+            memory(&Config::default(), &Memory { bytes, limited_by }, 8)
+        };
+        assert_eq!(of(8 << 30).verdict, Verdict::Ok);
+        assert_eq!(of(256 << 20).verdict, Verdict::Warn);
+        let small = of(16 << 20);
+        assert_eq!(small.verdict, Verdict::Bad(Cause::ConfigInvalid));
+        assert!(small.found.contains("memory.max"), "{}", small.found);
+    }
+
+    #[test]
+    fn all_that_is_not_ok_says_what_to_change() {
+        let there = tempfile::tempdir().expect("a directory");
+        let findings = look(&Options { data: there.path().join("data"), json: true });
+        let json = findings.as_json();
+        assert_eq!(json["engine"]["name"], findings.engine.expect("one is given").engine.name());
+        for check in json["checks"].as_array().expect("checks") {
+            assert_eq!(check["verdict"] == "ok", check["change"].is_null(), "{check}");
+            assert_eq!(check["verdict"] == "bad", check["cause"].is_string(), "{check}");
+        }
+        assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn the_worst_verdict_is_that_of_the_whole() {
+        let with = |checks| Findings { engine: None, checks, disk: Vec::new() };
+        let of = |check: fn() -> Check| with(vec![ok("a", String::new()), check()]);
+        assert_eq!(of(|| note("b", String::new(), "c")).worst().word(), "note");
+        assert_eq!(of(|| warn("b", String::new(), "c")).worst().word(), "warn");
+        let failed = of(|| bad("b", Failure::new(Cause::Volatile, "c")));
+        assert_eq!(failed.worst(), Verdict::Bad(Cause::Volatile));
+        assert!(failed.as_text().contains("bad   b"), "{}", failed.as_text());
     }
 }

@@ -33,11 +33,13 @@ use journal::{Geometry, Level, ShardId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::auth::Authenticator;
-use crate::config::{Bytes, COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Patience};
+use crate::budget::Budget;
+use crate::config::{COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Patience};
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
+use crate::machine::Memory;
 use crate::node::{Facts, Inbox, Input, Node, Stage};
-use crate::{admin, log, machine, watchdog};
+use crate::{admin, log, watchdog};
 
 /// `laelaps run`.
 pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
@@ -229,34 +231,6 @@ fn warn_of_bounds(config: &Config, directory: &Directory) {
     }
 }
 
-/// What the messages of each shard may hold of `memory-max`: the batch buffers come off first.
-fn message_bytes_max(config: &Config, shards: u16) -> Result<u64, Failure> {
-    let whole = config.memory_max.of(machine::Memory::detect().bytes);
-    let buffers = driver::batch_buffer_bytes(shards, config.writes_in_flight_max);
-    let share = whole.saturating_sub(buffers) / u64::from(shards);
-    if share < MESSAGE_BYTES_LEAST {
-        let (whole, buffers) = (Bytes(whole), Bytes(buffers));
-        return Err(Failure::new(
-            Cause::ConfigInvalid,
-            format!(
-                "memory-max comes to {whole}, of which the batch buffers of {shards} shards take \
-                 {buffers}: too little is left for messages. Give it more, or lower \
-                 writes-in-flight-max"
-            ),
-        ));
-    }
-    if share < config.max_message_size.0 {
-        tracing::warn!(
-            "memory-max leaves the messages of each of {shards} shards {share} bytes, less than \
-             max-message-size: larger ones are refused"
-        );
-    }
-    Ok(share)
-}
-
-/// A shard that can hold less than this takes hardly a message.
-const MESSAGE_BYTES_LEAST: u64 = 64 << 10;
-
 fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
     journal::Config {
         writes_in_flight_max: usize::from(config.writes_in_flight_max),
@@ -269,9 +243,22 @@ fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
     }
 }
 
+/// What each shard may hold in memory; said where that is less than a message may have.
+fn budget(config: &Config, shards: u16) -> Result<Budget, Failure> {
+    let budget = Budget::new(config, Memory::detect().bytes, shards)?;
+    if !budget.holds_the_largest(config) {
+        tracing::warn!(
+            "memory-max leaves the messages of each of {shards} shards {} bytes, less than \
+             max-message-size: larger ones are refused",
+            budget.shard_messages
+        );
+    }
+    Ok(budget)
+}
+
 fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConfig>, Failure> {
     let geometry = directory.node().geometry;
-    let memory_bytes_max = message_bytes_max(config, geometry.shards)?;
+    let budget = budget(config, geometry.shards)?;
     let tag_seed = getrandom::u64().map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
     })?;
@@ -297,7 +284,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         shards: geometry.shards,
         segment_bytes: geometry.segment_bytes,
         level,
-        memory_bytes_max,
+        memory_bytes_max: budget.shard_messages,
         amqp: amqp.clone(),
         backup: false,
         segments_max: u64::from(segments_max(config, directory)),
