@@ -22,6 +22,10 @@ pub const LAST_BYTES_WITHIN: Duration = Duration::from_secs(5);
 pub const PRESSURE_SIXTEENTHS: u64 = 13;
 /// Share of the memory bound (in 1/16) below which it flows again.
 pub const RELIEF_SIXTEENTHS: u64 = 11;
+/// Bytes of messages that wait for the journal above which producers' credit is withheld.
+pub const PARKED_BYTES: u64 = 1 << 20;
+/// Or how long they have waited.
+pub const PARKED_FOR: Duration = Duration::from_millis(10);
 /// How long producers' credit is withheld beyond the last reason for it.
 pub const PRESSURE_HOLD: Duration = Duration::from_millis(50);
 /// How long it is withheld after a message was refused because the log is full.

@@ -167,15 +167,19 @@ impl Commit {
         self.open.is_some()
     }
 
-    /// Whether a record may be answered before it is written: nothing is sealed, the kept slot is
-    /// free, and the open batch is not past its time.
-    pub(crate) fn may_vouch(&self, now: Instant) -> bool {
-        let is_late = |open: &Open| open.vouched_until.is_some_and(|until| until < now);
+    /// Whether a record may be answered before it is written: whatever is sealed goes out with the
+    /// next poll, and the kept slot is free.
+    pub(crate) fn may_vouch(&self) -> bool {
         self.durable >= self.vouch_after
-            && self.sealed.is_empty()
-            && !self.open.as_ref().is_some_and(is_late)
+            && self.sealed.len() <= self.free_slots()
             && !self.flights.iter().any(|flight| flight.kept && !flight.done)
             && self.flights.len() < WRITES_WINDOW_MAX
+    }
+
+    /// The open batch vouches, and its time is over.
+    pub(crate) fn open_is_late(&self, now: Instant) -> bool {
+        let until = self.open.as_ref().and_then(|open| open.vouched_until);
+        until.is_some_and(|until| until <= now)
     }
 
     /// The open batch holds a record that is answered already: it is on its way by `until`.
@@ -264,8 +268,15 @@ impl Commit {
 
     /// Whether any batch may be submitted.
     pub(crate) fn has_free_slot(&self) -> bool {
+        self.free_slots() > 0
+    }
+
+    /// How many batches may be submitted, whatever they hold.
+    fn free_slots(&self) -> usize {
         let running = self.flights.iter().filter(|flight| !flight.done && !flight.kept).count();
-        running < self.writes_in_flight_max && self.flights.len() + 1 < WRITES_WINDOW_MAX
+        let in_window = WRITES_WINDOW_MAX - 1;
+        let free = self.writes_in_flight_max.saturating_sub(running);
+        free.min(in_window.saturating_sub(self.flights.len()))
     }
 
     /// When the next batch takes the kept slot, if it is still waiting then.

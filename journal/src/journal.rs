@@ -615,16 +615,11 @@ impl Journal {
 
     /// Lets the open batch take a record that is answered before it is written.
     fn make_way(&mut self, now: Instant, record_bytes: usize) -> Result<(), AppendError> {
-        if !self.commit.may_vouch(now) {
-            return Err(AppendError::Busy);
-        }
-        if self.commit.is_open() && !self.commit.open_fits(record_bytes) {
+        let is_over = self.commit.open_is_late(now) || !self.commit.open_fits(record_bytes);
+        if self.commit.may_vouch() && self.commit.is_open() && is_over {
             self.seal();
-            if !self.commit.has_free_slot() {
-                return Err(AppendError::Busy);
-            }
         }
-        Ok(())
+        if self.commit.may_vouch() { Ok(()) } else { Err(AppendError::Busy) }
     }
 
     /// Whether records of these sizes may be appended.

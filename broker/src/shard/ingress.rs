@@ -28,8 +28,8 @@ use super::link::{End, LinkPhase};
 use super::{Phase, Shard};
 use crate::event::ConnId;
 use crate::limits::{
-    FULL_HOLD, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS, PRODUCER_CREDIT,
-    RELIEF_SIXTEENTHS,
+    FULL_HOLD, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS,
+    PRODUCER_CREDIT, RELIEF_SIXTEENTHS,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
 use crate::pending::{Answer, Waiting};
@@ -64,11 +64,20 @@ impl Publish {
 pub(super) struct Parked {
     queue: VecDeque<Publish>,
     bytes: u64,
+    /// Since when it was never empty at the end of a step.
+    since: Option<Instant>,
 }
 
 impl Parked {
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// Whether producers must hear of it: a moment's wait for a write to begin is none of theirs.
+    fn is_behind(&mut self, now: Instant) -> bool {
+        let since = self.since.filter(|_| !self.is_empty());
+        self.since = since.or((!self.is_empty()).then_some(now));
+        self.bytes > PARKED_BYTES || since.is_some_and(|since| now >= since + PARKED_FOR)
     }
 
     fn push_back(&mut self, publish: Publish) {
@@ -304,7 +313,7 @@ impl Shard {
         let bound = self.config.memory_bytes_max / 16 * sixteenths;
         let memory = self.state.memory_bytes() > bound;
         let packed = self.journal.as_ref().is_some_and(|j| j.room() != Room::Plenty);
-        let behind = !self.parked.is_empty()
+        let behind = self.parked.is_behind(now)
             || self.journal.as_ref().is_some_and(|j| j.backlog_bytes() > BACKLOG_BYTES_MAX / 2);
         let reason = memory || packed || behind;
         let held = [until, full_until].into_iter().flatten().filter(|at| now < *at).max();

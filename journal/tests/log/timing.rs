@@ -195,6 +195,18 @@ fn what_was_answered_early_is_on_its_way_when_its_window_ends() {
 }
 
 #[test]
+fn a_batch_past_its_time_makes_way_for_the_next_where_a_slot_is_free() {
+    let (mut bed, _) = Bed::fresh();
+    warm_up(&mut bed);
+    assert!(append_async(&mut bed, 1, b"early").unwrap().vouched);
+    bed.now += 2 * WINDOW;
+    assert!(append_async(&mut bed, 2, b"before anybody polled").unwrap().vouched);
+    bed.poll();
+    assert_eq!(bed.pending.len(), 1, "the first is on its way, the second has its own window");
+    assert_eq!(bed.journal.poll_timeout(), Some(bed.now + WINDOW));
+}
+
+#[test]
 fn nothing_is_answered_early_while_the_kept_slot_is_taken() {
     let mut bed = with_all_slots_taken();
     append_async(&mut bed, 5, b"early").unwrap();
@@ -238,7 +250,7 @@ fn an_async_message_does_not_join_a_batch_that_is_overdue() {
     }
     assert!(bed.journal.append(bed.now, &record, Urgency::Window).is_ok());
     record.sequence = Sequence(7);
-    let late = bed.now + Duration::from_millis(5);
+    let late = bed.now + Duration::from_millis(4);
     assert!(bed.journal.append(late, &record, Urgency::Window).is_ok());
     record.sequence = Sequence(8);
     let later = late + Duration::from_millis(1);
