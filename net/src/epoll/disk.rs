@@ -374,3 +374,36 @@ fn block_signals() {
     // arguments, and a thread that kept its signals would only be as others are.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut()) };
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn writers_get_no_signals_and_end_with_their_ring() {
+        let bell = Doorbell::new(None).unwrap();
+        let mut writers = Writers::start(1, bell).unwrap();
+        // One thread of ours is there, and after a moment it has gone to sleep with its mask set.
+        let blocked = || {
+            let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+            let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+            let writers = tasks.filter_map(status).filter(|text| text.contains("Name:\twriter\n"));
+            let masks = writers.map(|text| {
+                let line = text.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+                u64::from_str_radix(line.trim(), 16).unwrap()
+            });
+            masks.collect::<Vec<_>>()
+        };
+        let asked = [libc::SIGTERM, libc::SIGINT, libc::SIGALRM, libc::SIGUSR1];
+        let wanted = asked.iter().fold(0u64, |mask, signal| mask | 1 << (signal - 1));
+        let until = now() + Duration::from_secs(10);
+        while blocked().is_empty() || blocked().iter().any(|mask| mask & wanted != wanted) {
+            assert!(now() < until, "a writer would take signals: {:x?}", blocked());
+            std::thread::yield_now();
+        }
+        writers.finish(Duration::from_secs(10));
+        assert!(writers.threads.is_empty(), "they were joined");
+    }
+}

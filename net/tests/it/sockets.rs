@@ -15,6 +15,7 @@ over_both_engines! {
     few_buffers_starve_and_recover,
     a_starved_socket_waits_for_no_other_that_left_the_line,
     a_paused_receive_holds_the_peer_back,
+    urgent_data_holds_nothing_up,
     a_reset_ends_both_ways,
     a_reset_is_told_from_an_end,
     a_close_ends_what_is_under_way_and_comes_last,
@@ -234,6 +235,23 @@ fn a_paused_receive_holds_the_peer_back(engine: Engine) {
     }
     writer.join().unwrap();
     assert!(got == expected);
+}
+
+/// A receive ends short before the mark of urgent data, though there is more behind it.
+fn urgent_data_holds_nothing_up(engine: Engine) {
+    let mut core = Core::new(on(engine));
+    let (socket, client) = pair(&mut core);
+    let client = socket2::Socket::from(client);
+    client.send(b"before").unwrap();
+    client.send_out_of_band(b"!").unwrap();
+    client.send(b"behind").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    core.ring.start_receive(socket);
+    let mut got = Vec::new();
+    while got.len() < 12 {
+        got.extend(core.received().1);
+    }
+    assert_eq!(got, b"beforebehind");
 }
 
 fn a_reset_ends_both_ways(engine: Engine) {
