@@ -18,7 +18,8 @@
 //! cannot command the broker: requests with an `Origin` are refused, and on loopback so are foreign
 //! `Host` names (DNS rebinding). No secret is in any answer.
 //!
-//! Failure: a shard that does not answer within [`ANSWER_WITHIN`] makes it 503 with its number.
+//! Failure: `{"error": why}` below `/api`, whoever refuses, the router included. A shard that does
+//! not answer within [`ANSWER_WITHIN`] makes it 503 with its number.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -106,6 +108,8 @@ fn app(desk: Desk) -> Router {
         .route("/api/v1/queues/{name}/purge", post(purge))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/connections/{id}", delete(close_connection))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(not_that_method)
         .layer(middleware::from_fn_with_state(desk.clone(), admit))
         .with_state(desk)
 }
@@ -117,6 +121,29 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         (self.0, Json(json!({ "error": self.1 }))).into_response()
     }
+}
+
+/// What the router cannot read is refused in the API's own form.
+impl From<PathRejection> for Refused {
+    fn from(rejection: PathRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+async fn no_such_path(request: Request) -> Refused {
+    let path = request.uri().path();
+    Refused(StatusCode::NOT_FOUND, format!("there is no `{path}`: see /api/v1/queues"))
+}
+
+async fn not_that_method(request: Request) -> Refused {
+    let (method, path) = (request.method(), request.uri().path());
+    Refused(StatusCode::METHOD_NOT_ALLOWED, format!("`{path}` takes no {method}"))
 }
 
 /// Browsers send `Origin` and cannot leave it out: no page may command the broker.
@@ -261,7 +288,11 @@ async fn queues(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
     Ok(Json(json!({ "queues": queues.iter().map(json::queue).collect::<Vec<_>>() })))
 }
 
-async fn queue(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refused> {
+/// The one parameter of a path, or why it cannot be read.
+type InPath<T> = Result<Path<T>, PathRejection>;
+
+async fn queue(State(desk): State<Desk>, name: InPath<String>) -> Result<Json<Value>, Refused> {
+    let Path(name) = name?;
     let queues = desk.queues().await?;
     let found = queues.iter().find(|queue| queue.name == name).ok_or_else(|| no_queue(&name))?;
     Ok(Json(json::queue(found)))
@@ -282,9 +313,10 @@ impl Peek {
 
 async fn peek(
     State(desk): State<Desk>,
-    Path(name): Path<String>,
-    Query(Peek { count }): Query<Peek>,
+    name: InPath<String>,
+    query: Result<Query<Peek>, QueryRejection>,
 ) -> Result<Json<Value>, Refused> {
+    let (Path(name), Query(Peek { count })) = (name?, query?);
     let count_max = count.clamp(1, broker::limits::PEEK_MESSAGES_MAX);
     for reply in desk.ask_all(AdminRequest::Peek { queue: name.clone(), count_max }).await? {
         let AdminReply::Peeked(messages) = reply else { return Err(confused("Peek")) };
@@ -296,7 +328,8 @@ async fn peek(
     Err(no_queue(&name))
 }
 
-async fn purge(State(desk): State<Desk>, Path(name): Path<String>) -> Result<Json<Value>, Refused> {
+async fn purge(State(desk): State<Desk>, name: InPath<String>) -> Result<Json<Value>, Refused> {
+    let Path(name) = name?;
     for reply in desk.ask_all(AdminRequest::Purge { queue: name.clone() }).await? {
         let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
         if let Some(count) = count {
@@ -314,8 +347,9 @@ async fn connections(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
 
 async fn close_connection(
     State(desk): State<Desk>,
-    Path(id): Path<u64>,
+    id: InPath<u64>,
 ) -> Result<Json<Value>, Refused> {
+    let Path(id) = id?;
     for reply in desk.ask_all(AdminRequest::CloseConnection(ConnId(id))).await? {
         let AdminReply::ConnectionClosed(was_there) = reply else {
             return Err(confused("CloseConnection"));

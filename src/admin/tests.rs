@@ -108,6 +108,31 @@ fn the_answers_of_all_shards_are_merged() {
 }
 
 #[test]
+fn whatever_is_refused_is_refused_in_json() {
+    let url = start(Stage::Ready);
+    let said = |method: &str, path: &str| {
+        let request = axum::http::Request::builder().method(method).uri(format!("{url}{path}"));
+        let mut answer = agent().run(request.body(()).expect("a request")).expect("an answer");
+        let body = answer.body_mut().read_to_string().expect("text");
+        let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{path}: {body}"));
+        let why = body["error"].as_str().unwrap_or_else(|| panic!("{path}: {body}")).to_owned();
+        (answer.status().as_u16(), why)
+    };
+    let (status, why) = said("DELETE", "/api/v1/connections/seven");
+    assert_eq!(status, 400);
+    assert!(why.contains("seven"), "{why}");
+    let (status, why) = said("GET", "/api/v1/queues/a%2Fb/messages?count=many");
+    assert_eq!(status, 400);
+    assert!(why.contains("count"), "{why}");
+    assert_eq!(said("GET", "/api/v1/queues/%ff").0, 400);
+    assert_eq!(said("GET", "/api/v2/queues").0, 404);
+    let (status, why) = said("POST", "/api/v1/queues");
+    assert_eq!(status, 405);
+    assert!(why.contains("POST"), "{why}");
+    assert_eq!(said("GET", "/api/v1/queues/c").0, 404);
+}
+
+#[test]
 fn commands_reach_the_shard_that_knows_their_object() {
     let url = start(Stage::Ready);
     let mut purged =
