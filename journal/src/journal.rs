@@ -560,10 +560,10 @@ impl Journal {
         wish: Wish,
     ) -> Result<Appended, AppendError> {
         let is_early = is_early(&whole.record, claim);
+        self.admit(claim, std::iter::once(whole.bytes))?;
         if is_early {
             self.make_way(now, whole.bytes)?;
         }
-        self.admit(claim, std::iter::once(whole.bytes))?;
         let wish = Wish { due: wish.due, forced: wish.forced || is_early };
         let (lsn, end) = self.put(now, whole, wish);
         if is_early {
@@ -582,10 +582,10 @@ impl Journal {
         let fragments = fragment::split(record, self.fragment_bytes_max);
         let fragments = fragments.ok_or(AppendError::TooLarge)?;
         let is_early = is_early(record, claim);
+        self.admit(claim, fragments.clone().map(|one| one.bytes))?;
         if is_early {
             self.make_way(now, fragments.clone().next().map_or(0, |first| first.bytes))?;
         }
-        self.admit(claim, fragments.clone().map(|one| one.bytes))?;
         let wish = Wish { due: if is_early { now } else { wish.due }, forced: wish.forced };
         let mut first = None;
         let mut last = None;
@@ -613,7 +613,8 @@ impl Journal {
         self.commit.push(fragment, wish)
     }
 
-    /// Lets the open batch take a record that is answered before it is written.
+    /// Lets the open batch take a record that is answered before it is written. Only for one that
+    /// is admitted: to seal a block that is not full takes of what is set aside for settlements.
     fn make_way(&mut self, now: Instant, record_bytes: usize) -> Result<(), AppendError> {
         let is_over = self.commit.open_is_late(now) || !self.commit.open_fits(record_bytes);
         if self.commit.may_vouch() && self.commit.is_open() && is_over {

@@ -7,10 +7,10 @@ use journal::{FileId, RecordKind, Slot};
 use crate::bed::{Bed, Recovering, SHARD, config};
 
 /// A small generator, so that every failure can be repeated from its seed.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn next(&mut self, below: usize) -> usize {
+    pub(crate) fn next(&mut self, below: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -11,6 +11,7 @@ mod canaries;
 mod crash_matrix;
 mod damage;
 mod disk;
+mod early;
 mod failure;
 mod format;
 mod golden;

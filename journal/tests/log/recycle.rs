@@ -5,7 +5,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use journal::limits::SETTLE_BYTES;
-use journal::{AppendError, Config, FileId, Lsn, RecordKind, Room, ShardSuperblock, Urgency};
+use journal::{
+    AppendError, Config, FileId, Level, Lsn, QueueId, Record, RecordKind, Room, Sequence,
+    ShardSuperblock, Urgency,
+};
 
 use crate::bed::{Bed, Recovering, SEGMENT_BYTES, SHARD, config, formatted, recover};
 
@@ -211,6 +214,28 @@ fn a_full_log_drains_even_if_the_oldest_message_is_settled_last() {
 }
 
 #[test]
+fn a_message_that_a_full_log_refuses_takes_nothing_of_what_is_set_aside() {
+    for segments_max in [4, 8] {
+        let (mut bed, _) = bed_of(segments_max);
+        bed.settle();
+        let mut owner = Owner::default();
+        filled(&mut bed, &mut owner);
+        let large = vec![1; bed.journal.fragment_bytes_max()];
+        let mut refused = Record::new(RecordKind::Message, QueueId(1), Sequence(1), &large);
+        refused.level = Level::Async;
+        while let Some((sequence, _)) = owner.live.pop_back() {
+            let settled = bed.try_append(RecordKind::Settle, sequence, b"", Urgency::Now);
+            settled.expect("a settlement always has room");
+            let taken = bed.journal.append(bed.now, &refused, Urgency::Window);
+            assert!(matches!(taken, Err(AppendError::Full | AppendError::Busy)));
+            bed.wait(Duration::from_millis(2_000));
+        }
+        bed.wait(Duration::from_millis(2_000));
+        assert_eq!(bed.promised(), bed.appended.len(), "the last block is written all the same");
+    }
+}
+
+#[test]
 fn a_full_log_also_drains_after_a_restart() {
     let (mut bed, node) = bed_of(6);
     bed.settle();
@@ -237,12 +262,7 @@ fn copies_of_the_head_may_use_the_reserve() {
     bed.settle();
     let mut owner = Owner::default();
     filled(&mut bed, &mut owner);
-    let record = journal::Record::new(
-        RecordKind::NextSequence,
-        journal::QueueId(1),
-        journal::Sequence(owner.next),
-        b"",
-    );
+    let record = Record::new(RecordKind::NextSequence, QueueId(1), Sequence(owner.next), b"");
     let mut refused = bed.journal.append(bed.now, &record, Urgency::Now);
     while refused.is_ok() {
         bed.settle();
