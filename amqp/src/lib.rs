@@ -33,3 +33,4 @@ pub mod performative;
 pub mod polymorphic;
 pub mod sasl;
 pub mod session;
+mod shortcuts;

@@ -146,6 +146,74 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
     }
 }
 
+/// Whether a message is one: as [`Sections::scan`] and [`Sections::message_annotations`] say, for
+/// those who want to know no more.
+///
+/// # Errors
+/// As both.
+pub fn check(message: &[u8]) -> Result<(), DecodeError> {
+    let mut reader = Reader::new(message);
+    let mut last = None;
+    while !reader.is_empty() {
+        let start = reader;
+        let section = Section::read_descriptor(&mut reader)?;
+        if last.is_some_and(|last| !section.may_follow(last)) {
+            return Err(start.fail(Fault::SectionOrder));
+        }
+        last = Some(section);
+        match section {
+            Section::Header => drop(Header::read_list(&mut reader)?),
+            Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
+            Section::DeliveryAnnotations
+            | Section::Properties
+            | Section::ApplicationProperties
+            | Section::Data
+            | Section::Sequence
+            | Section::Value
+            | Section::Footer => section.skip(&mut reader)?,
+        }
+    }
+    Ok(())
+}
+
+/// What is written anew when a message is sent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The header's fields; all absent where there is no header.
+    pub fields: Header,
+    /// Where the bytes begin that are sent on as they are.
+    pub forwarded_from: usize,
+}
+
+impl Head {
+    /// Reads header and delivery annotations, and looks at nothing behind them: the message was
+    /// checked when it came.
+    ///
+    /// # Errors
+    /// Where they are malformed.
+    pub fn read(message: &[u8]) -> Result<Self, DecodeError> {
+        let mut head = Self::default();
+        let mut reader = Reader::new(message);
+        if reader.take_exactly(&[0x00, 0x53, 0x70]) {
+            head.fields = Header::read_list(&mut reader)?;
+            head.forwarded_from = reader.position();
+        }
+        // The first may be written in another way, and delivery annotations are rare.
+        while !reader.is_empty() {
+            let next = Section::read_descriptor(&mut reader)?;
+            if next == Section::Header && head.forwarded_from == 0 {
+                head.fields = Header::read_list(&mut reader)?;
+            } else if next == Section::DeliveryAnnotations {
+                reader.skip_map()?;
+            } else {
+                break;
+            }
+            head.forwarded_from = reader.position();
+        }
+        Ok(head)
+    }
+}
+
 impl Header {
     /// Whether the message must survive its broker; false where it does not say.
     #[must_use]
@@ -164,10 +232,22 @@ impl Header {
 ///
 /// A message is sent on as this, followed by its [`Sections::forwarded`] bytes.
 pub fn write_header(header: &Header, out: &mut Vec<u8>) {
+    // What a durable message without more to say has, the first time and again.
+    let Header { durable, priority, ttl, first_acquirer, delivery_count } = *header;
+    if (durable, priority, ttl, delivery_count) == (Some(true), None, None, None) {
+        match first_acquirer {
+            Some(true) => return out.extend_from_slice(&DURABLE_FIRST),
+            None => return out.extend_from_slice(&DURABLE),
+            Some(false) => {}
+        }
+    }
     if *header != Header::default() {
         header.write_described(&mut Writer::new(out));
     }
 }
+
+const DURABLE: [u8; 7] = *b"\x00\x53\x70\xc0\x02\x01\x41";
+const DURABLE_FIRST: [u8; 10] = *b"\x00\x53\x70\xc0\x05\x04\x41\x40\x40\x41";
 
 /// Decodes the section at `range`, descriptor and all.
 fn read_section<'a, T>(
@@ -287,6 +367,61 @@ mod tests {
         DATA,
         FOOTER,
     ];
+
+    /// The two short readers against the long one, on messages of every kind of damage.
+    #[test]
+    fn the_short_readers_agree_with_the_scan() {
+        let mut state = 5u64;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % below
+        };
+        let kinds = [&ALL[..], &[SEQUENCE, VALUE, HEADER, DATA]].concat();
+        let (mut good, mut bad) = (0, 0);
+        for _ in 0..100_000 {
+            let mut message: Vec<u8> = if random(2) == 0 {
+                ALL.iter().filter(|_| random(2) == 0).copied().collect::<Vec<_>>().concat()
+            } else {
+                (0..random(5)).map(|_| kinds[random(kinds.len())]).collect::<Vec<_>>().concat()
+            };
+            if random(3) == 0 && !message.is_empty() {
+                let at = random(message.len());
+                message[at] = [0, 0x40, 0x45, 0x53, 0x70, 0x71, 0x72, 0x80, 0xa3][random(9)];
+            }
+            let scanned = Sections::scan(&message)
+                .and_then(|found| found.message_annotations(&message).map(|_| found));
+            assert_eq!(check(&message).is_ok(), scanned.is_ok(), "{message:x?}");
+            match scanned {
+                Ok(found) => {
+                    good += 1;
+                    let head = Head::read(&message).expect("all of it is sound");
+                    let forwarded = &message[head.forwarded_from..];
+                    assert_eq!(head.fields, found.header_fields);
+                    assert_eq!(forwarded, &message[found.forwarded], "{message:x?}");
+                }
+                Err(_) => bad += 1,
+            }
+        }
+        assert!(good > 20_000 && bad > 20_000, "{good} {bad}");
+    }
+
+    #[test]
+    fn the_usual_headers_are_written_as_the_general_writer_does() {
+        for first_acquirer in [None, Some(false), Some(true)] {
+            for durable in [None, Some(false), Some(true)] {
+                for delivery_count in [None, Some(1)] {
+                    let header =
+                        Header { durable, first_acquirer, delivery_count, ..Header::default() };
+                    let (mut short, mut general) = (Vec::new(), Vec::new());
+                    write_header(&header, &mut short);
+                    if header != Header::default() {
+                        header.write_described(&mut Writer::new(&mut general));
+                    }
+                    assert_eq!(short, general);
+                }
+            }
+        }
+    }
 
     fn scan(sections: &[&[u8]]) -> Result<Sections, Fault> {
         Sections::scan(&sections.concat()).map_err(|error| error.fault)

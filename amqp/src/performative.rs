@@ -15,6 +15,7 @@ pub use crate::composites::{
     Modified, Open, Received, Rejected, Released, Source, Target, TransactionalState, Transfer,
 };
 pub use crate::polymorphic::{AnyTarget, DeliveryState, Outcome};
+use crate::shortcuts;
 
 /// A performative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,13 @@ impl<'a> Performative<'a> {
     /// after it.
     #[inline]
     pub fn decode(body: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
+        match shortcuts::read_transfer(body) {
+            Some((transfer, payload)) => Ok((Self::Transfer(transfer), payload)),
+            None => Self::decode_general(body),
+        }
+    }
+
+    pub(crate) fn decode_general(body: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
         let mut reader = Reader::new(body);
         match read_code(&mut reader, code_of)? {
             TRANSFER => {

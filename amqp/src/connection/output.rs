@@ -19,9 +19,11 @@ use std::time::Instant;
 use super::state::{ConnectionState, LinkState, SessionState};
 use super::{CloseReason, Connection, Event};
 use crate::definitions::{DeliveryId, Handle};
+use crate::delivery::Outcome;
 use crate::error::{Condition, Error};
 use crate::frame;
 use crate::performative::{Disposition, Flow, Performative};
+use crate::shortcuts;
 
 impl Connection {
     /// Writes all that is due.
@@ -152,6 +154,12 @@ impl Connection {
             | SessionState::EndSent
             | SessionState::Ended => return,
         }
+        let channel = state.local_channel;
+        if settling.outcome == Some(Outcome::Accepted) {
+            shortcuts::accepted(channel, settling.role, settling.first, settling.last)
+                .write(0, &mut self.out);
+            return;
+        }
         let disposition = Disposition {
             role: settling.role,
             first: DeliveryId(settling.first),
@@ -160,7 +168,6 @@ impl Connection {
             state: settling.outcome.as_ref().map(|outcome| outcome.to_wire().into()),
             batchable: false,
         };
-        let channel = state.local_channel;
         frame::write(&mut self.out, channel, &Performative::Disposition(disposition));
     }
 

@@ -26,6 +26,7 @@ use crate::frame::FrameWriter;
 use crate::link::{LinkId, Partial};
 use crate::performative::{DeliveryState, Transfer};
 use crate::session::{Incoming, Outgoing, Session, Settling, Unfinished};
+use crate::shortcuts;
 
 /// The largest message that `send` takes, in bytes: what fits one frame of any peer's.
 const SEND_BYTES_MAX: u64 = i32::MAX as u64;
@@ -313,27 +314,36 @@ impl Connection {
         }
         session.next_delivery = delivery.wrapping_add(1);
         link.spend_credit();
-        let tag = delivery.to_be_bytes();
-        let first = Transfer {
-            handle: Handle(link.local_handle),
-            delivery_id: Some(DeliveryId(delivery)),
-            delivery_tag: Some(&tag),
-            message_format: Some(0),
-            settled: Some(settled),
-            ..Transfer::default()
-        };
         let limits = FrameLimits {
             frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
             out_bytes_max: self.config.transmit_bytes_max,
         };
-        if !write_transfers(&mut self.out, session, first, &mut message, limits) {
-            session.unfinished = Some(Unfinished {
-                link: index,
-                delivery,
-                settled,
-                message: message.to_vec(),
-                written: 0,
-            });
+        let handle = link.local_handle;
+        // `sendable` has seen that the window and the buffer take a frame.
+        let head = shortcuts::transfer(session.local_channel, handle, delivery, settled);
+        if head.frame_bytes(message.remaining()) <= limits.frame_bytes_max {
+            head.write(message.remaining(), &mut self.out);
+            parts.iter().for_each(|part| self.out.extend_from_slice(part));
+            session.count_outgoing_frame();
+        } else {
+            let tag = delivery.to_be_bytes();
+            let first = Transfer {
+                handle: Handle(handle),
+                delivery_id: Some(DeliveryId(delivery)),
+                delivery_tag: Some(&tag),
+                message_format: Some(0),
+                settled: Some(settled),
+                ..Transfer::default()
+            };
+            if !write_transfers(&mut self.out, session, first, &mut message, limits) {
+                session.unfinished = Some(Unfinished {
+                    link: index,
+                    delivery,
+                    settled,
+                    message: message.to_vec(),
+                    written: 0,
+                });
+            }
         }
         let exhausted = link.credit == 0 && link.drain_owed;
         if exhausted {
