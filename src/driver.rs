@@ -29,6 +29,7 @@
 //! sent; a lost ring does the same. A core that cannot start reports why.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use broker::ShardConfig;
@@ -155,6 +156,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
     let cold = Cold::start(plan.directory.files())?;
     let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
     let sockets_max = sockets_max(cores);
+    let all_have_rings = Arc::new(Barrier::new(cores));
     let mut hosted: Vec<Vec<ShardConfig>> = (0..cores).map(|_| Vec::new()).collect();
     for shard in plan.shards {
         hosted[core_of(shard.shard, cores)].push(shard);
@@ -172,6 +174,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
             engine: plan.engine,
             cold: cold.clone(),
             port,
+            all_have_rings: Arc::clone(&all_have_rings),
             reports: reports.clone(),
         };
         spawn(core, setup, reports.clone())?;

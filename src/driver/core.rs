@@ -19,7 +19,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
@@ -113,6 +113,8 @@ pub(super) struct Setup {
     pub(super) cold: Cold,
     /// Its place in the mesh.
     pub(super) port: MeshPort<Letter>,
+    /// Where the cores meet when each has its ring.
+    pub(super) all_have_rings: Arc<Barrier>,
     /// To the thread that starts us.
     pub(super) reports: Sender<Report>,
 }
@@ -186,6 +188,9 @@ impl Core {
                 setup.core
             );
         }
+        // What one core pins must not be what another one's ring would have needed. A core that gets
+        // none never comes here, and ends the process.
+        setup.all_have_rings.wait();
         let buffers = setup.shards.len() * batch_buffers(setup.journal.writes_in_flight_max);
         pin_batch_buffers(&mut ring, setup.core, buffers);
         setup.port.attach(&ring);

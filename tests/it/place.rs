@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use amqp::connection::Sasl;
 use amqp::delivery::Outcome;
 use perf::client::{Client, data_of, durable_message};
+use serde_json::Value;
 
 use crate::harness::{Broker, Scratch, Start};
 
@@ -119,6 +121,111 @@ fn launcher(scratch: &Scratch, before: &str) -> PathBuf {
     fs::write(&path, format!("#!/bin/sh\n{before} {broker} \"$@\"\n")).expect("written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a file of ours");
     path
+}
+
+/// What takes away the right to lock memory beyond the limit, which root has.
+const LOCKED_AS_FOR_ANYBODY: &str = "if [ $(id -u) = 0 ]; then drop='setpriv \
+    --bounding-set=-ipc_lock --inh-caps=-ipc_lock'; fi; exec $drop";
+
+/// The limit is one for all cores: what one pins must leave the others their rings.
+#[test]
+fn memory_that_may_not_be_locked_costs_the_pinning_and_not_the_start() {
+    if !rustix::process::getuid().is_root() {
+        // The kernel adds up what all processes of a user lock, and other tests run beside this.
+        println!("left out: only root has no other process that counts");
+        return;
+    }
+    let scratch = Scratch::new("memlock");
+    for life in 0..3 {
+        let data = scratch.join(&format!("data-{life}"));
+        let mut start = Start::new(&data);
+        start.exe = launcher(&scratch, &format!("ulimit -l 1200; {LOCKED_AS_FOR_ANYBODY}"));
+        start.args.extend(["--threads".into(), "8".into()]);
+        let broker = start.ready();
+        assert_eq!(ready_line_says(&broker, "threads"), "8");
+        if ready_line_says(&broker, "engine") == "uring" {
+            assert!(broker.said().contains("memory that is not pinned"), "{}", broker.said());
+        }
+        assert!(broker.stop().success());
+    }
+}
+
+#[test]
+fn where_no_memory_may_be_locked_at_all_another_engine_is_taken() {
+    let scratch = Scratch::new("nolock");
+    let data = scratch.join("data");
+    let mut start = Start::new(&data);
+    start.exe = launcher(&scratch, &format!("ulimit -l 0; {LOCKED_AS_FOR_ANYBODY}"));
+    let broker = start.ready();
+    // A kernel before 6.14 does not count the memory of rings.
+    let engine = ready_line_says(&broker, "engine");
+    if engine == "epoll" && std::env::var_os("LAELAPS_ENGINE").is_none() {
+        assert!(broker.said().contains("locked memory"), "it says why:\n{}", broker.said());
+    }
+    let mut books = Books::default();
+    books.use_broker(broker.amqp);
+    broker.kill();
+    books.take_all(&start.ready());
+}
+
+/// `laelaps preflight --json` with `before` done to it: its status, and what it says.
+fn preflight(scratch: &Scratch, before: &str, data: &Path) -> (Option<i32>, Value) {
+    let output = Command::new(launcher(scratch, before))
+        .args(["preflight", "--json", "--data"])
+        .arg(data)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it can be started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code(), said)
+}
+
+fn verdict_of<'a>(said: &'a Value, name: &str) -> &'a str {
+    let checks = said["checks"].as_array().expect("a list");
+    let check = checks.iter().find(|check| check["check"] == name);
+    check.unwrap_or_else(|| panic!("no {name} in {said}"))["verdict"].as_str().expect("a word")
+}
+
+#[test]
+fn preflight_says_what_a_start_would_meet() {
+    let scratch = Scratch::new("preflight");
+    let data = scratch.join("data");
+    let (status, said) = preflight(&scratch, "exec", &data);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(["uring", "epoll"].contains(&said["engine"]["name"].as_str().expect("a name")));
+    assert!(said["engine"]["reason"].is_string(), "{said}");
+    let rows = said["disk"].as_array().expect("a table");
+    let in_flight: Vec<_> = rows.iter().map(|row| row["in_flight"].as_u64()).collect();
+    assert_eq!(in_flight, [Some(1), Some(4)]);
+    for row in rows {
+        let us = |name: &str| row[name].as_u64().unwrap_or_else(|| panic!("{name}: {row}"));
+        assert!(0 < us("p50_us") && us("p50_us") <= us("p99_us"), "{row}");
+        assert!(us("p99_us") <= us("p999_us") && us("p999_us") <= us("max_us"), "{row}");
+    }
+    assert!(!data.exists(), "it makes nothing");
+
+    let memory = tempfile::tempdir_in("/dev/shm").expect("everybody may write there");
+    let (status, said) = preflight(&scratch, "exec", memory.path());
+    assert_eq!(status, Some(12), "{said}");
+    assert_eq!((verdict_of(&said, "file system"), &said["verdict"]), ("bad", &"bad".into()));
+
+    let (status, said) =
+        preflight(&scratch, &format!("ulimit -n 256; ulimit -l 0; {LOCKED_AS_FOR_ANYBODY}"), &data);
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(verdict_of(&said, "open files"), "warn");
+    let locked = if said["engine"]["name"] == "uring" { "locked memory" } else { "engine" };
+    assert_eq!(verdict_of(&said, locked), "warn");
+
+    // A broker is not disturbed, and what it made is judged as it is.
+    let mut start = Start::new(&data);
+    start.args.extend(["--shards".into(), "1".into()]);
+    let broker = start.ready();
+    let (status, said) = preflight(&scratch, "exec", &data);
+    assert_eq!((status, verdict_of(&said, "directory")), (Some(0), "note"), "{said}");
+    assert!(broker.stop().success());
+    let (_, said) = preflight(&scratch, "exec", &data);
+    assert!(said.to_string().contains("1 shards"), "{said}");
 }
 
 /// One that we may run on.
