@@ -139,10 +139,8 @@ pub(crate) fn engine(wanted: EngineChoice) -> Result<net::EngineChoice, Failure>
         EngineChoice::Uring => EngineWanted::Only(Engine::Uring),
         EngineChoice::Epoll => EngineWanted::Only(Engine::Epoll),
     };
-    Engine::choose(wanted).map_err(|refusal| {
-        let message = format!("{refusal}. Or leave the choice to us: engine = auto");
-        Failure::new(Cause::EngineRefused, message)
-    })
+    Engine::choose(wanted)
+        .map_err(|refusal| Failure::new(Cause::EngineRefused, refusal.to_string()))
 }
 
 /// Start one thread for each core, no more than there are shards.

@@ -96,8 +96,8 @@ causes! {
         "A flag contradicts what the directory was formatted with.",
         "Leave the flag out, or use a new directory.";
     EngineRefused = 20, "engine-refused",
-        "The kernel refuses io_uring (seccomp, sysctl, or a kernel older than 6.1).",
-        "Allow io_uring_setup, _enter and _register; `laelaps preflight` says more.";
+        "`engine` is `uring`, which the kernel refuses (seccomp, sysctl, before 6.1); or it failed.",
+        "Leave `engine` at `auto`, or allow io_uring; `laelaps preflight` says more.";
     ResourceRefused = 21, "resource-refused",
         "The machine refused a thread, a descriptor or memory that the start needs.",
         "Raise the limit that the message names.";

@@ -36,7 +36,7 @@ fn uring_where_it_is_refused_is_a_status_of_its_own() {
         start.io_uring_refused = Some(errno.to_owned());
         let (status, said) = start.refused();
         assert_eq!(status, 20, "{errno}:\n{said}");
-        for words in ["io_uring is refused", "io_uring_setup", "engine = auto"] {
+        for words in ["io_uring is refused", "io_uring_setup", "`auto`"] {
             assert!(said.contains(words), "{errno}: nothing about `{words}`:\n{said}");
         }
         assert!(!data.exists(), "nothing was made for a start that was refused");
