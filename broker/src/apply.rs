@@ -24,6 +24,7 @@ use bytes::{Bytes, BytesMut};
 use journal::{Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
+use crate::flat_map::FlatMap;
 use crate::queue::Queue;
 
 /// What happens to the state when a record is committed.
@@ -65,13 +66,15 @@ pub enum ApplyError {
 #[derive(Debug)]
 pub struct State {
     segment_bytes: u64,
-    queues: BTreeMap<QueueId, Queue>,
+    queues: FlatMap<QueueId, Box<Queue>>,
     /// Which queues there are. Shard 0's is the truth, the others' a read map.
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
-    live: BTreeMap<u64, u64>,
+    live: FlatMap<u64, u64>,
     witness: BTreeMap<Fact, u64>,
+    /// What was witnessed last: most often the same is again.
+    witnessed: Option<(u64, Fact)>,
     facts: BTreeSet<(u64, Fact)>,
     memory_bytes: u64,
 }
@@ -88,12 +91,13 @@ impl State {
     pub fn new(segment_bytes: u64) -> Self {
         Self {
             segment_bytes,
-            queues: BTreeMap::new(),
+            queues: FlatMap::default(),
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             unfinished: BTreeMap::new(),
-            live: BTreeMap::new(),
+            live: FlatMap::default(),
             witness: BTreeMap::new(),
+            witnessed: None,
             facts: BTreeSet::new(),
             memory_bytes: 0,
         }
@@ -101,32 +105,33 @@ impl State {
 
     /// A queue that lives here.
     pub fn queue(&self, id: QueueId) -> Option<&Queue> {
-        self.queues.get(&id)
+        self.queues.get(id).map(Box::as_ref)
     }
 
     /// A queue that lives here, to change it.
     pub fn queue_mut(&mut self, id: QueueId) -> Option<&mut Queue> {
-        self.queues.get_mut(&id)
+        self.queues.get_mut(id).map(Box::as_mut)
     }
 
     /// The queues that live here, by id.
     pub fn queues(&self) -> impl Iterator<Item = &Queue> {
-        self.queues.values()
+        self.queues.values().map(Box::as_ref)
     }
 
     /// A queue is to live here.
     pub fn open_queue(&mut self, id: QueueId) {
-        self.queues.entry(id).or_insert_with(|| Queue::new(id));
+        self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
     }
 
     /// Breaks the order of every queue on purpose (a canary).
     pub(crate) fn break_order(&mut self) {
-        self.queues.values_mut().for_each(Queue::break_order);
+        self.queues.values_mut().for_each(|queue| queue.break_order());
     }
 
     /// A queue was deleted: its messages count no more.
     pub fn forget_queue(&mut self, id: QueueId) {
-        let Some(queue) = self.queues.remove(&id) else { return };
+        let Some(queue) = self.queues.remove(id) else { return };
+        self.witnessed = None;
         for (_, lsn, len) in queue.live_messages() {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
@@ -150,7 +155,7 @@ impl State {
 
     /// Messages that keep this segment.
     pub fn messages_in(&self, segment: u64) -> u64 {
-        self.live.get(&segment).copied().unwrap_or(0)
+        self.live.get(segment).copied().unwrap_or(0)
     }
 
     /// Facts whose newest record lies in this segment or before it, at most `count_max`.
@@ -213,7 +218,7 @@ impl State {
         sequence: Sequence,
         message: Bytes,
     ) -> Result<Effect, ApplyError> {
-        let queue = self.queues.entry(id).or_insert_with(|| Queue::new(id));
+        let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
         if sequence < queue.next_sequence() {
             return Err(ApplyError::Damage(format!(
                 "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
@@ -222,20 +227,20 @@ impl State {
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message);
-        *self.live.entry(lsn.0 / self.segment_bytes).or_insert(0) += 1;
+        *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
         self.witnessed(lsn, Fact::NextSequence(id));
         Ok(Effect::Visible(id, sequence))
     }
 
     /// A settlement is in the log. The live path has moved the slot before; recovery has not.
     pub fn apply_settle(&mut self, id: QueueId, sequence: Sequence) -> Effect {
-        let is_live = self.queues.get_mut(&id).is_some_and(|q| q.settle_from_log(sequence));
+        let is_live = self.queues.get_mut(id).is_some_and(|q| q.settle_from_log(sequence));
         if is_live { Effect::Gone(id, sequence) } else { Effect::None }
     }
 
     /// A failed delivery is in the log.
     pub fn apply_delivery_count(&mut self, id: QueueId, sequence: Sequence, count: u32) -> Effect {
-        match self.queues.get_mut(&id) {
+        match self.queues.get_mut(id) {
             Some(queue) if queue.lsn(sequence).is_some() => {
                 queue.set_delivery_count(sequence, count);
                 Effect::Counted(id, sequence)
@@ -257,7 +262,7 @@ impl State {
 
     /// A queue's next sequence was written again.
     pub fn apply_next_sequence(&mut self, lsn: Lsn, id: QueueId, next: Sequence) {
-        self.queues.entry(id).or_insert_with(|| Queue::new(id)).skip_to(next);
+        self.queues.get_or_insert_with(id, || Box::new(Queue::new(id))).skip_to(next);
         self.witnessed(lsn, Fact::NextSequence(id));
     }
 
@@ -281,17 +286,17 @@ impl State {
                 }
             }
             Effect::Visible(id, sequence) => {
-                if let Some(queue) = self.queues.get_mut(&id) {
+                if let Some(queue) = self.queues.get_mut(id) {
                     queue.commit(sequence);
                 }
             }
             Effect::Counted(id, sequence) => {
-                if let Some(queue) = self.queues.get_mut(&id) {
+                if let Some(queue) = self.queues.get_mut(id) {
                     queue.counted(sequence);
                 }
             }
             Effect::Gone(id, sequence) => {
-                let archived = self.queues.get_mut(&id).and_then(|queue| queue.archive(sequence));
+                let archived = self.queues.get_mut(id).and_then(|queue| queue.archive(sequence));
                 if let Some(archived) = archived {
                     self.memory_bytes -= archived.memory_bytes;
                     self.unpin(archived.lsn);
@@ -346,6 +351,10 @@ impl State {
     /// The newest record of a fact stands at `lsn`.
     fn witnessed(&mut self, lsn: Lsn, fact: Fact) {
         let segment = lsn.0 / self.segment_bytes;
+        if self.witnessed == Some((segment, fact)) {
+            return;
+        }
+        self.witnessed = Some((segment, fact));
         let before = self.witness.insert(fact, segment);
         if before != Some(segment) {
             if let Some(before) = before {
@@ -357,10 +366,10 @@ impl State {
 
     fn unpin(&mut self, lsn: Lsn) {
         let segment = lsn.0 / self.segment_bytes;
-        let count = self.live.get_mut(&segment).expect("a live message is counted in its segment");
+        let count = self.live.get_mut(segment).expect("a live message is counted in its segment");
         *count -= 1;
         if *count == 0 {
-            self.live.remove(&segment);
+            self.live.remove(segment);
         }
     }
 }

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 
 use journal::{Level, QueueId, ShardId};
 
+use crate::flat_map::FlatMap;
 use crate::limits::ADDRESS_BYTES_MAX;
 use crate::mail::LEVELS;
 
@@ -92,7 +93,7 @@ impl QueueRecord {
 /// The table of queues.
 #[derive(Clone, Debug, Default)]
 pub struct Catalogue {
-    by_id: BTreeMap<QueueId, QueueRecord>,
+    by_id: FlatMap<QueueId, QueueRecord>,
     by_name: BTreeMap<String, QueueId>,
     next_id: u64,
 }
@@ -100,17 +101,17 @@ pub struct Catalogue {
 impl Catalogue {
     /// An empty table. The first queue gets id 1.
     pub fn new() -> Self {
-        Self { by_id: BTreeMap::new(), by_name: BTreeMap::new(), next_id: 1 }
+        Self { by_id: FlatMap::default(), by_name: BTreeMap::new(), next_id: 1 }
     }
 
     /// The queue of this name.
     pub fn named(&self, name: &str) -> Option<&QueueRecord> {
-        self.by_name.get(name).and_then(|id| self.by_id.get(id))
+        self.by_name.get(name).and_then(|id| self.by_id.get(*id))
     }
 
     /// The queue of this id.
     pub fn get(&self, id: QueueId) -> Option<&QueueRecord> {
-        self.by_id.get(&id)
+        self.by_id.get(id)
     }
 
     /// Every queue, by id.
@@ -147,7 +148,7 @@ impl Catalogue {
 
     /// Takes a queue out.
     pub fn remove(&mut self, id: QueueId) -> Option<QueueRecord> {
-        let record = self.by_id.remove(&id)?;
+        let record = self.by_id.remove(id)?;
         self.by_name.remove(&record.name);
         Some(record)
     }

@@ -18,6 +18,7 @@ pub mod apply;
 pub mod canary;
 pub mod catalogue;
 pub mod event;
+mod flat_map;
 pub mod limits;
 pub mod mail;
 pub mod pending;

@@ -23,13 +23,14 @@
 //! and `journal`, which do not know each other; mail that comes before the shard serves is kept and
 //! handled then. A failure that has no answer becomes one `Action::Fatal`, and nothing after it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use journal::{DiskOp, FileId, Journal, PoisonCause, QueueId, Recovery, ShardId};
 
 use crate::apply::State;
 use crate::event::{Action, ConnId, Event, Fatal, earlier};
+use crate::flat_map::FlatMap;
 use crate::mail::{LinkKey, LinkRef, Mail};
 use crate::pending::{BackupMarks, Pending, Watermarks};
 
@@ -41,6 +42,7 @@ mod ingress;
 mod link;
 mod operator;
 mod recycle;
+mod sent;
 mod start;
 
 use creation::Creations;
@@ -92,7 +94,7 @@ pub struct Shard {
     backup: BackupMarks,
     state: State,
     pending: Pending,
-    conns: BTreeMap<ConnId, Conn>,
+    conns: FlatMap<ConnId, Box<Conn>>,
     links: Links,
     deadlines: BTreeSet<(Instant, ConnId)>,
     mail: VecDeque<Mail>,
@@ -130,7 +132,7 @@ impl Shard {
             journal: None,
             backup: BackupMarks::default(),
             pending: Pending::new(),
-            conns: BTreeMap::new(),
+            conns: FlatMap::default(),
             links: Links::default(),
             deadlines: BTreeSet::new(),
             mail: VecDeque::new(),
@@ -411,7 +413,7 @@ impl Shard {
     }
 
     fn touch(&mut self, conn: ConnId) {
-        if let Some(conn) = self.conns.get_mut(&conn)
+        if let Some(conn) = self.conns.get_mut(conn)
             && !std::mem::replace(&mut conn.dirty, true)
         {
             self.dirty_conns.push_back(conn.id);

@@ -46,7 +46,7 @@ impl Shard {
             amqp: Connection::new(config, Side::Server, now),
             user: String::new(),
             container_id: String::new(),
-            links: std::collections::BTreeMap::new(),
+            links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
             unaccepted_bytes: 0,
             paused: false,
@@ -61,19 +61,19 @@ impl Shard {
             over: false,
             last_bytes_by: None,
         };
-        self.conns.insert(id, conn);
+        self.conns.insert(id, Box::new(conn));
         self.touch(id);
     }
 
     pub(super) fn received(&mut self, now: Instant, id: ConnId, bytes: &[u8]) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.received_bytes += bytes.len() as u64;
         conn.amqp.handle_bytes(now, bytes);
         self.pump(now, id);
     }
 
     pub(super) fn sent(&mut self, id: ConnId, mut buf: Vec<u8>) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.sending = false;
         buf.clear();
         conn.spare = buf;
@@ -81,7 +81,7 @@ impl Shard {
     }
 
     pub(super) fn connection_lost(&mut self, now: Instant, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.amqp.handle_eof(now);
         self.pump(now, id);
         self.forget_connection(id);
@@ -90,14 +90,14 @@ impl Shard {
     /// The peer sends nothing more, but may still read: where it has closed and our answers wait
     /// for a commit, it gets them. In any other state it has broken off.
     pub(super) fn peer_ended(&mut self, now: Instant, id: ConnId) {
-        let answering = self.conns.get(&id).is_some_and(|conn| conn.close_wanted || conn.over);
+        let answering = self.conns.get(id).is_some_and(|conn| conn.close_wanted || conn.over);
         if !answering {
             self.connection_lost(now, id);
         }
     }
 
     pub(super) fn authenticated(&mut self, now: Instant, id: ConnId, verdict: AuthVerdict) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.amqp.sasl_outcome(match verdict {
             AuthVerdict::Accepted => SaslCode::Ok,
             AuthVerdict::Refused => SaslCode::Auth,
@@ -112,7 +112,7 @@ impl Shard {
                 break;
             }
             self.deadlines.pop_first();
-            if let Some(conn) = self.conns.get_mut(&id) {
+            if let Some(conn) = self.conns.get_mut(id) {
                 conn.deadline = None;
                 if conn.last_bytes_by.is_some_and(|by| by <= now) {
                     self.forget_connection(id);
@@ -128,7 +128,7 @@ impl Shard {
 
     /// Takes everything that the engine of a connection has to tell.
     pub(super) fn pump(&mut self, now: Instant, id: ConnId) {
-        while let Some(event) = self.conns.get_mut(&id).and_then(|conn| conn.amqp.poll_event()) {
+        while let Some(event) = self.conns.get_mut(id).and_then(|conn| conn.amqp.poll_event()) {
             self.amqp_event(now, id, event);
         }
         self.touch(id);
@@ -139,7 +139,7 @@ impl Shard {
             Amqp::SaslAnonymous => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Ok)),
             Amqp::SaslPlain(plain) => self.verify(id, &plain),
             Amqp::Opened(open) => {
-                if let Some(conn) = self.conns.get_mut(&id) {
+                if let Some(conn) = self.conns.get_mut(id) {
                     conn.container_id = open.container_id;
                     conn.amqp.open();
                 }
@@ -182,7 +182,7 @@ impl Shard {
         let password = std::str::from_utf8(plain.password.reveal());
         match (own, password) {
             (true, Ok(password)) => {
-                if let Some(conn) = self.conns.get_mut(&id) {
+                if let Some(conn) = self.conns.get_mut(id) {
                     conn.user.clone_from(&plain.user);
                 }
                 self.actions.push_back(Action::Authenticate {
@@ -199,14 +199,14 @@ impl Shard {
 
     /// A command to the engine of a connection, if it is still there.
     pub(super) fn engine(&mut self, id: ConnId, command: impl FnOnce(&mut Connection)) {
-        if let Some(conn) = self.conns.get_mut(&id) {
+        if let Some(conn) = self.conns.get_mut(id) {
             command(&mut conn.amqp);
             self.touch(id);
         }
     }
 
     pub(super) fn key(&self, id: ConnId, link: LinkId) -> Option<LinkKey> {
-        self.conns.get(&id).and_then(|conn| conn.links.get(&link)).copied()
+        self.conns.get(id).and_then(|conn| conn.links.get(link)).copied()
     }
 
     fn attach(&mut self, now: Instant, id: ConnId, link: LinkId, attach: Box<RemoteAttach>) {
@@ -232,7 +232,7 @@ impl Shard {
             end,
             attach: Some(attach),
         });
-        if let Some(conn) = self.conns.get_mut(&id) {
+        if let Some(conn) = self.conns.get_mut(id) {
             conn.links.insert(link, key);
         }
         let asker = self.here(key);
@@ -249,7 +249,7 @@ impl Shard {
         if !self.is_serving() {
             return no(Condition::ConnectionForced, "the broker is stopping");
         }
-        if self.conns.get(&id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
+        if self.conns.get(id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
             return no(Condition::ResourceLimitExceeded, "too many links on this connection");
         }
         let (address, capabilities) = match attach.role {
@@ -373,7 +373,7 @@ impl Shard {
     /// Answers the ends and the close of a connection whose links have had their last answers.
     fn answer_ends(&mut self, id: ConnId) {
         self.touch(id);
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get(id) else { return };
         let (ready, waiting): (Vec<_>, Vec<_>) =
             conn.ending.iter().partition(|session| self.session_links(id, **session).is_empty());
         let close = conn.close_wanted && conn.links.is_empty() && !conn.over;
@@ -386,15 +386,15 @@ impl Shard {
                 amqp.close(None);
             }
         });
-        if let Some(conn) = self.conns.get_mut(&id) {
+        if let Some(conn) = self.conns.get_mut(id) {
             conn.ending = waiting;
         }
     }
 
     fn remove_link(&mut self, key: LinkKey) {
         let Some(link) = self.links.remove(key) else { return };
-        let Some(conn) = self.conns.get_mut(&link.conn) else { return };
-        conn.links.remove(&link.id);
+        let Some(conn) = self.conns.get_mut(link.conn) else { return };
+        conn.links.remove(link.id);
         if let End::Producer(producer) = link.end {
             let bytes: u64 = producer.waiting.iter().flatten().map(|(_, bytes)| bytes).sum();
             conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
@@ -402,14 +402,14 @@ impl Shard {
     }
 
     fn session_links(&self, id: ConnId, session: SessionId) -> Vec<LinkKey> {
-        let Some(conn) = self.conns.get(&id) else { return Vec::new() };
+        let Some(conn) = self.conns.get(id) else { return Vec::new() };
         let of_session =
             |key: &LinkKey| self.links.get(*key).is_some_and(|link| link.session == session);
         conn.links.values().copied().filter(of_session).collect()
     }
 
     fn end_session(&mut self, id: ConnId, session: SessionId) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.ending.push(session);
         for key in self.session_links(id, session) {
             self.retire(key, Farewell::Quiet);
@@ -418,7 +418,7 @@ impl Shard {
     }
 
     fn close_wanted(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.close_wanted = true;
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
@@ -428,7 +428,7 @@ impl Shard {
     }
 
     fn closed(&mut self, id: ConnId, reason: &CloseReason) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         conn.over = true;
         match reason {
             CloseReason::Closed(None) | CloseReason::Eof => {
@@ -453,12 +453,12 @@ impl Shard {
 
     /// Drops a connection whose socket is gone.
     fn forget_connection(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get(id) else { return };
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
             self.retire(key, Farewell::Gone);
         }
-        if let Some(conn) = self.conns.remove(&id)
+        if let Some(conn) = self.conns.remove(id)
             && let Some(at) = conn.deadline
         {
             self.deadlines.remove(&(at, id));
@@ -470,7 +470,7 @@ impl Shard {
     pub(super) fn step_transmit(&mut self, now: Instant) {
         while let Some(id) = self.dirty_conns.pop_front() {
             self.say_farewell(id);
-            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            let Some(conn) = self.conns.get_mut(id) else { continue };
             conn.dirty = false;
             if !conn.sending {
                 let mut buf = std::mem::take(&mut conn.spare);
@@ -490,14 +490,14 @@ impl Shard {
 
     /// Events that came of transmitting (room to send again).
     fn pump_quietly(&mut self, now: Instant, id: ConnId) {
-        while let Some(event) = self.conns.get_mut(&id).and_then(|conn| conn.amqp.poll_event()) {
+        while let Some(event) = self.conns.get_mut(id).and_then(|conn| conn.amqp.poll_event()) {
             self.amqp_event(now, id, event);
         }
     }
 
     /// Back-pressure, deadline and end of a connection, after anything happened to it.
     fn watch(&mut self, now: Instant, id: ConnId) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return };
         let finished = conn.amqp.is_finished() || (conn.over && conn.amqp.is_drained());
         if finished && !conn.sending {
             self.forget_connection(id);
@@ -537,7 +537,7 @@ impl Shard {
         match self.phase {
             Phase::Serving => {
                 self.phase = Phase::Stopping;
-                let ids: Vec<ConnId> = self.conns.keys().copied().collect();
+                let ids: Vec<ConnId> = self.conns.keys().collect();
                 ids.into_iter().for_each(|id| self.touch(id));
             }
             Phase::Recovering(_) | Phase::Joining => {
@@ -574,7 +574,7 @@ impl Shard {
     /// has to look at all of them.
     fn say_farewell(&mut self, id: ConnId) {
         let stopping = matches!(self.phase, Phase::Stopping);
-        let Some(conn) = self.conns.get(&id).filter(|_| stopping) else { return };
+        let Some(conn) = self.conns.get(id).filter(|_| stopping) else { return };
         if !conn.goodbye && !conn.close_wanted && !conn.over && !self.is_owed(conn) {
             self.say_goodbye(id, "the broker is stopping");
         }
@@ -592,7 +592,7 @@ impl Shard {
 
     /// Closes a connection from our side, with `amqp:connection:forced`.
     pub(super) fn say_goodbye(&mut self, id: ConnId, why: &str) {
-        if let Some(conn) = self.conns.get_mut(&id) {
+        if let Some(conn) = self.conns.get_mut(id) {
             conn.goodbye = true;
         }
         let error = Error::new(Condition::ConnectionForced, why);

@@ -20,7 +20,7 @@ use std::time::Instant;
 use amqp::connection::SendError;
 use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
-use amqp::message::{Sections, write_header};
+use amqp::message::{Head, write_header};
 use amqp::session::SessionId;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
 
@@ -57,7 +57,7 @@ impl Shard {
     }
 
     pub(super) fn send_ready(&mut self, now: Instant, conn: ConnId, session: SessionId) {
-        let Some(conn) = self.conns.get(&conn) else { return };
+        let Some(conn) = self.conns.get(conn) else { return };
         let keys: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in keys {
             if self.links.get(key).is_some_and(|link| link.session == session) {
@@ -68,7 +68,7 @@ impl Shard {
 
     /// The engine's bytes were taken: what waited for that goes on, if anything did.
     pub(super) fn send_stalled(&mut self, now: Instant, conn: ConnId) {
-        let Some(conn) = self.conns.get_mut(&conn) else { return };
+        let Some(conn) = self.conns.get_mut(conn) else { return };
         if !std::mem::take(&mut conn.stalled) {
             return;
         }
@@ -112,7 +112,7 @@ impl Shard {
         let Some(found) = self.links.get_mut(key) else { return };
         let (queue, home) = (found.queue, found.home);
         let End::Consumer(consumer) = &mut found.end else { return };
-        let Some(sequence) = consumer.unsettled.remove(&delivery.0) else { return };
+        let Some(sequence) = consumer.unsettled.take(delivery) else { return };
         // Settled without an outcome: the source's default, and where there is none, not processed.
         let outcome =
             outcome.or_else(|| consumer.default_outcome.clone()).unwrap_or(AmqpOutcome::Released);
@@ -166,7 +166,7 @@ impl Shard {
         let (LinkPhase::Open, End::Consumer(consumer)) = (&link.phase, &mut link.end) else {
             return;
         };
-        let Some(conn) = self.conns.get_mut(&conn_id) else { return };
+        let Some(conn) = self.conns.get_mut(conn_id) else { return };
         let mut presettled = Vec::new();
         while let Some(next) = consumer.stash.front() {
             if conn.amqp.transmit_bytes_pending() > TRANSMIT_BYTES_HIGH {
@@ -182,7 +182,7 @@ impl Shard {
                     if consumer.presettled {
                         presettled.push((sent.sequence, Outcome::Accepted));
                     } else {
-                        consumer.unsettled.insert(delivery.0, sent.sequence);
+                        consumer.unsettled.push(delivery, sent.sequence);
                     }
                 }
                 Err(SendError::TooLarge) => {
@@ -246,15 +246,15 @@ fn send_one(
     presettled: bool,
 ) -> Result<DeliveryId, SendError> {
     // It was scanned when it came in; if this version reads it otherwise, it goes out as it is.
-    let Ok(sections) = Sections::scan(&stashed.message) else {
+    let Ok(read) = Head::read(&stashed.message) else {
         return amqp.send(id, &[&stashed.message], presettled);
     };
-    let mut header = sections.header_fields;
+    let mut header = read.fields;
     header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
     header.first_acquirer = stashed.first_acquirer.then_some(true);
     let mut head = Vec::with_capacity(32);
     write_header(&header, &mut head);
-    amqp.send(id, &[&head, &stashed.message[sections.forwarded]], presettled)
+    amqp.send(id, &[&head, &stashed.message[read.forwarded_from..]], presettled)
 }
 
 fn outcome_of(outcome: &AmqpOutcome) -> Outcome {

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
-use amqp::message::Sections;
+use amqp::message;
 use bytes::Bytes;
 use journal::limits::BACKLOG_BYTES_MAX;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
@@ -149,7 +149,7 @@ impl Shard {
             // counts until its home has taken it, or credit would bound nothing.
             let bytes = transfer.message.len() as u64;
             let token = producer.push(transfer.delivery, bytes);
-            if let Some(conn) = self.conns.get_mut(&conn) {
+            if let Some(conn) = self.conns.get_mut(conn) {
                 conn.unaccepted_bytes += bytes;
             }
             let producer = (self.here(key), token);
@@ -173,8 +173,7 @@ impl Shard {
                 transfer.message_format
             )));
         }
-        Sections::scan(&transfer.message)
-            .and_then(|sections| sections.message_annotations(&transfer.message).map(drop))
+        message::check(&transfer.message)
             .err()
             .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
     }
@@ -274,7 +273,7 @@ impl Shard {
         let (conn, id) = (link.conn, link.id);
         let End::Producer(producer) = &mut link.end else { return };
         let Some((delivery, bytes)) = producer.take(token) else { return };
-        if let Some(conn) = self.conns.get_mut(&conn) {
+        if let Some(conn) = self.conns.get_mut(conn) {
             conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
         }
         let outcome = match &result {
@@ -299,7 +298,7 @@ impl Shard {
             return;
         }
         // The engine's count is the truth: deliveries that were aborted have used credit too.
-        let left = self.conns.get(&conn).map_or(0, |conn| conn.amqp.link_credit(id));
+        let left = self.conns.get(conn).map_or(0, |conn| conn.amqp.link_credit(id));
         if left <= PRODUCER_CREDIT / 2 {
             self.engine(conn, |amqp| amqp.grant_credit(id, PRODUCER_CREDIT));
         }

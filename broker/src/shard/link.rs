@@ -19,7 +19,9 @@ use amqp::session::SessionId;
 use bytes::Bytes;
 use journal::{QueueId, Sequence, ShardId};
 
+use super::sent::Sent;
 use crate::event::ConnId;
+use crate::flat_map::FlatMap;
 use crate::mail::{LinkKey, Token};
 
 /// One connection.
@@ -30,7 +32,7 @@ pub(crate) struct Conn {
     pub(crate) amqp: Connection,
     pub(crate) user: String,
     pub(crate) container_id: String,
-    pub(crate) links: BTreeMap<LinkId, LinkKey>,
+    pub(crate) links: FlatMap<LinkId, LinkKey>,
     pub(crate) received_bytes: u64,
     /// Bytes of transfers that wait to be accepted.
     pub(crate) unaccepted_bytes: u64,
@@ -140,8 +142,8 @@ pub(crate) struct Consumer {
     pub(crate) at_home: u32,
     /// Messages that came and are not sent: the engine's window is closed.
     pub(crate) stash: VecDeque<Stashed>,
-    /// Sent, not settled, by delivery id.
-    pub(crate) unsettled: BTreeMap<u32, Sequence>,
+    /// Sent, not settled.
+    pub(crate) unsettled: Sent,
     /// The outcome came unsettled; the answer waits for the commit.
     pub(crate) confirming: BTreeMap<Sequence, DeliveryId>,
     /// What a disposition without an outcome means.

@@ -80,7 +80,7 @@ impl Shard {
     }
 
     fn close_connection(&mut self, id: ConnId) -> AdminReply {
-        let there = self.conns.contains_key(&id);
+        let there = self.conns.contains_key(id);
         self.say_goodbye(id, "an operator closed the connection");
         AdminReply::ConnectionClosed(there)
     }
