@@ -96,7 +96,7 @@ causes! {
         "A flag contradicts what the directory was formatted with.",
         "Leave the flag out, or use a new directory.";
     EngineRefused = 20, "engine-refused",
-        "`engine` is `uring`, which the kernel refuses (seccomp, sysctl, before 6.1); or it failed.",
+        "`engine` is `uring`, which the kernel refuses (seccomp, sysctl, age); or it failed.",
         "Leave `engine` at `auto`, or allow io_uring; `laelaps preflight` says more.";
     ResourceRefused = 21, "resource-refused",
         "The machine refused a thread, a descriptor or memory that the start needs.",

@@ -188,8 +188,8 @@ impl Core {
                 setup.core
             );
         }
-        // What one core pins must not be what another one's ring would have needed. A core that gets
-        // none never comes here, and ends the process.
+        // What one core pins must not be what another one's ring would have needed. A core that
+        // gets none never comes here, and ends the process.
         setup.all_have_rings.wait();
         let buffers = setup.shards.len() * batch_buffers(setup.journal.writes_in_flight_max);
         pin_batch_buffers(&mut ring, setup.core, buffers);
