@@ -22,7 +22,7 @@
 //! The JSON form keeps a histogram whole, as pairs of value and count; percentiles stand beside for
 //! readers that only want those, and are not read back.
 
-use hdrhistogram::Histogram;
+pub use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 mod distribution;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   Scratch::new(--dir) ─▶ Broker::start ─ spawn ─▶ GET /healthz/ready until 200 ─▶ running
-//!      removed when            │    ▲                                                 │
-//!      dropped                 │    └── on the same data again ── kill: SIGKILL ──────┤
-//!                              └── it ends, or takes too long: its last lines         └ stop: SIGTERM
+//!      removed when           │    ▲                                                  │
+//!      dropped                │    └── on the same data again ──── kill: SIGKILL ─────┤
+//!                             └ ends, or takes too long: its last lines    stop: SIGTERM
 //! ```
 //! It is this very binary (`current_exe`) unless the plan names another, listens on loopback alone,
 //! and logs into a file of the scratch directory.
@@ -310,6 +310,12 @@ impl Interrupt {
                 .map_err(|error| format!("signals cannot be handled: {error}"))?;
         }
         Ok(Self(asked))
+    }
+
+    /// Nobody asks; signals do what they always do.
+    #[must_use]
+    pub fn never() -> Self {
+        Self(Arc::default())
     }
 
     /// Whether it happened.

@@ -90,21 +90,21 @@ pub fn block(block: &Block, done: &str) -> String {
         block.unsent
     )
     .expect("memory takes text");
-    writeln!(
-        text,
-        "{:<26} {:>10} {:>10} {:>10} {:>10} {:>10}  µs",
-        "", "p50", "p90", "p99", "p99.9", "max"
-    )
-    .expect("memory takes text");
     let rows = [
         (format!("intended -> {done}"), &block.intended),
         (format!("actual -> {done}"), &block.actual),
         ("send lag".to_owned(), &block.lag),
     ];
-    for (name, histogram) in rows {
-        if !histogram.is_empty() {
-            text.push_str(&row(&name, histogram));
-        }
+    if rows.iter().any(|(_, histogram)| !histogram.is_empty()) {
+        writeln!(
+            text,
+            "{:<26} {:>10} {:>10} {:>10} {:>10} {:>10}  µs",
+            "", "p50", "p90", "p99", "p99.9", "max"
+        )
+        .expect("memory takes text");
+    }
+    for (name, histogram) in rows.iter().filter(|(_, histogram)| !histogram.is_empty()) {
+        text.push_str(&row(name, histogram));
     }
     let us = |ns: f64| ns / 1000.0;
     write!(text, "CPU a message: client {:.1} µs", us(block.cpu_client_ns_per_message()))

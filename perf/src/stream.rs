@@ -208,9 +208,8 @@ impl StreamResult {
             }
         }
         if plan.rate.is_none() && self.produced.is_some() {
-            self.verdict.note(
-                "closed loop: it tells what an answer takes, not what a caller with a schedule waits",
-            );
+            self.verdict
+                .note("closed loop: what an answer takes, not what a caller with a schedule waits");
         }
         if let Some(objection) = self.noise.objection() {
             self.verdict.object(format!("the machine was not ours alone: {objection}"));

@@ -88,8 +88,9 @@ impl Verdict {
             self.object(named(name, &reason));
         }
         if block.held_up * 100 > block.sent {
-            let share = block.held_up as f64 / block.sent as f64;
-            self.note(named(name, &format!("{} of the messages waited for room in flight, which counts as the broker's time", percent(share))));
+            let share = percent(block.held_up as f64 / block.sent as f64);
+            let note = format!("{share} of the messages waited for room in flight: broker's time");
+            self.note(named(name, &note));
         }
     }
 

@@ -5,6 +5,7 @@
 //!   load      foreign producers and consumers that outlive the broker
 //!   check     judges what they saw; its own rules are tested without a broker
 //!   power_fs  the file system that loses what was not synced (tests/powerfs)
+//!   perf      the harness that is shipped, against the real broker
 //!   kill, power, interop, exits, damage, engine, place   the tests
 //! ```
 //!
@@ -24,6 +25,7 @@ mod interop;
 mod kill;
 mod load;
 mod message;
+mod perf;
 mod place;
 mod power;
 mod power_fs;

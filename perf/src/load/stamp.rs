@@ -1,8 +1,9 @@
 //! The messages of a load, and the stamp that they begin with.
 //!
 //! ```text
-//!   header (durable = true)?  data section: | magic 4 | run 4 | intended 8 | actual 8 | number 8 | filler
-//!                                           |<------------- STAMP_BYTES = 32 ------------>|
+//!   header (durable = true)?
+//!   data section   | magic 4 | run 4 | intended 8 | actual 8 | number 8 | filler
+//!                  |<-------------- STAMP_BYTES = 32 --------------->|
 //! ```
 //! Times are nanoseconds of CLOCK_MONOTONIC, big-endian: they mean something on one machine, since
 //! it started. `run` tells the messages of this run from what else is in a queue. A body shorter
