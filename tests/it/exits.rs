@@ -265,6 +265,38 @@ fn a_sync_that_hangs_ends_the_process_within_a_bound() {
     assert_eq!(number(&came[0]), 0, "what was accepted before is there");
 }
 
+/// What the disk has taken of a killed process still lands: until then nobody else may write there.
+#[test]
+#[ignore = "needs the foreign clients and FUSE: tests/run exits"]
+fn a_write_that_outlives_its_process_keeps_the_directory_locked() {
+    let mut machine = machine("outlived");
+    let data = machine.disk.dir().join("data");
+    let start = machine.start(&data);
+    let mut broker = start.ready();
+    let mut remote = Remote::connected(Client::Proton, &broker);
+    remote.sender("s", "outlived");
+    remote.send("s", &numbered(0));
+    machine.disk.ask("delay-sync 6000000");
+    let step = json!({"do": "send", "name": "s", "nowait": true,
+        "hex": crate::message::to_hex(&numbered(1))});
+    remote.step(step);
+    thread::sleep(Duration::from_millis(300));
+    let killed = Instant::now();
+    broker.send_kill();
+    machine.disk.ask("delay-sync 0");
+    let mut impatient = machine.start(&data);
+    impatient.output = machine.scratch.join("impatient.log");
+    impatient.args.extend(["--lock-wait".into(), "0".into()]);
+    assert_refused(&impatient, 10, &["data"]);
+    assert!(killed.elapsed() < Duration::from_secs(5), "the write may have ended by then");
+    let next = start.ready();
+    assert!(killed.elapsed() > Duration::from_secs(4), "it did not wait for that write");
+    broker.wait_killed();
+    let mut remote = Remote::connected(Client::Proton, &next);
+    remote.receiver("r", "outlived", 100);
+    assert_eq!(number(&remote.take_some("r", 2, 2000)[0]), 0, "what was accepted is there");
+}
+
 #[test]
 #[ignore = "needs the foreign clients and FUSE: tests/run exits"]
 fn a_second_signal_ends_a_drain_at_once() {

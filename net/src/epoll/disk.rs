@@ -190,7 +190,7 @@ impl Writers {
             results: SegQueue::new(),
             announced: AtomicBool::new(false),
             bell,
-            durably: Durably::find()?,
+            durably: Durably::find(),
         };
         let mut writers = Self {
             shared: Arc::new(shared),
@@ -339,14 +339,12 @@ fn read(file: &DataFile, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
 
 impl Durably {
     /// Asks the kernel, with a byte in memory, whether it takes the flag.
-    fn find() -> io::Result<Self> {
-        let file = rustix::fs::memfd_create(c"laelaps-probe", MemfdFlags::CLOEXEC)?;
-        let slices = [IoSlice::new(&[0])];
-        match rustix::io::pwritev2(&file, &slices, 0, ReadWriteFlags::DSYNC) {
-            Ok(_) => Ok(Self::Flag),
-            Err(Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) => Ok(Self::Sync),
-            Err(errno) => Err(errno.into()),
-        }
+    fn find() -> Self {
+        let byte = [IoSlice::new(&[0])];
+        let written = rustix::fs::memfd_create(c"laelaps-probe", MemfdFlags::CLOEXEC)
+            .and_then(|file| rustix::io::pwritev2(&file, &byte, 0, ReadWriteFlags::DSYNC));
+        // The other way is right everywhere, so it is also for those who can't be asked.
+        if written.is_ok() { Self::Flag } else { Self::Sync }
     }
 
     /// One write; when all of its bytes are counted, they are durable.
@@ -380,6 +378,24 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::slab::Key;
+
+    #[test]
+    fn there_is_a_thread_for_each_job_up_to_the_bound() {
+        let path = std::env::current_exe().unwrap();
+        let how = crate::file::FileOpen { create: false, write: false, direct: false };
+        let data = Arc::new(crate::file::open(&path, how).unwrap());
+        let mut writers = Writers::start(3, Doorbell::new(None).unwrap()).unwrap();
+        for (under_way, threads) in [(1, 1), (2, 2), (3, 3), (4, 3)] {
+            let file = FileId(Key { slot: 0, generation: 0 });
+            writers.put(Job { file, data: Arc::clone(&data), tag: 0, what: What::Sync });
+            assert_eq!((writers.under_way(), writers.threads.len()), (under_way, threads));
+        }
+        writers.finish(Duration::from_secs(10));
+        writers.announced();
+        assert_eq!(std::iter::from_fn(|| writers.take()).count(), 4);
+        assert_eq!((writers.under_way(), writers.has_results()), (0, false));
+    }
 
     #[test]
     fn writers_get_no_signals_and_end_with_their_ring() {

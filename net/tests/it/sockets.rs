@@ -16,6 +16,7 @@ over_both_engines! {
     a_starved_socket_waits_for_no_other_that_left_the_line,
     a_paused_receive_holds_the_peer_back,
     urgent_data_holds_nothing_up,
+    results_at_hand_keep_no_events_out,
     a_reset_ends_both_ways,
     a_reset_is_told_from_an_end,
     a_close_ends_what_is_under_way_and_comes_last,
@@ -252,6 +253,26 @@ fn urgent_data_holds_nothing_up(engine: Engine) {
         got.extend(core.received().1);
     }
     assert_eq!(got, b"beforebehind");
+}
+
+fn results_at_hand_keep_no_events_out(engine: Engine) {
+    let mut core = Core::new(on(engine));
+    let (gone, _client) = pair(&mut core);
+    core.ring.close(gone);
+    assert!(matches!(core.next(), Completion::Closed { .. }));
+    let (_, addr) = core.listen();
+    let _client = TcpStream::connect(addr).unwrap();
+    let mut turns = 0;
+    loop {
+        // It fails at once, so that each wait has a result before it asks the kernel.
+        core.ring.send(gone, Vec::new());
+        core.turn(PATIENCE);
+        if core.seen.drain(..).any(|seen| matches!(seen, Completion::Accepted { .. })) {
+            return;
+        }
+        turns += 1;
+        assert!(turns < 1000, "the kernel is not asked");
+    }
 }
 
 fn a_reset_ends_both_ways(engine: Engine) {
