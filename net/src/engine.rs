@@ -95,3 +95,39 @@ impl fmt::Display for Engine {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::probe::RefusalCause;
+
+    #[test]
+    fn each_wish_and_finding_has_its_choice() {
+        let there = || Ok(Capabilities { kernel: "6.6.1".to_owned() });
+        let refused = || {
+            let (cause, error) = (RefusalCause::Sysctl, io::ErrorKind::PermissionDenied.into());
+            Err(Refusal { cause, error, kernel: "6.6.1".to_owned() })
+        };
+        let only = |engine| EngineWanted::Only(engine);
+        let table = [
+            (EngineWanted::Auto, there(), Some((Engine::Uring, "6.6.1", false))),
+            (EngineWanted::Auto, refused(), Some((Engine::Epoll, "(sysctl)", true))),
+            (only(Engine::Uring), there(), Some((Engine::Uring, "asked for", false))),
+            (only(Engine::Uring), refused(), None),
+        ];
+        for (wanted, probed, expected) in table {
+            match (decide(wanted, probed), expected) {
+                (Ok(choice), Some((engine, word, advised))) => {
+                    assert_eq!((choice.engine, choice.advice.is_some()), (engine, advised));
+                    assert!(choice.reason.contains(word), "{}", choice.reason);
+                }
+                (Err(refusal), None) => assert_eq!(refusal.cause, RefusalCause::Sysctl),
+                (came, expected) => panic!("{came:?} instead of {expected:?}"),
+            }
+        }
+        let epoll = Engine::choose(only(Engine::Epoll)).unwrap();
+        assert_eq!((epoll.engine, epoll.advice), (Engine::Epoll, None));
+    }
+}

@@ -350,3 +350,39 @@ impl Waker {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coarse_wait_is_never_shorter() {
+        let millis = |clock: Clock, micros| {
+            let timespec = clock.timespec(Duration::from_micros(micros));
+            (timespec.tv_sec, timespec.tv_nsec)
+        };
+        assert_eq!(millis(Clock::Coarse, 0), (0, 0));
+        assert_eq!(millis(Clock::Coarse, 1), (0, 1_000_000));
+        assert_eq!(millis(Clock::Coarse, 2_000), (0, 2_000_000));
+        assert_eq!(millis(Clock::Coarse, 1_999_001), (2, 0));
+        assert_eq!(millis(Clock::Fine, 200), (0, 200_000));
+    }
+
+    #[test]
+    fn an_event_finds_whom_it_is_about_and_nobody_later() {
+        let mut epoll = Epoll::new(&RingConfig::default()).unwrap();
+        let (first, _) = epoll.listen(listen()).unwrap();
+        let data = Waker::Listener(first).encode().u64();
+        assert_eq!(epoll.woken(data), Some(Waker::Listener(first)));
+        epoll.stop_listening(first);
+        let (second, _) = epoll.listen(listen()).unwrap();
+        assert_eq!(second.0.slot, first.0.slot);
+        assert_eq!(epoll.woken(data), None);
+        assert_eq!(epoll.woken(Waker::Bell.encode().u64()), Some(Waker::Bell));
+    }
+
+    fn listen() -> crate::ring::TcpListen {
+        let addr = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        crate::ring::TcpListen { addr, reuse_port: false, backlog: 1 }
+    }
+}

@@ -1,6 +1,7 @@
 //! Files of one ring, on the disk that holds the build.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ over_both_engines! {
     registered_memory_writes_the_same,
     memory_that_is_refused_is_used_all_the_same,
     the_kernels_word_is_handed_on,
+    a_read_that_is_cut_short_goes_on,
     a_removed_file_ends_its_writes_first,
     a_dropped_ring_finishes_its_writes,
     #[should_panic(expected = "was not removed")]
@@ -167,6 +169,23 @@ fn the_kernels_word_is_handed_on(engine: Engine) {
     }
     core.ring.sync_data(file, 77);
     assert!(matches!(core.next(), Completion::Disk { tag: 77, buf: None, result: Ok(0) }));
+}
+
+/// The kernel makes this file as it is read, a page or so at a time.
+fn a_read_that_is_cut_short_goes_on(engine: Engine) {
+    let path = Path::new("/proc/self/smaps");
+    let (memory, _) = Pages::new(4 * BLOCK).unwrap().leak();
+    let (buf, len) = (memory, 4 * BLOCK);
+    let at_once = fs::File::open(path).unwrap().read_at(buf, 0).unwrap();
+    assert!(at_once < len, "the kernel gave {at_once} bytes at once: this test shows nothing");
+    let mut core = Core::new(on(engine));
+    let how = FileOpen { create: false, write: false, direct: false };
+    let file = core.ring.add_file(file::open(path, how).unwrap()).unwrap();
+    core.ring.read(DiskRead { file, offset: 0, buf, len, tag: 1 });
+    match core.next() {
+        Completion::Disk { tag: 1, result, .. } => assert_eq!(result.unwrap() as usize, len),
+        other => panic!("{other:?} instead of a read"),
+    }
 }
 
 fn a_removed_file_ends_its_writes_first(engine: Engine) {
