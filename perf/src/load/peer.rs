@@ -235,6 +235,15 @@ impl Peer {
         self.take_events(heard)
     }
 
+    /// Lets messages come. Not before the load begins: what comes is settled, and must be counted.
+    pub(super) fn start_receiving(&mut self) {
+        for link in &self.links {
+            if let LinkRole::Consumer { credit } = link.role {
+                self.connection.grant_credit(link.id, credit);
+            }
+        }
+    }
+
     /// Says goodbye.
     pub(super) fn close(&mut self) {
         self.closing = true;
@@ -334,9 +343,6 @@ impl Peer {
                 LinkRole::Consumer { .. } => self.connection.attach_receiver(session, link),
             };
             let id = id.map_err(not_begun)?;
-            if let LinkRole::Consumer { credit } = plan.role {
-                self.connection.grant_credit(id, credit);
-            }
             self.links.push(Link { id, role: plan.role, attached: false, taken: 0 });
         }
         Ok(())

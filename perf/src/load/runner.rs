@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use net::{Completion, Ring, RingConfig};
+use net::{Completion, Engine, EngineWanted, Ring, RingConfig, RingError};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::peer::{Heard, InFlight, LinkPlan, LinkRole, Peer, PeerPlan};
@@ -122,7 +122,8 @@ struct Runner<'a> {
 impl<'a> Runner<'a> {
     fn new(plan: &'a LoadPlan, number: u32, shared: &'a Shared) -> Result<Self, LoadError> {
         let window = plan.window();
-        let mut ring = Ring::new(RingConfig::default())?;
+        let engine = Engine::choose(EngineWanted::Auto).map_err(RingError::Refused)?.engine;
+        let mut ring = Ring::new(RingConfig { engine, ..RingConfig::default() })?;
         let (peers, producers) = connect(plan, number, shared, &mut ring)?;
         let mut by_slot = Vec::new();
         for (at, peer) in peers.iter().enumerate() {
@@ -172,6 +173,9 @@ impl<'a> Runner<'a> {
     }
 
     fn go(mut self) -> Result<Share, LoadError> {
+        for peer in &mut self.peers {
+            peer.start_receiving();
+        }
         for (at, producer) in self.producers.iter().enumerate() {
             self.due.push(Reverse((producer.next_ns, at as u32)));
         }
