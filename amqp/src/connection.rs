@@ -302,6 +302,11 @@ impl Connection {
         self.out.len()
     }
 
+    /// Whether `poll_transmit` would give anything.
+    pub fn wants_transmit(&self) -> bool {
+        !self.out.is_empty() || !self.due_sessions.is_empty() || !self.due_links.is_empty()
+    }
+
     /// The connection is over and all is written: shut down the writing half.
     pub fn is_drained(&self) -> bool {
         self.over && self.out.is_empty()

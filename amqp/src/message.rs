@@ -162,7 +162,7 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
         }
         last = Some(section);
         match section {
-            Section::Header => drop(Header::read_list(&mut reader)?),
+            Section::Header => drop(read_header(&mut reader)?),
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
             Section::DeliveryAnnotations
             | Section::Properties
@@ -174,6 +174,15 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
         }
     }
     Ok(())
+}
+
+/// Reads a header's list. That of a durable message without more to say is known by sight.
+#[inline]
+fn read_header(reader: &mut Reader<'_>) -> Result<Header, DecodeError> {
+    if reader.take_exactly(&DURABLE[3..]) {
+        return Ok(Header { durable: Some(true), ..Header::default() });
+    }
+    Header::read_list(reader)
 }
 
 /// What is written anew when a message is sent on.
@@ -195,7 +204,7 @@ impl Head {
         let mut head = Self::default();
         let mut reader = Reader::new(message);
         if reader.take_exactly(&[0x00, 0x53, 0x70]) {
-            head.fields = Header::read_list(&mut reader)?;
+            head.fields = read_header(&mut reader)?;
             head.forwarded_from = reader.position();
         }
         // The first may be written in another way, and delivery annotations are rare.

@@ -28,10 +28,10 @@ use crate::batch::{OpenBatch, Seal};
 use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
-use crate::fragment::Fragment;
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX};
 use crate::lsn::{Lsn, Slot, Term};
+use crate::record::Record;
 
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -215,11 +215,11 @@ impl Commit {
     }
 
     /// Copies a record into the open batch, which must have room for it.
-    pub(crate) fn push(&mut self, fragment: &Fragment<'_>, wish: Wish) -> (Lsn, Lsn) {
+    pub(crate) fn push(&mut self, record: &Record<'_>, bytes: usize, wish: Wish) -> (Lsn, Lsn) {
         let batch = &mut self.open.as_mut().expect("opened by the caller").batch;
         batch.due = batch.due.min(wish.due);
         batch.forced |= wish.forced;
-        batch.push(&self.seed, &fragment.record, fragment.bytes)
+        batch.push(&self.seed, record, bytes)
     }
 
     /// What is open must not be held back for company.
@@ -347,7 +347,6 @@ impl Commit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fragment;
     use crate::limits::{BLOCK_BYTES, SETTLE_BYTES};
     use crate::lsn::{LogId, QueueId, Sequence, ShardId};
     use crate::record::{Record, RecordKind};
@@ -382,8 +381,7 @@ mod tests {
         let record = Record::new(RecordKind::Settle, QueueId(1), Sequence(1), &[]);
         let mut settlements = 0;
         while commit.seal_at(None).is_none() {
-            let fragment = fragment::split(&record, 1024).and_then(|mut all| all.next());
-            commit.push(&fragment.expect("one"), wish);
+            commit.push(&record, record.encoded_len(), wish);
             settlements += 1;
         }
         assert_eq!((settlements, commit.next()), (126, start_of_log.plus(BLOCK_BYTES as u64)));

@@ -23,7 +23,7 @@ use crate::canary::Canaries;
 use crate::canary::Canary;
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
-use crate::fragment::{self, Fragment};
+use crate::fragment;
 use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
@@ -546,7 +546,7 @@ impl Journal {
         let parts_len = record.parts_len();
         if parts_len <= PARTS_BYTES_MAX && record.payload.len() <= self.fragment_bytes_max {
             let bytes = RECORD_HEADER_BYTES + parts_len + record.payload.len();
-            return self.append_whole(now, &Fragment { record: *record, bytes }, claim, wish);
+            return self.append_whole(now, (record, bytes), claim, wish);
         }
         self.append_split(now, record, claim, wish)
     }
@@ -555,17 +555,17 @@ impl Journal {
     fn append_whole(
         &mut self,
         now: Instant,
-        whole: &Fragment<'_>,
+        (record, bytes): (&Record<'_>, usize),
         claim: Claim,
         wish: Wish,
     ) -> Result<Appended, AppendError> {
-        let is_early = is_early(&whole.record, claim);
-        self.admit(claim, std::iter::once(whole.bytes))?;
+        let is_early = is_early(record, claim);
+        self.admit(claim, std::iter::once(bytes))?;
         if is_early {
-            self.make_way(now, whole.bytes)?;
+            self.make_way(now, bytes)?;
         }
         let wish = Wish { due: wish.due, forced: wish.forced || is_early };
-        let (lsn, end) = self.put(now, whole, wish);
+        let (lsn, end) = self.put(now, (record, bytes), wish);
         if is_early {
             self.commit.vouch(now + self.config.flush_window);
         }
@@ -590,7 +590,7 @@ impl Journal {
         let mut first = None;
         let mut last = None;
         for fragment in fragments {
-            let (lsn, end) = self.put(now, &fragment, wish);
+            let (lsn, end) = self.put(now, (&fragment.record, fragment.bytes), wish);
             first.get_or_insert(lsn);
             last = Some(end);
         }
@@ -602,15 +602,20 @@ impl Journal {
     }
 
     /// Copies an admitted record into the open batch, or into the next one.
-    fn put(&mut self, now: Instant, fragment: &Fragment<'_>, wish: Wish) -> (Lsn, Lsn) {
-        if self.commit.is_open() && !self.commit.open_fits(fragment.bytes) {
+    fn put(
+        &mut self,
+        now: Instant,
+        (record, bytes): (&Record<'_>, usize),
+        wish: Wish,
+    ) -> (Lsn, Lsn) {
+        if self.commit.is_open() && !self.commit.open_fits(bytes) {
             self.seal();
         }
         if !self.commit.is_open() {
-            let place = self.place(fragment.bytes);
+            let place = self.place(bytes);
             self.commit.open(place, now, wish);
         }
-        self.commit.push(fragment, wish)
+        self.commit.push(record, bytes, wish)
     }
 
     /// Lets the open batch take a record that is answered before it is written. Only for one that

@@ -405,7 +405,16 @@ fn part_is_known(code: u16) -> bool {
 
 impl<'a> Parts<'a> {
     fn encoded_len(&self) -> usize {
-        if *self == Self::default() {
+        let Self { duplicate_id, origin, transaction_id, delivery_count, expiry_unix_ms, .. } =
+            self;
+        let has_some = duplicate_id.is_some()
+            | origin.is_some()
+            | transaction_id.is_some()
+            | delivery_count.is_some()
+            | expiry_unix_ms.is_some()
+            | self.priority.is_some()
+            | !self.carried.is_empty();
+        if !has_some {
             return 0;
         }
         let part = |len: Option<usize>| len.map_or(0, |len| PART_HEADER_BYTES + len);
