@@ -116,6 +116,8 @@ pub struct Shard {
     counters: Counters,
     farewell_said: bool,
     stopped_shards: u16,
+    /// Where a message's new header is written, once more for each.
+    head: Vec<u8>,
     /// Something happened since the last step, or that step left something to do.
     stirred: bool,
     dead: bool,
@@ -154,6 +156,7 @@ impl Shard {
             counters: Counters::default(),
             farewell_said: false,
             stopped_shards: 0,
+            head: Vec::new(),
             stirred: true,
             dead: false,
         }
@@ -193,11 +196,15 @@ impl Shard {
         if self.dead {
             return;
         }
-        self.stirred = true;
+        // That bytes were taken stirs only a connection that has more to say.
+        self.stirred |= !matches!(event, Event::Sent { .. });
         match event {
             Event::Accepted { conn, peer } => self.accepted(now, conn, peer),
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
-            Event::Sent { conn, buf } => self.sent(conn, buf),
+            Event::Sent { conn, buf } => {
+                self.sent(conn, buf);
+                self.stirred |= !self.dirty_conns.is_empty();
+            }
             Event::ConnectionLost { conn } => self.connection_lost(now, conn),
             Event::PeerEnded { conn } => self.peer_ended(now, conn),
             Event::Authenticated { conn, verdict } => self.authenticated(now, conn, verdict),
@@ -245,6 +252,7 @@ impl Shard {
 
     /// One round of the steps at the top; whether there is more to do. Most rounds are for one
     /// message, so none is made only to see that there is nothing.
+    #[inline(never)]
     fn step(&mut self, now: Instant) -> bool {
         if let Phase::Recovering(recovery) = &mut self.phase {
             if let Some(op) = recovery.poll_disk() {

@@ -77,7 +77,10 @@ impl Shard {
         conn.sending = false;
         buf.clear();
         conn.spare = buf;
-        self.touch(id);
+        // Most often there is nothing more to say, and nothing that waited for this.
+        if conn.stalled || conn.over || conn.close_wanted || conn.amqp.wants_transmit() {
+            self.touch(id);
+        }
     }
 
     pub(super) fn connection_lost(&mut self, now: Instant, id: ConnId) {
@@ -205,8 +208,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn key(&self, id: ConnId, link: LinkId) -> Option<LinkKey> {
-        self.conns.get(id).and_then(|conn| conn.links.get(link)).copied()
+    pub(super) fn key(&mut self, id: ConnId, link: LinkId) -> Option<LinkKey> {
+        self.conns.get_mut(id).and_then(|conn| conn.links.get_mut(link)).copied()
     }
 
     fn attach(&mut self, now: Instant, id: ConnId, link: LinkId, attach: Box<RemoteAttach>) {

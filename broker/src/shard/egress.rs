@@ -176,7 +176,7 @@ impl Shard {
             if !conn.amqp.can_send(id) {
                 break;
             }
-            match send_one(&mut conn.amqp, id, next, consumer.presettled) {
+            match send_one(&mut conn.amqp, id, next, consumer.presettled, &mut self.head) {
                 Ok(delivery) => {
                     let sent = consumer.stash.pop_front().expect("it was at the front");
                     if consumer.presettled {
@@ -244,6 +244,7 @@ fn send_one(
     id: LinkId,
     stashed: &Stashed,
     presettled: bool,
+    head: &mut Vec<u8>,
 ) -> Result<DeliveryId, SendError> {
     // It was scanned when it came in; if this version reads it otherwise, it goes out as it is.
     let Ok(read) = Head::read(&stashed.message) else {
@@ -252,9 +253,9 @@ fn send_one(
     let mut header = read.fields;
     header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
     header.first_acquirer = stashed.first_acquirer.then_some(true);
-    let mut head = Vec::with_capacity(32);
-    write_header(&header, &mut head);
-    amqp.send(id, &[&head, &stashed.message[read.forwarded_from..]], presettled)
+    head.clear();
+    write_header(&header, head);
+    amqp.send(id, &[head, &stashed.message[read.forwarded_from..]], presettled)
 }
 
 fn outcome_of(outcome: &AmqpOutcome) -> Outcome {

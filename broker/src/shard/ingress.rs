@@ -144,6 +144,8 @@ impl Shard {
         if let Some(refusal) = refusal {
             self.counters.refused_total += 1;
             self.refuse_delivery(conn, link, &transfer, &refusal);
+            // All others top the credit up when they are answered.
+            self.grant(key);
         } else {
             // One that was sent settled is answered too, though its client hears nothing of it: it
             // counts until its home has taken it, or credit would bound nothing.
@@ -160,7 +162,6 @@ impl Shard {
                 self.post(home, Mail::Publish { queue, producer, message });
             }
         }
-        self.grant(key);
     }
 
     fn refuse_transfer(&self, transfer: &Transfer) -> Option<Refusal> {
@@ -213,8 +214,8 @@ impl Shard {
         }
     }
 
-    fn append_or_park(&mut self, now: Instant, publish: Publish) -> bool {
-        match self.append_message(now, &publish) {
+    fn append_or_park(&mut self, now: Instant, mut publish: Publish) -> bool {
+        match self.append_message(now, &mut publish) {
             Ok(()) => true,
             Err(Untaken::Refused(refusal)) => {
                 if refusal == Refusal::DiskFull {
@@ -236,13 +237,14 @@ impl Shard {
         self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
     }
 
-    fn append_message(&mut self, now: Instant, publish: &Publish) -> Result<(), Untaken> {
+    /// Appends a message, and takes its bytes: of one that is not in the log they stay.
+    fn append_message(&mut self, now: Instant, publish: &mut Publish) -> Result<(), Untaken> {
         let Publish { queue: id, producer, message } = publish;
-        let (id, message) = (*id, message.clone());
+        let id = *id;
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
         let sequence = self.state.queue(id).ok_or(Refusal::QueueGone)?.next_sequence();
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
-        let mut record = Record::new(RecordKind::Message, id, sequence, &message);
+        let mut record = Record::new(RecordKind::Message, id, sequence, message);
         record.level = level;
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
         let appended = match journal.append(now, &record, urgency) {
@@ -252,7 +254,7 @@ impl Shard {
         };
         let effect = self
             .state
-            .apply_message(appended.lsn, id, sequence, message)
+            .apply_message(appended.lsn, id, sequence, std::mem::take(message))
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         let answer = Answer::Published(producer.0, producer.1);
         let waits = level == Level::Async && !appended.vouched;
