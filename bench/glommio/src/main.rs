@@ -33,16 +33,24 @@ use net::file::{self, FileOpen};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Bytes of an append, and of the file it goes round.
+/// Bytes of an append.
 const APPEND_BYTES: usize = 4096;
-const FILE_BYTES: usize = 64 << 20;
 
-const APPENDS: usize = 4000;
-const WARM_UP: usize = 200;
 const ROUNDS: usize = 9;
 
-/// Connections of the echoes, and messages on each.
-const ECHOES: [(usize, usize); 2] = [(1, 20_000), (64, 1000)];
+/// How much of each job is done.
+struct Jobs {
+    appends: usize,
+    /// Appends before those that count.
+    warm_up: usize,
+    /// Bytes of the file that the appends go round.
+    file_bytes: usize,
+    /// Connections of the echoes, and messages on each.
+    echoes: [(usize, usize); 2],
+}
+
+const FULL: Jobs =
+    Jobs { appends: 4000, warm_up: 200, file_bytes: 64 << 20, echoes: [(1, 20_000), (64, 1000)] };
 
 /// What one append run showed.
 struct Appends {
@@ -63,7 +71,7 @@ fn main() -> ExitCode {
     let rounds = arguments.next().map_or(Ok(ROUNDS), |text| text.parse::<usize>());
     let path = directory.join(format!("beside-glommio-{}", std::process::id()));
     let measured = match rounds {
-        Ok(rounds) => measure(&path, rounds.max(1)),
+        Ok(rounds) => measure(&path, rounds.max(1), &FULL),
         Err(error) => Err(format!("ROUNDS is not a number: {error}").into()),
     };
     // It is not there if making it was what failed.
@@ -87,23 +95,23 @@ fn is_busy() -> Outcome<bool> {
     Ok(load > std::thread::available_parallelism()?.get() as f64 / 2.0)
 }
 
-fn measure(path: &Path, rounds: usize) -> Outcome<Vec<Line>> {
+fn measure(path: &Path, rounds: usize, jobs: &'static Jobs) -> Outcome<Vec<Line>> {
     let how = FileOpen { create: true, write: true, direct: true };
     let file = file::open(path, how)?;
-    file.prewrite(FILE_BYTES as u64)?;
+    file.prewrite(jobs.file_bytes as u64)?;
     println!("{}, {}, {rounds} rounds", file::volume(path)?.kind, direct(file.direct()));
     drop(file);
     let name = |what: &str| Line { name: what.into(), ours: Vec::new(), glommio: Vec::new() };
     let stamp = if is_busy()? { " INVALID" } else { "" };
     let time = |what: &str| name(&format!("{what}{stamp}"));
     let mut lines = vec![time("append p50 us"), time("append p99 us"), name("append CPU us")];
-    for (connections, _) in ECHOES {
+    for (connections, _) in jobs.echoes {
         lines.push(name(&format!("echo CPU us, {connections} connections")));
     }
     for round in 0..rounds {
         // Who begins changes, so that neither always runs in the other's wake.
         for ours in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
-            for (line, figure) in lines.iter_mut().zip(one_round(path, ours)?) {
+            for (line, figure) in lines.iter_mut().zip(one_round(path, ours, jobs)?) {
                 if ours { &mut line.ours } else { &mut line.glommio }.push(figure);
             }
         }
@@ -116,12 +124,12 @@ fn direct(is_direct: bool) -> &'static str {
 }
 
 /// The figures of one side, in the order of the table.
-fn one_round(path: &Path, ours: bool) -> Outcome<Vec<f64>> {
-    let appends = if ours { ours::append(path)? } else { theirs::append(path)? };
+fn one_round(path: &Path, ours: bool, jobs: &'static Jobs) -> Outcome<Vec<f64>> {
+    let appends = if ours { ours::append(path, jobs)? } else { theirs::append(path, jobs)? };
     let us = |quantile| appends.latency_ns.value_at_quantile(quantile) as f64 / 1000.0;
-    let cpu = appends.cpu.as_secs_f64() * 1e6 / APPENDS as f64;
+    let cpu = appends.cpu.as_secs_f64() * 1e6 / jobs.appends as f64;
     let mut figures = vec![us(0.5), us(0.99), cpu];
-    for (connections, messages) in ECHOES {
+    for (connections, messages) in jobs.echoes {
         let cpu = if ours {
             ours::echo(connections, messages)?
         } else {
@@ -154,8 +162,8 @@ fn median(figures: &mut [f64]) -> f64 {
 }
 
 /// Where the append of this number goes.
-fn offset(at: usize) -> u64 {
-    (at * APPEND_BYTES % FILE_BYTES) as u64
+fn offset(at: usize, jobs: &Jobs) -> u64 {
+    (at * APPEND_BYTES % jobs.file_bytes) as u64
 }
 
 /// Time on a CPU: of the calling thread, or of all threads of this process.
@@ -173,4 +181,33 @@ fn cpu_of(task: &Path) -> Outcome<Duration> {
     let stat = fs::read_to_string(task.join("schedstat"))?;
     let nanos = stat.split(' ').next().unwrap_or_default().parse()?;
     Ok(Duration::from_nanos(nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is measured here: it must only go on working as `net` changes.
+    const TINY: Jobs =
+        Jobs { appends: 4, warm_up: 1, file_bytes: 1 << 20, echoes: [(1, 5), (3, 2)] };
+
+    #[test]
+    fn both_sides_do_both_jobs() {
+        if let Err(refusal) = net::probe() {
+            println!("left out, since glommio has nothing else: {refusal}");
+            return;
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let path = path.join(format!("target-tiny-{}", std::process::id()));
+        let lines = measure(&path, 2, &TINY);
+        let removed = fs::remove_file(&path);
+        let lines = lines.expect("every job is done");
+        removed.expect("it was made");
+        assert_eq!(lines.len(), 5);
+        for line in &lines {
+            assert_eq!((line.ours.len(), line.glommio.len()), (2, 2), "{}", line.name);
+            assert!(line.ours.iter().chain(&line.glommio).all(|figure| *figure > 0.0));
+        }
+        print(&lines);
+    }
 }

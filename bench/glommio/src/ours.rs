@@ -12,11 +12,9 @@ use net::buf::Pages;
 use net::file::{self, FileOpen};
 use net::{Completion, DiskWrite, Ring, RingConfig, TcpListen};
 
-use crate::{
-    APPEND_BYTES, APPENDS, Appends, Outcome, WARM_UP, echo, offset, process_cpu, thread_cpu,
-};
+use crate::{APPEND_BYTES, Appends, Jobs, Outcome, echo, offset, process_cpu, thread_cpu};
 
-pub fn append(path: &Path) -> Outcome<Appends> {
+pub fn append(path: &Path, jobs: &'static Jobs) -> Outcome<Appends> {
     let path = path.to_owned();
     run(move || {
         let mut ring = Ring::new(RingConfig::default())?;
@@ -30,14 +28,14 @@ pub fn append(path: &Path) -> Outcome<Appends> {
         let mut latency_ns = Histogram::new(3)?;
         let mut completions = Vec::new();
         let mut cpu = Duration::ZERO;
-        for at in 0..WARM_UP + APPENDS {
-            if at == WARM_UP {
+        for at in 0..jobs.warm_up + jobs.appends {
+            if at == jobs.warm_up {
                 latency_ns.clear();
                 cpu = process_cpu()?;
             }
             let begun = Instant::now();
             let memory = buf.take().ok_or("a write kept its buffer")?;
-            let (offset, len) = (offset(at), APPEND_BYTES);
+            let (offset, len) = (offset(at, jobs), APPEND_BYTES);
             ring.write_durable(DiskWrite { file, offset, buf: memory, len, tag: 0 });
             while buf.is_none() {
                 ring.wait(None, &mut completions)?;

@@ -12,11 +12,9 @@ use glommio::io::OpenOptions;
 use glommio::net::TcpListener;
 use hdrhistogram::Histogram;
 
-use crate::{
-    APPEND_BYTES, APPENDS, Appends, Outcome, WARM_UP, echo, offset, process_cpu, thread_cpu,
-};
+use crate::{APPEND_BYTES, Appends, Jobs, Outcome, echo, offset, process_cpu, thread_cpu};
 
-pub fn append(path: &Path) -> Outcome<Appends> {
+pub fn append(path: &Path, jobs: &'static Jobs) -> Outcome<Appends> {
     let path = path.to_owned();
     run(move || async move {
         let file =
@@ -27,13 +25,13 @@ pub fn append(path: &Path) -> Outcome<Appends> {
         let buf = Rc::new(buf);
         let mut latency_ns = Histogram::new(3)?;
         let mut cpu = Duration::ZERO;
-        for at in 0..WARM_UP + APPENDS {
-            if at == WARM_UP {
+        for at in 0..jobs.warm_up + jobs.appends {
+            if at == jobs.warm_up {
                 latency_ns.clear();
                 cpu = process_cpu()?;
             }
             let begun = Instant::now();
-            let bytes = file.write_rc_at(Rc::clone(&buf), offset(at)).await.map_err(plain)?;
+            let bytes = file.write_rc_at(Rc::clone(&buf), offset(at, jobs)).await.map_err(plain)?;
             assert_eq!(bytes, APPEND_BYTES);
             file.fdatasync().await.map_err(plain)?;
             latency_ns.record(begun.elapsed().as_nanos() as u64)?;
