@@ -10,7 +10,7 @@
 //! keeps what only it needs. A broken promise is an `Err` with a sentence; the world adds the seed.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
 
@@ -21,6 +21,7 @@ use crate::wire::Verdict;
 mod commit;
 mod count;
 mod creation;
+mod early;
 mod holder;
 mod order;
 mod recovery;
@@ -201,6 +202,8 @@ pub struct Facts {
     pub incarnation: u64,
     /// A second member is in the in-sync set.
     pub backup: bool,
+    /// How long what is answered before it is written may wait: the flush window, and a slack.
+    pub early_bound: Duration,
     /// The disk was full at some time.
     pub was_full: bool,
     /// The stamp of what is being seen.
@@ -297,6 +300,7 @@ impl Default for Checks {
                 Box::new(commit::Commit),
                 Box::new(count::Count::default()),
                 Box::new(creation::Creation::default()),
+                Box::new(early::Early::default()),
                 Box::new(holder::Holder::default()),
                 Box::new(order::Order::default()),
                 Box::new(recovery::Recovery::default()),

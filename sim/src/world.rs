@@ -41,6 +41,9 @@ const LOG_ID: LogId = LogId([0x5a; 16]);
 const JOURNAL_UUID: JournalUuid = JournalUuid([0xa5; 16]);
 /// Bytes of a segment: small, so that segments are used again and again.
 const SEGMENT_BYTES: u64 = 64 * 1024;
+
+/// What is added to the flush window, for the time until the host looks at a shard.
+const ASYNC_SLACK: Duration = Duration::from_millis(1);
 /// Owner of the host's own disk operations.
 const HOST: Owner = Owner(u16::MAX);
 /// Longest that the end of a run may take.
@@ -211,6 +214,7 @@ impl World {
         let clients: Vec<Client> = plan.clients.iter().enumerate().map(client).collect();
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
+        checks.facts.early_bound = plan.journal.flush_window + ASYNC_SLACK;
         checks.facts.names.clone_from(&plan.queues);
         let mut world = Self {
             options: options.clone(),

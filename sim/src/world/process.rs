@@ -114,7 +114,7 @@ impl World {
         }
         // Whatever was appended inside the flush window, and waits for writes that have not ended.
         let oldest = self.disk.oldest_write().unwrap_or(self.now).min(self.now);
-        let window = self.plan.journal.flush_window + Duration::from_millis(1);
+        let window = self.checks.facts.early_bound;
         let async_from = oldest.checked_sub(window).unwrap_or(self.base);
         self.disk.crash(crash);
         self.end_process(async_from.max(self.base))
