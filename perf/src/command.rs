@@ -4,6 +4,8 @@
 //!   produce, consume, e2e    stream.rs     a load on any AMQP 1.0 broker
 //!   sweep                    sweep.rs      rate steps up to saturation
 //!   recover                  recover.rs    time to ready after a kill
+//!   compare, report, gate    one file each who is how much slower; the page; the regression
+//!   floor                    floor.rs      what this machine takes at least
 //!   journal                  journal.rs    the disk, under the journal's own code
 //! ```
 //! A result that is INVALID is printed with its reasons and is no failure of the command: scripts
@@ -15,7 +17,7 @@ use std::error::Error;
 
 use clap::Subcommand;
 
-use crate::{journal, recover, show, stream, sweep};
+use crate::{compare, floor, gate, journal, recover, report, show, stream, sweep};
 
 /// Why a command failed: one message for a person.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -33,6 +35,14 @@ pub enum Command {
     Sweep(sweep::Options),
     /// Kill a broker of our own and start it again: how long until it is ready
     Recover(recover::Options),
+    /// Brokers, floors and peers in interleaved blocks: who is how much slower
+    Compare(Box<compare::Options>),
+    /// What this machine takes at least: TCP echo, durable write, group commit
+    Floor(floor::Options),
+    /// Make a page with plots of a result
+    Report(report::Options),
+    /// Fail where a ratio is worse than that of a baseline
+    Gate(gate::Options),
     /// Measure the disk under the broker's own journal code, beside the bare device
     Journal(journal::Options),
 }
@@ -48,6 +58,10 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::E2e(options) => stream::e2e(options),
         Command::Sweep(options) => sweep::sweep(options),
         Command::Recover(options) => recover::recover(options),
+        Command::Compare(options) => compare::command(options),
+        Command::Floor(options) => floor::command(options),
+        Command::Report(options) => report::command(options),
+        Command::Gate(options) => gate::command(options),
         Command::Journal(options) => show::print(&journal::command(options)?.text()),
     }
 }

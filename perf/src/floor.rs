@@ -27,13 +27,17 @@ use serde::{Deserialize, Serialize};
 use crate::block::Block;
 use crate::schedule::Arrivals;
 
+mod check;
 mod client;
+mod command;
 mod commit;
 mod dev;
 mod echo;
 mod pace;
 mod serve;
 
+pub use self::check::{Checked, RATIO_MAX, check};
+pub use self::command::{Options, command};
 pub use self::commit::{ANSWER_BYTES, BLOCK_BYTES, FILE_BYTES, Store};
 
 use self::serve::{Served, Service};

@@ -6,8 +6,8 @@
 //!     device    the same bytes, no journal                     ─▶ ring ─▶ RWF_DSYNC
 //!     no sync   the journal's batches, plain direct writes from as many threads
 //! ```
-//! `journal` beside `device` says what the journal adds; beside `no sync`, what durability costs. The
-//! broker never writes without data sync: that line is there to be compared with.
+//! `journal` beside `device` says what the journal adds; beside `no sync`, what durability costs.
+//! The broker never writes without data sync: that line is there to be compared with.
 //!
 //! Failure: what the file system said, with the path. The files are removed in any case.
 
@@ -213,7 +213,8 @@ impl JournalResult {
             let time = line.time_ns;
             writeln!(
                 text,
-                "{name:<8} {:>8} {:>8} {:>9} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>9.0} {:>9.0} {:>8.1}",
+                "{name:<8} {:>8} {:>8} {:>9} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>9.0} {:>9.0} \
+                 {:>8.1}",
                 line.payload_bytes,
                 line.write_bytes,
                 line.in_flight,

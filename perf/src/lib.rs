@@ -5,13 +5,15 @@
 //!      │
 //!      ├─ stream, sweep, recover     a load on a broker  ─┐
 //!      ├─ floor, journal             the machine alone    ├─ all by schedule, all into a block
-//!      └─ ...                                            ─┘
+//!      ├─ compare                    both, interleaved   ─┘
+//!      └─ report, gate               a result as a page; against a baseline
 //!
 //!   schedule    when messages are due                    pure
 //!   block       what was measured, histograms, JSON      pure
 //!   load        schedule ─▶ AMQP engine on a ring ─▶ block
 //!   broker      a broker of our own as a child
 //!   verdict     VALID, or why not
+//!   stats       paired ratios, their median and its interval    pure
 //!   machine     what it is, and what it did meanwhile
 //!   client      a blocking client, for `laelaps dev` and for tests
 //! ```
@@ -25,11 +27,14 @@ pub mod block;
 pub mod broker;
 pub mod client;
 pub mod command;
+pub mod compare;
 pub mod floor;
+pub mod gate;
 pub mod journal;
 pub mod load;
 pub mod machine;
 pub mod recover;
+pub mod report;
 pub mod schedule;
 pub mod show;
 pub mod stats;

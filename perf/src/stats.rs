@@ -5,8 +5,8 @@
 //!   pair 2   a.p99 / b.p99 ─┼─▶ median ─▶ bootstrap: the medians of many draws with replacement,
 //!   ...                    ─┘             their 5th and 95th percentile are the interval
 //! ```
-//! A ratio is taken within a pair, whose blocks ran side by side, so that the machine's minute falls
-//! out of it. Percentiles are never averaged.
+//! A ratio is taken within a pair, whose blocks ran side by side, so that the machine's minute
+//! falls out of it. Percentiles are never averaged.
 //!
 //! Invariants: pure, and the same seed gives the same interval. Failure: no ratio, no estimate.
 

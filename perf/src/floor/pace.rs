@@ -51,7 +51,7 @@ impl Pace {
     pub(super) fn new(load: &FloorLoad) -> Self {
         let window =
             Window { start_ns: nanoseconds(load.warm_up), planned_ns: nanoseconds(load.duration) };
-        // Refused only where timers cannot be set at all; then sends are later, and the lag says so.
+        // Refused only where timers cannot be set at all; then sends are late, and the lag says so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut schedule = load.rate.map(|rate| Schedule::new(load.arrivals, rate, load.seed));
         let next_ns = schedule.as_mut().map_or(0, Schedule::next_ns);
