@@ -7,7 +7,8 @@
 //!     ├─ file system    by its type; its free space against what a format takes
 //!     ├─ device         /sys/dev/block/MAJOR:MINOR, or the disk that the partition is on
 //!     └─ a file of ours, pre-written, removed at the end
-//!          RWF_DSYNC writes of a block, 1 and 4 in flight, through the engine that would be taken
+//!          the journal's own batches, a block each, 1 and 4 in flight, through the engine that
+//!          would be taken
 //! ```
 //! Failure: what refuses the broker a start is a bad verdict with the start's own cause; a write
 //! that does not end in [`WRITE_WITHIN`] counts as failed.
@@ -17,8 +18,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use journal::BlockBuf;
 use journal::limits::{BLOCK_BYTES, FORMAT_SEGMENTS, SEGMENTS_MIN};
+use journal::{
+    BlockBuf, Calibration, CalibrationLine, CalibrationLoad, DiskDone, DiskOp, FileId, OpId,
+};
 use net::buf::Pages;
 use net::file::{DataFile, FileOpen, Volume};
 use net::{Completion, DiskWrite, Engine, MemoryUse, Ring, RingConfig};
@@ -29,10 +32,16 @@ use crate::config::{COUNT_MAX, Config};
 use crate::driver::{self, Directory};
 use crate::fatal::{Cause, Failure};
 
+/// Payload of the one record of each batch: what a small message is, and one block on the disk.
+const PAYLOAD_BYTES: usize = 256;
+
+/// Writes that show how many a row can have.
+const TRIAL_WRITES: usize = 20;
+
 /// Writes of a row, at most.
 const WRITES_MAX: usize = 2000;
 
-/// A row takes no longer than this and one write.
+/// A row takes about so long.
 const ROW_WITHIN: Duration = Duration::from_millis(1500);
 
 /// A write that takes longer is taken for hung.
@@ -207,24 +216,22 @@ pub(super) struct Row {
     per_second: u64,
 }
 
-impl Row {
-    /// From the times of all writes, of which there is at least one.
-    fn new(in_flight: usize, mut micros: Vec<u64>, took: Duration) -> Self {
-        micros.sort_unstable();
-        let writes = micros.len();
-        // The smallest time that so many per mille are no longer than.
-        let at = |permille: usize| micros[(writes * permille).div_ceil(1000).max(1) - 1];
+impl From<&CalibrationLine> for Row {
+    fn from(line: &CalibrationLine) -> Self {
+        let us = |share| line.quantile_ns(share) / 1000;
         Self {
-            in_flight,
-            writes,
-            p50_us: at(500),
-            p99_us: at(990),
-            p999_us: at(999),
-            max_us: at(1000),
-            per_second: (writes as f64 / took.as_secs_f64()) as u64,
+            in_flight: line.load.in_flight,
+            writes: line.times_ns.len(),
+            p50_us: us(0.5),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            max_us: line.max_ns() / 1000,
+            per_second: line.writes_per_second() as u64,
         }
     }
+}
 
+impl Row {
     pub(super) fn as_json(&self) -> Value {
         json!({
             "block_bytes": BLOCK_BYTES,
@@ -332,45 +339,55 @@ fn durable_writes(file: DataFile, engine: Engine, rows: &mut Vec<Row>) -> Result
     let mut ring = Ring::new(config).map_err(|error| refused(&error))?;
     let file = ring.add_file(file).map_err(|_| refused(&"the ring takes no file"))?;
     for in_flight in ROWS {
-        rows.push(row(&mut ring, file, in_flight)?);
+        let load = |writes| CalibrationLoad { payload_bytes: PAYLOAD_BYTES, in_flight, writes };
+        let trial = calibrate(&mut ring, file, load(TRIAL_WRITES))?;
+        let writes = trial.writes_per_second() * ROW_WITHIN.as_secs_f64();
+        let line = calibrate(&mut ring, file, load((writes as usize).clamp(1, WRITES_MAX)))?;
+        rows.push(Row::from(&line));
     }
     Ok(())
 }
 
-fn row(ring: &mut Ring, file: net::FileId, in_flight: usize) -> Result<Row, Failure> {
+/// Run one load of the journal's calibration on the ring.
+fn calibrate(
+    ring: &mut Ring,
+    file: net::FileId,
+    load: CalibrationLoad,
+) -> Result<CalibrationLine, Failure> {
     let failed = |what: String| Failure::new(Cause::JournalPoisoned, what);
-    let mut idle: Vec<BlockBuf> = (0..in_flight).map(|_| BlockBuf::zeroed(BLOCK_BYTES)).collect();
-    let mut begun = Vec::new();
-    let mut micros: Vec<u64> = Vec::new();
+    let mut calibration = Calibration::new(FileId::NodeSuperblock, FILE_BYTES, vec![load]);
     let mut completions = Vec::new();
-    let start = driver::clock();
+    let mut moved = driver::clock();
     loop {
-        while begun.len() < WRITES_MAX
-            && driver::clock() - start < ROW_WITHIN
-            && let Some(buf) = idle.pop()
-        {
-            let number = begun.len() as u64;
-            let offset = number * BLOCK_BYTES as u64 % FILE_BYTES;
+        while let Some(op) = calibration.poll_disk(driver::clock()) {
+            let DiskOp::Write { id, offset, buf, .. } = op else {
+                unreachable!("a calibration only writes");
+            };
             let (buf, len) = buf.into_static();
-            begun.push(driver::clock());
-            ring.write_durable(DiskWrite { file, offset, buf, len, tag: number });
+            ring.write_durable(DiskWrite { file, offset, buf, len, tag: id.0 });
         }
-        if idle.len() == in_flight {
-            return Ok(Row::new(in_flight, micros, driver::clock() - start));
+        if let Some(outcome) = calibration.poll_outcome() {
+            let lines = outcome.map_err(|error| failed(format!("a durable write: {error}")))?;
+            return Ok(lines.into_iter().next().expect("a line for the load"));
         }
         ring.wait(Some(WRITE_WITHIN), &mut completions)
             .map_err(|error| failed(format!("the measurement broke off: {error}")))?;
-        let now = driver::clock();
-        if completions.is_empty() && now - start > ROW_WITHIN + WRITE_WITHIN {
+        // A wait may also end for nothing.
+        if completions.is_empty() && driver::clock() - moved > WRITE_WITHIN {
             let bound = WRITE_WITHIN.as_secs();
             return Err(failed(format!("a durable write did not end within {bound} s")));
         }
         for completion in completions.drain(..) {
-            if let Completion::Disk { buf: Some(buf), result, tag } = completion {
-                result.map_err(|error| failed(format!("a durable write failed: {error}")))?;
-                let took = now - begun[usize::try_from(tag).expect("a number of ours")];
-                micros.push(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-                idle.push(BlockBuf::from_static(buf, BLOCK_BYTES));
+            if let Completion::Disk { tag, buf, result } = completion {
+                moved = driver::clock();
+                // All of them are blocks of ours, whole when they come back.
+                let buf = buf.map(|memory| BlockBuf::from_static(memory, BLOCK_BYTES));
+                let result =
+                    result.map_err(|error| failed(format!("a durable write failed: {error}")))?;
+                calibration.handle_disk(
+                    driver::clock(),
+                    DiskDone { id: OpId(tag), result: Ok(result), buf },
+                );
             }
         }
     }
@@ -408,13 +425,17 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_the_sorted_times() {
-        let row = Row::new(4, (1..=1000).rev().collect(), Duration::from_secs(2));
+    fn a_row_is_in_microseconds() {
+        let load = CalibrationLoad { payload_bytes: 256, in_flight: 4, writes: 1000 };
+        let row = Row::from(&CalibrationLine {
+            load,
+            write_bytes: BLOCK_BYTES,
+            times_ns: (1..=1000).map(|us| us * 1000).collect(),
+            took: Duration::from_secs(2),
+        });
         assert_eq!((row.p50_us, row.p99_us, row.p999_us, row.max_us), (500, 990, 999, 1000));
         assert_eq!((row.writes, row.per_second), (1000, 500));
-        let one = Row::new(1, vec![7], Duration::from_secs(1));
-        assert_eq!((one.p50_us, one.p999_us, one.max_us), (7, 7, 7));
-        assert!(table(&[row, one]).contains("  4 in flight"));
+        assert!(table(&[row]).contains("  4 in flight"));
     }
 
     #[test]
