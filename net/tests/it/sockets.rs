@@ -15,6 +15,8 @@ over_both_engines! {
     few_buffers_starve_and_recover,
     a_starved_socket_waits_for_no_other_that_left_the_line,
     a_paused_receive_holds_the_peer_back,
+    an_end_behind_bytes_is_seen,
+    a_starved_socket_waits_for_no_other_that_has_no_more,
     urgent_data_holds_nothing_up,
     results_at_hand_keep_no_events_out,
     a_reset_ends_both_ways,
@@ -236,6 +238,37 @@ fn a_paused_receive_holds_the_peer_back(engine: Engine) {
     }
     writer.join().unwrap();
     assert!(got == expected);
+}
+
+/// Both are there before the first receive, so nothing else will wake the ring for the second.
+fn an_end_behind_bytes_is_seen(engine: Engine) {
+    let mut core = Core::new(on(engine));
+    let (socket, mut client) = pair(&mut core);
+    client.write_all(b"last words").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    core.turn(Duration::from_millis(20));
+    core.ring.start_receive(socket);
+    assert_eq!(core.received(), (socket, b"last words".to_vec()));
+    let end = core.next();
+    assert!(matches!(end, Completion::ReceiveEnded { result: Ok(()), .. }), "{end:?}");
+}
+
+/// The only buffer was filled to its end, so nobody can know that there is no more.
+fn a_starved_socket_waits_for_no_other_that_has_no_more(engine: Engine) {
+    let config = RingConfig { recv_buffers: 1, recv_buffer_bytes: 256, ..on(engine) };
+    let mut core = Core::new(config);
+    let (first, mut full) = pair(&mut core);
+    let (second, mut other) = pair(&mut core);
+    core.ring.start_receive(first);
+    core.ring.start_receive(second);
+    full.write_all(&[1; 256]).unwrap();
+    let Completion::Received { socket, lease } = core.next() else { panic!("no bytes") };
+    assert_eq!((socket, lease.bytes()), (first, 256));
+    other.write_all(b"second").unwrap();
+    core.turn(Duration::from_millis(20));
+    core.turn(Duration::from_millis(20));
+    core.ring.release(lease);
+    assert_eq!(core.received(), (second, b"second".to_vec()));
 }
 
 /// A receive ends short before the mark of urgent data, though there is more behind it.
@@ -479,6 +512,7 @@ fn a_tiny_completion_queue_overflows_without_loss(engine: Engine) {
     }
     let (mut bytes, mut sends) = (0, 0);
     while bytes < 40 * 300 || sends < 40 {
+        assert!(core.seen.len() <= 4, "a turn is bounded, but one gave {}", core.seen.len());
         match core.next() {
             Completion::Received { lease, .. } => {
                 bytes += lease.bytes();
