@@ -51,9 +51,12 @@ impl<'a> Performative<'a> {
     /// after it.
     #[inline]
     pub fn decode(body: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
-        match shortcuts::read_transfer(body) {
-            Some((transfer, payload)) => Ok((Self::Transfer(transfer), payload)),
-            None => Self::decode_general(body),
+        if let Some((transfer, payload)) = shortcuts::read_transfer(body) {
+            Ok((Self::Transfer(transfer), payload))
+        } else if let Some(accepted) = shortcuts::read_accepted(body) {
+            Ok((Self::Disposition(accepted), &[]))
+        } else {
+            Self::decode_general(body)
         }
     }
 

@@ -10,7 +10,7 @@
 
 use crate::codec::code;
 use crate::definitions::{DeliveryId, Handle, Role};
-use crate::performative::Transfer;
+use crate::performative::{DeliveryState, Disposition, Transfer};
 
 /// The longest head of a frame below: frame header, descriptor, list header, fields.
 const HEAD_BYTES_MAX: usize = 40;
@@ -121,6 +121,37 @@ pub(crate) fn read_transfer(body: &[u8]) -> Option<(Transfer<'_>, &[u8])> {
     Some((transfer, payload))
 }
 
+/// The disposition that a frame's body is, if it is one of accepted deliveries.
+#[inline]
+pub(crate) fn read_accepted(body: &[u8]) -> Option<Disposition<'_>> {
+    let [code::DESCRIBED, code::SMALL_ULONG, 0x15, code::LIST8, size, 5, rest @ ..] = body else {
+        return None;
+    };
+    let [role @ (code::TRUE | code::FALSE), fields @ ..] = rest else { return None };
+    let mut fields = fields;
+    let first = DeliveryId(take_uint(&mut fields)?);
+    let last = match fields {
+        [code::NULL, after @ ..] => {
+            fields = after;
+            None
+        }
+        [..] => Some(DeliveryId(take_uint(&mut fields)?)),
+    };
+    let settled = take_boolean(&mut fields, true)??;
+    let is_accepted = fields == [code::DESCRIBED, code::SMALL_ULONG, 0x24, code::LIST0];
+    if !is_accepted || usize::from(*size) != 1 + rest.len() {
+        return None;
+    }
+    Some(Disposition {
+        role: if *role == code::TRUE { Role::Receiver } else { Role::Sender },
+        first,
+        last,
+        settled,
+        state: Some(DeliveryState::Accepted),
+        batchable: false,
+    })
+}
+
 #[inline]
 fn take_uint(fields: &mut &[u8]) -> Option<u32> {
     let (value, rest) = match *fields {
@@ -153,7 +184,7 @@ fn take_boolean(fields: &mut &[u8], is_there: bool) -> Option<Option<bool>> {
 mod tests {
     use super::*;
     use crate::frame::{self, FrameWriter};
-    use crate::performative::{DeliveryState, Disposition, Performative};
+    use crate::performative::Performative;
 
     const NUMBERS: [u32; 8] = [0, 1, 255, 256, 65_535, 65_536, i32::MAX as u32, u32::MAX];
 
@@ -207,6 +238,44 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Bytes near those of a disposition, likewise.
+    #[test]
+    fn a_disposition_is_read_as_the_general_reader_does_or_not_at_all() {
+        let mut state = 13u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        };
+        let codes = [0x40, 0x41, 0x42, 0x43, 0x45, 0x52, 0x70, 0xc0, 0, 1, 4, 5, 6, 0x24, 0x26];
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..200_000 {
+            let mut out = Vec::new();
+            let disposition = Disposition {
+                role: [Role::Sender, Role::Receiver][random(2) as usize],
+                first: DeliveryId(NUMBERS[random(8) as usize]),
+                last: (random(2) > 0).then(|| DeliveryId(NUMBERS[random(8) as usize])),
+                settled: random(2) > 0,
+                state: [None, Some(DeliveryState::Accepted), Some(DeliveryState::Released)]
+                    [random(3) as usize],
+                batchable: random(9) == 0,
+            };
+            Performative::Disposition(disposition).encode(&mut out);
+            out.extend_from_slice(&[0x40][..usize::from(random(9) == 0)]);
+            for _ in 0..random(3) {
+                let at = random(out.len() as u64) as usize;
+                out[at] = codes[random(codes.len() as u64) as usize];
+            }
+            let Some(read) = read_accepted(&out) else {
+                refused += 1;
+                continue;
+            };
+            taken += 1;
+            let (general, _) = Performative::decode_general(&out).expect("it was taken");
+            assert_eq!(general, Performative::Disposition(read));
+        }
+        assert!(taken > 10_000 && refused > 20_000, "{taken} {refused}");
     }
 
     /// Bytes near those of a transfer: where this reader takes them, the general one agrees.
