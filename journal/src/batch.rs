@@ -256,7 +256,7 @@ impl OpenBatch {
         assert!(self.fits(len), "a record of {len} bytes in a batch of {}", self.bytes_max);
         let lsn = self.first_lsn.plus(self.bytes as u64);
         let at = self.lead + self.bytes;
-        record.encode(seed, lsn, &mut self.buf.as_mut_slice()[at..at + len]);
+        record.encode(seed, lsn, &mut self.buf.as_mut_slice()[at - 4..at + len]);
         self.bytes += len;
         self.records += 1;
         (lsn, lsn.plus(len as u64))

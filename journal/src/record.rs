@@ -243,11 +243,15 @@ impl<'a> Record<'a> {
         self.parts.encoded_len()
     }
 
-    /// Writes the record, which will stand at `lsn`, over the whole of `out`.
+    /// Writes the record, which will stand at `lsn`, over all of `room` but the first four bytes.
+    /// Those are what stands before it; they are the same afterwards.
     ///
     /// # Panics
-    /// If `out` is not [`encoded_len`](Self::encoded_len) long or the parts are too long.
-    pub(crate) fn encode(&self, seed: &LogSeed, lsn: Lsn, out: &mut [u8]) {
+    /// If `room` is not four bytes longer than [`encoded_len`](Self::encoded_len), or the parts are
+    /// too long.
+    pub(crate) fn encode(&self, seed: &LogSeed, lsn: Lsn, room: &mut [u8]) {
+        let (before, out) = room.split_first_chunk_mut::<4>().expect("there is room");
+        let before = *before;
         let length = u32::try_from(out.len()).expect("a record fits into a batch");
         let parts_len = out.len() - RECORD_HEADER_BYTES - self.payload.len();
         assert!(parts_len <= PARTS_BYTES_MAX, "parts of {parts_len} bytes");
@@ -262,21 +266,18 @@ impl<'a> Record<'a> {
         header[14..16].copy_from_slice(&self.fragment.to_le_bytes());
         header[16..24].copy_from_slice(&self.queue.0.to_le_bytes());
         header[24..].copy_from_slice(&self.sequence.0.to_le_bytes());
-        let crc = if rest.is_empty() {
-            // A settlement, most often: one pass over its place and all of it.
-            let mut whole = [0; 8 + RECORD_HEADER_BYTES - 4];
-            whole[..8].copy_from_slice(&lsn.0.to_le_bytes());
-            whole[8..].copy_from_slice(&header[4..]);
-            seed.crc(&whole)
-        } else {
-            let (parts, payload) = rest.split_at_mut(usize::from(parts_len));
-            if !parts.is_empty() {
-                self.parts.encode(parts);
-            }
-            payload.copy_from_slice(self.payload);
-            seed.record_crc(lsn, &out[4..])
-        };
-        out[..4].copy_from_slice(&crc.to_le_bytes());
+        let (parts, payload) = rest.split_at_mut(usize::from(parts_len));
+        if !parts.is_empty() {
+            self.parts.encode(parts);
+        }
+        payload.copy_from_slice(self.payload);
+        // For one pass over both, the place stands before what the checksum covers: where the
+        // checksum goes, and over what stands before.
+        let (place, _) = room.split_first_chunk_mut::<8>().expect("longer than its header");
+        *place = lsn.0.to_le_bytes();
+        let crc = seed.crc(room);
+        room[..4].copy_from_slice(&before);
+        room[4..8].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// Reads the record that begins `bytes` and stands at `lsn`; also how many bytes it takes.
@@ -582,9 +583,10 @@ mod tests {
     }
 
     fn encoded(record: &Record<'_>) -> Vec<u8> {
-        let mut out = vec![0xaa; record.encoded_len()];
-        record.encode(&seed(), AT, &mut out);
-        out
+        let mut room = vec![0xaa; 4 + record.encoded_len()];
+        record.encode(&seed(), AT, &mut room);
+        assert_eq!(room[..4], [0xaa; 4], "what stands before it is the same afterwards");
+        room.split_off(4)
     }
 
     fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
