@@ -85,6 +85,32 @@ enum Phase {
     Stopped,
 }
 
+/// Queues where messages may meet credit, each once, by id.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// The first is last.
+    queues: Vec<QueueId>,
+}
+
+impl Dirty {
+    fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    fn insert(&mut self, queue: QueueId) {
+        if self.queues.last() == Some(&queue) {
+            return;
+        }
+        if let Err(at) = self.queues.binary_search_by(|other| queue.cmp(other)) {
+            self.queues.insert(at, queue);
+        }
+    }
+
+    fn pop_first(&mut self) -> Option<QueueId> {
+        self.queues.pop()
+    }
+}
+
 /// One shard.
 #[derive(Debug)]
 pub struct Shard {
@@ -101,7 +127,7 @@ pub struct Shard {
     early: Vec<Mail>,
     actions: VecDeque<Action>,
     dirty_conns: VecDeque<ConnId>,
-    dirty_queues: BTreeSet<QueueId>,
+    dirty_queues: Dirty,
     creations: Creations,
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
@@ -141,7 +167,7 @@ impl Shard {
             early: Vec::new(),
             actions: VecDeque::new(),
             dirty_conns: VecDeque::new(),
-            dirty_queues: BTreeSet::new(),
+            dirty_queues: Dirty::default(),
             creations: Creations::default(),
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),

@@ -81,6 +81,9 @@ impl Index {
 
     /// The first message at or behind `from`.
     pub(super) fn first_from(&self, from: Sequence) -> Option<(Sequence, &Slot)> {
+        if let Some(slot) = self.get(from) {
+            return Some((from, slot));
+        }
         let (number, mut offset) = place(from);
         let start = self.find(number).unwrap_or_else(|next| {
             offset = 0;
@@ -112,6 +115,7 @@ impl Index {
     }
 
     /// Where the chunk of this number stands, or would.
+    #[inline]
     fn find(&self, number: u64) -> Result<usize, usize> {
         let is_at = |at: usize| self.chunks.get(at).is_some_and(|(there, _)| *there == number);
         let Some((first, _)) = self.chunks.front() else { return Err(0) };
