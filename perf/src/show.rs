@@ -90,11 +90,14 @@ pub fn block(block: &Block, done: &str) -> String {
         block.unsent
     )
     .expect("memory takes text");
-    let rows = [
+    let mut rows = vec![
         (format!("intended -> {done}"), &block.intended),
         (format!("actual -> {done}"), &block.actual),
-        ("send lag".to_owned(), &block.lag),
     ];
+    // In a closed loop nothing can be late.
+    if block.rate.is_some() {
+        rows.push(("send lag".to_owned(), &block.lag));
+    }
     if rows.iter().any(|(_, histogram)| !histogram.is_empty()) {
         writeln!(
             text,

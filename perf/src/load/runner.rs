@@ -313,23 +313,23 @@ impl<'a> Runner<'a> {
             let sleep = Duration::from_nanos(ahead_ns - SPIN_NS).min(TICK);
             return Ok(self.ring.wait(Some(sleep), &mut self.completions)?);
         }
-        if ahead_ns > PAUSE_NS {
-            self.ring.wait(Some(Duration::ZERO), &mut self.completions)?;
-            if self.completions.is_empty() {
-                std::hint::spin_loop();
-                self.spin_ns += self.origin.elapsed_ns() - now_ns;
-            }
-            return Ok(());
-        }
-        // What is written must be on its way before we only look at the clock.
+        self.watch(due_ns)
+    }
+
+    /// Looks at ring and clock, without sleeping, until something completes or a message is due.
+    fn watch(&mut self, due_ns: u64) -> Result<(), LoadError> {
+        // What is written goes on its way first: that is work, and all behind it is waiting.
         self.ring.wait(Some(Duration::ZERO), &mut self.completions)?;
-        let watched_ns = self.origin.elapsed_ns();
-        if self.completions.is_empty() {
-            while self.origin.elapsed_ns() < due_ns {
-                std::hint::spin_loop();
+        let began_ns = self.origin.elapsed_ns();
+        let mut now_ns = began_ns;
+        while self.completions.is_empty() && now_ns < due_ns {
+            std::hint::spin_loop();
+            if now_ns + PAUSE_NS < due_ns {
+                self.ring.wait(Some(Duration::ZERO), &mut self.completions)?;
             }
-            self.spin_ns += self.origin.elapsed_ns() - watched_ns;
+            now_ns = self.origin.elapsed_ns();
         }
+        self.spin_ns += now_ns - began_ns;
         Ok(())
     }
 
