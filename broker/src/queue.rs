@@ -11,7 +11,8 @@
 //! ```
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
-//! The index finds a message's slot by its sequence (`queue/index.rs`). What was released goes back to its own place in the order: `requeued` holds what lies behind the cursor.
+//! The index finds a message's slot by its sequence (`queue/index.rs`). What was released goes back
+//! to its own place in the order: `requeued` holds what lies behind the cursor.
 //!
 //! Invariants (asserted, also in release):
 //! - a sequence is given once; `next` never goes back;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   chunks   (7, │s s s … s│) (8, │s – s … s│) (11, │s s – …  │)      64 slots each
-//!             sequence / 64 is the number; numbers rise, those whose slots are all free are left out
+//!             sequence / 64 is the number; numbers rise, a chunk without messages is left out;
 //!             where the chunks are dense a slot is one look away, counted from either end;
 //!             otherwise a binary search by number
 //! ```
