@@ -18,6 +18,7 @@ use perf::client::{Client, data_of, durable_message};
 use serde_json::Value;
 
 use crate::harness::{Broker, Scratch, Start};
+use crate::power_fs::PowerFs;
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -226,6 +227,29 @@ fn preflight_says_what_a_start_would_meet() {
     assert!(broker.stop().success());
     let (_, said) = preflight(&scratch, "exec", &data);
     assert!(said.to_string().contains("1 shards"), "{said}");
+}
+
+#[test]
+#[ignore = "needs FUSE: tests/run exits"]
+fn a_file_system_without_direct_io_is_used_buffered_and_loses_nothing() {
+    let scratch = Scratch::new("buffered");
+    let mut disk = PowerFs::mount(scratch.join("mnt"), 1);
+    disk.ask("refuse-direct on");
+    let data = disk.dir().join("data");
+    let mut start = Start::new(&data);
+    start.output = scratch.join("broker.log");
+    let mut books = Books::default();
+    for _ in 0..3 {
+        let broker = start.ready();
+        assert_eq!(ready_line_says(&broker, "io"), "buffered");
+        books.use_broker(broker.amqp);
+        disk.cut(broker);
+    }
+    let (status, said) = preflight(&scratch, "exec", disk.dir());
+    assert_eq!((status, verdict_of(&said, "direct I/O")), (Some(0), "warn"), "{said}");
+    assert_eq!(verdict_of(&said, "file system"), "warn", "FUSE is named");
+    assert!(disk.counts().syncs > 0, "syncs arrive, or nothing would be proved");
+    books.take_all(&start.ready());
 }
 
 /// One that we may run on.

@@ -28,6 +28,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
     TimeOrNow, WriteFlags,
 };
+use rustix::fs::OFlags;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::disk::{Directory, Disk, File, Kind, Loss, Owner, Refusal};
@@ -67,6 +68,7 @@ pub(crate) struct Knobs {
     pub(crate) reads_fail: bool,
     pub(crate) syncs_hang: bool,
     pub(crate) opens_denied: bool,
+    pub(crate) direct_refused: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -373,10 +375,15 @@ impl Filesystem for PowerFs {
         answer_empty(state.disk.rename((parent.0, name), (newparent.0, newname)), reply);
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some((state, reply)) = self.enter(reply, ReplyOpen::error) else { return };
         if state.knobs.opens_denied {
             reply.error(Errno::EACCES);
+            return;
+        }
+        let direct = flags.0.cast_unsigned() & OFlags::DIRECT.bits() != 0;
+        if direct && state.knobs.direct_refused {
+            reply.error(Errno::EINVAL);
             return;
         }
         reply.opened(FileHandle(0), FopenFlags::empty());

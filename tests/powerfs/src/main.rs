@@ -12,6 +12,7 @@
 //!             fail-reads on|off         EIO for reads                      ok
 //!             hang-syncs on|off         no answer to syncs, until a cut    ok
 //!             deny-opens on|off         EACCES for open, create and mkdir   ok
+//!             refuse-direct on|off      EINVAL for opens with O_DIRECT     ok
 //!             quota BYTES|none          ENOSPC beyond                      ok
 //!             counts                    ok WRITES WRITTEN_BYTES SYNCS READS ALLOCATED_BYTES
 //!             end of input              unmount, exit 0
@@ -109,6 +110,10 @@ fn obey(fs: &PowerFs, line: &str) -> Result<String, String> {
         ["deny-opens", word] => {
             let denied = on_or_off(word)?;
             fs.set_knobs(|knobs| knobs.opens_denied = denied);
+        }
+        ["refuse-direct", word] => {
+            let refused = on_or_off(word)?;
+            fs.set_knobs(|knobs| knobs.direct_refused = refused);
         }
         ["quota", "none"] => fs.set_quota(u64::MAX),
         ["quota", bytes] => {
