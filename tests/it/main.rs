@@ -17,6 +17,7 @@
 #![expect(clippy::disallowed_methods, reason = "real processes are waited for by a real clock")]
 
 mod check;
+mod compare;
 mod damage;
 mod engine;
 mod exits;
