@@ -9,8 +9,8 @@
 //!  |   v            |         | <-----> |   v            |         |            |
 //!  | Ring: sockets, files     | MSG_RING| Ring                     | <--- Doorbell (eventfd)
 //!  +---|------------|---------+         +--------------------------+
-//!      v SQ         | CQ
-//!   the kernel (io_uring, one ring a core)
+//!      v            |
+//!   the kernel: io_uring, one ring a core, or epoll and threads that write ([`Engine`])
 //! ```
 //!
 //! Completion-based, without futures: the caller hands an operation its buffer, [`Ring::wait`]
@@ -18,11 +18,11 @@
 //!
 //! Invariants: this crate imports none of ours and is the only one with `unsafe`, each block with
 //! the fact it rests on; no raw descriptor crosses the public interface; everything the kernel may
-//! still touch is owned by a slab slot until its last completion.
+//! still touch is owned by a slab slot until its last completion, or by the thread inside the call.
 //!
-//! Failure: a refused io_uring is a [`Refusal`] in words, with what to do; a failed operation comes
-//! back as its completion; a failed [`Ring::wait`] means the ring is lost and the process should
-//! end.
+//! Failure: a refused io_uring is a [`Refusal`] in words, with what to do, or the reason why
+//! [`Engine::choose`] took the other; a failed operation comes back as its completion; a failed
+//! [`Ring::wait`] means the ring is lost and the process should end.
 
 pub mod buf;
 pub mod cgroup;

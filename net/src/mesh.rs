@@ -15,8 +15,9 @@
 //! first, (3) sees (a) and a knock is sent; a knock is a completion or a counter in the kernel, so
 //! it ends a wait that begins after it as well as one that began before. The knock travels in the
 //! sender's own ring, at the latest in the `io_uring_enter` of its next wait, which
-//! [`MeshPort::wait`] makes the same call that asked for it. One knock is enough for any number of
-//! letters: who is awake looks into every box before it sleeps.
+//! [`MeshPort::wait`] makes the same call that asked for it; to or from an epoll ring it is sent at
+//! once, and a wait that didn't ask the kernel leaves it for the next one. One knock is enough for
+//! any number of letters: who is awake looks into every box before it sleeps.
 //!
 //! The tests notice a missing look or a missing knock. The order of the steps and the fences rest
 //! on this argument alone: the moments between them are too short to be hit by trying (we tried).
