@@ -140,6 +140,11 @@ impl Pending {
         })
     }
 
+    /// Whether anything waits at this level.
+    pub fn waits_at(&self, level: Level) -> bool {
+        !self.levels[level as usize].is_empty()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.levels.iter().all(VecDeque::is_empty)

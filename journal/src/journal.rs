@@ -91,8 +91,17 @@ pub struct Appended {
     /// The end of its last byte: it is durable once `durable() >= end`.
     pub end: Lsn,
     /// At `async`: its batch will be on its way when the flush window ends, so it may be answered
-    /// now. False for a message that needs several batches; that one waits until it is durable.
+    /// now. False for a message that needs several batches, and for a settlement while the disk is
+    /// behind or nearly full: these are answered when they are durable.
     pub vouched: bool,
+}
+
+impl Appended {
+    /// The level whose watermark answers it, of a record that asks for `asked`.
+    #[must_use]
+    pub fn answered_at(self, asked: Level) -> Level {
+        if asked == Level::Async && !self.vouched { Level::Sync } else { asked }
+    }
 }
 
 /// Why a record was not appended. Nothing of it is in the log then.
@@ -559,17 +568,22 @@ impl Journal {
         claim: Claim,
         wish: Wish,
     ) -> Result<Appended, AppendError> {
-        let is_early = is_early(record, claim);
         self.admit(claim, std::iter::once(bytes))?;
-        if is_early {
+        let vouched = if is_early(record, claim) {
             self.make_way(now, bytes)?;
-        }
-        let wish = Wish { due: wish.due, forced: wish.forced || is_early };
+            true
+        } else {
+            // A settlement is always taken; what holds it up is no reason to answer it too soon.
+            let is_settle = record.level == Level::Async && matches!(claim, Claim::Settle);
+            let has_room = is_settle && self.room() == Room::Plenty;
+            has_room && self.make_way(now, bytes).is_ok()
+        };
+        let wish = Wish { due: wish.due, forced: wish.forced || vouched };
         let (lsn, end) = self.put(now, (record, bytes), wish);
-        if is_early {
+        if vouched {
             self.commit.vouch(now + self.config.flush_window);
         }
-        Ok(Appended { lsn, end, vouched: is_early })
+        Ok(Appended { lsn, end, vouched })
     }
 
     fn append_split(

@@ -204,8 +204,6 @@ pub struct Facts {
     pub backup: bool,
     /// How long what is answered before it is written may wait: the flush window, and a slack.
     pub early_bound: Duration,
-    /// The disk was full at some time.
-    pub was_full: bool,
     /// The stamp of what is being seen.
     pub stamp: Option<Stamp>,
 }
@@ -245,11 +243,6 @@ impl Facts {
             Seen::Vouched { .. } | Seen::Parted(_) => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
         }
-    }
-
-    /// Whether the process ended without being asked after this time.
-    pub fn crashed_since(&self, at: Instant) -> bool {
-        self.crashes.last().is_some_and(|(_, to)| at <= *to)
     }
 
     /// Whether something promised at this time, at level `async`, may be lost.

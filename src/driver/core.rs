@@ -57,17 +57,22 @@ const BACKLOG: u16 = 1024;
 /// Bytes of a batch buffer: the first batch of a segment brings the segment's header.
 pub(super) const BATCH_BUFFER_BYTES: usize = BATCH_BYTES_MAX + SEGMENT_HEADER_BYTES as usize;
 
+/// Writes of a shard that may run: the journal keeps one more for what it answered early.
+fn writes_max(writes_in_flight_max: usize) -> usize {
+    writes_in_flight_max + 1
+}
+
 /// Batch buffers of a shard: those being written, one that fills, one that is sealed.
 pub(super) fn batch_buffers(writes_in_flight_max: usize) -> usize {
-    writes_in_flight_max + 2
+    writes_max(writes_in_flight_max) + 2
 }
 
 /// Files of a ring beside its journal's: the directory's lock, and those that are being closed.
 pub(super) const FILES_SPARE: u32 = 64;
 
-/// Threads that the epoll engine may write with, for one core: beyond some, a disk has no use for
-/// more writes at a time.
-const WRITERS_MAX: u16 = 16;
+/// Threads that the epoll engine may write with, for one core; they are started when needed. With
+/// very many shards on a core a write may wait for one.
+const WRITERS_MAX: u16 = 64;
 
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
@@ -172,7 +177,7 @@ impl Core {
             let what = format!("core {} has no ring: {error}", setup.core);
             Failure::new(Cause::EngineRefused, what)
         };
-        let writers = setup.shards.len() * setup.journal.writes_in_flight_max;
+        let writers = setup.shards.len() * writes_max(setup.journal.writes_in_flight_max);
         let config = RingConfig {
             engine: setup.engine,
             writers_max: u16::try_from(writers).unwrap_or(u16::MAX).clamp(1, WRITERS_MAX),

@@ -376,6 +376,7 @@ impl Shard {
         match journal.append(now, &record, urgency) {
             Ok(appended) => {
                 let effect = self.state.apply_settle(id, sequence);
+                let level = appended.answered_at(level);
                 self.pending.push(level, Waiting { end: appended.end, effect, answer });
             }
             // Its room was set aside when the message was accepted, but may still be in the making.
@@ -407,6 +408,7 @@ impl Shard {
         match journal.append(now, &record, Urgency::Now) {
             Ok(appended) => {
                 let effect = self.state.apply_delivery_count(id, sequence, count);
+                let level = appended.answered_at(level);
                 self.pending.push(level, Waiting { end: appended.end, effect, answer });
             }
             // The message stays where no consumer sees it, and the answer waits.
@@ -458,6 +460,9 @@ impl Shard {
             self.waiting.push_back(Parked::Mark { level, answer });
         } else if let Some(journal) = &self.journal {
             let end = journal.appended();
+            // What an `async` settlement before it could not have at once, it waits for too.
+            let waits = level == Level::Async && self.pending.waits_at(Level::Sync);
+            let level = if waits { Level::Sync } else { level };
             self.pending.push(level, Waiting { end, effect: Effect::None, answer });
         }
     }

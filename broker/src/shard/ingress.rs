@@ -257,8 +257,7 @@ impl Shard {
             .apply_message(appended.lsn, id, sequence, std::mem::take(message))
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         let answer = Answer::Published(producer.0, producer.1);
-        let waits = level == Level::Async && !appended.vouched;
-        let level = if waits { Level::Sync } else { level };
+        let level = appended.answered_at(level);
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
         Ok(())
     }

@@ -80,9 +80,7 @@ impl Count {
         let told = self.told.get(&id).copied().unwrap_or(0);
         // At `async` a crash may take along what was counted in the flush window before it.
         let is_async = facts.level(id) == Level::Async;
-        let excused = |at: Instant| {
-            is_async && (facts.at_risk(at) || (facts.was_full && facts.crashed_since(at)))
-        };
+        let excused = |at: Instant| is_async && facts.at_risk(at);
         // A delivery that was on its way before the confirmation does not know of it.
         let sent = facts.stamp.as_ref().map(|stamp| stamp.at);
         let known = |at: &&Instant| sent.is_none_or(|sent| **at < sent) && !excused(**at);

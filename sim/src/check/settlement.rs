@@ -1,8 +1,8 @@
 //! A confirmed settlement never comes back.
 //!
 //! Confirmed is what the broker has answered: an outcome that waited for its settlement, or a
-//! detach, end or close after it. Only at `async`, and only after a crash, which may have come
-//! before the settlement's record was durable, may such a message be there again.
+//! detach, end or close after it. Only at `async`, and only after a crash in the flush window
+//! or in the write that followed it, may such a message be there again.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -36,7 +36,7 @@ impl Check for Settlement {
                 if sent <= *at {
                     return Ok(());
                 }
-                let at_risk = facts.at_risk(*at) || (facts.was_full && facts.crashed_since(*at));
+                let at_risk = facts.at_risk(*at);
                 if facts.level(*letter) != Level::Async || !at_risk {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }

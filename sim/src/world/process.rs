@@ -250,7 +250,6 @@ impl World {
             Mail::Consume { .. } | Mail::Publish { .. } => self.hits.add(Hit::Crossed),
             Mail::Pressure(true) => {
                 self.hits.add(Hit::DiskFull);
-                self.checks.facts.was_full = true;
             }
             Mail::Resolve { name, .. } => {
                 let again =
