@@ -232,6 +232,15 @@ fn a_sweep_rises_and_leaves_no_message() {
     assert!(!steps.is_empty() && steps.len() <= 4, "{said}");
     assert_eq!(steps[0]["rate"], 50.0);
     assert_eq!(block(&steps[0]["block"]).offered, 20);
+    // What is taken is exact where one link takes it.
+    let three = LoadPlan {
+        length: Length::Count(3),
+        warmup: Duration::ZERO,
+        ..LoadPlan::new(broker.target())
+    };
+    load::run(&three).expect("three are sent");
+    assert_eq!(load::drain(&three, 2).expect("two come"), 2);
+    assert_eq!(load::drain(&three, 1).expect("the third was left"), 1);
     let drained =
         LoadPlan { patience: Duration::from_millis(300), ..LoadPlan::new(broker.target()) };
     assert_eq!(load::drain(&drained, 1).expect("the broker answers"), 0, "a message was left");

@@ -43,8 +43,8 @@ pub(super) struct LinkPlan {
 pub(super) enum LinkRole {
     /// We send; the producer of this number.
     Producer(u32),
-    /// We receive, with so many messages ahead of our settlements.
-    Consumer { credit: u32 },
+    /// We receive, with so many messages ahead of our settlements, and no more than `left` in all.
+    Consumer { credit: u32, left: u64 },
 }
 
 /// A message under way.
@@ -238,8 +238,8 @@ impl Peer {
     /// Lets messages come. Not before the load begins: what comes is settled, and must be counted.
     pub(super) fn start_receiving(&mut self) {
         for link in &self.links {
-            if let LinkRole::Consumer { credit } = link.role {
-                self.connection.grant_credit(link.id, credit);
+            if let LinkRole::Consumer { credit, left } = link.role {
+                self.connection.grant_credit(link.id, granted(credit, left));
             }
         }
     }
@@ -372,10 +372,12 @@ impl Peer {
 
     fn renew_credit(&mut self, id: LinkId) {
         let Some(link) = self.link_mut(id) else { return };
-        let LinkRole::Consumer { credit } = link.role else { return };
+        let LinkRole::Consumer { credit, left } = &mut link.role else { return };
+        *left = left.saturating_sub(1);
         link.taken += 1;
-        if 2 * link.taken >= credit {
+        if 2 * link.taken >= *credit {
             link.taken = 0;
+            let credit = granted(*credit, *left);
             self.connection.grant_credit(id, credit);
         }
     }
@@ -401,6 +403,11 @@ impl Peer {
     }
 }
 
+/// Credit that does not go beyond what is left.
+fn granted(credit: u32, left: u64) -> u32 {
+    u32::try_from(left).unwrap_or(u32::MAX).min(credit)
+}
+
 fn not_begun(why: BeginError) -> LoadError {
     LoadError::Refused(match why {
         BeginError::NotOpen => "the peer closed before a session or link could be begun".to_owned(),
@@ -421,7 +428,9 @@ fn closed(reason: CloseReason) -> LoadError {
             error.condition.as_str()
         ),
         CloseReason::HeaderMismatch => "no AMQP 1.0, or not without TLS".to_owned(),
-        CloseReason::SaslFailed(code) => format!("the log-in failed: {code:?}; see --user"),
+        CloseReason::SaslFailed(code) => {
+            format!("the log-in failed ({code:?}); see --broker and --password-file")
+        }
         CloseReason::HandshakeTimeout => "no answer to our open".to_owned(),
         CloseReason::IdleTimeout => "silent for too long".to_owned(),
         CloseReason::CloseTimeout => "no answer to our close".to_owned(),

@@ -31,7 +31,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::peer::{Heard, InFlight, LinkPlan, LinkRole, Peer, PeerPlan};
 use super::stamp::{Stamp, Template};
-use super::{Length, LoadError, LoadPlan, Origin, Share, Shared, Word, clock, nanos};
+use super::{Length, Links, LoadError, LoadPlan, Origin, Share, Shared, Word, clock, nanos};
 use crate::block::{Ended, Recorder};
 use crate::schedule::{Schedule, Share as Part};
 
@@ -572,7 +572,16 @@ fn connect(
         peers.push(Peer::connect(ring, peer)?);
     }
     for connection in (0..plan.consumers.connections).filter(ours) {
-        let role = LinkRole::Consumer { credit: plan.credit };
+        // One link alone can be exact; with several, which of them gets how many is not known.
+        let left = match plan.length {
+            Length::Count(count)
+                if plan.consumers.total() == 1 && plan.producers == Links::NONE =>
+            {
+                count
+            }
+            Length::Count(_) | Length::For(_) => u64::MAX,
+        };
+        let role = LinkRole::Consumer { credit: plan.credit, left };
         let first = connection * plan.consumers.each;
         let links = (first..first + plan.consumers.each)
             .map(|link| LinkPlan { address: address(link), role })
