@@ -587,3 +587,72 @@ fn monotonic_ns() -> u64 {
 fn clock() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn plan(addr: SocketAddr) -> LoadPlan {
+        LoadPlan { patience: Duration::from_millis(100), ..LoadPlan::new(Target::new(addr)) }
+    }
+
+    fn refused(change: impl FnOnce(&mut LoadPlan)) -> &'static str {
+        let mut plan = plan(SocketAddr::from(([127, 0, 0, 1], 1)));
+        change(&mut plan);
+        match plan.check() {
+            Err(LoadError::Plan(rule)) => rule,
+            Ok(()) | Err(_) => panic!("the plan is taken: {plan:?}"),
+        }
+    }
+
+    #[test]
+    fn a_plan_out_of_bounds_is_refused_with_its_rule() {
+        assert!(plan(SocketAddr::from(([127, 0, 0, 1], 1))).check().is_ok());
+        assert!(refused(|plan| plan.addresses.clear()).contains("address"));
+        assert!(refused(|plan| plan.producers = Links::NONE).contains("neither"));
+        assert!(refused(|plan| plan.producers.each = 0).contains("neither"));
+        assert!(refused(|plan| plan.threads = 0).contains("threads"));
+        assert!(refused(|plan| plan.in_flight = 0).contains("in flight"));
+        assert!(refused(|plan| plan.rate = Some(0.0)).contains("rate"));
+        assert!(refused(|plan| plan.length = Length::Count(0)).contains("count"));
+        assert!(refused(|plan| plan.producers = Links::alone(100_001)).contains("links"));
+        let small = |plan: &mut LoadPlan| (plan.consumers, plan.size) = (Links::ONE, 31);
+        assert!(refused(small).contains("32 bytes"));
+    }
+
+    #[test]
+    fn nobody_there_is_an_error_at_once_however_many_threads_ask() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        drop(listener);
+        let plan = LoadPlan { threads: 3, producers: Links::alone(5), ..plan(addr) };
+        assert!(matches!(run(&plan), Err(LoadError::Unreachable { .. })));
+    }
+
+    #[test]
+    fn a_silent_peer_is_an_error_after_the_patience() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let plan = plan(listener.local_addr().expect("bound"));
+        match run(&plan) {
+            Err(LoadError::NotReady { what, after }) => {
+                assert!(what.contains("session") && after == plan.patience, "{what}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_peer_that_hangs_up_is_an_error_with_its_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let plan = plan(listener.local_addr().expect("bound"));
+        let hang_up = std::thread::Builder::new().spawn(move || drop(listener.accept()));
+        let outcome = run(&plan);
+        hang_up.expect("a thread").join().expect("it hangs up");
+        // The kernel may tell of it as an end or as a reset.
+        assert!(
+            matches!(outcome, Err(LoadError::Refused(_) | LoadError::Unreachable { .. })),
+            "{outcome:?}"
+        );
+    }
+}
