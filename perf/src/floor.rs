@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use net::RingError;
+use net::{Engine, EngineWanted, Ring, RingConfig, RingError};
 use serde::{Deserialize, Serialize};
 
 use crate::block::Block;
@@ -144,6 +144,17 @@ impl fmt::Display for FloorError {
 }
 
 impl std::error::Error for FloorError {}
+
+/// A ring as a core of the broker has it, on the engine that this machine gives.
+pub(crate) fn new_ring() -> Result<Ring, FloorError> {
+    let choice = Engine::choose(EngineWanted::Auto).map_err(RingError::Refused);
+    let engine = choice.map_err(FloorError::Ring)?.engine;
+    let writers_max = WRITERS_MAX;
+    Ring::new(RingConfig { engine, writers_max, ..RingConfig::default() }).map_err(FloorError::Ring)
+}
+
+/// Writes that a ring without io_uring does at once: as many as a load of writes may have.
+const WRITERS_MAX: u16 = 8;
 
 /// A floor that runs: its server is up and its file pre-written.
 pub struct Floor {

@@ -25,12 +25,12 @@ use journal::{
     BlockBuf, Calibration, CalibrationLine, CalibrationLoad, DiskDone, DiskError, DiskOp, FileId,
     OpId, ShardId, Slot,
 };
-use net::{Completion, DiskWrite, Ring, RingConfig};
+use net::{Completion, DiskWrite};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{Percentiles, SCHEMA, empty_histogram};
-use crate::floor::{BLOCK_BYTES, FILE_BYTES, Store};
+use crate::floor::{BLOCK_BYTES, FILE_BYTES, Store, new_ring};
 use crate::machine::{Machine, Place, is_debug};
 
 /// What `laelaps perf journal` is told.
@@ -259,7 +259,7 @@ fn told(writer: Writer, line: &CalibrationLine) -> Line {
 
 /// The journal's writes, as the broker does them: through the ring, with data sync.
 fn through_ring(store: &Store, load: CalibrationLoad) -> Result<CalibrationLine, Failure> {
-    let mut ring = Ring::new(RingConfig::default())?;
+    let mut ring = new_ring()?;
     let Ok(file) = ring.add_file(store.open()?) else { return Err("no room for a file".into()) };
     let mut calibration = Calibration::new(FILE, FILE_BYTES, vec![load]);
     let mut lengths = std::collections::BTreeMap::new();
@@ -290,7 +290,7 @@ fn through_ring(store: &Store, load: CalibrationLoad) -> Result<CalibrationLine,
 /// The same writes without a journal.
 fn bare(store: &Store, like: &CalibrationLine) -> Result<Line, Failure> {
     let depth = like.load.in_flight;
-    let mut ring = Ring::new(RingConfig::default())?;
+    let mut ring = new_ring()?;
     let (file, mut idle) = store.enter(&mut ring, depth, like.write_bytes)?;
     let warm_up = like.load.writes.div_ceil(10);
     let all = like.load.writes + warm_up;

@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use net::{Completion, Ring, RingConfig, SocketId};
+use net::{Completion, Ring, SocketId};
 
 use super::pace::{Pace, Sent};
 use super::serve::spare;
-use super::{FloorError, FloorLoad};
+use super::{FloorError, FloorLoad, new_ring};
 use crate::block::Block;
 
 /// How long a connection may take.
@@ -46,7 +46,7 @@ struct Line {
 
 /// Runs a load against a server.
 pub(super) fn run(peer: &Peer<'_>, load: &FloorLoad) -> Result<Block, FloorError> {
-    let mut ring = Ring::new(RingConfig::default()).map_err(FloorError::Ring)?;
+    let mut ring = new_ring()?;
     let mut client = Client::connect(&mut ring, peer, load)?;
     let mut pace = Pace::new(load);
     let mut server_cpu_ns = None;

@@ -5,17 +5,17 @@
 //! ```
 //! What a journal would do with an idle network. Failure: a failed or short write ends it.
 
-use net::{Completion, DiskWrite, Ring, RingConfig};
+use net::{Completion, DiskWrite};
 
 use super::commit::{BLOCK_BYTES, FILE_BYTES, Store, written};
 use super::pace::{Pace, Sent};
-use super::{FloorError, FloorLoad};
+use super::{FloorError, FloorLoad, new_ring};
 use crate::block::Block;
 
 /// Runs a load of writes of whole blocks.
 pub(super) fn run(store: &Store, load: &FloorLoad) -> Result<Block, FloorError> {
     let len = load.size.next_multiple_of(BLOCK_BYTES);
-    let mut ring = Ring::new(RingConfig::default()).map_err(FloorError::Ring)?;
+    let mut ring = new_ring()?;
     let (file, mut idle) = store.enter(&mut ring, load.in_flight, len)?;
     // Random bytes cost a device as much as any; a file of zeros may not.
     for (at, byte) in idle.iter_mut().flat_map(|buf| buf.iter_mut()).enumerate() {

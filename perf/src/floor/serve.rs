@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use net::{Doorbell, Ring, RingConfig, TcpListen};
+use net::{Doorbell, TcpListen};
 
 use super::commit::{self, Store};
-use super::{FloorError, echo};
+use super::{FloorError, echo, new_ring};
 use crate::machine::ThreadName;
 
 /// What is served.
@@ -64,7 +64,7 @@ impl Served {
         let body = {
             let stop = stop.clone();
             move || {
-                let mut ring = Ring::new(RingConfig::default()).map_err(FloorError::Ring)?;
+                let mut ring = new_ring()?;
                 let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
                 let listen = TcpListen { addr, reuse_port: false, backlog: 1024 };
                 let (_, addr) = ring.listen(listen).map_err(FloorError::io("listen"))?;

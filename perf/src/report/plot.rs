@@ -18,7 +18,7 @@ const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
-const TOP: f64 = 34.0;
+const TOP: f64 = 42.0;
 const BOTTOM: f64 = 74.0;
 
 /// Told apart also by those who see fewer colours.
@@ -152,7 +152,7 @@ pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
             WIDTH - RIGHT,
             HEIGHT - BOTTOM + 32.0,
             escape(x.label),
-            TOP - 6.0,
+            TOP - 14.0,
             escape(y.label)
         ),
     );
