@@ -26,7 +26,7 @@ const PORT: u16 = 5672;
 /// Whom to load.
 #[derive(Args, Clone, Debug)]
 pub struct Peer {
-    /// Any AMQP 1.0 broker: amqp://[USER[:PASSWORD]@]HOST[:PORT]
+    /// Any AMQP 1.0 broker: amqp://HOST:PORT, or amqp://USER:PASSWORD@HOST:PORT
     #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672",
           value_parser = parse_target)]
     pub broker: Target,

@@ -57,7 +57,7 @@ pub struct Options {
     /// The brokers' engine; several are compared with each other
     #[arg(long = "engine", value_name = "uring|epoll")]
     pub engines: Vec<String>,
-    /// Another broker that runs already, amqp://[USER[:PASSWORD]@]HOST[:PORT]
+    /// Another broker that runs already: amqp://HOST:PORT, or amqp://USER:PASSWORD@HOST:PORT
     #[arg(long = "peer", value_name = "URL", value_parser = parse_target)]
     pub peers: Vec<Target>,
     /// Rounds to compare; fewer than 12 make no valid result
