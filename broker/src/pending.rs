@@ -104,6 +104,8 @@ pub struct Waiting {
 #[derive(Debug, Default)]
 pub struct Pending {
     levels: [VecDeque<Waiting>; 4],
+    /// In all of them.
+    len: usize,
 }
 
 impl Pending {
@@ -122,22 +124,38 @@ impl Pending {
             assert!(last.end <= waiting.end, "{:?} waits behind {:?}", waiting.end, last.end);
         }
         queue.push_back(waiting);
+        self.len += 1;
     }
 
     /// The next that is committed.
     pub fn pop(&mut self, marks: &Watermarks) -> Option<Waiting> {
+        if self.len == 0 {
+            return None;
+        }
+        let level = self.next_level(marks)?;
+        self.len -= 1;
+        self.levels[level as usize].pop_front()
+    }
+
+    /// The level whose first is committed, and before the others' firsts.
+    fn next_level(&self, marks: &Watermarks) -> Option<Level> {
+        let all = LEVELS.into_iter().find(|level| self.levels[*level as usize].len() == self.len);
+        if let Some(only) = all {
+            let first = self.levels[only as usize].front()?;
+            return (first.end <= marks.of(only)).then_some(only);
+        }
         let first = |level: &Level| Some(self.levels[*level as usize].front()?.end);
         let committed = |level: &Level| first(level).filter(|end| *end <= marks.of(*level));
-        let (_, level) = LEVELS.iter().filter_map(|l| Some((committed(l)?, l))).min()?;
-        self.levels[*level as usize].pop_front()
+        LEVELS.into_iter().filter_map(|l| Some((committed(&l)?, l))).min().map(|(_, level)| level)
     }
 
     /// Whether `pop` would give something.
     pub fn has_committed(&self, marks: &Watermarks) -> bool {
-        LEVELS.iter().any(|level| {
-            let first = self.levels[*level as usize].front();
-            first.is_some_and(|first| first.end <= marks.of(*level))
-        })
+        self.len > 0
+            && LEVELS.iter().any(|level| {
+                let first = self.levels[*level as usize].front();
+                first.is_some_and(|first| first.end <= marks.of(*level))
+            })
     }
 
     /// Whether anything waits at this level.
@@ -147,7 +165,7 @@ impl Pending {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.levels.iter().all(VecDeque::is_empty)
+        self.len == 0
     }
 }
 
