@@ -129,17 +129,17 @@ pub(crate) fn batch_buffer_bytes(shards: u16, writes_in_flight_max: u8) -> u64 {
     u64::from(shards) * (buffers * core::BATCH_BUFFER_BYTES) as u64
 }
 
-/// The engine that this machine gives for what is wanted, and why.
+/// The engine that this machine gives for what is wanted, on so many cores, and why.
 ///
 /// # Errors
 /// It gives none of that kind: why, and what to do.
-pub(crate) fn engine(wanted: EngineChoice) -> Result<net::EngineChoice, Failure> {
+pub(crate) fn engine(wanted: EngineChoice, cores: usize) -> Result<net::EngineChoice, Failure> {
     let wanted = match wanted {
         EngineChoice::Auto => EngineWanted::Auto,
         EngineChoice::Uring => EngineWanted::Only(Engine::Uring),
         EngineChoice::Epoll => EngineWanted::Only(Engine::Epoll),
     };
-    Engine::choose(wanted)
+    Engine::choose_for(wanted, cores)
         .map_err(|refusal| Failure::new(Cause::EngineRefused, refusal.to_string()))
 }
 

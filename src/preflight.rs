@@ -101,9 +101,10 @@ fn look(options: &Options) -> Findings {
     let config = Config::default();
     let plan = driver::cpus(Count::Auto);
     let threads = plan.as_ref().map_or(1, |plan| plan.threads);
-    let (engine_check, engine) = engine();
     let place = disk::Place::look(&options.data, &config, threads);
     let shards = place.shards;
+    let rings = threads.min(usize::from(shards));
+    let (engine_check, engine) = engine(rings);
     let mut checks = vec![
         ok("kernel", format!("Linux {}, seccomp {}", machine::kernel(), machine::seccomp())),
         engine_check,
@@ -118,8 +119,7 @@ fn look(options: &Options) -> Findings {
     // The last one: what a ring had locked comes back a little after its end.
     if chosen == Some(Engine::Uring) {
         let buffers = driver::batch_buffer_bytes(shards, config.writes_in_flight_max);
-        let rings = threads.min(usize::from(shards)) as u64 * RING_LOCKED_BYTES;
-        checks.push(locked_memory(rings, buffers));
+        checks.push(locked_memory(rings as u64 * RING_LOCKED_BYTES, buffers));
     }
     Findings { engine, checks, disk }
 }
@@ -141,9 +141,9 @@ fn bad(name: &'static str, failure: Failure) -> Check {
     Check { name, verdict: Verdict::Bad(failure.cause), found: failure.message, change }
 }
 
-/// The engine that `auto` takes.
-fn engine() -> (Check, Option<net::EngineChoice>) {
-    match driver::engine(EngineChoice::Auto) {
+/// The engine that `auto` takes on so many cores.
+fn engine(rings: usize) -> (Check, Option<net::EngineChoice>) {
+    match driver::engine(EngineChoice::Auto, rings) {
         Ok(chosen) => {
             let found = format!("{}: {}", chosen.engine, chosen.reason);
             let check = match chosen.advice {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!    1 configuration, log                      ConfigInvalid, ReplicationMissing, Exposed
-//!    2 engine                                  EngineRefused
+//!    2 engine (again for all cores after 5)    EngineRefused
 //!    3 admin API, if its port is free          (else after 4: the old process may hold it)
 //!    4 data directory: lock, superblock        LockHeld, NoPermission, Volatile, FormatUnknown, …
 //!    5 the AMQP port is free                   ListenFailed
@@ -55,10 +55,9 @@ pub(crate) fn run(file: Option<&Path>, flags: Layer) -> ExitCode {
 
 fn serve(config: &Config) -> Result<(), Failure> {
     let signals = signals()?;
-    let engine = driver::engine(config.engine)?;
-    if let Some(advice) = engine.advice {
-        tracing::warn!("the engine is {}: {}; {advice}", engine.engine, engine.reason);
-    }
+    // Refused before anything is touched; for all cores it is asked again, when whoever had the
+    // directory is gone with all that it held of the machine.
+    driver::engine(config.engine, 0)?;
     let node = Arc::new(Node::new());
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
     admin.start_if_free()?;
@@ -67,6 +66,11 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let admin_addr = admin.start()?;
     drop(bind_alone(config.listen)?);
     node.enter(Stage::Recovering);
+    let cores = cpus.threads.min(usize::from(directory.node().geometry.shards));
+    let engine = driver::engine(config.engine, cores)?;
+    if let Some(advice) = engine.advice {
+        tracing::warn!("the engine is {}: {}; {advice}", engine.engine, engine.reason);
+    }
 
     let facts = Facts {
         engine: engine.engine.name(),

@@ -15,7 +15,7 @@
 
 use std::fmt;
 
-use crate::probe::{Capabilities, Refusal, probe};
+use crate::probe::{Capabilities, Refusal, probe_rings};
 
 /// What drives a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +60,18 @@ impl Engine {
     /// # Errors
     /// What is wanted is refused here: why, and what to do.
     pub fn choose(wanted: EngineWanted) -> Result<EngineChoice, Refusal> {
+        Self::choose_for(wanted, 0)
+    }
+
+    /// Asks for an engine that can drive so many rings at once.
+    ///
+    /// # Errors
+    /// What is wanted is refused here: why, and what to do.
+    pub fn choose_for(wanted: EngineWanted, rings: usize) -> Result<EngineChoice, Refusal> {
         if wanted == EngineWanted::Only(Self::Epoll) {
             return Ok(asked_for(Self::Epoll));
         }
-        decide(wanted, probe())
+        decide(wanted, probe_rings(rings))
     }
 }
 

@@ -45,7 +45,7 @@ mod uring;
 pub use doorbell::Doorbell;
 pub use engine::{Engine, EngineChoice, EngineWanted};
 pub use lease::RecvLease;
-pub use probe::{Capabilities, Refusal, RefusalCause, probe};
+pub use probe::{Capabilities, Refusal, RefusalCause, probe, probe_rings};
 pub use ring::{
     ACCEPT_RETRY, Completion, DiskRead, DiskWrite, FileId, ListenerId, MemoryUse, Ring, RingConfig,
     RingError, RingStats, SPIN_MAX, SocketId, TcpListen,

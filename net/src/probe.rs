@@ -10,7 +10,8 @@
 //! Invariant: the probe asks the kernel, under the filters that hold now; the version is only
 //! quoted.
 //!
-//! Failure: none but the refusal itself. It costs some hundred microseconds.
+//! Failure: none but the refusal itself. It costs some hundred microseconds, and where memory is
+//! short up to [`uring::RELEASED_WITHIN`].
 
 use std::fmt;
 use std::fs;
@@ -18,6 +19,8 @@ use std::io;
 
 use io_uring::{Probe, opcode};
 
+use crate::limit;
+use crate::ring::RingConfig;
 use crate::uring;
 
 /// What the probe found.
@@ -116,6 +119,28 @@ pub fn probe() -> Result<Capabilities, Refusal> {
     uring::try_buffers(&ring).map_err(refusal)?;
     Ok(Capabilities { kernel: kernel_release() })
 }
+
+/// Asks as [`probe`] does, and for so many rings at once: their memory may count against the limit
+/// on locked memory (seen on 6.18, about 90 KiB each), which one small ring would not show.
+///
+/// # Errors
+/// The [`Refusal`].
+pub fn probe_rings(rings: usize) -> Result<Capabilities, Refusal> {
+    let there = probe()?;
+    let ample = rings as u64 * RING_LOCKED_BYTES * 4;
+    if limit::locked_memory().is_none_or(|bytes| bytes >= ample) {
+        return Ok(there);
+    }
+    let RingConfig { entries, completions, .. } = RingConfig::default();
+    let ring = || uring::patiently(|| uring::setup(entries, completions));
+    let held: io::Result<Vec<_>> = (0..rings).map(|_| ring()).collect();
+    held.map_err(refusal)?;
+    Ok(there)
+}
+
+/// More than a ring locks. What is tried here comes back late, so it is not tried where the limit
+/// is far off: the buffers that will be pinned need it.
+const RING_LOCKED_BYTES: u64 = 128 << 10;
 
 /// The operations that the engine uses. Multishot receive (6.0) can't be asked for; the setup flag
 /// `DEFER_TASKRUN` (6.1) stands for it.

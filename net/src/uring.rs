@@ -93,6 +93,23 @@ pub(crate) fn setup(entries: u32, completions: u32) -> io::Result<IoUring> {
         .build(entries)
 }
 
+/// The kernel gives the memory of a ring back a little after its end.
+pub(crate) const RELEASED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Tries again for a while where memory is what lacks: a process that was killed a moment ago, or a
+/// probe, may still hold what it had locked.
+pub(crate) fn patiently<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let since = now();
+    loop {
+        let made = make();
+        let short = made.as_ref().err().and_then(io::Error::raw_os_error) == Some(libc::ENOMEM);
+        if !short || since.elapsed() > RELEASED_WITHIN {
+            return made;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Asks for a buffer ring of one small buffer, which needs Linux 5.19 and memory.
 pub(crate) fn try_buffers(ring: &IoUring) -> io::Result<()> {
     Buffers::new(ring, 1, 256).map(|mut buffers| buffers.unregister(ring))
@@ -101,9 +118,10 @@ pub(crate) fn try_buffers(ring: &IoUring) -> io::Result<()> {
 impl Uring {
     pub(crate) fn new(config: RingConfig) -> Result<Self, RingError> {
         let setup_error = |part| move |error| RingError::Setup { part, error };
-        let ring = setup(config.entries, config.completions)
+        let ring = patiently(|| setup(config.entries, config.completions))
             .map_err(|error| RingError::Refused(refusal(error)))?;
-        let buffers = Buffers::new(&ring, config.recv_buffers, config.recv_buffer_bytes)
+        let (count, bytes) = (config.recv_buffers, config.recv_buffer_bytes);
+        let buffers = patiently(|| Buffers::new(&ring, count, bytes))
             .map_err(setup_error("receive buffers"))?;
         // SAFETY: the descriptor is the ring's own, and the ring lives beyond the call.
         let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };

@@ -152,11 +152,19 @@ fn memory_that_may_not_be_locked_costs_the_pinning_and_not_the_start() {
 }
 
 #[test]
-fn where_no_memory_may_be_locked_at_all_another_engine_is_taken() {
+fn where_too_little_may_be_locked_for_every_ring_another_engine_is_taken() {
+    // Nothing; and enough for a ring, but not for four.
+    for kib in [0, 200] {
+        with_another_engine(kib);
+    }
+}
+
+fn with_another_engine(locked_kib: u32) {
     let scratch = Scratch::new("nolock");
     let data = scratch.join("data");
     let mut start = Start::new(&data);
-    start.exe = launcher(&scratch, &format!("ulimit -l 0; {LOCKED_AS_FOR_ANYBODY}"));
+    start.args.extend(["--threads".into(), "4".into()]);
+    start.exe = launcher(&scratch, &format!("ulimit -l {locked_kib}; {LOCKED_AS_FOR_ANYBODY}"));
     let broker = start.ready();
     // A kernel before 6.14 does not count the memory of rings.
     let engine = ready_line_says(&broker, "engine");

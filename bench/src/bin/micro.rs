@@ -5,7 +5,7 @@
 //!
 //!   what                                    median ns   least ns     p90 ns      MiB/s
 //! ```
-//! Each is measured by itself; see `bench/src/micro.rs` for how, and for what the figures are worth.
+//! Each is measured by itself; `bench/src/micro.rs` says how, and what the figures are worth.
 //! `--tiny` only runs them. A debug build says so: its figures are nobody's.
 //!
 //! Failure: a name that nothing matches is said, exit status 1.
