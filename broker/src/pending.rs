@@ -13,8 +13,8 @@
 //! no backup in the in-sync set the two upper levels are worth `sync`, as the promise says. What is
 //! appended at `async` without the journal's vouching for it waits as at `sync`.
 //!
-//! Invariants: within a level, entries are in the order of their LSNs, so a prefix pops; of all that
-//! is committed, what comes first in the log pops first.
+//! Invariants: within a level, entries are in the order of their LSNs, so a prefix pops; of all
+//! that is committed, what comes first in the log pops first.
 
 use std::collections::VecDeque;
 
