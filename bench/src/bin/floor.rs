@@ -93,3 +93,19 @@ fn blocking(
     }
     Ok(Figures { latency_ns, took: start.elapsed() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is measured: it must go on working as `net` changes.
+    #[test]
+    fn it_runs_to_its_end() {
+        let name = format!(".floor-tiny-{}", std::process::id());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let measured = measure(&path, 2);
+        let removed = std::fs::remove_file(&path);
+        measured.expect("every line is measured");
+        removed.expect("the file was made");
+    }
+}
