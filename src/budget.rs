@@ -61,8 +61,8 @@ impl Budget {
 mod tests {
     use super::*;
 
-    /// Six buffers of 132 KiB.
-    const BUFFERS: u64 = (6 * 132) << 10;
+    /// Seven buffers of 132 KiB.
+    const BUFFERS: u64 = (7 * 132) << 10;
 
     #[test]
     fn buffers_come_off_before_messages() {
