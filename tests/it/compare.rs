@@ -73,12 +73,15 @@ fn brokers_and_floors_are_compared_reported_and_judged() {
     assert!(output.status.success(), "{}", said(&output));
     let page = fs::read_to_string(root.join("page.html")).expect("written");
     assert_eq!(page, fs::read_to_string(root.join("one.html")).expect("written"));
-    assert!(page.contains("<svg") && page.contains("INVALID"));
+    assert!(page.contains("INVALID"));
+    // Where time was stolen from every round there is nothing to plot.
+    let has_figures = result["ratios"]["sync/floor"].is_object();
+    assert!(page.contains("<svg") || !has_figures);
 
     let gate = |baseline: &str| {
         perf(&root, &["gate", "--against", baseline, "one.json", "--allow-invalid"])
     };
-    if result["ratios"]["sync/floor"].is_object() {
+    if has_figures {
         assert!(gate("one.json").status.success());
         let mut better = result.clone();
         better["ratios"]["sync/floor"]["p99"] = 1e-6.into();
