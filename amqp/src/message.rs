@@ -61,18 +61,14 @@ impl Sections {
         let mut sections = Self::default();
         let mut last = None;
         while !reader.is_empty() {
-            let start = reader;
-            let section = Section::read_descriptor(&mut reader)?;
-            if last.is_some_and(|last| !section.may_follow(last)) {
-                return Err(start.fail(Fault::SectionOrder));
-            }
-            last = Some(section);
+            let start = reader.position();
+            let section = next_section(&mut reader, &mut last)?;
             if section == Section::Header {
                 sections.header_fields = Header::read_list(&mut reader)?;
             } else {
                 section.skip(&mut reader)?;
             }
-            sections.note(section, start.position()..reader.position());
+            sections.note(section, start..reader.position());
         }
         Ok(sections)
     }
@@ -155,25 +151,34 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
     let mut reader = Reader::new(message);
     let mut last = None;
     while !reader.is_empty() {
-        let start = reader;
-        let section = Section::read_descriptor(&mut reader)?;
-        if last.is_some_and(|last| !section.may_follow(last)) {
-            return Err(start.fail(Fault::SectionOrder));
-        }
-        last = Some(section);
-        match section {
+        match next_section(&mut reader, &mut last)? {
             Section::Header => drop(read_header(&mut reader)?),
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
-            Section::DeliveryAnnotations
+            section @ (Section::DeliveryAnnotations
             | Section::Properties
             | Section::ApplicationProperties
             | Section::Data
             | Section::Sequence
             | Section::Value
-            | Section::Footer => section.skip(&mut reader)?,
+            | Section::Footer) => section.skip(&mut reader)?,
         }
     }
     Ok(())
+}
+
+/// Reads the descriptor of a section, which must be one that may follow the last.
+#[inline]
+fn next_section(
+    reader: &mut Reader<'_>,
+    last: &mut Option<Section>,
+) -> Result<Section, DecodeError> {
+    let start = *reader;
+    let section = Section::read_descriptor(reader)?;
+    if last.is_some_and(|last| !section.may_follow(last)) {
+        return Err(start.fail(Fault::SectionOrder));
+    }
+    *last = Some(section);
+    Ok(section)
 }
 
 /// Reads a header's list. That of a durable message without more to say is known by sight.

@@ -29,7 +29,7 @@ use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, WRITES_WINDOW_MAX};
+use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, WRITES_KEPT, WRITES_WINDOW_MAX};
 use crate::lsn::{Lsn, Slot, Term};
 use crate::record::Record;
 
@@ -274,7 +274,7 @@ impl Commit {
     /// How many batches may be submitted, whatever they hold.
     fn free_slots(&self) -> usize {
         let running = self.flights.iter().filter(|flight| !flight.done && !flight.kept).count();
-        let in_window = WRITES_WINDOW_MAX - 1;
+        let in_window = WRITES_WINDOW_MAX - WRITES_KEPT;
         let free = self.writes_in_flight_max.saturating_sub(running);
         free.min(in_window.saturating_sub(self.flights.len()))
     }

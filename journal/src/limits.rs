@@ -51,6 +51,9 @@ pub const SETTLE_BYTES: u64 = 40;
 /// Most writes of batches in flight.
 pub const WRITES_IN_FLIGHT_MAX: usize = 8;
 
+/// Writes that may run beyond those: a slot is kept for a batch that vouches.
+pub const WRITES_KEPT: usize = 1;
+
 /// Most batches between the oldest write that has not ended and the last one submitted, both
 /// counted: with it recovery knows how far behind a lost segment header others can lie. *Format.*
 pub const WRITES_WINDOW_MAX: usize = 2 * WRITES_IN_FLIGHT_MAX;

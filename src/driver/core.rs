@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use broker::admin::{AdminId, AdminReply};
 use broker::{Action, Event, Mail, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
-use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES};
+use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES, WRITES_KEPT};
 use journal::{BlockBuf, Recovery, ShardId};
 use net::buf::Pages;
 use net::file::DirectoryLock;
@@ -57,14 +57,9 @@ const BACKLOG: u16 = 1024;
 /// Bytes of a batch buffer: the first batch of a segment brings the segment's header.
 pub(super) const BATCH_BUFFER_BYTES: usize = BATCH_BYTES_MAX + SEGMENT_HEADER_BYTES as usize;
 
-/// Writes of a shard that may run: the journal keeps one more for what it answered early.
-fn writes_max(writes_in_flight_max: usize) -> usize {
-    writes_in_flight_max + 1
-}
-
 /// Batch buffers of a shard: those being written, one that fills, one that is sealed.
 pub(super) fn batch_buffers(writes_in_flight_max: usize) -> usize {
-    writes_max(writes_in_flight_max) + 2
+    writes_in_flight_max + WRITES_KEPT + 2
 }
 
 /// Files of a ring beside its journal's: the directory's lock, and those that are being closed.
@@ -177,7 +172,7 @@ impl Core {
             let what = format!("core {} has no ring: {error}", setup.core);
             Failure::new(Cause::EngineRefused, what)
         };
-        let writers = setup.shards.len() * writes_max(setup.journal.writes_in_flight_max);
+        let writers = setup.shards.len() * (setup.journal.writes_in_flight_max + WRITES_KEPT);
         let config = RingConfig {
             engine: setup.engine,
             writers_max: u16::try_from(writers).unwrap_or(u16::MAX).clamp(1, WRITERS_MAX),
