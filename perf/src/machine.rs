@@ -8,7 +8,8 @@
 //!             Noise       steal     /proc/stat, the column that the hypervisor fills
 //!                         pressure  /proc/pressure/{cpu,io,memory}: `some`, in total
 //!                         throttled cgroup cpu.stat, v1 or v2, of our group and those above it
-//!   cpu_of_process, cpu_of_thread   /proc/…/schedstat, nanoseconds on a CPU
+//!   cpu_of_process, ThreadName      /proc/…/schedstat, nanoseconds on a CPU, up to a tick late
+//!   cpu_of_thread                   the clock of the calling thread, nanoseconds on a CPU
 //! ```
 //! Everything is read, nothing guessed: what a system doesn't tell is `None` or zero, and a pair of
 //! blocks is dropped only for what was told. Parsing is apart from reading, so that it is tested.
@@ -18,6 +19,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// More steal than this share of a block's time and its pair is dropped.
@@ -219,8 +221,9 @@ pub fn cpu_of_process(process: u32) -> Option<u64> {
 
 /// Nanoseconds that the calling thread has spent on CPUs.
 #[must_use]
-pub fn cpu_of_thread() -> Option<u64> {
-    schedstat(&fs::read_to_string("/proc/thread-self/schedstat").ok()?)
+pub fn cpu_of_thread() -> u64 {
+    let spent = clock_gettime(ClockId::ThreadCPUTime);
+    spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
 }
 
 /// A thread of this process, for others that ask what it costs.
@@ -375,7 +378,7 @@ mod tests {
     #[test]
     fn this_process_and_this_thread_have_run() {
         let spin = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
-        assert!(cpu_of_thread().expect("told") > 0, "{spin}");
+        assert!(cpu_of_thread() > 0, "{spin}");
         assert!(cpu_of_process(std::process::id()).expect("told") > 0);
         assert!(ThreadName::own().cpu_ns().expect("told") > 0);
         assert_eq!(cpu_of_process(u32::MAX), None);

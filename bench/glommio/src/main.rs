@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use net::file::{self, FileOpen};
+use rustix::time::{ClockId, clock_gettime};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -166,21 +167,20 @@ fn offset(at: usize, jobs: &Jobs) -> u64 {
     (at * APPEND_BYTES % jobs.file_bytes) as u64
 }
 
-/// Time on a CPU: of the calling thread, or of all threads of this process.
-fn thread_cpu() -> Outcome<Duration> {
-    cpu_of(Path::new("/proc/thread-self"))
+/// Time on a CPU of the calling thread.
+fn thread_cpu() -> Duration {
+    cpu(ClockId::ThreadCPUTime)
 }
 
-fn process_cpu() -> Outcome<Duration> {
-    let tasks = fs::read_dir("/proc/self/task")?;
-    // One that ends meanwhile is nobody who works.
-    Ok(tasks.flatten().filter_map(|task| cpu_of(&task.path()).ok()).sum())
+/// Time on a CPU of all threads of this process, the kernel's for its rings included.
+fn process_cpu() -> Duration {
+    cpu(ClockId::ProcessCPUTime)
 }
 
-fn cpu_of(task: &Path) -> Outcome<Duration> {
-    let stat = fs::read_to_string(task.join("schedstat"))?;
-    let nanos = stat.split(' ').next().unwrap_or_default().parse()?;
-    Ok(Duration::from_nanos(nanos))
+/// By a clock, and not by `/proc`, whose books are up to a tick behind.
+fn cpu(clock: ClockId) -> Duration {
+    let spent = clock_gettime(clock);
+    Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub fn append(path: &Path, jobs: &'static Jobs) -> Outcome<Appends> {
         for at in 0..jobs.warm_up + jobs.appends {
             if at == jobs.warm_up {
                 latency_ns.clear();
-                cpu = process_cpu()?;
+                cpu = process_cpu();
             }
             let begun = Instant::now();
             let bytes = file.write_rc_at(Rc::clone(&buf), offset(at, jobs)).await.map_err(plain)?;
@@ -36,7 +36,7 @@ pub fn append(path: &Path, jobs: &'static Jobs) -> Outcome<Appends> {
             file.fdatasync().await.map_err(plain)?;
             latency_ns.record(begun.elapsed().as_nanos() as u64)?;
         }
-        let cpu = process_cpu()? - cpu;
+        let cpu = process_cpu() - cpu;
         file.close().await.map_err(plain)?;
         Ok(Appends { latency_ns, cpu })
     })
@@ -47,7 +47,7 @@ pub fn echo(connections: usize, messages: usize) -> Outcome<Duration> {
     run(move || async move {
         let listener = TcpListener::bind("127.0.0.1:0").map_err(plain)?;
         let clients = echo::start(listener.local_addr().map_err(plain)?, connections, messages);
-        let before = thread_cpu()?;
+        let before = thread_cpu();
         let mut served = Vec::new();
         for _ in 0..connections {
             let mut stream = listener.accept().await.map_err(plain)?;
@@ -66,7 +66,7 @@ pub fn echo(connections: usize, messages: usize) -> Outcome<Duration> {
         for connection in served {
             connection.await?;
         }
-        let cpu = thread_cpu()? - before;
+        let cpu = thread_cpu() - before;
         for client in clients {
             client.join().map_err(|_| "a client failed")?;
         }

@@ -15,9 +15,8 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::block::{Block, Ended, Recorder, Window};
+use crate::machine::cpu_of_thread;
 use crate::schedule::Schedule;
 
 use super::FloorLoad;
@@ -76,7 +75,7 @@ impl Pace {
         if self.window_cpu_ns.is_some() || now_ns < self.recorder.window().start_ns {
             return false;
         }
-        self.window_cpu_ns = Some(cpu_ns());
+        self.window_cpu_ns = Some(cpu_of_thread());
         true
     }
 
@@ -151,16 +150,10 @@ impl Pace {
                 self.next_ns = schedule.next_ns();
             }
         }
-        let cpu_ns = cpu_ns().saturating_sub(self.window_cpu_ns.unwrap_or(0));
+        let cpu_ns = cpu_of_thread().saturating_sub(self.window_cpu_ns.unwrap_or(0));
         let spin_ns = self.spun_ns.min(cpu_ns);
         self.recorder.finish(&[Ended { at_ns: now_ns, cpu_ns, spin_ns }])
     }
-}
-
-/// CPU time of the calling thread.
-fn cpu_ns() -> u64 {
-    let spent = clock_gettime(ClockId::ThreadCPUTime);
-    spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
 }
 
 pub(super) fn nanoseconds(time: Duration) -> u64 {

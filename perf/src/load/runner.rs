@@ -27,12 +27,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use net::{Completion, Engine, EngineWanted, Ring, RingConfig, RingError};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::peer::{Heard, InFlight, LinkPlan, LinkRole, Peer, PeerPlan};
 use super::stamp::{Stamp, Template};
 use super::{Length, Links, LoadError, LoadPlan, Origin, Share, Shared, Word, clock, nanos};
 use crate::block::{Ended, Recorder};
+use crate::machine;
 use crate::schedule::{Schedule, Share as Part};
 
 /// So long before a message is due the thread stops sleeping: a timer's wake-up is late by tens of
@@ -198,7 +198,7 @@ impl<'a> Runner<'a> {
     /// What is looked at now and then.
     fn tick(&mut self, now_ns: u64) -> Result<(), LoadError> {
         if self.cpu_at_start.is_none() && now_ns >= self.produced.window().start_ns {
-            self.cpu_at_start = Some(thread_cpu_ns());
+            self.cpu_at_start = Some(machine::cpu_of_thread());
             self.spin_ns = 0;
         }
         if now_ns < self.next_tick_ns {
@@ -516,7 +516,7 @@ impl<'a> Runner<'a> {
 
     fn finish(mut self) -> Result<Share, LoadError> {
         let at_ns = self.origin.elapsed_ns();
-        let cpu_ns = thread_cpu_ns();
+        let cpu_ns = machine::cpu_of_thread();
         for peer in &mut self.peers {
             for message in peer.unanswered() {
                 self.produced.lost(message.intended_ns, at_ns);
@@ -617,10 +617,4 @@ impl Producer {
             over: false,
         }
     }
-}
-
-/// CPU time of this thread.
-fn thread_cpu_ns() -> u64 {
-    let spent = clock_gettime(ClockId::ThreadCPUTime);
-    spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
 }
