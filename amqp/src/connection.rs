@@ -475,8 +475,8 @@ impl Connection {
     /// As receiver: settles a delivery with its outcome. Neighbours with the same outcome share a
     /// disposition.
     pub fn settle(&mut self, link: LinkId, delivery: DeliveryId, outcome: Outcome) {
-        if self.live_link(link).is_some() {
-            self.settle_incoming(link.index, delivery.0, outcome);
+        if let Some(receiver) = self.live_link(link) {
+            self.settle_incoming((receiver.session, link.index), delivery.0, outcome);
         }
     }
 
@@ -548,9 +548,7 @@ impl Connection {
     }
 
     fn live_link(&self, id: LinkId) -> Option<&Link> {
-        let link = self.links.get(id.index)?;
-        let live = self.links.is_live(id.index, id.generation) && !link.silent;
-        live.then_some(link)
+        self.links.get_live(id.index, id.generation).filter(|link| !link.silent)
     }
 
     fn live_link_mut(&mut self, id: LinkId) -> Option<&mut Link> {

@@ -139,8 +139,15 @@ impl<T> Unsettled<T> {
     }
 
     pub(crate) fn remove(&mut self, id: u32) -> Option<T> {
+        self.remove_if(id, |_| true)
+    }
+
+    /// Takes a delivery out, if it is one that `is_it` knows.
+    #[inline]
+    pub(crate) fn remove_if(&mut self, id: u32, is_it: impl FnOnce(&T) -> bool) -> Option<T> {
         let position = self.position(id)?;
-        let value = self.slots[position].1.take()?;
+        let slot = &mut self.slots[position].1;
+        let value = slot.take_if(|value| is_it(value))?;
         self.live -= 1;
         self.sweep();
         Some(value)
@@ -183,6 +190,7 @@ impl<T> Unsettled<T> {
         self.live = self.slots.len();
     }
 
+    #[inline]
     fn position(&self, id: u32) -> Option<usize> {
         let front = self.slots.front()?.0;
         let distance = id.wrapping_sub(front);
@@ -194,6 +202,7 @@ impl<T> Unsettled<T> {
         self.slots.binary_search_by_key(&distance, |&(id, _)| id.wrapping_sub(front)).ok()
     }
 
+    #[inline]
     fn sweep(&mut self) {
         while let Some((_, None)) = self.slots.front() {
             self.slots.pop_front();

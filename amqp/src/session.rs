@@ -16,7 +16,7 @@
 
 use crate::connection::state::{SessionEvent, SessionState};
 use crate::definitions::Role;
-use crate::delivery::tags::{Tag, TagTable};
+use crate::delivery::tags::{Tag, TagHash, TagTable};
 use crate::delivery::{Outcome, Unsettled, serial_distance};
 use crate::error::PeerViolation;
 use crate::performative::Flow;
@@ -80,7 +80,7 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) link: u32,
-    pub(crate) tag_hash: u32,
+    pub(crate) tag_hash: TagHash,
     pub(crate) tag: Tag,
 }
 
@@ -115,7 +115,11 @@ pub(crate) struct Settling {
 impl Settling {
     /// Takes one more delivery in; false where it is no neighbour or went another way.
     pub(crate) fn grow(&mut self, role: Role, delivery: u32, outcome: Option<&Outcome>) -> bool {
-        if self.role != role || self.outcome.as_ref() != outcome {
+        let is_same = match (&self.outcome, outcome) {
+            (Some(Outcome::Accepted), Some(Outcome::Accepted)) => true,
+            (one, other) => one.as_ref() == other,
+        };
+        if self.role != role || !is_same {
             return false;
         }
         if delivery == self.last.wrapping_add(1) {
@@ -197,6 +201,7 @@ impl Session {
     }
 
     /// A transfer frame came in [2.5.6].
+    #[inline]
     pub(crate) fn count_incoming_frame(&mut self) -> Result<(), PeerViolation> {
         self.incoming_window =
             self.incoming_window.checked_sub(1).ok_or(PeerViolation::WindowViolation)?;
@@ -221,6 +226,7 @@ impl Session {
     }
 
     /// A delivery begins: ids rise, by serial arithmetic.
+    #[inline]
     pub(crate) fn count_incoming_delivery(&mut self, id: u32) -> Result<(), PeerViolation> {
         if let Some(last) = self.last_incoming
             && (id == last || serial_distance(last, id).is_none())
@@ -232,9 +238,16 @@ impl Session {
     }
 
     /// Asks for a flow once half of the window is used, or memory is free again after it was not.
+    #[inline]
     pub(crate) fn renew_window(&mut self) {
+        if self.incoming_window <= self.incoming_window_max / 2 {
+            self.renew_low_window();
+        }
+    }
+
+    fn renew_low_window(&mut self) {
         let target = self.window_target();
-        if target > self.incoming_window && self.incoming_window <= self.incoming_window_max / 2 {
+        if target > self.incoming_window {
             let gain = target - self.incoming_window;
             self.flow_due |=
                 self.incoming_window == 0 || gain >= self.incoming_window_max.div_ceil(4);
@@ -319,7 +332,7 @@ mod tests {
     }
 
     fn delivery() -> Incoming {
-        Incoming { link: 0, tag_hash: 0, tag: Tag::new(b"t").unwrap() }
+        Incoming { link: 0, tag_hash: TagHash::new(0), tag: Tag::new(b"t").unwrap() }
     }
 
     #[test]

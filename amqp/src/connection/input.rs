@@ -19,6 +19,7 @@ use crate::codec;
 use crate::error::{Fault, LimitExceeded, Malformed, PeerViolation, Scope, Unsupported};
 use crate::frame::{self, Frame, FrameKind, HEADER_LEN, PROTOCOL_HEADER_LEN, ProtocolId};
 use crate::performative::Performative;
+use crate::shortcuts;
 
 /// The largest frame before our open: SASL asks for 512 [5.3.1], but tokens are larger.
 const HANDSHAKE_FRAME_BYTES_MAX: u32 = 16 * 1024;
@@ -42,11 +43,19 @@ pub(super) enum Handled {
 impl Connection {
     /// The host owes an answer that the next frame needs.
     pub(super) fn is_parked(&self) -> bool {
-        let host_verifies = match self.side {
-            Side::Server => self.state == ConnectionState::SaslPending,
-            Side::Client => false,
+        let host_owes = match self.state {
+            ConnectionState::OpenReceived => true,
+            ConnectionState::SaslPending => self.side == Side::Server,
+            ConnectionState::HeaderWait
+            | ConnectionState::SaslWait
+            | ConnectionState::AmqpHeaderWait
+            | ConnectionState::OpenWait
+            | ConnectionState::Opened
+            | ConnectionState::CloseSent
+            | ConnectionState::CloseReceived
+            | ConnectionState::Closed => false,
         };
-        host_verifies || self.stalled || self.state == ConnectionState::OpenReceived
+        host_owes || self.stalled
     }
 
     pub(super) fn take_input(&mut self, mut bytes: &[u8]) {
@@ -134,6 +143,60 @@ impl Connection {
 
     /// Handles the frame or header at the start of `bytes`: its length, or that there is none yet.
     fn handle_frame(&mut self, bytes: &[u8]) -> Result<ControlFlow<(), usize>, Fault> {
+        if self.state == ConnectionState::Opened {
+            let Some((frame, len)) = frame::parse(bytes, self.config.max_frame_size)? else {
+                return Ok(ControlFlow::Break(()));
+            };
+            return match self.on_usual_frame(&frame) {
+                Some(result) => result.map(|()| ControlFlow::Continue(len)),
+                None => self.on_unusual_frame(&frame, len),
+            };
+        }
+        self.handle_early_frame(bytes)
+    }
+
+    /// A transfer or disposition that says what most do; nothing is done with any other frame.
+    #[inline]
+    fn on_usual_frame(&mut self, frame: &Frame<'_>) -> Option<Result<(), Fault>> {
+        if frame.kind != FrameKind::Amqp {
+            return None;
+        }
+        let session = self.session_by_remote_channel(frame.channel)?;
+        if self.sessions.get(session)?.state == SessionState::EndSent {
+            // Dropped, as the general way does.
+            return None;
+        }
+        let (handle, result) =
+            if let Some((transfer, payload)) = shortcuts::read_transfer(frame.body) {
+                let result = self.on_transfer(session, &transfer, payload);
+                (Some(transfer.handle.0), result)
+            } else if let Some(accepted) = shortcuts::read_accepted(frame.body) {
+                (None, self.on_disposition(session, &accepted))
+            } else {
+                return None;
+            };
+        Some(match result {
+            Ok(()) => Ok(()),
+            Err(fault) => self.on_session_fault(session, handle, fault),
+        })
+    }
+
+    fn on_unusual_frame(
+        &mut self,
+        frame: &Frame<'_>,
+        len: usize,
+    ) -> Result<ControlFlow<(), usize>, Fault> {
+        match self.on_frame(frame)? {
+            Handled::Done => Ok(ControlFlow::Continue(len)),
+            Handled::Stalled => {
+                self.stalled = true;
+                Ok(ControlFlow::Break(()))
+            }
+        }
+    }
+
+    /// Handles what is at the start of `bytes` while the connection is not open.
+    fn handle_early_frame(&mut self, bytes: &[u8]) -> Result<ControlFlow<(), usize>, Fault> {
         match self.state {
             ConnectionState::HeaderWait | ConnectionState::AmqpHeaderWait => {
                 let header = match ProtocolId::parse(bytes) {
@@ -169,13 +232,7 @@ impl Connection {
                 let Some((frame, len)) = frame::parse(bytes, max)? else {
                     return Ok(ControlFlow::Break(()));
                 };
-                match self.on_frame(&frame)? {
-                    Handled::Done => Ok(ControlFlow::Continue(len)),
-                    Handled::Stalled => {
-                        self.stalled = true;
-                        Ok(ControlFlow::Break(()))
-                    }
-                }
+                self.on_unusual_frame(&frame, len)
             }
             ConnectionState::Closed => Ok(match bytes.len() {
                 0 => ControlFlow::Break(()),
@@ -224,12 +281,8 @@ impl Connection {
         if let Performative::Begin(begin) = &performative {
             return self.on_begin(frame.channel, begin);
         }
-        let session = self
-            .remote_channels
-            .get(usize::from(frame.channel))
-            .copied()
-            .flatten()
-            .ok_or(PeerViolation::ChannelUnmapped)?;
+        let session =
+            self.session_by_remote_channel(frame.channel).ok_or(PeerViolation::ChannelUnmapped)?;
         self.on_session_frame(session, &performative, payload)
     }
 
@@ -240,8 +293,7 @@ impl Connection {
         channel: u16,
         error: codec::DecodeError,
     ) -> Result<Handled, Fault> {
-        let session = self.remote_channels.get(usize::from(channel)).copied().flatten();
-        match session {
+        match self.session_by_remote_channel(channel) {
             Some(session) if self.is_mapped(session) => {
                 self.fail_session(session, Unsupported::StateKind.into());
                 Ok(Handled::Done)
@@ -297,10 +349,24 @@ impl Connection {
                 (None, Err(PeerViolation::ConnectionState.into()))
             }
         };
-        let fault = match result {
-            Ok(handled) => return Ok(handled),
-            Err(fault) => fault,
-        };
+        match result {
+            Ok(handled) => Ok(handled),
+            Err(fault) => self.on_session_fault(session, handle, fault).map(|()| Handled::Done),
+        }
+    }
+
+    fn session_by_remote_channel(&self, channel: u16) -> Option<u32> {
+        *self.remote_channels.get(usize::from(channel))?
+    }
+
+    /// What a frame for a session was guilty of ends what its scope says.
+    #[cold]
+    fn on_session_fault(
+        &mut self,
+        session: u32,
+        handle: Option<u32>,
+        fault: Fault,
+    ) -> Result<(), Fault> {
         match fault.scope() {
             Scope::Connection => return Err(fault),
             Scope::Session => self.fail_session(session, fault),
@@ -313,6 +379,6 @@ impl Connection {
                 }
             }
         }
-        Ok(Handled::Done)
+        Ok(())
     }
 }

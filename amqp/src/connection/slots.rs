@@ -54,6 +54,13 @@ impl<T> Slots<T> {
         self.slots.get_mut(index as usize)?.value.as_mut()
     }
 
+    /// The value that index and generation name.
+    #[inline]
+    pub(crate) fn get_live(&self, index: u32, generation: u32) -> Option<&T> {
+        let slot = self.slots.get(index as usize)?;
+        if slot.generation == generation { slot.value.as_ref() } else { None }
+    }
+
     /// The generation of a slot, to make an id.
     pub(crate) fn generation(&self, index: u32) -> u32 {
         self.slots[index as usize].generation

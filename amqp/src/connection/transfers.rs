@@ -32,6 +32,8 @@ use crate::shortcuts;
 const SEND_BYTES_MAX: u64 = i32::MAX as u64;
 
 impl Connection {
+    /// Inlined where a plain transfer was just read, so that what it cannot say is not asked.
+    #[inline(always)]
     pub(super) fn on_transfer(
         &mut self,
         session_index: u32,
@@ -44,7 +46,7 @@ impl Connection {
             .link_by_remote_handle(transfer.handle.0)
             .ok_or(PeerViolation::HandleUnattached)?;
         let flow_due = session.flow_due;
-        let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+        let Some(link) = self.links.get(index) else { return Ok(()) };
         let result = if link.state == LinkState::DetachSent {
             // Dropped until the peer's detach; its ids are used up all the same.
             if let Some(id) = transfer.delivery_id {
@@ -64,6 +66,7 @@ impl Connection {
         result
     }
 
+    #[inline(always)]
     fn on_first_transfer(
         &mut self,
         session_index: u32,
@@ -86,33 +89,38 @@ impl Connection {
         if transfer.rcv_settle_mode == Some(ReceiverSettleMode::Second) {
             return Err(PeerViolation::ReceiverSettleMode.into());
         }
+        let settled = transfer.settled.unwrap_or(false);
+        if !transfer.aborted {
+            if payload.len() as u64 > self.config.max_message_size {
+                return Err(LimitExceeded::MessageSize.into());
+            }
+            if !transfer.more {
+                check_settle_mode(link.snd_settle_mode, settled)?;
+            }
+        }
         let tag = transfer.delivery_tag.ok_or(PeerViolation::TagMissing)?;
         let tag = Tag::new(tag).ok_or(PeerViolation::TagTooLong)?;
         let tag_hash = self.tag_keys.hash(index, &tag);
         let incoming = &session.incoming;
         let is_same = |other| incoming.get(other).is_some_and(|d| d.link == index && d.tag == tag);
-        if session.tags.contains(tag_hash, is_same) {
+        let stays = (transfer.more || !settled) && !transfer.aborted;
+        let is_free = if stays {
+            session.tags.insert(tag_hash, id, is_same)
+        } else {
+            !session.tags.contains(tag_hash, is_same)
+        };
+        if !is_free {
             return Err(PeerViolation::TagInUse.into());
         }
         if transfer.aborted {
             self.give_credit_again(index);
             return Ok(());
         }
-        if payload.len() as u64 > self.config.max_message_size {
-            return Err(LimitExceeded::MessageSize.into());
+        if stays && !session.incoming.push(id, Incoming { link: index, tag_hash, tag }) {
+            session.tags.remove(tag_hash, id);
+            return Err(PeerViolation::DeliveryIdOrder.into());
         }
-        let settled = transfer.settled.unwrap_or(false);
         let message_format = transfer.message_format.unwrap_or(0);
-        if !transfer.more {
-            check_settle_mode(link.snd_settle_mode, settled)?;
-        }
-        if transfer.more || !settled {
-            let delivery = Incoming { link: index, tag_hash, tag };
-            if !session.incoming.push(id, delivery) {
-                return Err(PeerViolation::DeliveryIdOrder.into());
-            }
-            session.tags.insert(tag_hash, id);
-        }
         if transfer.more {
             let message = payload.to_vec();
             link.partial = Some(Partial { delivery: id, tag, message_format, settled, message });
@@ -132,6 +140,7 @@ impl Connection {
         Ok(())
     }
 
+    #[inline(never)]
     fn on_continuation(
         &mut self,
         session_index: u32,
@@ -215,14 +224,24 @@ impl Connection {
         }
     }
 
-    /// The host settles a delivery that it received.
-    pub(super) fn settle_incoming(&mut self, link: u32, delivery: u32, outcome: Outcome) {
-        let Some(session_index) = self.links.get(link).map(|link| link.session) else { return };
+    /// The host settles a delivery that it received, by the link's session and index.
+    pub(super) fn settle_incoming(
+        &mut self,
+        (session_index, link): (u32, u32),
+        delivery: u32,
+        outcome: Outcome,
+    ) {
         let Some(session) = self.sessions.get_mut(session_index) else { return };
-        if session.incoming.get(delivery).is_none_or(|incoming| incoming.link != link) {
+        let is_its = |incoming: &Incoming| incoming.link == link;
+        let Some(incoming) = session.incoming.remove_if(delivery, is_its) else { return };
+        session.tags.remove(incoming.tag_hash, delivery);
+        session.renew_window();
+        if let Some(settling) = &mut session.settling
+            && session.listed
+            && settling.grow(Role::Receiver, delivery, Some(&outcome))
+        {
             return;
         }
-        self.forget_incoming(session_index, delivery);
         self.settle_range(session_index, Role::Receiver, delivery, Some(outcome));
     }
 
@@ -244,7 +263,7 @@ impl Connection {
         if let Some(settling) = &mut state.settling
             && settling.grow(role, id, outcome.as_ref())
         {
-            return;
+            return self.session_due(session);
         }
         self.write_session_dispositions(session);
         if let Some(state) = self.sessions.get_mut(session) {

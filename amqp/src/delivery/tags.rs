@@ -11,6 +11,8 @@
 //! slots back, so there are no tombstones. The hash is multilinear with secret keys, hence
 //! universal: a peer that does not know the seed cannot craft a long probe.
 
+use std::num::NonZeroU32;
+
 /// The longest delivery tag, in bytes [2.8.7].
 pub(crate) const TAG_BYTES_MAX: usize = 32;
 
@@ -52,7 +54,8 @@ impl TagKeys {
         }))
     }
 
-    pub(crate) fn hash(&self, link: u32, tag: &Tag) -> u32 {
+    #[inline]
+    pub(crate) fn hash(&self, link: u32, tag: &Tag) -> TagHash {
         let mut sum = self.0[0].wrapping_add(self.0[1].wrapping_mul(u64::from(link)));
         // The length is part of the hash: zero bytes at the end are not.
         sum = sum.wrapping_add(self.0[1].rotate_left(32).wrapping_mul(u64::from(tag.len)));
@@ -65,7 +68,17 @@ impl TagKeys {
         // few bits that choose a slot. This sets neighbours apart, and being a bijection keeps what
         // the sum is good for.
         let hash = ((sum >> 32) as u32).wrapping_mul(0x9E37_79B1);
-        hash ^ (hash >> 15)
+        TagHash::new(hash ^ (hash >> 15))
+    }
+}
+
+/// What chooses a tag's slot; never zero, so that an empty slot needs no mark of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TagHash(NonZeroU32);
+
+impl TagHash {
+    pub(crate) fn new(hash: u32) -> Self {
+        Self(NonZeroU32::new(hash).unwrap_or(NonZeroU32::MIN))
     }
 }
 
@@ -78,7 +91,7 @@ pub(crate) struct TagTable {
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    hash: u32,
+    hash: TagHash,
     delivery: u32,
 }
 
@@ -88,33 +101,52 @@ impl TagTable {
     }
 
     /// Whether a tag of this hash is in use; `is_same` compares the delivery's own.
-    pub(crate) fn contains(&self, hash: u32, mut is_same: impl FnMut(u32) -> bool) -> bool {
-        if self.len == 0 {
-            return false;
+    pub(crate) fn contains(&self, hash: TagHash, is_same: impl FnMut(u32) -> bool) -> bool {
+        !self.slots.is_empty() && self.vacancy(hash, is_same).is_none()
+    }
+
+    /// Enters a tag; false, and nothing changed, where it is in use, which `is_same` tells of a
+    /// delivery with a tag of the same hash.
+    #[must_use]
+    pub(crate) fn insert(
+        &mut self,
+        hash: TagHash,
+        delivery: u32,
+        is_same: impl FnMut(u32) -> bool,
+    ) -> bool {
+        if 2 * (self.len + 1) > self.slots.len() {
+            self.grow();
         }
+        let Some(at) = self.vacancy(hash, is_same) else { return false };
+        self.slots[at] = Some(Slot { hash, delivery });
+        self.len += 1;
+        true
+    }
+
+    /// Where a tag that is not in use belongs.
+    #[inline]
+    fn vacancy(&self, hash: TagHash, mut is_same: impl FnMut(u32) -> bool) -> Option<usize> {
         let mut at = self.home(hash);
         while let Some(slot) = self.slots[at] {
             if slot.hash == hash && is_same(slot.delivery) {
-                return true;
+                return None;
             }
             at = self.after(at);
         }
-        false
+        Some(at)
     }
 
-    pub(crate) fn insert(&mut self, hash: u32, delivery: u32) {
-        if 2 * (self.len + 1) > self.slots.len() {
-            let doubled = (2 * self.slots.len()).max(16);
-            let old = std::mem::replace(&mut self.slots, vec![None; doubled]);
-            for slot in old.into_iter().flatten() {
-                self.place(slot);
-            }
+    #[cold]
+    fn grow(&mut self) {
+        let doubled = (2 * self.slots.len()).max(16);
+        let old = std::mem::replace(&mut self.slots, vec![None; doubled]);
+        for slot in old.into_iter().flatten() {
+            let at = self.vacancy(slot.hash, |_| false).expect("no tag is there twice");
+            self.slots[at] = Some(slot);
         }
-        self.place(Slot { hash, delivery });
-        self.len += 1;
     }
 
-    pub(crate) fn remove(&mut self, hash: u32, delivery: u32) {
+    pub(crate) fn remove(&mut self, hash: TagHash, delivery: u32) {
         if self.len == 0 {
             return;
         }
@@ -142,16 +174,8 @@ impl TagTable {
         self.slots[hole] = None;
     }
 
-    fn place(&mut self, slot: Slot) {
-        let mut at = self.home(slot.hash);
-        while self.slots[at].is_some() {
-            at = self.after(at);
-        }
-        self.slots[at] = Some(slot);
-    }
-
-    fn home(&self, hash: u32) -> usize {
-        hash as usize & (self.slots.len() - 1)
+    fn home(&self, hash: TagHash) -> usize {
+        hash.0.get() as usize & (self.slots.len() - 1)
     }
 
     fn after(&self, at: usize) -> usize {
@@ -185,10 +209,11 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as u32
         };
-        let (mut table, mut model) = (TagTable::new(), BTreeMap::<u32, u32>::new());
+        let (mut table, mut model) = (TagTable::new(), BTreeMap::<u32, TagHash>::new());
         for delivery in 0..20_000 {
-            let hash = random() % 64;
-            table.insert(hash, delivery);
+            let hash = TagHash::new(random() % 64);
+            assert!(table.insert(hash, delivery, |other| other == delivery));
+            assert!(!table.insert(hash, delivery, |other| other == delivery), "it is in use");
             model.insert(delivery, hash);
             while model.len() > 1 + (random() % 100) as usize {
                 let at = random() as usize % model.len();
