@@ -8,6 +8,9 @@ use std::time::Duration;
 
 /// Credit given to a producer's link; topped up when half of it is used.
 pub const PRODUCER_CREDIT: u32 = 256;
+/// Transfers that a producer's link remembers, answered ones behind an unanswered one among them;
+/// above it, it gets no credit.
+pub const PRODUCER_TOKENS_MAX: usize = 4_096;
 /// Messages that a home shard may have on their way to one consumer's connection.
 pub const CONSUMER_WINDOW: u32 = 128;
 /// Bytes of messages of one connection that wait to be accepted; above it, its reads are withheld.
@@ -62,5 +65,6 @@ const _: () = {
     // A chunk is a power of two: sequence -> chunk is a shift.
     assert!(CHUNK_SLOTS.is_power_of_two());
     // A top-up happens at half, so there must be a half.
+    assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     assert!(PRODUCER_CREDIT >= 2 && CONSUMER_WINDOW >= 2);
 };

@@ -68,6 +68,8 @@ pub enum Mail {
     Resolved {
         /// The link that waited.
         asker: LinkRef,
+        /// The name that it asked for: a relaying link may have asked for several.
+        name: String,
         /// The queue's id, or why there is none.
         result: Result<QueueId, Refusal>,
     },
@@ -213,6 +215,8 @@ pub enum Refusal {
     Stopping,
     /// The message cannot be decoded.
     Malformed(String),
+    /// The text is no address, or there is none.
+    Address(String),
     /// The message asks for something that is not built.
     NotBuilt(String),
 }

@@ -42,8 +42,10 @@ mod ingress;
 mod link;
 mod operator;
 mod recycle;
+mod relay;
 mod sent;
 mod start;
+mod terms;
 
 use creation::Creations;
 use link::{Conn, Links};
@@ -151,7 +153,9 @@ pub struct Shard {
 
 impl Shard {
     /// A shard that begins by reading its log.
-    pub fn new(config: ShardConfig, recovery: Recovery) -> Self {
+    pub fn new(mut config: ShardConfig, recovery: Recovery) -> Self {
+        config.amqp.offered_capabilities = terms::OFFERED_CAPABILITIES.map(str::to_owned).to_vec();
+        config.amqp.properties = Some(terms::open_properties());
         let shards = usize::from(config.shards);
         Self {
             state: State::new(config.segment_bytes),
@@ -379,7 +383,7 @@ impl Shard {
     fn handle_mail(&mut self, now: Instant, mail: Mail) {
         match mail {
             Mail::Resolve { asker, name } => self.resolve(now, asker, name),
-            Mail::Resolved { asker, result } => self.resolved(now, asker, result),
+            Mail::Resolved { asker, name, result } => self.resolved(now, asker, &name, result),
             Mail::Open(record) => self.open_queue(record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.state.catalogue.insert(record),

@@ -15,15 +15,15 @@
 use std::time::Instant;
 
 use amqp::connection::{CloseReason, Connection, Event as Amqp, SaslCode, Side};
-use amqp::definitions::{Role, SenderSettleMode, TerminusDurability};
+use amqp::definitions::{Role, SenderSettleMode};
 use amqp::error::{Condition, Error};
-use amqp::link::{AcceptLink, DistributionMode, LinkId, LinkSource, LinkTarget, RemoteAttach};
+use amqp::link::{LinkId, RemoteAttach};
 use amqp::session::SessionId;
 use journal::{QueueId, ShardId};
 
 use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer};
+use super::terms::{self, Wanted};
 use super::{Phase, Shard};
-use crate::catalogue::{AddressError, queue_name};
 use crate::event::{Action, AuthVerdict, ConnId, Secret};
 use crate::limits::{
     CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX,
@@ -213,12 +213,16 @@ impl Shard {
     }
 
     fn attach(&mut self, now: Instant, id: ConnId, link: LinkId, attach: Box<RemoteAttach>) {
-        let name = match self.check_attach(id, &attach) {
-            Ok(name) => name,
+        let wanted = match self.check_attach(id, &attach) {
+            Ok(wanted) => wanted,
             Err(error) => return self.engine(id, |amqp| amqp.refuse_link(link, error)),
         };
         let end = match attach.role {
-            Role::Receiver => End::Producer(Producer::default()),
+            Role::Receiver => End::Producer(Producer {
+                rejects: terms::knows_rejected(attach.source.as_ref()),
+                relay: matches!(wanted, Wanted::Relay).then(Box::default),
+                ..Producer::default()
+            }),
             Role::Sender => End::Consumer(Consumer {
                 default_outcome: attach.source.as_ref().and_then(|s| s.default_outcome.clone()),
                 presettled: attach.snd_settle_mode == SenderSettleMode::Settled,
@@ -239,15 +243,17 @@ impl Shard {
             conn.links.insert(link, key);
         }
         let asker = self.here(key);
-        match self.state.catalogue.named(&name).map(|record| record.id) {
-            Some(queue) => self.resolved(now, asker, Ok(queue)),
-            None => self.post(ShardId(0), Mail::Resolve { asker, name }),
+        match wanted {
+            Wanted::Relay => self.opened_link(now, key),
+            Wanted::Queue(name) => match self.state.catalogue.named(&name).map(|queue| queue.id) {
+                Some(queue) => self.resolved(now, asker, &name, Ok(queue)),
+                None => self.post(ShardId(0), Mail::Resolve { asker, name }),
+            },
         }
     }
 
-    /// The queue that an attach means, or why it is refused. What is not built is refused: an
-    /// ignored filter, say, would hand a consumer everything.
-    fn check_attach(&self, id: ConnId, attach: &RemoteAttach) -> Result<String, Error> {
+    /// What an attach asks for, or why it is refused.
+    fn check_attach(&self, id: ConnId, attach: &RemoteAttach) -> Result<Wanted, Error> {
         let no = |condition, what: &str| Err(Error::new(condition, what));
         if !self.is_serving() {
             return no(Condition::ConnectionForced, "the broker is stopping");
@@ -255,36 +261,7 @@ impl Shard {
         if self.conns.get(id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
             return no(Condition::ResourceLimitExceeded, "too many links on this connection");
         }
-        let (address, capabilities) = match attach.role {
-            Role::Receiver => match &attach.target {
-                None => return no(Condition::InvalidField, "the attach has no target"),
-                Some(target) if target.dynamic => {
-                    return no(Condition::NotImplemented, "dynamic targets are not built");
-                }
-                Some(target) => (&target.address, &target.capabilities),
-            },
-            Role::Sender => match &attach.source {
-                None => return no(Condition::NotFound, "there are no durable subscriptions"),
-                Some(source) => {
-                    check_source(source)?;
-                    (&source.address, &source.capabilities)
-                }
-            },
-        };
-        if capabilities.iter().any(|c| matches!(c.as_str(), "topic" | "temporary-topic")) {
-            return no(Condition::NotImplemented, "topics are not built; use a queue");
-        }
-        let Some(address) = address else {
-            return no(
-                Condition::NotImplemented,
-                "the anonymous relay is not built; name the queue in the attach",
-            );
-        };
-        match queue_name(address) {
-            Ok(name) => Ok(name.to_owned()),
-            Err(AddressError::Invalid(what)) => no(Condition::InvalidField, &what),
-            Err(AddressError::NotBuilt(what)) => no(Condition::NotImplemented, &what),
-        }
+        terms::wanted(attach)
     }
 
     /// A link's queue was found (or was not).
@@ -292,35 +269,46 @@ impl Shard {
         &mut self,
         now: Instant,
         asker: LinkRef,
+        name: &str,
         result: Result<QueueId, Refusal>,
     ) {
         let queue = result.and_then(|id| {
             self.state.catalogue.get(id).map(|record| (id, record.home)).ok_or(Refusal::QueueGone)
         });
         let Some(link) = self.links.get_mut(asker.key) else { return };
-        let (conn, id) = (link.conn, link.id);
+        if link.relays() {
+            return self.relay_resolved(now, asker.key, name, &queue);
+        }
         if !matches!(link.phase, LinkPhase::Resolving) {
             return;
         }
-        let (queue, home) = match queue {
-            Ok(found) => found,
+        let (conn, id) = (link.conn, link.id);
+        match queue {
+            Ok((queue, home)) => {
+                (link.queue, link.home) = (queue, home);
+                self.opened_link(now, asker.key);
+            }
             Err(refusal) => {
                 self.remove_link(asker.key);
-                return self.engine(conn, |amqp| amqp.refuse_link(id, error_of(&refusal)));
+                self.engine(conn, |amqp| amqp.refuse_link(id, error_of(&refusal)));
             }
-        };
+        }
+    }
+
+    /// Nothing stands in a link's way any more: it is accepted, and works.
+    fn opened_link(&mut self, now: Instant, key: LinkKey) {
+        let consumer = self.here(key);
+        let Some(link) = self.links.get_mut(key) else { return };
         link.phase = LinkPhase::Open;
-        link.queue = queue;
-        link.home = home;
-        let attach = link.attach.take();
-        let producer = matches!(link.end, End::Producer(_));
-        let accept = accept_of(attach.as_deref());
+        let (conn, id, queue, home) = (link.conn, link.id, link.queue, link.home);
+        let accept = terms::in_force(link.attach.take().as_deref());
+        let produces = matches!(link.end, End::Producer(_));
         self.engine(conn, |amqp| amqp.accept_link(id, accept));
-        if producer {
-            self.grant(asker.key);
+        if produces {
+            self.grant(key);
         } else {
-            self.post(home, Mail::Consume { queue, consumer: asker });
-            self.send_stash(now, asker.key);
+            self.post(home, Mail::Consume { queue, consumer });
+            self.send_stash(now, key);
         }
     }
 
@@ -603,33 +591,6 @@ impl Shard {
     }
 }
 
-fn check_source(source: &LinkSource) -> Result<(), Error> {
-    let no = |what: &str| Err(Error::new(Condition::NotImplemented, what));
-    if source.dynamic {
-        no("dynamic sources are not built")
-    } else if source.distribution_mode == Some(DistributionMode::Copy) {
-        no("browsing (distribution-mode copy) is not built")
-    } else if let Some(filter) = source.filters.first() {
-        no(&format!("filters are not built; this source has '{}'", filter.key))
-    } else {
-        Ok(())
-    }
-}
-
-/// What is in force on a link: the queue's address, nothing kept beyond the link, no filters.
-fn accept_of(attach: Option<&RemoteAttach>) -> AcceptLink {
-    let Some(attach) = attach else { return AcceptLink::default() };
-    let source = attach
-        .source
-        .as_ref()
-        .map(|source| LinkSource { durable: TerminusDurability::None, ..source.clone() });
-    let target = attach
-        .target
-        .as_ref()
-        .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
-    AcceptLink { source, target, ..AcceptLink::default() }
-}
-
 /// How a refusal is told to a client.
 pub(super) fn error_of(refusal: &Refusal) -> Error {
     match refusal {
@@ -650,6 +611,7 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
         }
         Refusal::Stopping => Error::new(Condition::ConnectionForced, "the broker is stopping"),
         Refusal::Malformed(what) => Error::new(Condition::DecodeError, what.as_str()),
+        Refusal::Address(what) => Error::new(Condition::InvalidField, what.as_str()),
         Refusal::NotBuilt(what) => Error::new(Condition::NotImplemented, what.as_str()),
     }
 }

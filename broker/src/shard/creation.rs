@@ -69,7 +69,7 @@ impl Shard {
                 Err(Uncreated::Refused(refusal)) => Err(refusal),
             },
         };
-        self.post(asker.shard, Mail::Resolved { asker, result });
+        self.post(asker.shard, Mail::Resolved { asker, name, result });
     }
 
     /// The journal may take again the creations that it could not take before.
@@ -136,7 +136,8 @@ impl Shard {
         let Some(creation) = self.creations.by_name.remove(&name) else { return };
         self.post_all(&Mail::Catalogued(creation.record));
         for asker in creation.askers {
-            self.post(asker.shard, Mail::Resolved { asker, result: Ok(queue) });
+            let name = name.clone();
+            self.post(asker.shard, Mail::Resolved { asker, name, result: Ok(queue) });
         }
     }
 }

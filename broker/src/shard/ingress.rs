@@ -24,7 +24,8 @@ use journal::limits::BACKLOG_BYTES_MAX;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
 
 use super::connections::error_of;
-use super::link::{End, LinkPhase};
+use super::link::{End, Farewell, LinkPhase};
+use super::relay::Relayed;
 use super::{Phase, Shard};
 use crate::event::ConnId;
 use crate::limits::{
@@ -143,7 +144,9 @@ impl Shard {
         };
         if let Some(refusal) = refusal {
             self.counters.refused_total += 1;
-            self.refuse_delivery(conn, link, &transfer, &refusal);
+            if !transfer.settled {
+                self.refuse_delivery(key, transfer.delivery, &refusal);
+            }
             // All others top the credit up when they are answered.
             self.grant(key);
         } else {
@@ -151,16 +154,28 @@ impl Shard {
             // counts until its home has taken it, or credit would bound nothing.
             let bytes = transfer.message.len() as u64;
             let token = producer.push(transfer.delivery, bytes);
+            let relays = producer.relay.is_some();
             if let Some(conn) = self.conns.get_mut(conn) {
                 conn.unaccepted_bytes += bytes;
             }
-            let producer = (self.here(key), token);
             let message = transfer.message;
-            if self.is_next(home) {
-                self.publish(now, Publish { queue, producer, message });
+            if relays {
+                self.relay(now, key, Relayed { token, settled: transfer.settled, message });
             } else {
-                self.post(home, Mail::Publish { queue, producer, message });
+                let producer = (self.here(key), token);
+                self.publish_at(now, home, Publish { queue, producer, message });
             }
+        }
+    }
+
+    /// Hands a message to its queue's home.
+    #[inline]
+    pub(super) fn publish_at(&mut self, now: Instant, home: ShardId, publish: Publish) {
+        if self.is_next(home) {
+            self.publish(now, publish);
+        } else {
+            let Publish { queue, producer, message } = publish;
+            self.post(home, Mail::Publish { queue, producer, message });
         }
     }
 
@@ -179,17 +194,21 @@ impl Shard {
             .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
     }
 
-    fn refuse_delivery(
-        &mut self,
-        conn: ConnId,
-        link: LinkId,
-        transfer: &Transfer,
-        refusal: &Refusal,
-    ) {
-        if !transfer.settled {
-            let delivery = transfer.delivery;
-            let outcome = outcome_of(refusal);
-            self.engine(conn, |amqp| amqp.settle(link, delivery, outcome));
+    /// Tells a sender that its message is not taken. One that cannot hear `rejected` hears why in
+    /// the detach of its link [3.5.3].
+    fn refuse_delivery(&mut self, key: LinkKey, delivery: DeliveryId, refusal: &Refusal) {
+        let Some(link) = self.links.get(key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        let outcome = outcome_of(refusal);
+        let hears = match (&link.end, &outcome) {
+            (End::Producer(producer), AmqpOutcome::Rejected(_)) => producer.rejects,
+            (End::Producer(_) | End::Consumer(_), _) => true,
+        };
+        if hears {
+            self.engine(conn, |amqp| amqp.settle(id, delivery, outcome));
+        } else {
+            self.engine(conn, |amqp| amqp.detach(id, true, Some(error_of(refusal))));
+            self.retire(key, Farewell::Gone);
         }
     }
 
@@ -277,11 +296,10 @@ impl Shard {
         if let Some(conn) = self.conns.get_mut(conn) {
             conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
         }
-        let outcome = match &result {
-            Ok(()) => AmqpOutcome::Accepted,
-            Err(refusal) => outcome_of(refusal),
-        };
-        self.engine(conn, |amqp| amqp.settle(id, delivery, outcome));
+        match &result {
+            Ok(()) => self.engine(conn, |amqp| amqp.settle(id, delivery, AmqpOutcome::Accepted)),
+            Err(refusal) => self.refuse_delivery(at.key, delivery, refusal),
+        }
         self.grant(at.key);
         self.retired(at.key);
     }
@@ -294,8 +312,12 @@ impl Shard {
         let (LinkPhase::Open, End::Producer(producer)) = (&link.phase, &link.end) else {
             return;
         };
-        let pressed = self.pressure.get(usize::from(home.0)).copied().unwrap_or(false);
-        if !serving || pressed || producer.unanswered > PRODUCER_CREDIT {
+        let pressed = match &producer.relay {
+            // Its next message may be for any of them.
+            Some(_) => self.pressure.contains(&true),
+            None => self.pressure.get(usize::from(home.0)).copied().unwrap_or(false),
+        };
+        if !serving || pressed || producer.is_full() {
             return;
         }
         // The engine's count is the truth: deliveries that were aborted have used credit too.
@@ -356,8 +378,12 @@ impl Shard {
         let Some(pressed) = self.pressure.get_mut(usize::from(home.0)) else { return };
         *pressed = on;
         if !on {
-            let keys: Vec<LinkKey> =
-                self.links.iter().filter(|(_, l)| l.home == home).map(|(key, _)| key).collect();
+            let keys: Vec<LinkKey> = self
+                .links
+                .iter()
+                .filter(|(_, link)| link.home == home || link.relays())
+                .map(|(key, _)| key)
+                .collect();
             keys.into_iter().for_each(|key| self.grant(key));
         }
     }
@@ -382,6 +408,7 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         | Refusal::TooManyQueues
         | Refusal::TooLarge
         | Refusal::Malformed(_)
+        | Refusal::Address(_)
         | Refusal::NotBuilt(_) => AmqpOutcome::Rejected(Some(Arc::new(error_of(refusal)))),
     }
 }

@@ -22,6 +22,7 @@ use journal::{QueueId, Sequence, ShardId};
 use super::sent::Sent;
 use crate::event::ConnId;
 use crate::flat_map::FlatMap;
+use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX};
 use crate::mail::{LinkKey, Token};
 
 /// One connection.
@@ -104,6 +105,16 @@ pub(crate) enum End {
     Consumer(Consumer),
 }
 
+impl Link {
+    /// Whether its messages say themselves where they go.
+    pub(crate) fn relays(&self) -> bool {
+        match &self.end {
+            End::Producer(producer) => producer.relay.is_some(),
+            End::Consumer(_) => false,
+        }
+    }
+}
+
 /// The client sends.
 #[derive(Debug, Default)]
 pub(crate) struct Producer {
@@ -112,9 +123,19 @@ pub(crate) struct Producer {
     pub(crate) first: u64,
     /// How many of `waiting` are not answered.
     pub(crate) unanswered: u32,
+    /// The link's source knows the outcome `rejected`.
+    pub(crate) rejects: bool,
+    /// Its target has no address: each message says where it goes.
+    pub(crate) relay: Option<Box<super::relay::Relay>>,
 }
 
 impl Producer {
+    /// Whether it gets no more credit for now. Answers of several queues come in any order, so one
+    /// that is late may keep many behind it in `waiting`.
+    pub(crate) fn is_full(&self) -> bool {
+        self.unanswered > PRODUCER_CREDIT || self.waiting.len() > PRODUCER_TOKENS_MAX
+    }
+
     /// Numbers a transfer.
     pub(crate) fn push(&mut self, delivery: DeliveryId, bytes: u64) -> Token {
         self.waiting.push_back(Some((delivery, bytes)));

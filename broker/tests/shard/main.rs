@@ -5,5 +5,6 @@
 mod host;
 mod pressure;
 mod recycling;
+mod relay;
 mod settlements;
 mod stopping;

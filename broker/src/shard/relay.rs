@@ -1,0 +1,164 @@
+//! The anonymous relay: a link whose target has no address, so each message says where it goes.
+//!
+//! ```text
+//!   transfer ─▶ `to` ─▶ known ─────────────▶ Publish, to its queue's home ──▶ Published
+//!                │  └─▶ not known: Resolve      ▲ each, in order              (from any shard,
+//!                │      it waits, and those ────┘                             in any order)
+//!                │      to the same name with it
+//!                └─▶ no address, or no queue: rejected with the error that an attach would meet;
+//!                    where the sender cannot hear that, its link is detached with it
+//! ```
+//! Invariants: messages of one link to one queue keep their order, also while its name is resolved;
+//! what waits for a name was sent under credit and counts as unaccepted, like all that waits for an
+//! answer. The rules are those of "Using the AMQP Anonymous Terminus for Message Routing" 1.0.
+
+use std::time::Instant;
+
+use amqp::codec::DecodeError;
+use amqp::message::Sections;
+use bytes::Bytes;
+use journal::{QueueId, ShardId};
+
+use super::Shard;
+use super::connections::error_of;
+use super::ingress::Publish;
+use super::link::{End, Farewell};
+use crate::catalogue::{AddressError, queue_name};
+use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
+
+/// What a relaying link remembers: messages whose queue is looked up, or created.
+#[derive(Debug, Default)]
+pub(crate) struct Relay {
+    unresolved: Vec<Unresolved>,
+}
+
+#[derive(Debug)]
+struct Unresolved {
+    name: String,
+    messages: Vec<Relayed>,
+}
+
+/// A message on its way through the relay.
+#[derive(Debug)]
+pub(super) struct Relayed {
+    pub(super) token: Token,
+    /// Its sender has settled it, and hears of nothing.
+    pub(super) settled: bool,
+    pub(super) message: Bytes,
+}
+
+impl Relay {
+    /// Lets a message wait if others wait for its queue.
+    fn join(&mut self, name: &str, relayed: Relayed) -> Option<Relayed> {
+        let Some(of_name) = self.unresolved.iter_mut().find(|other| other.name == name) else {
+            return Some(relayed);
+        };
+        of_name.messages.push(relayed);
+        None
+    }
+
+    fn begin(&mut self, name: &str, relayed: Relayed) {
+        self.unresolved.push(Unresolved { name: name.to_owned(), messages: vec![relayed] });
+    }
+
+    fn take(&mut self, name: &str) -> Vec<Relayed> {
+        match self.unresolved.iter().position(|other| other.name == name) {
+            Some(at) => self.unresolved.remove(at).messages,
+            None => Vec::new(),
+        }
+    }
+}
+
+impl Shard {
+    /// A message of a link without a target address.
+    pub(super) fn relay(&mut self, now: Instant, key: LinkKey, relayed: Relayed) {
+        let to = match destination(&relayed.message) {
+            Ok(to) => to,
+            Err(refusal) => return self.unroutable(key, &relayed, refusal),
+        };
+        let name = match to.as_deref().map(queue_name) {
+            Some(Ok(name)) => name,
+            Some(Err(AddressError::Invalid(what))) => {
+                return self.unroutable(key, &relayed, Refusal::Address(what));
+            }
+            Some(Err(AddressError::NotBuilt(what))) => {
+                return self.unroutable(key, &relayed, Refusal::NotBuilt(what));
+            }
+            None => {
+                let what = "the message has no 'to': on a link without a target address it says \
+                            where the message goes";
+                return self.unroutable(key, &relayed, Refusal::Address(what.to_owned()));
+            }
+        };
+        let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));
+        let asker = self.here(key);
+        let Some(relay) = self.relay_mut(key) else { return };
+        let Some(relayed) = relay.join(name, relayed) else { return };
+        match known {
+            Some(queue) => self.relay_to(now, key, queue, relayed),
+            None => {
+                relay.begin(name, relayed);
+                self.post(ShardId(0), Mail::Resolve { asker, name: name.to_owned() });
+            }
+        }
+    }
+
+    /// A name that messages of a relaying link wait for was resolved, or was not.
+    pub(super) fn relay_resolved(
+        &mut self,
+        now: Instant,
+        key: LinkKey,
+        name: &str,
+        result: &Result<(QueueId, ShardId), Refusal>,
+    ) {
+        let messages = self.relay_mut(key).map(|relay| relay.take(name)).unwrap_or_default();
+        for relayed in messages {
+            match result {
+                Ok(queue) => self.relay_to(now, key, *queue, relayed),
+                Err(refusal) => self.unroutable(key, &relayed, refusal.clone()),
+            }
+        }
+    }
+
+    fn relay_to(
+        &mut self,
+        now: Instant,
+        key: LinkKey,
+        (queue, home): (QueueId, ShardId),
+        relayed: Relayed,
+    ) {
+        let Relayed { token, settled: _, message } = relayed;
+        self.publish_at(now, home, Publish { queue, producer: (self.here(key), token), message });
+    }
+
+    /// There is no queue for a message: its sender hears what an attach would have met.
+    fn unroutable(&mut self, key: LinkKey, relayed: &Relayed, refusal: Refusal) {
+        let Some(link) = self.links.get(key) else { return };
+        self.counters.refused_total += 1;
+        if relayed.settled {
+            let (conn, id) = (link.conn, link.id);
+            self.engine(conn, |amqp| amqp.detach(id, true, Some(error_of(&refusal))));
+            self.retire(key, Farewell::Gone);
+        } else {
+            let link: LinkRef = self.here(key);
+            let token = relayed.token;
+            self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+        }
+    }
+
+    fn relay_mut(&mut self, key: LinkKey) -> Option<&mut Relay> {
+        match &mut self.links.get_mut(key)?.end {
+            End::Producer(producer) => producer.relay.as_deref_mut(),
+            End::Consumer(_) => None,
+        }
+    }
+}
+
+/// Where a message says that it goes.
+fn destination(message: &[u8]) -> Result<Option<String>, Refusal> {
+    let read = || -> Result<Option<String>, DecodeError> {
+        let properties = Sections::scan(message)?.properties(message)?;
+        Ok(properties.and_then(|properties| properties.to).map(str::to_owned))
+    };
+    read().map_err(|error| Refusal::Malformed(format!("its properties: {error}")))
+}
