@@ -6,7 +6,8 @@
 //! not here, this vocabulary is wrong and is to be mended here.
 //!
 //! Invariants: for each connection at most one `Send` is under way; after `Close` a host sends no
-//! more events for that connection; each `Disk` action is answered by exactly one `Disk` event.
+//! more events for that connection, nor after `Move` to the shard that said it; each `Disk` action
+//! is answered by exactly one `Disk` event.
 
 use std::fmt;
 use std::time::Instant;
@@ -16,6 +17,7 @@ use journal::{DiskDone, DiskOp, ShardId};
 use crate::admin::{AdminId, AdminReply, AdminRequest};
 use crate::mail::Mail;
 use crate::pending::BackupMarks;
+use crate::shard::Moving;
 
 /// A connection, numbered by the host; never reused within one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +32,15 @@ pub enum Event<'a> {
         conn: ConnId,
         /// The peer's address, for logs and the connection list.
         peer: String,
+        /// The host can carry it to another shard, if `Move` asks for that.
+        may_move: bool,
+    },
+    /// A connection has come from another shard of this node, by its `Move`.
+    Moved {
+        /// Its number here, new unless both shards have the same host thread.
+        conn: ConnId,
+        /// What `Move` said.
+        moving: Box<Moving>,
     },
     /// Bytes arrived. They are borrowed: what must stay is copied before `handle` returns.
     Received {
@@ -114,6 +125,17 @@ pub enum Action {
     ResumeReceive(ConnId),
     /// Close the socket once the sends under way have ended.
     Close(ConnId),
+    /// Carry this connection to another shard: read no more, wait for the send under way, hand it
+    /// over with `Moved`, then what was received meanwhile, and read again. It is gone from this
+    /// shard: no more events for it here.
+    Move {
+        /// The connection.
+        conn: ConnId,
+        /// Where it goes, never here.
+        to: ShardId,
+        /// What goes with it. If its socket breaks on the way, drop it.
+        moving: Box<Moving>,
+    },
     /// Verify a password somewhere else than on a shard's thread.
     Authenticate {
         /// The connection that waits.

@@ -27,4 +27,4 @@ pub mod shard;
 
 pub use event::{Action, ConnId, Event, Fatal};
 pub use mail::Mail;
-pub use shard::{Shard, ShardConfig};
+pub use shard::{Moving, Shard, ShardConfig};

@@ -40,6 +40,7 @@ mod creation;
 mod egress;
 mod ingress;
 mod link;
+mod moving;
 mod operator;
 mod recycle;
 mod relay;
@@ -49,6 +50,7 @@ mod terms;
 
 use creation::Creations;
 use link::{Conn, Links};
+pub use moving::Moving;
 use operator::{Counters, Purges};
 use recycle::Recycling;
 
@@ -229,7 +231,8 @@ impl Shard {
         // That bytes were taken stirs only a connection that has more to say.
         self.stirred |= !matches!(event, Event::Sent { .. });
         match event {
-            Event::Accepted { conn, peer } => self.accepted(now, conn, peer),
+            Event::Accepted { conn, peer, may_move } => self.accepted(now, conn, peer, may_move),
+            Event::Moved { conn, moving } => self.moved(now, conn, *moving),
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
             Event::Sent { conn, buf } => {
                 self.sent(conn, buf);

@@ -270,6 +270,12 @@ impl Epoll {
         Ok(epoll::add(&self.epoll, socket, Waker::Socket(id).encode(), flags)?)
     }
 
+    /// No more events for a socket that stays open.
+    fn forget_socket(&self, socket: &socket2::Socket) {
+        // It was added and is open: there is nothing that could fail.
+        epoll::delete(&self.epoll, socket).expect("a socket of the table is in the list");
+    }
+
     fn watch_listener(&self, id: ListenerId, socket: &socket2::Socket) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::ET;
         Ok(epoll::add(&self.epoll, socket, Waker::Listener(id).encode(), flags)?)

@@ -7,6 +7,7 @@
 //!  start_receive ------------>  Received*  then at most one ReceiveEnded
 //!  send          ------------>  Sent, one for each send, in order
 //!  close         ------------>  Closed, the last word about a socket
+//!  hand_over     ------------>  HandedOver, the same; another ring can `adopt` what it brings
 //!  write_durable, read, sync -> Disk, one for each, in any order
 //!  Doorbell::knock ---------->  nothing: it only ends a wait, so look at the mail after each
 //! ```
@@ -22,7 +23,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::buf::StaticRegion;
@@ -216,6 +217,14 @@ pub enum Completion {
         /// The socket that was.
         socket: SocketId,
     },
+    /// The answer to [`Ring::hand_over`]; the id is dead.
+    HandedOver {
+        /// The socket that was.
+        socket: SocketId,
+        /// The connection, for [`Ring::adopt`] on any thread. An end or an error that was told here
+        /// already is told there again, perhaps as a plain end.
+        stream: TcpStream,
+    },
     /// A file operation is over.
     Disk {
         /// The caller's tag.
@@ -395,6 +404,25 @@ impl Ring {
     /// No socket could be made.
     pub fn connect(&mut self, addr: SocketAddr) -> io::Result<SocketId> {
         by!(self, engine => engine.connect(addr))
+    }
+
+    /// Takes over a connection that another ring gave up. It doesn't receive yet. The bound
+    /// [`RingConfig::sockets_max`] is not asked: it holds back what is accepted.
+    ///
+    /// # Errors
+    /// What the kernel said; the connection is closed then.
+    pub fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId> {
+        by!(self, engine => engine.adopt(stream))
+    }
+
+    /// Gives a connection up, so that another ring can adopt it: receiving stops, and when what the
+    /// kernel had put into buffers has arrived, [`Completion::HandedOver`] follows. Commands for it
+    /// find nothing meanwhile, but [`Ring::close`], which closes it as ever.
+    ///
+    /// # Panics
+    /// If a send is under way, or it is not connected yet.
+    pub fn hand_over(&mut self, socket: SocketId) {
+        by!(self, engine => engine.hand_over(socket));
     }
 
     /// Begins to receive, or goes on after [`Ring::pause_receive`]. Idempotent; nothing happens

@@ -81,6 +81,8 @@ hits! {
     CreateRace => "creation races",
     /// A connection that was cut.
     ConnectionLost => "connections lost",
+    /// A connection that moved to its queue's shard.
+    Moved => "connections moved",
     /// A link drain that was answered.
     Drained => "drains answered",
     /// A message that came a second time.

@@ -85,6 +85,7 @@ const SUITE: &[Hit] = &[
     Hit::Crossed,
     Hit::CreateRace,
     Hit::ConnectionLost,
+    Hit::Moved,
     Hit::Drained,
     Hit::Redelivered,
     Hit::Confirmed,

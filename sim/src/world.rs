@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use broker::pending::BackupMarks;
-use broker::{ConnId, Event, Mail};
+use broker::{ConnId, Event, Mail, Moving};
 use journal::{JournalUuid, LogId, ShardId};
 
 use crate::audit::Audit;
@@ -100,6 +100,8 @@ enum Due {
     Lost(ConnId, ShardId),
     /// A connection is accepted.
     Accept(ConnId),
+    /// A connection arrives at another shard.
+    Moved(ConnId, ShardId, Box<Moving>),
     /// A client's turn.
     Tick(usize),
     /// The host gets round to polling a shard.
@@ -116,12 +118,23 @@ struct Pipe {
     shard: ShardId,
     accepted: bool,
     paused: bool,
+    /// Between two shards: what is read waits.
+    moving: bool,
+    /// Sends of the broker that have not ended.
+    sends: u32,
     /// The broker has closed it; the client hears that after the last byte.
     closing: bool,
     to_broker: VecDeque<u8>,
     to_broker_due: bool,
     to_client: VecDeque<(Vec<u8>, Rc<Stamp>)>,
     to_client_due: bool,
+}
+
+impl Pipe {
+    /// Whether the broker reads what comes.
+    fn is_read(&self) -> bool {
+        !self.paused && !self.moving
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,6 +281,7 @@ impl World {
             | Due::Mail { .. }
             | Due::Lost(..)
             | Due::Accept(_)
+            | Due::Moved(..)
             | Due::Poll(_) => self.process,
         };
         self.next_due += 1;
@@ -328,10 +342,16 @@ impl World {
         match due {
             Due::ToBroker(conn) => self.bytes_to_broker(conn),
             Due::ToClient(conn) => self.bytes_to_client(conn),
-            Due::Sent(conn, buf) => match self.pipes.get(&conn).map(|pipe| pipe.shard) {
-                Some(shard) => self.tell(shard, Event::Sent { conn, buf }),
-                None => Ok(()),
-            },
+            Due::Sent(conn, buf) => {
+                let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
+                pipe.sends -= 1;
+                if pipe.moving {
+                    return Ok(());
+                }
+                let shard = pipe.shard;
+                self.tell(shard, Event::Sent { conn, buf })
+            }
+            Due::Moved(conn, to, moving) => self.moved(conn, to, moving),
             Due::Mail { from, to } => {
                 let mail = self.mail.get_mut(&(from, to)).and_then(VecDeque::pop_front);
                 let mail = mail.expect("mail is due once for each piece");
@@ -342,8 +362,9 @@ impl World {
                 let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
                 pipe.accepted = true;
                 let (shard, peer) = (pipe.shard, format!("client-{}", pipe.client));
+                let may_move = self.rng.chance(700);
                 self.flush_to_broker(conn);
-                self.tell(shard, Event::Accepted { conn, peer })
+                self.tell(shard, Event::Accepted { conn, peer, may_move })
             }
             Due::Tick(client) => self.tick(client),
             Due::Poll(shard) => self.poll(shard),
@@ -455,7 +476,7 @@ impl World {
     fn is_quiet(&self) -> bool {
         let on_its_way = |(_, due): &(u64, Due)| match due {
             Due::Lost(..) | Due::Sent(..) | Due::Poll(_) | Due::Mail { .. } => true,
-            Due::ToBroker(_) | Due::ToClient(_) | Due::Accept(_) => true,
+            Due::ToBroker(_) | Due::ToClient(_) | Due::Accept(_) | Due::Moved(..) => true,
             Due::Tick(_) | Due::Backup | Due::Start => false,
         };
         self.pipes.is_empty() && self.disk.in_flight() == 0 && !self.due.values().any(on_its_way)
@@ -500,5 +521,6 @@ fn discriminant(due: &Due) -> u64 {
         Due::Poll(shard) => 0x800 + u64::from(shard.0),
         Due::Backup => 0x900,
         Due::Start => 0xa00,
+        Due::Moved(conn, ..) => 0xb00 + conn.0,
     }
 }

@@ -7,6 +7,7 @@
 //!               ├─ ReceiveEnded, a failed Sent ▶ Event::ConnectionLost, at the end of the turn
 //!               └─ Disk ───────▶ Event::Disk
 //!   Action ─────┬─ Send, Pause, Resume, Close ▶ ring
+//!               ├─ Move ───────▶ sockets ▶ HandedOver ▶ mesh ▶ the ring there, Event::Moved
 //!               ├─ Disk ───────▶ ring or cold thread
 //!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held`
 //!               ├─ Authenticate▶ verifier threads
@@ -23,7 +24,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
-use broker::{Action, Event, Mail, Shard, ShardConfig};
+use broker::{Action, ConnId, Event, Mail, Moving, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
 use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES, WRITES_KEPT};
 use journal::{BlockBuf, Recovery, ShardId};
@@ -36,7 +37,7 @@ use tokio::sync::oneshot;
 use super::cold::Cold;
 use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
-use super::sockets::{Served, Sockets};
+use super::sockets::{Carried, Departure, Leaving, Served, Sockets};
 use super::{InboxOf, Report, clock};
 use crate::auth::{Authenticator, Job};
 use crate::fatal::{Cause, Failure};
@@ -72,12 +73,22 @@ const WRITERS_MAX: u16 = 64;
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
 
-/// Mail on its way between two shards.
+/// What is on its way between two shards.
 #[derive(Debug)]
-pub(super) struct Letter {
-    from: ShardId,
-    to: ShardId,
-    mail: Mail,
+pub(super) enum Letter {
+    /// Mail.
+    Mail { from: ShardId, to: ShardId, mail: Mail },
+    /// A connection that moves, from another core.
+    Connection(Box<Carried>),
+}
+
+impl Letter {
+    fn to(&self) -> ShardId {
+        match self {
+            Self::Mail { to, .. } => *to,
+            Self::Connection(carried) => carried.to,
+        }
+    }
 }
 
 /// How a connection came to its end.
@@ -138,6 +149,8 @@ struct Core {
     next_shard: usize,
     /// Mail between shards of this core.
     local: VecDeque<Letter>,
+    /// Connections that move between two shards of this core, and may arrive.
+    arriving: Vec<ConnId>,
     /// Mail that a full mailbox refused, by core.
     held: Vec<VecDeque<Letter>>,
     /// Connections that are over, to be told of at the end of the turn: what the peer sent before
@@ -219,6 +232,7 @@ impl Core {
             draining: false,
             next_shard: 0,
             local: VecDeque::new(),
+            arriving: Vec::new(),
             held: (0..setup.cores).map(|_| VecDeque::new()).collect(),
             over: Vec::new(),
             _lock: setup.store.lock,
@@ -251,6 +265,7 @@ impl Core {
                 let Some(letter) = self.local.pop_front() else { break };
                 self.deliver(now, letter);
             }
+            self.arrive_here(now);
             self.take_inputs(now);
             self.take_time(now);
             self.poll_shards(now);
@@ -261,7 +276,8 @@ impl Core {
 
     /// How long the ring may sleep; `None` is until something happens.
     fn wait_at_most(&self, now: Instant) -> Option<Duration> {
-        let at_once = !self.local.is_empty() || !self.inputs.is_empty() || self.disk.has_answers();
+        let letters = !self.local.is_empty() || !self.arriving.is_empty();
+        let at_once = letters || !self.inputs.is_empty() || self.disk.has_answers();
         if at_once {
             return Some(Duration::ZERO);
         }
@@ -285,6 +301,8 @@ impl Core {
                     let bytes = self.ring.bytes(&lease);
                     let shard = shard_of(&mut self.shards, shard);
                     shard.handle(now, Event::Received { conn, bytes });
+                } else {
+                    self.sockets.keep(socket, self.ring.bytes(&lease));
                 }
                 self.ring.release(lease);
             }
@@ -293,7 +311,8 @@ impl Core {
             }
             Completion::Sent { socket, buf, result: Ok(()) } => {
                 let served = self.sockets.served(socket);
-                self.sockets.sent(&mut self.ring, socket);
+                let departure = self.sockets.sent(&mut self.ring, socket);
+                self.depart(departure);
                 if let Some(Served { conn, shard }) = served {
                     self.handle(now, shard, Event::Sent { conn, buf });
                 }
@@ -303,6 +322,11 @@ impl Core {
                 self.over.push((socket, Over::Broken));
             }
             Completion::Closed { socket } => self.sockets.closed(socket),
+            Completion::HandedOver { socket, stream } => {
+                if let Some(carried) = self.sockets.handed_over(socket, stream) {
+                    self.post(Letter::Connection(Box::new(carried)));
+                }
+            }
             Completion::Disk { tag, buf, result } => {
                 let (shard, done) = self.disk.complete(tag, buf, result);
                 self.handle(now, shard, Event::Disk(done));
@@ -318,7 +342,8 @@ impl Core {
         let shard = self.shards[self.next_shard].id();
         self.next_shard = (self.next_shard + 1) % self.shards.len();
         let conn = self.sockets.add(socket, shard);
-        self.handle(now, shard, Event::Accepted { conn, peer: peer.to_string() });
+        let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
+        self.handle(now, shard, accepted);
         self.ring.start_receive(socket);
     }
 
@@ -345,8 +370,52 @@ impl Core {
     }
 
     fn deliver(&mut self, now: Instant, letter: Letter) {
-        let Letter { from, to, mail } = letter;
-        self.handle(now, to, Event::Mail { from, mail });
+        match letter {
+            Letter::Mail { from, to, mail } => self.handle(now, to, Event::Mail { from, mail }),
+            Letter::Connection(carried) => self.arrive(now, *carried),
+        }
+    }
+
+    /// A connection comes from another core. One that can't be taken is closed by its drop.
+    fn arrive(&mut self, now: Instant, carried: Carried) {
+        let Carried { to, stream, moving, bytes } = carried;
+        let socket = match self.ring.adopt(stream) {
+            Ok(socket) if self.sockets.has_room(socket) => socket,
+            Ok(socket) => return self.ring.close(socket),
+            Err(error) => return tracing::info!("a connection was lost on its way: {error}"),
+        };
+        let conn = self.sockets.add(socket, to);
+        self.moved(now, Served { conn, shard: to }, moving, &bytes);
+        self.ring.start_receive(socket);
+    }
+
+    /// Connections come from another shard of this core.
+    fn arrive_here(&mut self, now: Instant) {
+        for conn in std::mem::take(&mut self.arriving) {
+            if let Some(landed) = self.sockets.land(&mut self.ring, conn) {
+                let served = Served { conn, shard: landed.to };
+                self.moved(now, served, landed.moving, &landed.bytes);
+                if landed.peer_ended {
+                    self.over.push((landed.socket, Over::Ended));
+                }
+            }
+        }
+    }
+
+    fn moved(&mut self, now: Instant, served: Served, moving: Box<Moving>, bytes: &[u8]) {
+        let Served { conn, shard } = served;
+        self.handle(now, shard, Event::Moved { conn, moving });
+        if !bytes.is_empty() {
+            self.handle(now, shard, Event::Received { conn, bytes });
+        }
+    }
+
+    fn depart(&mut self, departure: Option<Departure>) {
+        match departure {
+            Some(Departure::Here(conn)) => self.arriving.push(conn),
+            Some(Departure::Elsewhere(socket)) => self.ring.hand_over(socket),
+            None => {}
+        }
     }
 
     fn take_inputs(&mut self, now: Instant) {
@@ -430,6 +499,12 @@ impl Core {
                 }
             }
             Action::Close(conn) => self.sockets.finish(&mut self.ring, now, conn),
+            Action::Move { conn, to, moving } => {
+                let here = core_of(to, self.cores) == self.core;
+                let departure =
+                    self.sockets.leave(&mut self.ring, conn, Leaving { to, moving, here });
+                self.depart(departure);
+            }
             Action::Authenticate { conn, user, password } => {
                 let inbox = self.inbox.clone();
                 let answer = Box::new(move |verdict| {
@@ -438,7 +513,7 @@ impl Core {
                 self.authenticator.verify(Job { user, password, answer });
             }
             Action::Disk(op) => self.disk.submit(&mut self.ring, from, op),
-            Action::Mail { to, mail } => self.post(Letter { from, to, mail }),
+            Action::Mail { to, mail } => self.post(Letter::Mail { from, to, mail }),
             Action::AdminReply { id, reply } => {
                 if let Some(answer) = self.questions.remove(&id) {
                     // Whoever asked may have given up.
@@ -452,7 +527,7 @@ impl Core {
     }
 
     fn post(&mut self, letter: Letter) {
-        let core = core_of(letter.to, self.cores);
+        let core = core_of(letter.to(), self.cores);
         if core == self.core {
             self.local.push_back(letter);
         } else if !self.held[core].is_empty() {

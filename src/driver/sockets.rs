@@ -4,7 +4,9 @@
 //!   Serving ──Action::Close──▶ Finishing ──last Sent──▶ Lingering ──peer's end──▶ Closing ──▶ gone
 //!      │                           │                        │                        ▲
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
-//!      └── a failed send: the shard is told once ────────────────────────────────────┘
+//!      ├── a failed send: the shard is told once ────────────────────────────────────┘
+//!      └──Action::Move──▶ Leaving ──last Sent──▶ Serving, by another shard of this core
+//!                                           └──▶ HandedOver ──▶ Serving, by another core
 //! ```
 //! A close is polite: what is under way is sent, our half is ended, and what the peer still sends
 //! is read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would
@@ -18,12 +20,14 @@
 //! A peer that ends its half may still wait for answers: the shard is told, and closes when it owes
 //! none.
 //!
-//! Failure: an action for a connection that is gone does nothing.
+//! Failure: an action for a connection that is gone does nothing. One that breaks while it moves is
+//! closed, and what it carried is dropped.
 
 use std::collections::VecDeque;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use broker::ConnId;
+use broker::{ConnId, Moving};
 use journal::ShardId;
 use net::{Ring, SocketId};
 
@@ -42,6 +46,8 @@ const SLOT_BITS: u32 = 20;
 enum Phase {
     /// A shard serves it.
     Serving,
+    /// It moves to another shard; what is received is kept for that.
+    Leaving,
     /// The last send is under way.
     Finishing,
     /// Our half is ended.
@@ -59,6 +65,56 @@ struct Entry {
     sends: u32,
     /// It will send nothing more.
     peer_ended: bool,
+    /// What it takes along when it moves, and what was received since.
+    leaving: Option<Box<(Leaving, Vec<u8>)>>,
+}
+
+/// Where a connection goes, and with what.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    /// The shard.
+    pub(super) to: ShardId,
+    /// What that shard is to be told.
+    pub(super) moving: Box<Moving>,
+    /// It is a shard of this core.
+    pub(super) here: bool,
+}
+
+/// A connection that moves has no send under way any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It may `land` on another shard of this core.
+    Here(ConnId),
+    /// The ring may hand this socket over.
+    Elsewhere(SocketId),
+}
+
+/// A connection on its way to another core.
+#[derive(Debug)]
+pub(super) struct Carried {
+    /// The shard.
+    pub(super) to: ShardId,
+    /// The socket.
+    pub(super) stream: TcpStream,
+    /// What the shard is to be told.
+    pub(super) moving: Box<Moving>,
+    /// What was received on the way.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A connection that has come to another shard of its core.
+#[derive(Debug)]
+pub(super) struct Landed {
+    /// The shard.
+    pub(super) to: ShardId,
+    /// Its socket.
+    pub(super) socket: SocketId,
+    /// What the shard is to be told.
+    pub(super) moving: Box<Moving>,
+    /// What was received on the way.
+    pub(super) bytes: Vec<u8>,
+    /// Its peer has ended its half on the way.
+    pub(super) peer_ended: bool,
 }
 
 /// The connections of a core.
@@ -100,8 +156,9 @@ impl Sockets {
         if self.entries.len() <= slot {
             self.entries.resize_with(slot + 1, || None);
         }
+        let phase = Phase::Serving;
         let entry =
-            Entry { socket, conn, shard, phase: Phase::Serving, sends: 0, peer_ended: false };
+            Entry { socket, conn, shard, phase, sends: 0, peer_ended: false, leaving: None };
         let before = self.entries[slot].replace(entry);
         assert!(before.is_none(), "a slot was given again before its socket was closed");
         conn
@@ -129,13 +186,60 @@ impl Sockets {
         }
     }
 
-    /// A send has ended well.
-    pub(super) fn sent(&mut self, ring: &mut Ring, socket: SocketId) {
-        let Some(entry) = self.entry_of(socket) else { return };
+    /// A send has ended well; what that lets a connection that moves do.
+    pub(super) fn sent(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Departure> {
+        let entry = self.entry_of(socket)?;
         entry.sends -= 1;
         if entry.phase == Phase::Finishing && entry.sends == 0 {
             linger(ring, entry);
         }
+        departure(entry)
+    }
+
+    /// A shard has said `Move`: nothing more is read; what it may do at once.
+    pub(super) fn leave(
+        &mut self,
+        ring: &mut Ring,
+        conn: ConnId,
+        leaving: Leaving,
+    ) -> Option<Departure> {
+        let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Serving)?;
+        entry.phase = Phase::Leaving;
+        entry.leaving = Some(Box::new((leaving, Vec::new())));
+        ring.pause_receive(entry.socket);
+        departure(entry)
+    }
+
+    /// Bytes came for a connection that no shard serves: one that moves takes them along.
+    pub(super) fn keep(&mut self, socket: SocketId, bytes: &[u8]) {
+        if let Some(entry) = self.entry_of(socket)
+            && let Some(leaving) = &mut entry.leaving
+        {
+            leaving.1.extend_from_slice(bytes);
+        }
+    }
+
+    /// The ring has let go of a connection that moves.
+    pub(super) fn handed_over(&mut self, socket: SocketId, stream: TcpStream) -> Option<Carried> {
+        self.entry_of(socket)?;
+        let entry = self.entries[socket.slot()].take()?;
+        let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
+        Some(Carried { to, stream, moving, bytes })
+    }
+
+    /// A connection that moves arrives at another shard of this core, and is read again.
+    pub(super) fn land(&mut self, ring: &mut Ring, conn: ConnId) -> Option<Landed> {
+        let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Leaving)?;
+        let (Leaving { to, moving, .. }, bytes) = *entry.leaving.take()?;
+        (entry.phase, entry.shard) = (Phase::Serving, to);
+        let (socket, peer_ended) = (entry.socket, entry.peer_ended);
+        ring.start_receive(socket);
+        Some(Landed { to, socket, moving, bytes, peer_ended })
+    }
+
+    /// Whether a `ConnId` can name this socket.
+    pub(super) fn has_room(&self, socket: SocketId) -> bool {
+        socket.slot() < 1 << SLOT_BITS
     }
 
     /// A shard has said `Close`.
@@ -170,7 +274,8 @@ impl Sockets {
         let entry = self.entry_of(socket)?;
         entry.peer_ended = true;
         match entry.phase {
-            Phase::Finishing => None,
+            // Who moves hears of it when it has arrived.
+            Phase::Finishing | Phase::Leaving => None,
             Phase::Serving => Some(Served { conn: entry.conn, shard: entry.shard }),
             Phase::Lingering | Phase::Closing => self.lost(ring, socket),
         }
@@ -225,9 +330,20 @@ fn linger(ring: &mut Ring, entry: &mut Entry) {
     ring.shutdown_write(entry.socket);
 }
 
+/// What a connection that moves may do, if it may.
+fn departure(entry: &Entry) -> Option<Departure> {
+    let (leaving, _) = &**entry.leaving.as_ref()?;
+    match (entry.sends, leaving.here) {
+        (0, true) => Some(Departure::Here(entry.conn)),
+        (0, false) => Some(Departure::Elsewhere(entry.socket)),
+        (1.., _) => None,
+    }
+}
+
 fn close(ring: &mut Ring, entry: &mut Entry) {
     if entry.phase != Phase::Closing {
         entry.phase = Phase::Closing;
+        entry.leaving = None;
         ring.close(entry.socket);
     }
 }
@@ -309,7 +425,7 @@ mod tests {
         loop {
             if let Completion::Sent { socket, result, .. } = next(&mut bench.ring) {
                 result.expect("sent");
-                bench.sockets.sent(&mut bench.ring, socket);
+                assert_eq!(bench.sockets.sent(&mut bench.ring, socket), None);
                 break;
             }
         }

@@ -17,7 +17,7 @@ use amqp::delivery::Outcome;
 use perf::client::{Client, data_of, durable_message};
 use serde_json::Value;
 
-use crate::harness::{Broker, Scratch, Start};
+use crate::harness::{Broker, Scratch, Start, http_get};
 use crate::power_fs::PowerFs;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -91,6 +91,41 @@ pub(crate) fn ready_line_says(broker: &Broker, key: &str) -> String {
     let pair = format!(" {key}=");
     let (_, value) = line.split_once(&pair).unwrap_or_else(|| panic!("no {key} in {line}"));
     value.split(' ').next().unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// On one core and across two, by either engine, while all of them use it.
+#[test]
+fn the_clients_of_a_queue_are_served_where_it_lives() {
+    const CLIENTS: usize = 12;
+    for (engine, threads) in [("uring", "1"), ("uring", "2"), ("epoll", "1"), ("epoll", "2")] {
+        let scratch = Scratch::new("follow");
+        let data = scratch.join("data");
+        let mut start = Start::new(&data);
+        start.engine = Some(engine.to_owned());
+        start.io_uring_refused = None;
+        start.args.extend(["--shards", "4", "--threads", threads].map(Into::into));
+        let broker = start.ready();
+        let mut clients = Vec::new();
+        for number in 0..CLIENTS {
+            let mut client = connect(broker.amqp, &format!("follower-{number}"));
+            let link = client.sender("followed").expect("a link");
+            clients.push((client, link));
+        }
+        for (client, link) in &mut clients {
+            client.send(*link, &durable_message(b"here")).expect("sent");
+            assert_eq!(client.next_outcome().expect("an answer").1, Outcome::Accepted);
+        }
+        let (_, metrics) = http_get(broker.admin, "/metrics").expect("metrics");
+        let mut of_shards: Vec<_> = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("laelaps_connections{")?.split_once("} "))
+            .map(|(_, count)| count.parse::<usize>().expect("a count"))
+            .collect();
+        of_shards.sort_unstable();
+        assert_eq!(of_shards, [0, 0, 0, CLIENTS], "{engine}, {threads} threads");
+        drop(clients);
+        assert!(broker.stop().success());
+    }
 }
 
 #[test]

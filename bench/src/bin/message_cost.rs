@@ -183,6 +183,7 @@ impl World {
                 }
                 Action::Ready(_) | Action::PauseReceive(_) | Action::ResumeReceive(_) => {}
                 Action::Close(_)
+                | Action::Move { .. }
                 | Action::Authenticate { .. }
                 | Action::Mail { .. }
                 | Action::AdminReply { .. }
@@ -275,7 +276,7 @@ fn run(workload: Workload, messages: u64, window: u64) -> World {
     };
     let mut world = World::new(workload);
     world.turn(Event::Timer);
-    world.turn(Event::Accepted { conn: CONN, peer: "memory".to_owned() });
+    world.turn(Event::Accepted { conn: CONN, peer: "memory".to_owned(), may_move: true });
     while world.attached < links {
         world.exchange();
     }

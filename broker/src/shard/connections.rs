@@ -32,7 +32,7 @@ use crate::limits::{
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
 impl Shard {
-    pub(super) fn accepted(&mut self, now: Instant, id: ConnId, peer: String) {
+    pub(super) fn accepted(&mut self, now: Instant, id: ConnId, peer: String, may_move: bool) {
         if !self.is_serving() || self.conns.len() >= CONNECTIONS_MAX {
             self.actions.push_back(Action::Close(id));
             return;
@@ -53,6 +53,7 @@ impl Shard {
             sending: false,
             spare: Vec::new(),
             stalled: false,
+            may_move,
             dirty: false,
             deadline: None,
             ending: Vec::new(),
@@ -66,7 +67,7 @@ impl Shard {
     }
 
     pub(super) fn received(&mut self, now: Instant, id: ConnId, bytes: &[u8]) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(conn) = self.conns.get_mut(id) else { return self.received_late(id, bytes) };
         conn.received_bytes += bytes.len() as u64;
         conn.amqp.handle_bytes(now, bytes);
         self.pump(now, id);
@@ -242,13 +243,18 @@ impl Shard {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.links.insert(link, key);
         }
-        let asker = self.here(key);
         match wanted {
             Wanted::Relay => self.opened_link(now, key),
-            Wanted::Queue(name) => match self.state.catalogue.named(&name).map(|queue| queue.id) {
-                Some(queue) => self.resolved(now, asker, &name, Ok(queue)),
-                None => self.post(ShardId(0), Mail::Resolve { asker, name }),
-            },
+            Wanted::Queue(name) => self.look_up(now, key, name),
+        }
+    }
+
+    /// Finds the queue of a link that resolves.
+    pub(super) fn look_up(&mut self, now: Instant, key: LinkKey, name: String) {
+        let asker = self.here(key);
+        match self.state.catalogue.named(&name).map(|queue| queue.id) {
+            Some(queue) => self.resolved(now, asker, &name, Ok(queue)),
+            None => self.post(ShardId(0), Mail::Resolve { asker, name }),
         }
     }
 
@@ -285,6 +291,10 @@ impl Shard {
         let (conn, id) = (link.conn, link.id);
         match queue {
             Ok((queue, home)) => {
+                if self.follow(asker.key, queue, home) {
+                    return;
+                }
+                let Some(link) = self.links.get_mut(asker.key) else { return };
                 (link.queue, link.home) = (queue, home);
                 self.opened_link(now, asker.key);
             }

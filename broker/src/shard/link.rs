@@ -44,6 +44,8 @@ pub(crate) struct Conn {
     pub(crate) spare: Vec<u8>,
     /// Some stash waits for the engine's bytes to be taken.
     pub(crate) stalled: bool,
+    /// It has attached to nothing yet, and its host can carry it.
+    pub(crate) may_move: bool,
     /// It is in `dirty_conns`.
     pub(crate) dirty: bool,
     /// Its entry in `deadlines`.

@@ -15,7 +15,7 @@ use amqp::delivery::Outcome;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::session::SessionId;
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
-use broker::{Action, ConnId, Event, Fatal, Mail, Shard, ShardConfig};
+use broker::{Action, ConnId, Event, Fatal, Mail, Moving, Shard, ShardConfig};
 use journal::{
     DiskDone, DiskError, DiskOp, FileId, Format, Geometry, JournalUuid, Level, LogId,
     NodeSuperblock, Recovery, ShardId, SlotFile,
@@ -102,7 +102,7 @@ impl Disk {
 /// One client: its engine, and what it heard.
 pub(crate) struct Client {
     pub(crate) amqp: Connection,
-    shard: usize,
+    pub(crate) shard: usize,
     session: Option<SessionId>,
     /// Everything that its engine told, in order.
     pub(crate) heard: Vec<Amqp>,
@@ -322,6 +322,7 @@ impl Host {
             Action::PauseReceive(conn) => self.clients[conn.0 as usize].paused = true,
             Action::ResumeReceive(conn) => self.clients[conn.0 as usize].paused = false,
             Action::Close(conn) => self.clients[conn.0 as usize].closed = true,
+            Action::Move { conn, to, moving } => self.carry(conn, to, moving),
             Action::Authenticate { .. } => panic!("nobody logs in here"),
             Action::Mail { to, mail } => {
                 self.pressure_letters += usize::from(matches!(mail, Mail::Pressure(_)));
@@ -333,6 +334,21 @@ impl Host {
             Action::Drained => self.drained += 1,
             Action::Fatal(fatal) => self.fatal = Some(fatal),
         }
+    }
+
+    /// Sends that are under way end without anybody hearing of it.
+    fn carry(&mut self, conn: ConnId, to: ShardId, moving: Box<Moving>) {
+        let now = self.now;
+        let client = &mut self.clients[conn.0 as usize];
+        for buf in std::mem::take(&mut client.unread) {
+            client.amqp.handle_bytes(now, &buf);
+            while let Some(event) = client.amqp.poll_event() {
+                client.heard.push(event);
+            }
+        }
+        client.shard = usize::from(to.0);
+        client.paused = false;
+        self.event(usize::from(to.0), Event::Moved { conn, moving });
     }
 
     fn disk_op(&mut self, shard: usize, op: DiskOp) {
@@ -374,8 +390,17 @@ impl Host {
         }
     }
 
-    /// A client with a session, connected to this shard.
+    /// A client with a session, connected to this shard, where it stays.
     pub(crate) fn connect(&mut self, shard: usize) -> usize {
+        self.connect_as(shard, false)
+    }
+
+    /// A client with a session, connected to this shard; it may move to its first queue's.
+    pub(crate) fn connect_to_move(&mut self, shard: usize) -> usize {
+        self.connect_as(shard, true)
+    }
+
+    fn connect_as(&mut self, shard: usize, may_move: bool) -> usize {
         let at = self.clients.len();
         let config = Config {
             container_id: format!("client-{at}"),
@@ -394,7 +419,7 @@ impl Host {
             closed: false,
         });
         let peer = format!("memory-{at}");
-        self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer });
+        self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer, may_move });
         self.settle();
         self.clients[at].session = Some(self.begin(at));
         at

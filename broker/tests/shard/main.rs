@@ -3,6 +3,7 @@
 //! `host` is the world; each other file is a subject.
 
 mod host;
+mod moving;
 mod pressure;
 mod recycling;
 mod relay;

@@ -13,6 +13,7 @@
 //!
 //!   accept: readable, room, not resting -> one connection, and once more behind the others
 //!   close:  what is unsent fails, the descriptor goes, Closed: nothing is ever under way in it
+//!   hand_over: out of the table and of the kernel's list, HandedOver
 //! ```
 //!
 //! A receive that fills less than its buffer has emptied the socket, so the call that would only
@@ -27,7 +28,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
 use rustix::event::epoll::EventFlags;
@@ -163,6 +164,21 @@ impl Epoll {
             self.connected(id, Err(error));
         }
         Ok(id)
+    }
+
+    pub(crate) fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId> {
+        stream.set_nonblocking(true)?;
+        self.add(stream.into(), false)
+    }
+
+    pub(crate) fn hand_over(&mut self, id: SocketId) {
+        let Some(socket) = self.sockets.get(id.0) else { return };
+        let unsent = !socket.unsent.is_empty();
+        assert!(!unsent && !socket.connecting, "{id:?} leaves with sends under way");
+        self.forget_socket(&socket.socket);
+        let gone = self.sockets.remove(id.0).expect("it was just looked at");
+        let stream = gone.socket.into();
+        self.ready.push(Completion::HandedOver { socket: id, stream });
     }
 
     pub(crate) fn start_receive(&mut self, id: SocketId) {

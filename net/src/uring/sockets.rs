@@ -15,6 +15,7 @@
 //!               an error: that send and all after it fail
 //!
 //!   closing     close: cancel, shut down both ways -> the last operation ends -> fd closed, Closed
+//!   leaving     hand_over: stop receiving -> its last completion -> out of the table, HandedOver
 //! ```
 //!
 //! Invariants: an operation's socket is in the table (it is removed when it has none), so a
@@ -29,7 +30,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Instant;
 
@@ -58,6 +59,8 @@ pub(super) struct Socket {
     broken: Option<i32>,
     shutdown_wanted: bool,
     closing: bool,
+    /// On its way to another ring.
+    leaving: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,7 @@ impl Socket {
             broken: None,
             shutdown_wanted: false,
             closing: false,
+            leaving: false,
         }
     }
 
@@ -127,6 +131,20 @@ impl Uring {
         let key = self.start(Op::Connect { socket: id, addr: Box::new(addr.into()) });
         self.socket_mut(id).connecting = Some(key);
         Ok(id)
+    }
+
+    pub(crate) fn adopt(&mut self, stream: TcpStream) -> io::Result<SocketId> {
+        stream.set_nonblocking(false)?;
+        Ok(SocketId(self.sockets.insert(Socket::new(stream.into()))))
+    }
+
+    pub(crate) fn hand_over(&mut self, id: SocketId) {
+        self.pause_receive(id);
+        let Some(socket) = self.open_socket(id) else { return };
+        let unsent = socket.sending.is_some() || !socket.unsent.is_empty();
+        assert!(!unsent && socket.connecting.is_none(), "{id:?} leaves with sends under way");
+        socket.leaving = true;
+        self.finish_socket(id);
     }
 
     pub(crate) fn start_receive(&mut self, id: SocketId) {
@@ -174,7 +192,8 @@ impl Uring {
     }
 
     pub(crate) fn close(&mut self, id: SocketId) {
-        let Some(socket) = self.open_socket(id) else { return };
+        let socket = self.sockets.get_mut(id.0).filter(|socket| !socket.closing);
+        let Some(socket) = socket else { return };
         socket.closing = true;
         // Not connected (any more) is as good.
         let _ = socket.socket.shutdown(Shutdown::Both);
@@ -322,6 +341,7 @@ impl Uring {
             }
             errno => self.receive_ended(id, Err(io::Error::from_raw_os_error(errno))),
         }
+        self.finish_socket(id);
     }
 
     fn receive_ended(&mut self, id: SocketId, result: io::Result<()>) {
@@ -435,10 +455,16 @@ impl Uring {
 
     fn finish_socket(&mut self, id: SocketId) {
         let socket = self.socket(id);
-        if socket.closing && socket.idle() {
-            drop(self.sockets.remove(id.0));
-            self.ready.push(Completion::Closed { socket: id });
+        if !socket.idle() || !(socket.closing || socket.leaving) {
+            return;
         }
+        let closing = socket.closing;
+        let gone = self.sockets.remove(id.0).expect("it was just looked at");
+        self.ready.push(if closing {
+            Completion::Closed { socket: id }
+        } else {
+            Completion::HandedOver { socket: id, stream: gone.socket.into() }
+        });
     }
 
     fn finish_listener(&mut self, id: ListenerId) {
@@ -446,9 +472,9 @@ impl Uring {
         self.ready.push(Completion::ListenerClosed { listener: id });
     }
 
-    /// A socket of the caller's that isn't closing.
+    /// A socket of the caller's that stays.
     fn open_socket(&mut self, id: SocketId) -> Option<&mut Socket> {
-        self.sockets.get_mut(id.0).filter(|socket| !socket.closing)
+        self.sockets.get_mut(id.0).filter(|socket| !socket.closing && !socket.leaving)
     }
 
     pub(super) fn socket(&self, id: SocketId) -> &Socket {

@@ -22,6 +22,8 @@ over_both_engines! {
     a_reset_ends_both_ways,
     a_reset_is_told_from_an_end,
     a_close_ends_what_is_under_way_and_comes_last,
+    a_connection_moves_to_another_ring,
+    a_connection_that_leaves_may_be_closed,
     a_thousand_connections_echo,
     a_client_may_speak_before_it_is_connected,
     a_refused_connection_says_so,
@@ -373,6 +375,85 @@ fn a_close_ends_what_is_under_way_and_comes_last(engine: Engine) {
     let stats = core.ring.stats();
     // What is left: the accept and the doorbell's poll.
     assert_eq!((stats.sockets, stats.operations, stats.leases_out), (0, 2, 0));
+}
+
+/// While the peer goes on sending: not a byte is lost, doubled or out of place.
+fn a_connection_moves_to_another_ring(engine: Engine) {
+    let (mut old, mut new) = (Core::new(on(engine)), Core::new(on(engine)));
+    let (socket, mut client) = pair(&mut old);
+    let sent = pattern(4 << 20);
+    let bytes = sent.clone();
+    let writer = std::thread::Builder::new()
+        .spawn(move || {
+            client.write_all(&bytes).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).unwrap();
+            heard
+        })
+        .unwrap();
+    old.ring.start_receive(socket);
+    let mut received = Vec::new();
+    while received.len() < sent.len() / 4 {
+        received.extend(old.received().1);
+    }
+    old.ring.hand_over(socket);
+    // What it is told meanwhile is for nobody.
+    old.ring.start_receive(socket);
+    let stream = loop {
+        match old.next() {
+            Completion::Received { lease, .. } => {
+                received.extend(old.ring.bytes(&lease));
+                old.ring.release(lease);
+            }
+            Completion::ReceiveEnded { result, .. } => result.unwrap(),
+            Completion::HandedOver { socket: left, stream } => {
+                assert_eq!(left, socket);
+                break stream;
+            }
+            other => panic!("{other:?} of a socket that leaves"),
+        }
+    };
+    assert_eq!(old.ring.stats().sockets, 0);
+    let socket = new.ring.adopt(stream).unwrap();
+    assert!(new.settle(Duration::from_millis(20)).is_empty(), "nobody asked it to receive");
+    new.ring.start_receive(socket);
+    loop {
+        match new.next() {
+            Completion::Received { lease, .. } => {
+                received.extend(new.ring.bytes(&lease));
+                new.ring.release(lease);
+            }
+            Completion::ReceiveEnded { result, .. } => break result.unwrap(),
+            other => panic!("{other:?} of an adopted socket"),
+        }
+    }
+    assert!(received == sent, "the bytes are the same, in order");
+    new.ring.send(socket, b"heard".to_vec());
+    assert!(matches!(new.next(), Completion::Sent { result: Ok(()), .. }));
+    new.ring.close(socket);
+    assert!(matches!(new.next(), Completion::Closed { .. }));
+    assert_eq!(writer.join().unwrap(), b"heard");
+    assert!(old.settle(Duration::from_millis(20)).is_empty());
+}
+
+fn a_connection_that_leaves_may_be_closed(engine: Engine) {
+    let mut core = Core::new(on(engine));
+    let (socket, mut client) = pair(&mut core);
+    core.ring.start_receive(socket);
+    core.turn(Duration::ZERO);
+    core.ring.hand_over(socket);
+    core.ring.close(socket);
+    match core.next() {
+        Completion::Closed { .. } => {
+            let mut heard = Vec::new();
+            assert_eq!(client.read_to_end(&mut heard).unwrap(), 0);
+        }
+        // One engine has it ready at once.
+        Completion::HandedOver { stream, .. } => drop(stream),
+        other => panic!("{other:?} of a socket that leaves"),
+    }
+    assert_eq!(core.ring.stats().sockets, 0);
 }
 
 fn a_thousand_connections_echo(engine: Engine) {

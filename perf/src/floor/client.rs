@@ -138,6 +138,7 @@ impl Client {
                     | Completion::ListenerClosed { .. }
                     | Completion::Sent { .. }
                     | Completion::Closed { .. }
+                    | Completion::HandedOver { .. }
                     | Completion::Disk { .. } => {}
                 }
             }
@@ -206,6 +207,7 @@ impl Client {
             | Completion::AcceptFailed { .. }
             | Completion::ListenerClosed { .. }
             | Completion::Closed { .. }
+            | Completion::HandedOver { .. }
             | Completion::Disk { .. } => {}
         }
         Ok(())

@@ -238,7 +238,8 @@ impl Server {
             Completion::AcceptFailed { .. }
             | Completion::ListenerClosed { .. }
             | Completion::Connected { .. }
-            | Completion::Closed { .. } => {}
+            | Completion::Closed { .. }
+            | Completion::HandedOver { .. } => {}
         }
         Ok(())
     }

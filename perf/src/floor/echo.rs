@@ -36,6 +36,7 @@ pub(super) fn serve(ring: &mut Ring, stop: &Stop) -> Result<(), RingError> {
                 | Completion::ListenerClosed { .. }
                 | Completion::Connected { .. }
                 | Completion::Closed { .. }
+                | Completion::HandedOver { .. }
                 | Completion::Disk { .. } => {}
             }
         }

@@ -385,7 +385,10 @@ impl<'a> Runner<'a> {
             Completion::Accepted { .. }
             | Completion::AcceptFailed { .. }
             | Completion::ListenerClosed { .. }
-            | Completion::Disk { .. } => unreachable!("a client neither listens nor writes files"),
+            | Completion::HandedOver { .. }
+            | Completion::Disk { .. } => {
+                unreachable!("a client keeps its sockets, and neither listens nor writes files")
+            }
         }
     }
 

@@ -212,6 +212,7 @@ impl World {
                 }
                 self.flush_to_client(conn);
             }
+            Action::Move { conn, to, moving } => self.leaves(conn, to, moving),
             Action::Authenticate { .. } => return Err("nobody sent a password".to_owned()),
             Action::Disk(op) => self.submit(Owner(shard.0), op)?,
             Action::Mail { to, mail } => {
@@ -326,6 +327,7 @@ impl World {
                 | Action::PauseReceive(_)
                 | Action::ResumeReceive(_)
                 | Action::Close(_)
+                | Action::Move { .. }
                 | Action::Authenticate { .. }
                 | Action::Disk(_)
                 | Action::Mail { .. }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use broker::{ConnId, Event};
+use broker::{ConnId, Event, Moving};
 use journal::ShardId;
 
 use super::node::Node;
@@ -55,6 +55,8 @@ impl World {
             shard: ShardId(self.rng.below(u64::from(self.plan.shards)) as u16),
             accepted: false,
             paused: false,
+            moving: false,
+            sends: 0,
             closing: false,
             to_broker: VecDeque::new(),
             to_broker_due: false,
@@ -78,7 +80,8 @@ impl World {
         }
         if let Some(pipe) = self.pipes.remove(&conn) {
             self.lost(pipe.client)?;
-            if pipe.accepted && !pipe.closing {
+            // Who is between two shards is missed by nobody.
+            if pipe.accepted && !pipe.closing && !pipe.moving {
                 let delay = self.delay();
                 self.after(delay, Due::Lost(conn, pipe.shard));
             }
@@ -88,7 +91,7 @@ impl World {
 
     /// Whether the broker would read more bytes of a connection.
     pub(super) fn says_something(&self, conn: ConnId) -> bool {
-        self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && !pipe.paused)
+        self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && pipe.is_read())
     }
 
     /// A client's connection is gone.
@@ -121,7 +124,7 @@ impl World {
 
     pub(super) fn flush_to_broker(&mut self, conn: ConnId) {
         let Some(pipe) = self.pipes.get_mut(&conn) else { return };
-        let may = pipe.accepted && !pipe.paused && !pipe.closing && !pipe.to_broker_due;
+        let may = pipe.accepted && pipe.is_read() && !pipe.closing && !pipe.to_broker_due;
         if may && !pipe.to_broker.is_empty() {
             pipe.to_broker_due = true;
             let delay = self.delay();
@@ -136,7 +139,7 @@ impl World {
             pipe.to_broker.clear();
         }
         let len = pipe.to_broker.len() as u64;
-        if len == 0 || pipe.paused {
+        if len == 0 || !pipe.is_read() {
             return Ok(());
         }
         // Mostly whole, sometimes a few bytes, sometimes any part.
@@ -156,9 +159,37 @@ impl World {
         let stamp = Rc::new(Stamp { at: self.now, marks: self.audit.marks() });
         let Some(pipe) = self.pipes.get_mut(&conn) else { return };
         pipe.to_client.push_back((buf.clone(), stamp));
+        pipe.sends += 1;
         self.flush_to_client(conn);
         let delay = self.delay();
         self.after(delay, Due::Sent(conn, buf));
+    }
+
+    /// A connection leaves its shard: it is on its way a while, and until its last send has ended.
+    pub(super) fn leaves(&mut self, conn: ConnId, to: ShardId, moving: Box<Moving>) {
+        self.hits.add(Hit::Moved);
+        if let Some(pipe) = self.pipes.get_mut(&conn) {
+            pipe.moving = true;
+            let delay = self.delay();
+            self.after(delay, Due::Moved(conn, to, moving));
+        }
+    }
+
+    pub(super) fn moved(
+        &mut self,
+        conn: ConnId,
+        to: ShardId,
+        moving: Box<Moving>,
+    ) -> Result<(), String> {
+        let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
+        if pipe.sends > 0 {
+            let delay = self.delay();
+            self.after(delay, Due::Moved(conn, to, moving));
+            return Ok(());
+        }
+        (pipe.moving, pipe.paused, pipe.shard) = (false, false, to);
+        self.flush_to_broker(conn);
+        self.tell(to, Event::Moved { conn, moving })
     }
 
     pub(super) fn flush_to_client(&mut self, conn: ConnId) {

@@ -1,0 +1,107 @@
+//! A connection follows its queue: it moves to the shard of the first queue that it attaches to.
+//!
+//! ```text
+//!   shard of the accept           host                          home of the queue
+//!   attach, resolved elsewhere
+//!   ── Action::Move ────────────▶ reads no more, waits for the
+//!      (nothing is left here)     last `Sent`, takes what was
+//!                                 received meanwhile along
+//!                                 ── Event::Moved ───────────▶  attach is answered
+//!                                 ── Event::Received ────────▶  goes on
+//! ```
+//! Most clients have a connection for one queue. Each message of one that stays elsewhere crosses
+//! two mailboxes, wakes a second core and waits for it: half of an answer's time where nothing
+//! waits for the disk. A connection that has several queues stays with its first one, and the
+//! others are served by mail.
+//!
+//! Invariants: it moves at most once, at its first attach, before any other shard has heard of its
+//! link; so no reference to it is left behind. What its engine had read and not told, and had to
+//! say and not sent, travels in the engine.
+//!
+//! Failure: a host whose socket breaks meanwhile drops what it carries, and nobody misses it. A
+//! shard that serves no more closes what arrives.
+
+use std::time::Instant;
+
+use journal::{QueueId, ShardId};
+
+use super::Shard;
+use super::link::{Conn, Link, LinkPhase};
+use crate::event::{Action, ConnId};
+use crate::limits::CONNECTIONS_MAX;
+use crate::mail::LinkKey;
+
+/// A connection between two shards. Only a shard can open it.
+#[derive(Debug)]
+pub struct Moving {
+    conn: Box<Conn>,
+    link: Link,
+    /// Of its queue. Mail that tells the home of a new one may come later than the connection.
+    name: String,
+    /// What came behind the attach before the host took the action.
+    bytes: Vec<u8>,
+}
+
+impl Shard {
+    /// Sends the connection of a link whose queue was just found to the queue's home, if it may go;
+    /// whether it went.
+    pub(super) fn follow(&mut self, key: LinkKey, queue: QueueId, home: ShardId) -> bool {
+        let Some(link) = self.links.get(key) else { return false };
+        let id = link.conn;
+        let Some(conn) = self.conns.get_mut(id) else { return false };
+        // Only the first attach is asked.
+        let first = std::mem::take(&mut conn.may_move);
+        let alone = conn.links.len() == 1 && conn.ending.is_empty();
+        let leaving = conn.over || conn.close_wanted || conn.goodbye;
+        if !first || !alone || leaving || home == self.config.shard || !self.is_serving() {
+            return false;
+        }
+        let Some(name) = self.state.catalogue.get(queue).map(|record| record.name.clone()) else {
+            return false;
+        };
+        let link = self.links.remove(key).expect("it was just looked at");
+        let mut conn = self.conns.remove(id).expect("it was just looked at");
+        if let Some(at) = conn.deadline.take() {
+            self.deadlines.remove(&(at, id));
+        }
+        conn.links.remove(link.id);
+        conn.dirty = false;
+        let moving = Box::new(Moving { conn, link, name, bytes: Vec::new() });
+        self.actions.push_back(Action::Move { conn: id, to: home, moving });
+        true
+    }
+
+    /// A connection has come, under the number that its host gives it here.
+    pub(super) fn moved(&mut self, now: Instant, id: ConnId, moving: Moving) {
+        if !self.is_serving() || self.conns.len() >= CONNECTIONS_MAX {
+            self.actions.push_back(Action::Close(id));
+            return;
+        }
+        let Moving { mut conn, mut link, name, bytes } = moving;
+        assert!(matches!(link.phase, LinkPhase::Resolving) && conn.links.is_empty());
+        // The host has waited for the last send, and reads again as soon as we are told.
+        (conn.id, conn.sending, conn.paused) = (id, false, false);
+        link.conn = id;
+        let of_engine = link.id;
+        let key = self.links.insert(link);
+        conn.links.insert(of_engine, key);
+        conn.amqp.withhold_reads(now, false);
+        self.conns.insert(id, conn);
+        self.look_up(now, key, name);
+        self.pump(now, id);
+        if !bytes.is_empty() {
+            self.received(now, id, &bytes);
+        }
+    }
+
+    /// Bytes came for a connection that is not here: one whose `Move` waits to be taken gets them.
+    pub(super) fn received_late(&mut self, id: ConnId, bytes: &[u8]) {
+        for action in &mut self.actions {
+            if let Action::Move { conn, moving, .. } = action
+                && *conn == id
+            {
+                moving.bytes.extend_from_slice(bytes);
+            }
+        }
+    }
+}
