@@ -13,6 +13,9 @@ pub const PRODUCER_CREDIT: u32 = 256;
 pub const PRODUCER_TOKENS_MAX: usize = 4_096;
 /// Messages that a home shard may have on their way to one consumer's connection.
 pub const CONSUMER_WINDOW: u32 = 128;
+/// Messages that a home shard may have on their way to one browser's connection. Few: a message
+/// that is settled meanwhile is kept by nothing else, and counted nowhere.
+pub const BROWSER_WINDOW: u32 = 16;
 /// Bytes of messages of one connection that wait to be accepted; above it, its reads are withheld.
 pub const UNACCEPTED_BYTES_MAX: u64 = 8 << 20;
 /// Bytes that wait in a connection's engine to be sent; above it, deliveries wait outside.

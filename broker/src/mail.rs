@@ -110,6 +110,8 @@ pub enum Mail {
         queue: QueueId,
         /// The consumer.
         consumer: LinkRef,
+        /// It only looks: what it is sent stays available.
+        browses: bool,
     },
     /// More credit for a consumer.
     Credit {

@@ -32,8 +32,10 @@ use journal::{Lsn, QueueId, Sequence};
 use crate::limits::{EXCLUSIONS_MAX, SLOT_BYTES};
 use crate::mail::LinkRef;
 
+mod browse;
 mod index;
 
+use browse::Browser;
 use index::{Index, Slot};
 
 /// Where a message is in its life.
@@ -133,6 +135,7 @@ pub struct Queue {
     touched: BTreeSet<Sequence>,
     excluded: BTreeMap<Sequence, Vec<LinkRef>>,
     consumers: Vec<Consumer>,
+    browsers: Vec<Browser>,
     turn: usize,
     counts: [u64; 5],
     payload_bytes: u64,
@@ -154,6 +157,7 @@ impl Queue {
             touched: BTreeSet::new(),
             excluded: BTreeMap::new(),
             consumers: Vec::new(),
+            browsers: Vec::new(),
             turn: 0,
             counts: [0; 5],
             payload_bytes: 0,
@@ -260,18 +264,20 @@ impl Queue {
         }
     }
 
-    /// More credit for a consumer; unknown consumers are ignored (their detach is on its way).
+    /// More credit for a consumer or browser; others are ignored (their detach is on its way).
     pub fn add_credit(&mut self, link: LinkRef, more: u32, drain: bool) {
         if let Some(at) = self.consumer(link) {
             let consumer = &mut self.consumers[at];
             consumer.credit = consumer.credit.saturating_add(more);
             consumer.drain |= drain;
+        } else {
+            self.add_browser_credit(link, more, drain);
         }
     }
 
-    /// A consumer goes. What it held is available again, each at its own place.
+    /// A consumer or browser goes. What it held is available again, each at its own place.
     pub fn detach(&mut self, link: LinkRef) {
-        let Some(at) = self.consumer(link) else { return };
+        let Some(at) = self.consumer(link) else { return self.detach_browser(link) };
         let consumer = self.consumers.remove(at);
         if self.turn > at {
             self.turn -= 1;
@@ -309,10 +315,12 @@ impl Queue {
         })
     }
 
-    /// A consumer that asked to be drained and can get nothing more now, with its unused credit.
-    /// Call it when `dispatch` has no more.
+    /// A consumer or browser that asked to be drained and can get nothing more now, with its unused
+    /// credit. Call it when `dispatch` and `browse` have no more.
     pub fn poll_drained(&mut self) -> Option<(LinkRef, u32)> {
-        let consumer = self.consumers.iter_mut().find(|consumer| consumer.drain)?;
+        let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.drain) else {
+            return self.poll_drained_browser();
+        };
         consumer.drain = false;
         Some((consumer.link, std::mem::take(&mut consumer.credit)))
     }

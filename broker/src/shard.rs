@@ -395,7 +395,7 @@ impl Shard {
                 self.publish(now, ingress::Publish { queue, producer, message });
             }
             Mail::Published { link, token, result } => self.published(now, link, token, result),
-            Mail::Consume { queue, consumer } => self.consume(queue, consumer),
+            Mail::Consume { queue, consumer, browses } => self.consume(queue, consumer, browses),
             Mail::Credit { queue, consumer, more, drain } => {
                 self.credit(queue, consumer, more, drain);
             }

@@ -232,7 +232,6 @@ fn what_is_not_built_is_refused() {
             json!({"do": "receiver", "name": "dynamic", "dynamic": true}),
             json!({"do": "sender", "name": "dynamic-target", "dynamic": true}),
             json!({"do": "receiver", "name": "filtered", "from": "refused", "selector": "a > 1"}),
-            json!({"do": "receiver", "name": "browser", "from": "refused", "copy": true}),
             json!({"do": "receiver", "name": "topic", "from": "topic://t"}),
         ];
         if matches!(client, Client::Proton) {

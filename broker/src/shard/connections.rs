@@ -227,6 +227,7 @@ impl Shard {
             Role::Sender => End::Consumer(Consumer {
                 default_outcome: attach.source.as_ref().and_then(|s| s.default_outcome.clone()),
                 presettled: attach.snd_settle_mode == SenderSettleMode::Settled,
+                browses: terms::browses(&attach),
                 ..Consumer::default()
             }),
         };
@@ -312,13 +313,17 @@ impl Shard {
         link.phase = LinkPhase::Open;
         let (conn, id, queue, home) = (link.conn, link.id, link.queue, link.home);
         let accept = terms::in_force(link.attach.take().as_deref());
-        let produces = matches!(link.end, End::Producer(_));
+        let browses = match &link.end {
+            End::Producer(_) => None,
+            End::Consumer(consumer) => Some(consumer.browses),
+        };
         self.engine(conn, |amqp| amqp.accept_link(id, accept));
-        if produces {
-            self.grant(key);
-        } else {
-            self.post(home, Mail::Consume { queue, consumer });
-            self.send_stash(now, key);
+        match browses {
+            None => self.grant(key),
+            Some(browses) => {
+                self.post(home, Mail::Consume { queue, consumer, browses });
+                self.send_stash(now, key);
+            }
         }
     }
 

@@ -29,7 +29,7 @@ use super::link::{Consumer, Drain, End, LinkPhase, Stashed};
 use crate::apply::Effect;
 use crate::canary::Canary;
 use crate::event::{ConnId, Fatal};
-use crate::limits::{CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
+use crate::limits::{BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
 use crate::mail::{LinkKey, LinkRef, Mail, Outcome};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Dispatched, Queue};
@@ -112,6 +112,13 @@ impl Shard {
         let Some(found) = self.links.get_mut(key) else { return };
         let (queue, home) = (found.queue, found.home);
         let End::Consumer(consumer) = &mut found.end else { return };
+        if consumer.browses {
+            // Whatever it says, nothing happens to the message: there is nothing to wait for.
+            if !settled {
+                self.engine(conn, |amqp| amqp.settle_outgoing(link, delivery));
+            }
+            return;
+        }
         let Some(sequence) = consumer.unsettled.take(delivery) else { return };
         // Settled without an outcome: the source's default, and where there is none, not processed.
         let outcome =
@@ -179,6 +186,9 @@ impl Shard {
             match send_one(&mut conn.amqp, id, next, consumer.presettled, &mut self.head) {
                 Ok(delivery) => {
                     let sent = consumer.stash.pop_front().expect("it was at the front");
+                    if consumer.browses {
+                        continue;
+                    }
                     if consumer.presettled {
                         presettled.push((sent.sequence, Outcome::Accepted));
                     } else {
@@ -188,6 +198,9 @@ impl Shard {
                 Err(SendError::TooLarge) => {
                     // This client cannot take it; others may.
                     let sent = consumer.stash.pop_front().expect("it was at the front");
+                    if consumer.browses {
+                        continue;
+                    }
                     let outcome =
                         Outcome::Modified { delivery_failed: false, undeliverable_here: true };
                     presettled.push((sent.sequence, outcome));
@@ -202,7 +215,8 @@ impl Shard {
         }
         let credit = conn.amqp.link_credit(id);
         // Credit was taken back: what came under it goes back to its place.
-        while consumer.stash.len() as u64 > u64::from(credit) {
+        // A browser's stays: nobody else waits for it.
+        while consumer.stash.len() as u64 > u64::from(credit) && !consumer.browses {
             let Some(back) = consumer.stash.pop_back() else { break };
             presettled.push((back.sequence, Outcome::Released));
         }
@@ -232,7 +246,8 @@ impl Shard {
 /// How much more credit the home shard should get.
 fn window(consumer: &Consumer, credit: u32) -> u32 {
     let out = consumer.at_home + consumer.stash.len() as u32;
-    let want = credit.min(CONSUMER_WINDOW);
+    let most = if consumer.browses { BROWSER_WINDOW } else { CONSUMER_WINDOW };
+    let want = credit.min(most);
     let more = want.saturating_sub(out);
     // Small top-ups are saved up, but not while the home shard has nothing left to send on.
     let worth = more >= CONSUMER_WINDOW / 4 || consumer.at_home == 0;
@@ -272,8 +287,11 @@ fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
 
 /// The queue's side.
 impl Shard {
-    pub(super) fn consume(&mut self, queue: QueueId, consumer: LinkRef) {
-        if let Some(queue) = self.state.queue_mut(queue) {
+    pub(super) fn consume(&mut self, queue: QueueId, consumer: LinkRef, browses: bool) {
+        let Some(queue) = self.state.queue_mut(queue) else { return };
+        if browses {
+            queue.attach_browser(consumer);
+        } else {
             queue.attach(consumer);
         }
     }
@@ -294,6 +312,11 @@ impl Shard {
             while let Some(next) = self.state.queue_mut(id).and_then(Queue::dispatch) {
                 self.counters.delivered_total += 1;
                 self.hand_out(now, next);
+            }
+            if self.state.queue(id).is_some_and(Queue::has_browsers) {
+                while let Some(next) = self.state.queue_mut(id).and_then(Queue::browse) {
+                    self.hand_out(now, next);
+                }
             }
             while let Some((consumer, unused)) =
                 self.state.queue_mut(id).and_then(Queue::poll_drained)

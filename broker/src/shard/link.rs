@@ -173,6 +173,8 @@ pub(crate) struct Consumer {
     pub(crate) default_outcome: Option<amqp::delivery::Outcome>,
     /// How messages are sent on it.
     pub(crate) presettled: bool,
+    /// It only looks: its messages stay at the queue, and its outcomes change nothing.
+    pub(crate) browses: bool,
     pub(crate) drain: Drain,
 }
 
@@ -181,7 +183,8 @@ impl Consumer {
     /// that is left, none, is all used.
     pub(crate) fn is_drained(&self, credit: u32) -> bool {
         let used = credit == 0 && self.at_home == 0;
-        self.stash.is_empty()
+        // What a browser has no credit for waits here for more.
+        (self.stash.is_empty() || (self.browses && credit == 0))
             && match self.drain {
                 Drain::No | Drain::Asked => false,
                 Drain::Wanted => used,

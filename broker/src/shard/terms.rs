@@ -71,8 +71,6 @@ fn check_source(source: &LinkSource) -> Result<(), Error> {
     let no = |what: &str| Err(Error::new(Condition::NotImplemented, what));
     if source.dynamic {
         no("dynamic sources are not built")
-    } else if source.distribution_mode == Some(DistributionMode::Copy) {
-        no("browsing (distribution-mode copy) is not built")
     } else if let Some(filter) = source.filters.first() {
         no(&format!("filters are not built; this source has '{}'", filter.key))
     } else {
@@ -92,6 +90,12 @@ pub(super) fn in_force(attach: Option<&RemoteAttach>) -> AcceptLink {
         .as_ref()
         .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
     AcceptLink { source, target, ..AcceptLink::default() }
+}
+
+/// Whether a link is only shown messages, which stay [3.5.7].
+pub(super) fn browses(attach: &RemoteAttach) -> bool {
+    let mode = attach.source.as_ref().and_then(|source| source.distribution_mode);
+    attach.role == Role::Sender && mode == Some(DistributionMode::Copy)
 }
 
 /// Whether a sender can be told `rejected`: where its source names outcomes, only those [3.5.3].

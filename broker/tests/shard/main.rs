@@ -2,6 +2,7 @@
 //!
 //! `host` is the world; each other file is a subject.
 
+mod browsing;
 mod host;
 mod moving;
 mod pressure;

@@ -1,0 +1,166 @@
+//! Browsers: links that are shown a queue's messages and take none [3.5.7].
+//!
+//! ```text
+//!   attach ─▶ next = the oldest message
+//!   browse:   next ─▶ the first available message from there on ─▶ shown, next = behind it
+//!             reserved: nothing available lies behind it, wait
+//!             acquired, settling: passed over, and not shown if it comes back
+//! ```
+//! What a browser was shown stays where it was, and nothing that it says changes anything. Each
+//! message is looked at once by each browser, so a browser costs no more than a consumer.
+//!
+//! Invariant: `next` of a browser never goes back.
+
+use bytes::Bytes;
+use journal::Sequence;
+
+use super::{Dispatched, Queue, SlotState};
+use crate::mail::LinkRef;
+
+/// Someone who looks at messages.
+#[derive(Debug)]
+pub(super) struct Browser {
+    link: LinkRef,
+    credit: u32,
+    drain: bool,
+    next: Sequence,
+}
+
+impl Queue {
+    /// A browser attaches, without credit.
+    pub fn attach_browser(&mut self, link: LinkRef) {
+        if self.browser(link).is_none() {
+            self.browsers.push(Browser { link, credit: 0, drain: false, next: Sequence(0) });
+        }
+    }
+
+    /// Whether anybody browses.
+    pub fn has_browsers(&self) -> bool {
+        !self.browsers.is_empty()
+    }
+
+    /// The next message for some browser that has credit, while there is one.
+    pub fn browse(&mut self) -> Option<Dispatched> {
+        let Self { browsers, index, recovered_end, touched, .. } = self;
+        for browser in browsers.iter_mut().filter(|browser| browser.credit > 0) {
+            while let Some((sequence, slot)) = index.first_from(browser.next) {
+                match slot.state {
+                    SlotState::Available => {}
+                    SlotState::Reserved => break,
+                    SlotState::Acquired | SlotState::Counting | SlotState::Settling => {
+                        browser.next = Sequence(sequence.0 + 1);
+                        continue;
+                    }
+                }
+                browser.next = Sequence(sequence.0 + 1);
+                browser.credit -= 1;
+                let message: Bytes = slot.message.clone();
+                return Some(Dispatched {
+                    consumer: browser.link,
+                    sequence,
+                    message,
+                    delivery_count: slot.delivery_count,
+                    first_acquirer: sequence >= *recovered_end && !touched.contains(&sequence),
+                });
+            }
+        }
+        None
+    }
+
+    /// More credit for a browser.
+    pub(super) fn add_browser_credit(&mut self, link: LinkRef, more: u32, drain: bool) {
+        let Some(at) = self.browser(link) else { return };
+        let browser = &mut self.browsers[at];
+        browser.credit = browser.credit.saturating_add(more);
+        browser.drain |= drain;
+    }
+
+    /// A browser that asked to be drained and has seen all there is, with its unused credit.
+    pub(super) fn poll_drained_browser(&mut self) -> Option<(LinkRef, u32)> {
+        let browser = self.browsers.iter_mut().find(|browser| browser.drain)?;
+        browser.drain = false;
+        Some((browser.link, std::mem::take(&mut browser.credit)))
+    }
+
+    pub(super) fn detach_browser(&mut self, link: LinkRef) {
+        self.browsers.retain(|browser| browser.link != link);
+    }
+
+    fn browser(&self, link: LinkRef) -> Option<usize> {
+        self.browsers.iter().position(|browser| browser.link == link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use journal::{Lsn, QueueId, ShardId};
+
+    use super::*;
+    use crate::mail::LinkKey;
+
+    fn link(slot: u32) -> LinkRef {
+        LinkRef { shard: ShardId(0), key: LinkKey { slot, generation: 0 } }
+    }
+
+    fn shown(queue: &mut Queue) -> Vec<(u32, u64)> {
+        std::iter::from_fn(|| queue.browse())
+            .map(|shown| (shown.consumer.key.slot, shown.sequence.0))
+            .collect()
+    }
+
+    fn queue_of(count: u64) -> Queue {
+        let mut queue = Queue::new(QueueId(1));
+        for n in 0..count {
+            queue.reserve(Sequence(n), Lsn(n), Bytes::new());
+            queue.commit(Sequence(n));
+        }
+        queue
+    }
+
+    #[test]
+    fn each_browser_sees_every_available_message_once_and_takes_none() {
+        let mut queue = queue_of(4);
+        queue.attach(link(9));
+        queue.add_credit(link(9), 1, false);
+        assert_eq!(queue.dispatch().unwrap().sequence, Sequence(0));
+        for slot in [1, 2] {
+            queue.attach_browser(link(slot));
+        }
+        queue.add_credit(link(1), 2, false);
+        queue.add_credit(link(2), 9, false);
+        assert_eq!(shown(&mut queue), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]);
+        assert_eq!((queue.count(SlotState::Available), queue.live()), (3, 4));
+        // What comes back behind a browser is not shown to it; what is new is.
+        queue.release(link(9), Sequence(0)).unwrap();
+        queue.reserve(Sequence(4), Lsn(4), Bytes::new());
+        assert_eq!(shown(&mut queue), []);
+        queue.commit(Sequence(4));
+        assert_eq!(shown(&mut queue), [(2, 4)]);
+        // A browser's word on a message has no effect.
+        assert!(queue.settle(link(2), Sequence(1)).is_err());
+        assert_eq!(queue.poll_drained(), None);
+        queue.add_credit(link(2), 0, true);
+        assert_eq!((shown(&mut queue), queue.poll_drained()), (vec![], Some((link(2), 5))));
+        queue.detach(link(2));
+        queue.add_credit(link(2), 5, true);
+        assert_eq!((shown(&mut queue), queue.poll_drained()), (vec![], None));
+    }
+
+    #[test]
+    fn nothing_uncommitted_is_shown_and_nothing_is_looked_at_twice() {
+        let count = 20_000;
+        let mut queue = queue_of(count);
+        queue.attach(link(9));
+        queue.attach_browser(link(1));
+        queue.add_credit(link(9), count as u32, false);
+        while queue.dispatch().is_some() {}
+        queue.add_credit(link(1), 5, false);
+        assert_eq!(shown(&mut queue), []);
+        for n in 0..count {
+            queue.reserve(Sequence(count + n), Lsn(count + n), Bytes::new());
+            assert_eq!(shown(&mut queue), []);
+        }
+        queue.commit(Sequence(count));
+        assert_eq!(shown(&mut queue), [(1, count)]);
+    }
+}
