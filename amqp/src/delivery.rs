@@ -138,19 +138,37 @@ impl<T> Unsettled<T> {
         self.slots[self.position(id)?].1.as_ref()
     }
 
-    pub(crate) fn remove(&mut self, id: u32) -> Option<T> {
-        self.remove_if(id, |_| true)
+    #[cfg(test)]
+    pub(crate) fn remove(&mut self, id: u32) -> Option<T>
+    where
+        T: Copy,
+    {
+        self.remove_if(id, |value| Some(*value))
     }
 
-    /// Takes a delivery out, if it is one that `is_it` knows.
+    /// Takes a delivery out if `look` finds it to be the one that is meant; gives what it found.
     #[inline]
-    pub(crate) fn remove_if(&mut self, id: u32, is_it: impl FnOnce(&T) -> bool) -> Option<T> {
+    pub(crate) fn remove_if<R>(
+        &mut self,
+        id: u32,
+        look: impl FnOnce(&T) -> Option<R>,
+    ) -> Option<R> {
+        let (front, slot) = self.slots.front()?;
+        if *front == id {
+            // Most are settled in order.
+            let found = look(slot.as_ref()?)?;
+            self.slots.pop_front();
+            self.live -= 1;
+            self.sweep();
+            return Some(found);
+        }
         let position = self.position(id)?;
         let slot = &mut self.slots[position].1;
-        let value = slot.take_if(|value| is_it(value))?;
+        let found = look(slot.as_ref()?)?;
+        *slot = None;
         self.live -= 1;
         self.sweep();
-        Some(value)
+        Some(found)
     }
 
     /// Shows each delivery from `first` to `last`, oldest first, to `visit`, which says whether it

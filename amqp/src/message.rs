@@ -149,7 +149,7 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
 /// As both.
 pub fn check(message: &[u8]) -> Result<(), DecodeError> {
     let mut reader = Reader::new(message);
-    let mut last = None;
+    let mut last = reader.take_exactly(&DURABLE).then_some(Section::Header);
     while !reader.is_empty() {
         match next_section(&mut reader, &mut last)? {
             Section::Header => drop(read_header(&mut reader)?),
@@ -295,7 +295,11 @@ impl Section {
     #[inline]
     fn read_descriptor(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let start = *reader;
-        Ok(match read_code(reader, code_of)? {
+        let code = match reader.take_small_descriptor() {
+            Some(code) => u64::from(code),
+            None => read_code(reader, code_of)?,
+        };
+        Ok(match code {
             0x70 => Self::Header,
             0x71 => Self::DeliveryAnnotations,
             0x72 => Self::MessageAnnotations,

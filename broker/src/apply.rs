@@ -220,10 +220,7 @@ impl State {
     ) -> Result<Effect, ApplyError> {
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
         if sequence < queue.next_sequence() {
-            return Err(ApplyError::Damage(format!(
-                "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
-                sequence.0, id.0
-            )));
+            return Err(given_before(lsn, id, sequence));
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message);
@@ -349,11 +346,15 @@ impl State {
     }
 
     /// The newest record of a fact stands at `lsn`.
+    #[inline]
     fn witnessed(&mut self, lsn: Lsn, fact: Fact) {
         let segment = lsn.0 / self.segment_bytes;
-        if self.witnessed == Some((segment, fact)) {
-            return;
+        if self.witnessed != Some((segment, fact)) {
+            self.witnessed_anew(segment, fact);
         }
+    }
+
+    fn witnessed_anew(&mut self, segment: u64, fact: Fact) {
         self.witnessed = Some((segment, fact));
         let before = self.witness.insert(fact, segment);
         if before != Some(segment) {
@@ -372,6 +373,14 @@ impl State {
             self.live.remove(segment);
         }
     }
+}
+
+#[cold]
+fn given_before(lsn: Lsn, id: QueueId, sequence: Sequence) -> ApplyError {
+    ApplyError::Damage(format!(
+        "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
+        sequence.0, id.0
+    ))
 }
 
 #[cfg(test)]

@@ -51,11 +51,19 @@ impl<K: Copy + Ord, V> FlatMap<K, V> {
     }
 
     /// The value of a key, which gets one if it has none.
+    #[inline]
     pub(crate) fn get_or_insert_with(&mut self, key: K, value: impl FnOnce() -> V) -> &mut V {
-        if !self.contains_key(key) {
-            self.insert(key, value());
+        let is_recent = self.entries.get(self.recent).is_some_and(|(recent, _)| *recent == key);
+        if !is_recent {
+            self.recent = match self.find(key) {
+                Ok(at) => at,
+                Err(at) => {
+                    self.entries.insert(at, (key, value()));
+                    at
+                }
+            };
         }
-        self.get_mut(key).expect("it was inserted")
+        &mut self.entries[self.recent].1
     }
 
     /// Sets the value of a key; gives what it was.
@@ -87,6 +95,7 @@ impl<K: Copy + Ord, V> FlatMap<K, V> {
     }
 
     /// Where a key stands, or would. Keys mostly rise: the last place is looked at first.
+    #[cold]
     fn find(&self, key: K) -> Result<usize, usize> {
         match self.entries.last() {
             Some((last, _)) if *last < key => Err(self.entries.len()),

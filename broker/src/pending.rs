@@ -101,36 +101,54 @@ pub struct Waiting {
 }
 
 /// All that waits on one shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pending {
     levels: [VecDeque<Waiting>; 4],
     /// In all of them.
     len: usize,
+    /// Where something was pushed last: often nothing waits at any other level.
+    recent: Level,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Pending {
     /// Nothing waits.
     pub fn new() -> Self {
-        Self::default()
+        Self { levels: Default::default(), len: 0, recent: Level::Sync }
     }
 
     /// Lets something wait at a level.
     ///
     /// # Panics
     /// If it ends before what was pushed last: the log only grows.
+    #[inline]
     pub fn push(&mut self, level: Level, waiting: Waiting) {
         let queue = &mut self.levels[level as usize];
         if let Some(last) = queue.back() {
             assert!(last.end <= waiting.end, "{:?} waits behind {:?}", waiting.end, last.end);
         }
         queue.push_back(waiting);
+        self.recent = level;
         self.len += 1;
     }
 
     /// The next that is committed.
+    #[inline]
     pub fn pop(&mut self, marks: &Watermarks) -> Option<Waiting> {
         if self.len == 0 {
             return None;
+        }
+        let queue = &mut self.levels[self.recent as usize];
+        if queue.len() == self.len {
+            let end = marks.of(self.recent);
+            let waiting = queue.pop_front_if(|first| first.end <= end)?;
+            self.len -= 1;
+            return Some(waiting);
         }
         let level = self.next_level(marks)?;
         self.len -= 1;
@@ -138,12 +156,8 @@ impl Pending {
     }
 
     /// The level whose first is committed, and before the others' firsts.
+    #[cold]
     fn next_level(&self, marks: &Watermarks) -> Option<Level> {
-        let all = LEVELS.into_iter().find(|level| self.levels[*level as usize].len() == self.len);
-        if let Some(only) = all {
-            let first = self.levels[only as usize].front()?;
-            return (first.end <= marks.of(only)).then_some(only);
-        }
         let first = |level: &Level| Some(self.levels[*level as usize].front()?.end);
         let committed = |level: &Level| first(level).filter(|end| *end <= marks.of(*level));
         LEVELS.into_iter().filter_map(|l| Some((committed(&l)?, l))).min().map(|(_, level)| level)

@@ -394,7 +394,7 @@ impl Shard {
             Mail::Publish { queue, producer, message } => {
                 self.publish(now, ingress::Publish { queue, producer, message });
             }
-            Mail::Published { link, token, result } => self.published(now, link, token, result),
+            Mail::Published { link, token, result } => self.published(link, token, &result),
             Mail::Consume { queue, consumer, browses } => self.consume(queue, consumer, browses),
             Mail::Credit { queue, consumer, more, drain } => {
                 self.credit(queue, consumer, more, drain);
@@ -408,7 +408,7 @@ impl Shard {
                 self.settle(now, queue, consumer, egress::Verdict { sequence, outcome, confirm });
             }
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
-            Mail::Unconsume { queue, consumer } => self.unconsume(now, queue, consumer),
+            Mail::Unconsume { queue, consumer } => self.unconsume(queue, consumer),
             Mail::Unconsumed { consumer } => self.unconsumed(consumer),
             Mail::NoMore => self.stopped_shards += 1,
             Mail::Pressure(on) => self.pressed_by(self.config.shard, on),

@@ -98,6 +98,14 @@ impl<'a> Reader<'a> {
         Ok(null)
     }
 
+    /// Consumes a numeric descriptor in its usual form, if one is next.
+    #[inline(always)]
+    pub(crate) fn take_small_descriptor(&mut self) -> Option<u8> {
+        let [code::DESCRIBED, code::SMALL_ULONG, code, rest @ ..] = self.rest else { return None };
+        self.rest = rest;
+        Some(*code)
+    }
+
     /// Consumes exactly these bytes, if they are next.
     #[inline(always)]
     pub(crate) fn take_exactly(&mut self, bytes: &[u8]) -> bool {

@@ -217,8 +217,8 @@ impl Connection {
     /// A delivery needs no answer: it was settled by its sender, or aborted.
     fn forget_incoming(&mut self, session_index: u32, delivery: u32) {
         let Some(session) = self.sessions.get_mut(session_index) else { return };
-        if let Some(incoming) = session.incoming.remove(delivery) {
-            session.tags.remove(incoming.tag_hash, delivery);
+        if let Some(tag_hash) = session.incoming.remove_if(delivery, |one| Some(one.tag_hash)) {
+            session.tags.remove(tag_hash, delivery);
             session.renew_window();
             self.session_due(session_index);
         }
@@ -232,9 +232,11 @@ impl Connection {
         outcome: Outcome,
     ) {
         let Some(session) = self.sessions.get_mut(session_index) else { return };
-        let is_its = |incoming: &Incoming| incoming.link == link;
-        let Some(incoming) = session.incoming.remove_if(delivery, is_its) else { return };
-        session.tags.remove(incoming.tag_hash, delivery);
+        let tag_hash = session
+            .incoming
+            .remove_if(delivery, |incoming| (incoming.link == link).then_some(incoming.tag_hash));
+        let Some(tag_hash) = tag_hash else { return };
+        session.tags.remove(tag_hash, delivery);
         session.renew_window();
         if let Some(settling) = &mut session.settling
             && session.listed
@@ -249,10 +251,10 @@ impl Connection {
     pub(super) fn settle_sent(&mut self, link: u32, delivery: u32) {
         let Some(session_index) = self.links.get(link).map(|link| link.session) else { return };
         let Some(session) = self.sessions.get_mut(session_index) else { return };
-        if session.outgoing.get(delivery).is_none_or(|outgoing| outgoing.link != link) {
+        let is_its = |outgoing: &Outgoing| (outgoing.link == link).then_some(());
+        if session.outgoing.remove_if(delivery, is_its).is_none() {
             return;
         }
-        session.outgoing.remove(delivery);
         self.settle_range(session_index, Role::Sender, delivery, None);
         self.tell_send_ready(session_index);
     }

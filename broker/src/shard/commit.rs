@@ -31,17 +31,18 @@ impl Shard {
                 Effect::Created(queue) => self.created(queue),
                 Effect::None => {}
             }
-            self.answer(now, waiting.answer);
+            self.answer(waiting.answer);
         }
         self.step_mail(now);
     }
 
     /// Tells whoever waited.
-    pub(super) fn answer(&mut self, now: Instant, answer: Answer) {
+    #[inline]
+    pub(super) fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Nobody => {}
             Answer::Published(link, token) if self.is_next(link.shard) => {
-                self.published(now, link, token, Ok(()));
+                self.accept_transfer(link, token);
             }
             Answer::Published(link, token) => {
                 self.post(link.shard, Mail::Published { link, token, result: Ok(()) });

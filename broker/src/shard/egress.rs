@@ -351,7 +351,7 @@ impl Shard {
         let answer = if confirm { Answer::Settled(consumer, sequence) } else { Answer::Nobody };
         let level = self.state.catalogue.get(id).map(|record| record.level);
         let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
-            return self.answer(now, answer);
+            return self.answer(answer);
         };
         let held = match outcome {
             Outcome::Accepted | Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
@@ -379,7 +379,7 @@ impl Shard {
             Ok(Next::Count(count)) => {
                 self.append_count(now, id, level, Counted { sequence, count }, answer);
             }
-            Ok(Next::Nothing) | Err(_) => self.answer(now, answer),
+            Ok(Next::Nothing) | Err(_) => self.answer(answer),
         }
     }
 
@@ -441,7 +441,7 @@ impl Shard {
             Err(AppendError::Full | AppendError::TooLarge) => {
                 self.state.commit(Effect::Counted(id, sequence));
                 self.dirty_queues.insert(id);
-                self.answer(now, answer);
+                self.answer(answer);
             }
             Err(AppendError::Poisoned | AppendError::Closed) => {}
         }
@@ -464,7 +464,7 @@ impl Shard {
 
     /// A consumer goes: what it held is requeued, and it is answered when everything that it
     /// settled before is committed.
-    pub(super) fn unconsume(&mut self, now: Instant, id: QueueId, consumer: LinkRef) {
+    pub(super) fn unconsume(&mut self, id: QueueId, consumer: LinkRef) {
         let level = self.state.catalogue.get(id).map(|record| record.level);
         if let Some(queue) = self.state.queue_mut(id) {
             queue.detach(consumer);
@@ -473,7 +473,7 @@ impl Shard {
         let answer = Answer::Unconsumed(consumer);
         match level {
             Some(level) => self.answer_behind_all(level, answer),
-            None => self.answer(now, answer),
+            None => self.answer(answer),
         }
     }
 

@@ -128,44 +128,34 @@ impl From<Refusal> for Untaken {
 }
 
 impl Shard {
-    pub(super) fn transfer(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        link: LinkId,
-        transfer: Transfer,
-    ) {
-        let Some(key) = self.key(conn, link) else { return };
-        let refusal = self.refuse_transfer(&transfer);
+    pub(super) fn transfer(&mut self, now: Instant, id: ConnId, link: LinkId, transfer: Transfer) {
+        let is_stopping = matches!(self.phase, Phase::Stopping | Phase::Stopped);
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let Some(key) = conn.links.get_mut(link).copied() else { return };
         let Some(found) = self.links.get_mut(key) else { return };
-        let (queue, home) = (found.queue, found.home);
         let (LinkPhase::Open, End::Producer(producer)) = (&found.phase, &mut found.end) else {
             return;
         };
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = refuse_transfer(is_stopping, &transfer) {
             self.counters.refused_total += 1;
             if !transfer.settled {
                 self.refuse_delivery(key, transfer.delivery, &refusal);
             }
             // All others top the credit up when they are answered.
-            self.grant(key);
-        } else {
-            // One that was sent settled is answered too, though its client hears nothing of it: it
-            // counts until its home has taken it, or credit would bound nothing.
-            let bytes = transfer.message.len() as u64;
-            let token = producer.push(transfer.delivery, bytes);
-            let relays = producer.relay.is_some();
-            if let Some(conn) = self.conns.get_mut(conn) {
-                conn.unaccepted_bytes += bytes;
-            }
-            let message = transfer.message;
-            if relays {
-                self.relay(now, key, Relayed { token, settled: transfer.settled, message });
-            } else {
-                let producer = (self.here(key), token);
-                self.publish_at(now, home, Publish { queue, producer, message });
-            }
+            return self.grant(key);
         }
+        // One that was sent settled is answered too, though its client hears nothing of it: it
+        // counts until its home has taken it, or credit would bound nothing.
+        let (queue, home, message) = (found.queue, found.home, transfer.message);
+        let bytes = message.len() as u64;
+        let token = producer.push(transfer.delivery, bytes);
+        conn.unaccepted_bytes += bytes;
+        if producer.relay.is_some() {
+            let settled = transfer.settled;
+            return self.relay(now, key, Relayed { token, settled, message });
+        }
+        let producer = (self.here(key), token);
+        self.publish_at(now, home, Publish { queue, producer, message });
     }
 
     /// Hands a message to its queue's home.
@@ -177,21 +167,6 @@ impl Shard {
             let Publish { queue, producer, message } = publish;
             self.post(home, Mail::Publish { queue, producer, message });
         }
-    }
-
-    fn refuse_transfer(&self, transfer: &Transfer) -> Option<Refusal> {
-        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
-            return Some(Refusal::Stopping);
-        }
-        if transfer.message_format != 0 {
-            return Some(Refusal::NotBuilt(format!(
-                "message format {} is not built; send format 0",
-                transfer.message_format
-            )));
-        }
-        message::check(&transfer.message)
-            .err()
-            .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
     }
 
     /// Tells a sender that its message is not taken. One that cannot hear `rejected` hears why in
@@ -282,23 +257,37 @@ impl Shard {
     }
 
     /// What became of a transfer.
-    pub(super) fn published(
-        &mut self,
-        _now: Instant,
-        at: LinkRef,
-        token: Token,
-        result: Result<(), Refusal>,
-    ) {
+    pub(super) fn published(&mut self, at: LinkRef, token: Token, result: &Result<(), Refusal>) {
+        let Err(refusal) = result else { return self.accept_transfer(at, token) };
         let Some(link) = self.links.get_mut(at.key) else { return };
-        let (conn, id) = (link.conn, link.id);
+        let conn = link.conn;
         let End::Producer(producer) = &mut link.end else { return };
         let Some((delivery, bytes)) = producer.take(token) else { return };
         if let Some(conn) = self.conns.get_mut(conn) {
             conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
         }
-        match &result {
-            Ok(()) => self.engine(conn, |amqp| amqp.settle(id, delivery, AmqpOutcome::Accepted)),
-            Err(refusal) => self.refuse_delivery(at.key, delivery, refusal),
+        self.refuse_delivery(at.key, delivery, refusal);
+        self.grant(at.key);
+        self.retired(at.key);
+    }
+
+    /// A transfer is committed: it is answered, and its link gets what waited for that.
+    #[inline]
+    pub(super) fn accept_transfer(&mut self, at: LinkRef, token: Token) {
+        let Some(link) = self.links.get_mut(at.key) else { return };
+        let End::Producer(producer) = &mut link.end else { return };
+        let Some((delivery, bytes)) = producer.take(token) else { return };
+        if let Some(conn) = self.conns.get_mut(link.conn) {
+            conn.unaccepted_bytes = conn.unaccepted_bytes.saturating_sub(bytes);
+            conn.amqp.settle(link.id, delivery, AmqpOutcome::Accepted);
+            if !std::mem::replace(&mut conn.dirty, true) {
+                self.dirty_conns.push_back(conn.id);
+            }
+            // Most have credit left, and stay.
+            let has_credit = conn.amqp.link_credit(link.id) > PRODUCER_CREDIT / 2;
+            if has_credit && matches!(link.phase, LinkPhase::Open) {
+                return;
+            }
         }
         self.grant(at.key);
         self.retired(at.key);
@@ -387,6 +376,21 @@ impl Shard {
             keys.into_iter().for_each(|key| self.grant(key));
         }
     }
+}
+
+fn refuse_transfer(is_stopping: bool, transfer: &Transfer) -> Option<Refusal> {
+    if is_stopping {
+        return Some(Refusal::Stopping);
+    }
+    if transfer.message_format != 0 {
+        return Some(Refusal::NotBuilt(format!(
+            "message format {} is not built; send format 0",
+            transfer.message_format
+        )));
+    }
+    message::check(&transfer.message)
+        .err()
+        .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
 }
 
 /// How an append that failed is told.

@@ -139,6 +139,7 @@ impl Producer {
     }
 
     /// Numbers a transfer.
+    #[inline]
     pub(crate) fn push(&mut self, delivery: DeliveryId, bytes: u64) -> Token {
         self.waiting.push_back(Some((delivery, bytes)));
         self.unanswered += 1;
@@ -146,6 +147,7 @@ impl Producer {
     }
 
     /// The transfer that a token names, once.
+    #[inline]
     pub(crate) fn take(&mut self, token: Token) -> Option<(DeliveryId, u64)> {
         let index = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
         let taken = self.waiting.get_mut(index)?.take()?;
