@@ -25,7 +25,8 @@ mod value;
 
 pub(crate) use page::schema;
 pub(crate) use value::{
-    Bytes, COUNT_MAX, Count, Directory, Durability, EngineChoice, LogFormat, Patience, Share, Span,
+    Bytes, COUNT_MAX, Count, Directory, Durability, EngineChoice, LogFormat, OptionalFile,
+    OptionalListen, Patience, Share, Span,
 };
 
 /// When a changed value is heeded.
@@ -144,6 +145,27 @@ knobs! {
         Start; arg(value_name = "ADDR:PORT");
         "Where AMQP clients connect";
         "Loopback, since nobody has to log in yet.";
+    "tls-listen" tls_listen: OptionalListen = "off" like "off, or an IP address and port";
+        Start; arg(value_name = "ADDR:PORT");
+        "Where AMQP clients connect by TLS (amqps)";
+        "TLS needs a certificate, which only you have; the usual port is 5671.";
+    "tls-cert" tls_cert: OptionalFile = "none" like "none, or a path";
+        Start; arg(value_name = "FILE");
+        "PEM file of the certificate for tls-listen, with its chain; a new one is used at once";
+        "There is none that every client would trust.";
+    "tls-key" tls_key: OptionalFile = "none" like "none, or a path";
+        Start; arg(value_name = "FILE");
+        "PEM file of the key of tls-cert; a new one is used at once";
+        "As for the certificate.";
+    "tls-client-ca" tls_client_ca: OptionalFile = "none" like "none, or a path";
+        Start; arg(value_name = "FILE");
+        "PEM file of the CAs whose client certificates are trusted; a new one is used at once";
+        "Without it no client is asked for a certificate.";
+    "tls-require-client-cert" tls_require_client_cert: bool = "false" one of (["true", "false"]);
+        Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
+                   default_missing_value = "true");
+        "Refuse TLS clients without a certificate of tls-client-ca";
+        "Clients with passwords and clients with certificates can share a port.";
     "admin" admin: SocketAddr = "127.0.0.1:8161" like "an IP address and port";
         Start; arg(value_name = "ADDR:PORT");
         "Where health, metrics and management answer by HTTP";
@@ -262,6 +284,7 @@ impl Config {
             )));
         }
         self.check_users().map_err(invalid)?;
+        self.check_tls().map_err(invalid)?;
         match self.durability {
             Durability::Async | Durability::Sync => {}
             Durability::Replicated | Durability::ReplicatedSync => {
@@ -292,17 +315,35 @@ impl Config {
         }
     }
 
+    /// Files without a listener, or a listener without its files, are a mistake.
+    fn check_tls(&self) -> Result<(), String> {
+        if self.tls_listen.0.is_some() && (self.tls_cert.0.is_none() || self.tls_key.0.is_none()) {
+            return Err(format!(
+                "tls-listen is {}, but needs both tls-cert and tls-key",
+                self.tls_listen
+            ));
+        }
+        if self.tls_require_client_cert && self.tls_client_ca.0.is_none() {
+            return Err("tls-require-client-cert needs tls-client-ca".to_owned());
+        }
+        Ok(())
+    }
+
     /// Whoever reaches an open port owns the broker, so an open port must be meant.
     fn check_exposure(&self) -> Result<(), Failure> {
         if self.insecure {
             return Ok(());
         }
         let exposed = |message| Err(Failure::new(Cause::Exposed, message));
-        if !self.listen.ip().is_loopback() && self.users.is_empty() {
-            return exposed(format!(
-                "listen is {}, off loopback, and nobody has to log in: configure [[users]]",
-                self.listen
-            ));
+        let ports = [("listen", Some(self.listen)), ("tls-listen", self.tls_listen.0)];
+        for (key, addr) in ports {
+            if let Some(addr) = addr.filter(|addr| !addr.ip().is_loopback())
+                && self.users.is_empty()
+            {
+                return exposed(format!(
+                    "{key} is {addr}, off loopback, and nobody has to log in: configure [[users]]"
+                ));
+            }
         }
         if !self.admin.ip().is_loopback() {
             return exposed(format!(

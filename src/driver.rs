@@ -42,16 +42,20 @@ use crate::auth::Authenticator;
 use crate::config::{Count, EngineChoice};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, core_of};
+use crate::tls::Tls;
 
 mod cold;
 mod core;
 mod directory;
 mod disk;
 mod sockets;
+mod tls;
 
 pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
+pub(crate) use tls::Shaken;
 
 use cold::Cold;
+use tls::Handshakes;
 
 /// Letters that wait between two cores before the sender keeps them.
 const MAILBOX_LETTERS: usize = 1024;
@@ -99,6 +103,8 @@ pub(crate) struct Plan {
     pub(crate) cpus: CpuPlan,
     /// What drives sockets and files.
     pub(crate) engine: Engine,
+    /// What TLS is served with, if it is.
+    pub(crate) tls: Option<Arc<Tls>>,
 }
 
 /// The running cores.
@@ -152,6 +158,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
     let cores = cpus.threads.min(plan.shards.len());
     let (reports, inbox) = unbounded();
     let cold = Cold::start(plan.directory.files())?;
+    let handshakes = plan.tls.map(|tls| Handshakes::start(tls, cores)).transpose()?;
     let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
     let sockets_max = sockets_max(cores);
     let all_have_rings = Arc::new(Barrier::new(cores));
@@ -171,6 +178,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
             authenticator: plan.authenticator.clone(),
             engine: plan.engine,
             cold: cold.clone(),
+            handshakes: handshakes.clone(),
             port,
             all_have_rings: Arc::clone(&all_have_rings),
             reports: reports.clone(),

@@ -68,6 +68,9 @@ causes! {
     ListenFailed = 6, "listen-failed",
         "An address cannot be listened on.",
         "See who holds the port (`ss -ltnp`), or choose another with `--listen` or `--admin`.";
+    TlsUnusable = 7, "tls-unusable",
+        "The certificate, its key or the client CA cannot be read or used.",
+        "Mend the file that the message names: PEM, the key of that certificate, readable by us.";
     LockHeld = 10, "lock-held",
         "Another process holds the data directory, and `--lock-wait` is over.",
         "Stop the other broker, or wait longer. Never delete the lock file of a running broker.";

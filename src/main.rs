@@ -41,6 +41,7 @@ mod preflight;
 #[cfg(test)]
 mod reference;
 mod run;
+mod tls;
 mod watchdog;
 
 #[global_allocator]

@@ -23,6 +23,9 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use journal::{DiskDone, ShardId};
 use tokio::sync::oneshot;
 
+use crate::driver::Shaken;
+use crate::tls::Tls;
+
 /// What a cold thread has for a core.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -51,6 +54,8 @@ pub(crate) enum Input {
         /// What came of it.
         done: DiskDone,
     },
+    /// A step of a TLS handshake is done.
+    Shaken(Shaken),
     /// Are you there? Answered by the loop itself.
     Ping(oneshot::Sender<()>),
     /// Every shard is ready: listen.
@@ -59,6 +64,8 @@ pub(crate) enum Input {
         addr: SocketAddr,
         /// Others listen there too.
         shared: bool,
+        /// TLS comes first.
+        tls: bool,
     },
     /// Stop accepting; each shard drains.
     Shutdown,
@@ -132,6 +139,7 @@ pub(crate) struct Facts {
 pub(crate) struct Node {
     stage: AtomicU8,
     cores: OnceLock<Cores>,
+    tls: OnceLock<Arc<Tls>>,
 }
 
 struct Cores {
@@ -143,7 +151,11 @@ struct Cores {
 impl Node {
     /// A process that has no cores yet.
     pub(crate) fn new() -> Self {
-        Self { stage: AtomicU8::new(Stage::Locking as u8), cores: OnceLock::new() }
+        Self {
+            stage: AtomicU8::new(Stage::Locking as u8),
+            cores: OnceLock::new(),
+            tls: OnceLock::new(),
+        }
     }
 
     /// How far it is.
@@ -163,6 +175,19 @@ impl Node {
     pub(crate) fn set_cores(&self, inboxes: Vec<Inbox>, shards: u16, facts: Facts) {
         let first = self.cores.set(Cores { inboxes, shards, facts }).is_ok();
         assert!(first, "the cores are set once");
+    }
+
+    /// TLS is served.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub(crate) fn set_tls(&self, tls: Arc<Tls>) {
+        assert!(self.tls.set(tls).is_ok(), "TLS is set once");
+    }
+
+    /// What TLS is served with, if it is.
+    pub(crate) fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.get()
     }
 
     /// The ways into the cores; none before they run.

@@ -39,6 +39,7 @@ use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
 use crate::machine::Memory;
 use crate::node::{Facts, Inbox, Input, Node, Stage};
+use crate::tls::Tls;
 use crate::{admin, log, watchdog};
 
 /// `laelaps run`.
@@ -59,12 +60,18 @@ fn serve(config: &Config) -> Result<(), Failure> {
     // directory is gone with all that it held of the machine.
     driver::engine(config.engine, 0)?;
     let node = Arc::new(Node::new());
+    let tls = Tls::start(config)?;
+    if let Some(tls) = &tls {
+        node.set_tls(Arc::clone(tls));
+    }
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
     admin.start_if_free()?;
     let cpus = driver::cpus(config.threads)?;
     let directory = open_directory(config, cpus.threads, &signals)?;
     let admin_addr = admin.start()?;
-    drop(bind_alone(config.listen)?);
+    for addr in [Some(config.listen), config.tls_listen.0].into_iter().flatten() {
+        drop(bind_alone(addr)?);
+    }
     node.enter(Stage::Recovering);
     let cores = cpus.threads.min(usize::from(directory.node().geometry.shards));
     let engine = driver::engine(config.engine, cores)?;
@@ -92,12 +99,17 @@ fn serve(config: &Config) -> Result<(), Failure> {
         shards,
         cpus,
         engine: engine.engine,
+        tls,
     })?;
     let (inboxes, recovered) = wait_ready(&driver, shard_count, write_bound, &signals)?;
-    let listening = listen(&driver, &inboxes, config.listen)?;
+    let listening = listen(&driver, &inboxes, config.listen, false)?;
+    let tls_listening =
+        config.tls_listen.0.map(|addr| listen(&driver, &inboxes, addr, true)).transpose()?;
     node.set_cores(inboxes.clone(), shard_count, facts.clone());
     node.enter(Stage::Ready);
-    Started { config, facts, storage, recovered, listening, admin_addr, cores: driver.cores }.log();
+    let cores = driver.cores;
+    Started { config, facts, storage, recovered, listening, tls_listening, admin_addr, cores }
+        .log();
 
     wait_for_signal(&driver, &signals)?;
     drain(config, &node, &driver, &inboxes, &signals)
@@ -330,11 +342,16 @@ fn cores_gone() -> Failure {
 }
 
 /// Have every core listen; the first one tells the port where any free one is wanted.
-fn listen(driver: &Driver, inboxes: &[Inbox], wanted: SocketAddr) -> Result<SocketAddr, Failure> {
+fn listen(
+    driver: &Driver,
+    inboxes: &[Inbox],
+    wanted: SocketAddr,
+    tls: bool,
+) -> Result<SocketAddr, Failure> {
     drop(bind_alone(wanted)?);
     let mut addr = wanted;
     for inbox in inboxes {
-        inbox.put(Input::Listen { addr, shared: inboxes.len() > 1 });
+        inbox.put(Input::Listen { addr, shared: inboxes.len() > 1, tls });
         loop {
             match driver.reports.recv().map_err(|_| cores_gone())? {
                 Report::Listening(bound) => {
@@ -433,6 +450,7 @@ struct Started<'a> {
     storage: Storage,
     recovered: Vec<RecoveryReport>,
     listening: SocketAddr,
+    tls_listening: Option<SocketAddr>,
     admin_addr: SocketAddr,
     cores: usize,
 }
@@ -452,6 +470,7 @@ impl Started<'_> {
         }
         tracing::info!(
             amqp = %self.listening,
+            amqps = self.tls_listening.map_or_else(|| "off".to_owned(), |addr| addr.to_string()),
             admin = %self.admin_addr,
             data = %self.config.data,
             new = self.storage.new,
@@ -484,7 +503,8 @@ mod tests {
         let taken = holder.local_addr().expect("bound");
         let (_reports, reports) = bounded(1);
         let (inbox, inputs) = Inbox::new(|| {});
-        let failure = listen(&Driver { reports, cores: 1 }, &[inbox], taken).expect_err("taken");
+        let failure =
+            listen(&Driver { reports, cores: 1 }, &[inbox], taken, false).expect_err("taken");
         assert_eq!(failure.cause, Cause::ListenFailed);
         assert!(inputs.is_empty(), "no core was told to listen");
     }

@@ -98,6 +98,16 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lets other threads go before the calling one where there are not enough CPUs for all: `nice`, 0
+/// to 19, is how far.
+///
+/// # Errors
+/// The kernel refused.
+pub fn give_way(nice: i32) -> io::Result<()> {
+    // For Linux "this process" is the calling thread.
+    Ok(rustix::process::setpriority_process(None, nice)?)
+}
+
 fn affinity() -> io::Result<Vec<usize>> {
     let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: the pointer and the size are those of a live cpu_set_t; 0 is the calling thread.

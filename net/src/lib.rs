@@ -40,6 +40,7 @@ mod probe;
 mod ring;
 mod slab;
 mod tcp;
+pub mod tls;
 mod uring;
 
 pub use doorbell::Doorbell;

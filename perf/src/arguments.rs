@@ -1,7 +1,7 @@
 //! What the load commands are told, and the plan that it makes.
 //!
 //! ```text
-//!   --broker amqp://[user[:password]@]host[:port]     Target
+//!   --broker amqp[s]://[user[:password]@]host[:port]  Target
 //!   --rate, --in-flight, --size, ...                  LoadPlan
 //!   --json, --hgrm                                    Output
 //! ```
@@ -17,22 +17,29 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
-use crate::load::{Length, Links, LoadPlan, Target};
+use crate::load::{Length, Links, LoadPlan, Security, Target};
 use crate::schedule::{Arrivals, RATE_MAX, RATE_MIN};
+use crate::tls::{TlsArguments, TlsClient};
 
 /// The port of AMQP.
 const PORT: u16 = 5672;
 
+/// The port of AMQP over TLS.
+const TLS_PORT: u16 = 5671;
+
 /// Whom to load.
 #[derive(Args, Clone, Debug)]
 pub struct Peer {
-    /// Any AMQP 1.0 broker: amqp://HOST:PORT, or amqp://USER:PASSWORD@HOST:PORT
+    /// Any AMQP 1.0 broker: amqp[s]://HOST:PORT, or amqp[s]://USER:PASSWORD@HOST:PORT
     #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672",
           value_parser = parse_target)]
     pub broker: Target,
     /// Read the user's password from the first line of this file
     #[arg(long, value_name = "FILE")]
     pub password_file: Option<PathBuf>,
+    /// Whom to trust.
+    #[command(flatten)]
+    pub tls: TlsArguments,
     /// The capability that asks for a queue; empty for none
     #[arg(long, value_name = "SYMBOL", default_value = "queue")]
     pub capability: String,
@@ -129,6 +136,9 @@ impl Peer {
                 return Err("--password-file: name the user in --broker amqp://USER@HOST".into());
             };
             text.lines().next().unwrap_or_default().clone_into(password);
+        }
+        if target.security == Security::Wanted {
+            target.security = Security::Tls(TlsClient::new(&self.tls, &target.host)?);
         }
         Ok(target)
     }
@@ -266,22 +276,24 @@ pub fn parse_rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("`{text}` is no rate: messages a second, {RATE_MIN} to {RATE_MAX}"))
 }
 
-/// `amqp://[user[:password]@]host[:port]`; the scheme may be left out.
+/// `amqp[s]://[user[:password]@]host[:port]`; the scheme may be left out. Whom to trust over TLS is
+/// for other flags to say.
 ///
 /// # Errors
 /// What was expected, or that the host has no address.
 pub fn parse_target(text: &str) -> Result<Target, String> {
-    if text.starts_with("amqps://") {
-        return Err("amqps:// needs TLS, which this version does not have".to_owned());
-    }
-    let rest = text.strip_prefix("amqp://").unwrap_or(text).trim_end_matches('/');
+    let (security, default_port, rest) = match text.strip_prefix("amqps://") {
+        Some(rest) => (Security::Wanted, TLS_PORT, rest),
+        None => (Security::Plain, PORT, text.strip_prefix("amqp://").unwrap_or(text)),
+    };
+    let rest = rest.trim_end_matches('/');
     let (login, place) = match rest.rsplit_once('@') {
         Some((login, place)) => (Some(login), place),
         None => (None, rest),
     };
     // An IPv6 address has colons of its own, inside its brackets.
     let has_port = place.rfind(':').is_some_and(|at| !place[at..].contains(']'));
-    let with_port = if has_port { place.to_owned() } else { format!("{place}:{PORT}") };
+    let with_port = if has_port { place.to_owned() } else { format!("{place}:{default_port}") };
     let addr = with_port
         .to_socket_addrs()
         .map_err(|error| format!("`{place}`: {error}; write amqp://HOST:PORT"))?
@@ -292,7 +304,7 @@ pub fn parse_target(text: &str) -> Result<Target, String> {
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         (user.to_owned(), password.to_owned())
     });
-    Ok(Target { host: host.to_owned(), login, ..Target::new(addr) })
+    Ok(Target { host: host.to_owned(), login, security, ..Target::new(addr) })
 }
 
 #[cfg(test)]
@@ -319,7 +331,8 @@ mod tests {
         let plain = parse_target("127.0.0.1").expect("sound");
         assert_eq!((plain.addr.port(), plain.login), (PORT, None));
         assert_eq!(parse_target("amqp://[::1]").expect("sound").addr.to_string(), "[::1]:5672");
-        assert!(parse_target("amqps://127.0.0.1").is_err());
+        let secure = parse_target("amqps://127.0.0.1").expect("sound");
+        assert_eq!((secure.addr.port(), secure.security), (TLS_PORT, Security::Wanted));
         assert!(parse_target("amqp://127.0.0.1:port").is_err());
     }
 

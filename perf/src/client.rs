@@ -27,12 +27,17 @@ use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::message::{Header, Sections, write_header};
 use amqp::session::SessionId;
 use bytes::Bytes;
+use net::tls::TlsSession;
+
+use crate::tls::TlsClient;
 
 /// Why a call failed.
 #[derive(Debug)]
 pub enum ClientError {
     /// The socket.
     Io(io::Error),
+    /// TLS: the peer is not trusted, does not trust us, or broke the protocol.
+    Tls(rustls::Error),
     /// The connection is over.
     Closed(CloseReason),
     /// The peer ended the session, or refused or detached a link.
@@ -49,6 +54,7 @@ impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "the connection failed: {error}"),
+            Self::Tls(error) => write!(f, "TLS failed: {error}"),
             Self::Closed(reason) => write!(f, "the connection is closed: {reason:?}"),
             Self::Detached(Some(error)) => {
                 write!(f, "the broker detached: {:?} {}", error.condition, error.description)
@@ -69,6 +75,12 @@ impl From<io::Error> for ClientError {
     }
 }
 
+impl From<rustls::Error> for ClientError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Tls(error)
+    }
+}
+
 /// A message that was received and is to be settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -83,10 +95,13 @@ pub struct Received {
 /// A connection with one session.
 pub struct Client {
     stream: TcpStream,
+    tls: Option<Box<TlsSession>>,
     connection: Connection,
     session: Option<SessionId>,
     wait: Duration,
     out: Vec<u8>,
+    /// What goes to the socket, where that is not `out`.
+    sealed: Vec<u8>,
     opened: bool,
     attached: Vec<LinkId>,
     outcomes: VecDeque<(DeliveryId, Outcome)>,
@@ -106,16 +121,42 @@ impl Client {
         sasl: Sasl,
         wait: Duration,
     ) -> Result<Self, ClientError> {
+        Self::begin(addr, None, container_id, sasl, wait)
+    }
+
+    /// As [`Client::connect`], over TLS.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn connect_tls(
+        addr: SocketAddr,
+        tls: &TlsClient,
+        container_id: &str,
+        sasl: Sasl,
+        wait: Duration,
+    ) -> Result<Self, ClientError> {
+        Self::begin(addr, Some(Box::new(tls.session()?)), container_id, sasl, wait)
+    }
+
+    fn begin(
+        addr: SocketAddr,
+        tls: Option<Box<TlsSession>>,
+        container_id: &str,
+        sasl: Sasl,
+        wait: Duration,
+    ) -> Result<Self, ClientError> {
         let stream = TcpStream::connect_timeout(&addr, wait)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(wait))?;
         let config = Config { container_id: container_id.to_owned(), sasl, ..Config::default() };
         let mut client = Self {
             stream,
+            tls,
             connection: Connection::new(config, Side::Client, clock()),
             session: None,
             wait,
             out: Vec::new(),
+            sealed: Vec::new(),
             opened: false,
             attached: Vec::new(),
             outcomes: VecDeque::new(),
@@ -254,7 +295,7 @@ impl Client {
         let mut bytes = [0; 64 * 1024];
         match self.stream.read(&mut bytes) {
             Ok(0) => self.connection.handle_eof(clock()),
-            Ok(count) => self.connection.handle_bytes(clock(), &bytes[..count]),
+            Ok(count) => self.take_bytes(&bytes[..count])?,
             Err(error) if is_timeout(&error) => self.connection.handle_timeout(clock()),
             Err(error) => return Err(error.into()),
         }
@@ -262,10 +303,38 @@ impl Client {
         Ok(())
     }
 
+    fn take_bytes(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        let now = clock();
+        let connection = &mut self.connection;
+        let Some(tls) = &mut self.tls else {
+            connection.handle_bytes(now, bytes);
+            return Ok(());
+        };
+        let received = tls.receive(bytes, |plain| connection.handle_bytes(now, plain));
+        if tls.has_peer_ended() {
+            connection.handle_eof(now);
+        }
+        if let Err(error) = received {
+            // The peer should hear why; that it cannot is no news.
+            tls.flush(&mut self.sealed);
+            let _ = self.stream.write_all(&self.sealed);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
     fn flush(&mut self) -> Result<(), ClientError> {
         while self.connection.poll_transmit(&mut self.out) {
-            self.stream.write_all(&self.out)?;
+            match &mut self.tls {
+                None => self.stream.write_all(&self.out)?,
+                Some(tls) => tls.send(&self.out, &mut self.sealed)?,
+            }
             self.out.clear();
+        }
+        if let Some(tls) = &mut self.tls {
+            tls.flush(&mut self.sealed);
+            self.stream.write_all(&self.sealed)?;
+            self.sealed.clear();
         }
         Ok(())
     }

@@ -15,6 +15,7 @@
 //!   verdict     VALID, or why not
 //!   stats       paired ratios, their median and its interval    pure
 //!   machine     what it is, and what it did meanwhile
+//!   tls         whom a client trusts
 //!   client      a blocking client, for `laelaps dev` and for tests
 //! ```
 //! Open loop first: what a schedule would suffer is what is measured, and a closed loop says so.
@@ -40,4 +41,5 @@ pub mod show;
 pub mod stats;
 pub mod stream;
 pub mod sweep;
+pub mod tls;
 pub mod verdict;

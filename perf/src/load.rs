@@ -32,6 +32,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::block::{Block, Ended, Recorder, Window};
 use crate::machine;
 use crate::schedule::{Arrivals, RATE_MAX, RATE_MIN};
+use crate::tls::TlsClient;
 
 mod peer;
 mod runner;
@@ -48,8 +49,22 @@ pub struct Target {
     pub host: String,
     /// User and password for SASL PLAIN; none: ANONYMOUS.
     pub login: Option<(String, String)>,
+    /// Whether TLS comes first, and with what.
+    pub security: Security,
     /// The capability that asks for a queue; none where a broker does not want one.
     pub capability: Option<String>,
+}
+
+/// Whether TLS comes first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// It does not.
+    #[default]
+    Plain,
+    /// It does, but whom to trust is not known yet.
+    Wanted,
+    /// It does, like this.
+    Tls(TlsClient),
 }
 
 impl Target {
@@ -57,7 +72,13 @@ impl Target {
     #[must_use]
     pub fn new(addr: SocketAddr) -> Self {
         let capability = Some("queue".to_owned());
-        Self { addr, host: addr.ip().to_string(), login: None, capability }
+        Self {
+            addr,
+            host: addr.ip().to_string(),
+            login: None,
+            security: Security::Plain,
+            capability,
+        }
     }
 }
 

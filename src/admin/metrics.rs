@@ -10,10 +10,12 @@
 //! a hundred thousand queues must not drown who scrapes it. Label values are escaped.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 
 use broker::admin::{QueueStat, ShardStats};
 
 use crate::node::{Node, Stage};
+use crate::tls::Figures;
 
 /// What the answer is.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -71,6 +73,36 @@ const OF_QUEUE: &[Of<QueueStat>] = &[
     ("queue_delivered_total", Kind::Counter, "Messages sent to consumers.", |q| q.delivered_total),
 ];
 
+const OF_TLS: &[Of<Figures>] = &[
+    ("tls_handshakes_total", Kind::Counter, "TLS handshakes that ended well.", |f| {
+        f.handshakes_total.load(Ordering::Relaxed)
+    }),
+    ("tls_refused_total", Kind::Counter, "TLS handshakes that failed.", |f| {
+        f.refused_total.load(Ordering::Relaxed)
+    }),
+    (
+        "tls_abandoned_total",
+        Kind::Counter,
+        "TLS handshakes that took too long, or made room for others.",
+        |f| f.abandoned_total.load(Ordering::Relaxed),
+    ),
+    ("tls_reloads_total", Kind::Counter, "Times that changed TLS files were taken.", |f| {
+        f.reloads_total.load(Ordering::Relaxed)
+    }),
+    (
+        "tls_reload_failures_total",
+        Kind::Counter,
+        "Times that changed TLS files could not be used; the old ones stayed.",
+        |f| f.reload_failures_total.load(Ordering::Relaxed),
+    ),
+    (
+        "tls_certificate_not_after_seconds",
+        Kind::Gauge,
+        "When the certificate that is served ends, in seconds since 1970.",
+        |f| u64::try_from(f.certificate_not_after.load(Ordering::Relaxed)).unwrap_or(0),
+    ),
+];
+
 /// The whole answer.
 pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> String {
     let mut out = String::new();
@@ -91,6 +123,12 @@ pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> 
         head(&mut out, name, *kind, help);
         for shard in shards {
             line(&mut out, name, &format!("shard=\"{}\"", shard.shard), value(shard));
+        }
+    }
+    if let Some(tls) = node.tls() {
+        for (name, kind, help, value) in OF_TLS {
+            head(&mut out, name, *kind, help);
+            line(&mut out, name, "", value(&tls.figures));
         }
     }
     let listed = &queues[..queues.len().min(QUEUES_MAX)];
@@ -152,6 +190,7 @@ mod tests {
     fn names_are_distinct() {
         let mut names: Vec<&str> =
             OF_SHARD.iter().map(|m| m.0).chain(OF_QUEUE.iter().map(|m| m.0)).collect();
+        names.extend(OF_TLS.iter().map(|m| m.0));
         let count = names.len();
         names.sort_unstable();
         names.dedup();

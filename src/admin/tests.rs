@@ -31,6 +31,7 @@ fn start(stage: Stage) -> String {
                     other @ (Input::Verdict { .. }
                     | Input::Cold { .. }
                     | Input::Listen { .. }
+                    | Input::Shaken(_)
                     | Input::Shutdown) => panic!("the API has no business with {other:?}"),
                 }
             }

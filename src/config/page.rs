@@ -33,8 +33,8 @@ pub(crate) fn page() -> String {
     page.push_str(
         "\n## Users\n\n\
          Without users everybody may connect (SASL ANONYMOUS, or no SASL). With at least one,\n\
-         every client logs in by SASL PLAIN. There is no TLS in this version: PLAIN off\n\
-         loopback sends passwords in the clear, so keep it to a network that you trust.\n\n\
+         every client logs in by SASL PLAIN. Off loopback that sends passwords in the clear: use\n\
+         `tls-listen`.\n\n\
          ```toml\n\
          [[users]]\n\
          name = \"app\"\n\

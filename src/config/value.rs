@@ -10,6 +10,7 @@
 //! `5` is read as seconds by half the world and as milliseconds by the other.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -200,6 +201,58 @@ impl FromStr for Directory {
 impl fmt::Display for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.display().fmt(f)
+    }
+}
+
+/// A file, shown as it was given, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OptionalFile(pub(crate) Option<PathBuf>);
+
+impl FromStr for OptionalFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a file has a name; write none for no file".to_owned()),
+            "none" => Ok(Self(None)),
+            path => Ok(Self(Some(PathBuf::from(path)))),
+        }
+    }
+}
+
+impl fmt::Display for OptionalFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(path) => path.display().fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// Where to listen, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OptionalListen(pub(crate) Option<SocketAddr>);
+
+impl FromStr for OptionalListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "off" => Ok(Self(None)),
+            addr => addr
+                .parse()
+                .map(|addr| Self(Some(addr)))
+                .map_err(|error| format!("`{text}`: {error}; write off, or an address and port")),
+        }
+    }
+}
+
+impl fmt::Display for OptionalListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(addr) => addr.fmt(f),
+            None => f.write_str("off"),
+        }
     }
 }
 

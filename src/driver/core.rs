@@ -1,7 +1,8 @@
 //! One core's loop: the seven steps of a turn (see `driver.rs`).
 //!
 //! ```text
-//!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn
+//!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn; over TLS
+//!               │                                     after the handshake (driver/tls.rs)
 //!               ├─ Received ───▶ Event::Received      bytes on loan, given back at once
 //!               ├─ Sent ───────▶ Event::Sent
 //!               ├─ ReceiveEnded, a failed Sent ▶ Event::ConnectionLost, at the end of the turn
@@ -20,24 +21,29 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
-use broker::{Action, ConnId, Event, Mail, Moving, Shard, ShardConfig};
+use broker::{Action, ConnId, Event, Mail, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
 use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES, WRITES_KEPT};
 use journal::{BlockBuf, Recovery, ShardId};
 use net::buf::Pages;
 use net::file::DirectoryLock;
 use net::mesh::{MeshPort, PortId};
-use net::{Completion, Engine, ListenerId, MemoryUse, Ring, RingConfig, RingError, TcpListen};
+use net::{
+    Completion, Engine, ListenerId, MemoryUse, RecvLease, Ring, RingConfig, RingError, SocketId,
+    TcpListen,
+};
 use tokio::sync::oneshot;
 
 use super::cold::Cold;
 use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
-use super::sockets::{Carried, Departure, Leaving, Served, Sockets};
+use super::sockets::{Carried, Departure, Inbound, Leaving, Served, Sockets};
+use super::tls::{Channel, Complaints, Handshakes, Shaken, Step};
 use super::{InboxOf, Report, clock};
 use crate::auth::{Authenticator, Job};
 use crate::fatal::{Cause, Failure};
@@ -98,6 +104,8 @@ enum Over {
     Ended,
     /// It broke.
     Broken,
+    /// Its TLS did: the peer is owed the alert.
+    Garbled,
 }
 
 /// What a core is made of.
@@ -122,6 +130,8 @@ pub(super) struct Setup {
     pub(super) engine: Engine,
     /// Pre-writes.
     pub(super) cold: Cold,
+    /// Makes TLS handshakes, where TLS is served.
+    pub(super) handshakes: Option<Handshakes>,
     /// Its place in the mesh.
     pub(super) port: MeshPort<Letter>,
     /// Where the cores meet when each has its ring.
@@ -143,7 +153,10 @@ struct Core {
     inbox: Inbox,
     authenticator: Authenticator,
     reports: Sender<Report>,
-    listener: Option<ListenerId>,
+    /// Where clients come in, and whether TLS comes first there.
+    listeners: Vec<(ListenerId, bool)>,
+    handshakes: Option<Handshakes>,
+    complaints: Complaints,
     draining: bool,
     /// The shard that serves the next connection.
     next_shard: usize,
@@ -155,7 +168,7 @@ struct Core {
     held: Vec<VecDeque<Letter>>,
     /// Connections that are over, to be told of at the end of the turn: what the peer sent before
     /// is handled first, and answered.
-    over: Vec<(net::SocketId, Over)>,
+    over: Vec<(SocketId, Over)>,
     /// As long as this core runs, the directory is ours.
     _lock: Arc<DirectoryLock>,
     questions: BTreeMap<AdminId, oneshot::Sender<AdminReply>>,
@@ -228,7 +241,9 @@ impl Core {
             inbox,
             authenticator: setup.authenticator,
             reports: setup.reports,
-            listener: None,
+            listeners: Vec::new(),
+            handshakes: setup.handshakes,
+            complaints: Complaints::default(),
             draining: false,
             next_shard: 0,
             local: VecDeque::new(),
@@ -293,27 +308,23 @@ impl Core {
 
     fn complete(&mut self, now: Instant, completion: Completion) {
         match completion {
-            Completion::Accepted { socket, peer, .. } => self.accepted(now, socket, peer),
+            Completion::Accepted { listener, socket, peer } => {
+                let tls = self.listeners.contains(&(listener, true));
+                self.accepted(now, socket, peer, tls);
+            }
             Completion::AcceptFailed { error, .. } => self.accept_failed(now, &error),
             Completion::ListenerClosed { .. } | Completion::Connected { .. } => {}
             Completion::Received { socket, lease } => {
-                if let Some(Served { conn, shard }) = self.sockets.served(socket) {
-                    let bytes = self.ring.bytes(&lease);
-                    let shard = shard_of(&mut self.shards, shard);
-                    shard.handle(now, Event::Received { conn, bytes });
-                } else {
-                    self.sockets.keep(socket, self.ring.bytes(&lease));
-                }
+                self.received(now, socket, &lease);
                 self.ring.release(lease);
             }
             Completion::ReceiveEnded { socket, result: Ok(()) } => {
                 self.over.push((socket, Over::Ended));
             }
             Completion::Sent { socket, buf, result: Ok(()) } => {
-                let served = self.sockets.served(socket);
-                let departure = self.sockets.sent(&mut self.ring, socket);
+                let (home, departure) = self.sockets.sent(&mut self.ring, socket, buf);
                 self.depart(departure);
-                if let Some(Served { conn, shard }) = served {
+                if let Some((Served { conn, shard }, buf)) = home {
                     self.handle(now, shard, Event::Sent { conn, buf });
                 }
             }
@@ -334,17 +345,134 @@ impl Core {
         }
     }
 
-    fn accepted(&mut self, now: Instant, socket: net::SocketId, peer: SocketAddr) {
+    fn accepted(&mut self, now: Instant, socket: SocketId, peer: SocketAddr, tls: bool) {
         if self.draining {
             self.ring.close(socket);
             return;
         }
         let shard = self.shards[self.next_shard].id();
         self.next_shard = (self.next_shard + 1) % self.shards.len();
-        let conn = self.sockets.add(socket, shard);
-        let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
-        self.handle(now, shard, accepted);
+        if tls {
+            let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
+            self.count_abandoned(usize::from(full));
+        } else {
+            let conn = self.sockets.add(socket, shard, peer);
+            let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
+            self.handle(now, shard, accepted);
+        }
         self.ring.start_receive(socket);
+    }
+
+    /// Bytes came: for a shard, or for a handshake.
+    fn received(&mut self, now: Instant, socket: SocketId, lease: &RecvLease) {
+        let bytes = self.ring.bytes(lease);
+        match self.sockets.inbound(socket) {
+            Inbound::Plain(Served { conn, shard }) => {
+                let shard = shard_of(&mut self.shards, shard);
+                shard.handle(now, Event::Received { conn, bytes });
+            }
+            Inbound::Sealed(served, channel) => {
+                let (opened, ended) = open(&mut self.shards, now, served, channel, bytes);
+                self.opened(now, socket, opened, ended);
+            }
+            Inbound::Handshake => match self.sockets.gather(socket, bytes, &self.inbox) {
+                Ok(work) => {
+                    if let (Some(work), Some(handshakes)) = (work, &self.handshakes) {
+                        handshakes.go_on(work);
+                    }
+                }
+                Err(peer) => {
+                    self.complaints.say(now, peer, "it sent more than a handshake has");
+                    self.over.push((socket, Over::Broken));
+                }
+            },
+            Inbound::Leaving(kept) => kept.extend_from_slice(bytes),
+            Inbound::Nobody => {}
+        }
+    }
+
+    /// Bytes that were kept for a shard, as they came from the socket.
+    fn take_kept(&mut self, now: Instant, socket: SocketId, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self.sockets.inbound(socket) {
+            Inbound::Plain(Served { conn, shard }) => {
+                self.handle(now, shard, Event::Received { conn, bytes });
+            }
+            Inbound::Sealed(served, channel) => {
+                let (opened, ended) = open(&mut self.shards, now, served, channel, bytes);
+                self.opened(now, socket, opened, ended);
+            }
+            Inbound::Handshake | Inbound::Leaving(_) | Inbound::Nobody => {}
+        }
+    }
+
+    /// Records were opened: TLS may have something to say, or the peer has ended or broken it.
+    fn opened(
+        &mut self,
+        now: Instant,
+        socket: SocketId,
+        opened: Result<Vec<u8>, String>,
+        ended: bool,
+    ) {
+        match opened {
+            Ok(out) => {
+                self.sockets.transmit(&mut self.ring, socket, out);
+                if ended {
+                    self.over.push((socket, Over::Ended));
+                }
+            }
+            Err(why) => {
+                if let Some(peer) = self.sockets.peer(socket) {
+                    self.complaints.say(now, peer, &why);
+                }
+                self.over.push((socket, Over::Garbled));
+            }
+        }
+    }
+
+    /// A step of a handshake is done.
+    fn shaken(&mut self, now: Instant, shaken: Shaken) {
+        let Shaken { conn, peer, session, out, step } = shaken;
+        if let Step::Failed(why) = &step {
+            // Also of a peer that is gone: its last word may have been why.
+            self.complaints.say(now, peer, why);
+        }
+        let Some((socket, channel)) = self.sockets.securing(conn) else { return };
+        channel.come_home(session);
+        let work = match step {
+            Step::More => channel.work(conn, peer, &self.inbox),
+            Step::Done { .. } | Step::Failed(_) => None,
+        };
+        self.sockets.transmit(&mut self.ring, socket, out);
+        if let (Some(work), Some(handshakes)) = (work, &self.handshakes) {
+            handshakes.go_on(work);
+        }
+        match step {
+            Step::More => {}
+            Step::Failed(_) => {
+                self.sockets.fail(&mut self.ring, now, socket);
+            }
+            Step::Done { plain } => {
+                let Some(Served { conn, shard }) = self.sockets.secured(conn) else { return };
+                let serving = shard_of(&mut self.shards, shard);
+                let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
+                serving.handle(now, accepted);
+                if !plain.is_empty() {
+                    serving.handle(now, Event::Received { conn, bytes: &plain });
+                }
+                let Inbound::Sealed(_, channel) = self.sockets.inbound(socket) else { return };
+                let waiting = channel.take_waiting();
+                self.take_kept(now, socket, &waiting);
+            }
+        }
+    }
+
+    fn count_abandoned(&self, handshakes: usize) {
+        if let Some(tls) = self.handshakes.as_ref().map(|handshakes| &handshakes.tls) {
+            tls.figures.abandoned_total.fetch_add(handshakes as u64, Ordering::Relaxed);
+        }
     }
 
     fn accept_failed(&mut self, now: Instant, error: &std::io::Error) {
@@ -378,14 +506,15 @@ impl Core {
 
     /// A connection comes from another core. One that can't be taken is closed by its drop.
     fn arrive(&mut self, now: Instant, carried: Carried) {
-        let Carried { to, stream, moving, bytes } = carried;
+        let Carried { to, stream, peer, tls, moving, bytes } = carried;
         let socket = match self.ring.adopt(stream) {
             Ok(socket) if self.sockets.has_room(socket) => socket,
             Ok(socket) => return self.ring.close(socket),
             Err(error) => return tracing::info!("a connection was lost on its way: {error}"),
         };
-        let conn = self.sockets.add(socket, to);
-        self.moved(now, Served { conn, shard: to }, moving, &bytes);
+        let conn = self.sockets.adopt(socket, to, peer, tls);
+        self.handle(now, to, Event::Moved { conn, moving });
+        self.take_kept(now, socket, &bytes);
         self.ring.start_receive(socket);
     }
 
@@ -393,20 +522,12 @@ impl Core {
     fn arrive_here(&mut self, now: Instant) {
         for conn in std::mem::take(&mut self.arriving) {
             if let Some(landed) = self.sockets.land(&mut self.ring, conn) {
-                let served = Served { conn, shard: landed.to };
-                self.moved(now, served, landed.moving, &landed.bytes);
+                self.handle(now, landed.to, Event::Moved { conn, moving: landed.moving });
+                self.take_kept(now, landed.socket, &landed.bytes);
                 if landed.peer_ended {
                     self.over.push((landed.socket, Over::Ended));
                 }
             }
-        }
-    }
-
-    fn moved(&mut self, now: Instant, served: Served, moving: Box<Moving>, bytes: &[u8]) {
-        let Served { conn, shard } = served;
-        self.handle(now, shard, Event::Moved { conn, moving });
-        if !bytes.is_empty() {
-            self.handle(now, shard, Event::Received { conn, bytes });
         }
     }
 
@@ -435,18 +556,19 @@ impl Core {
                 }
                 Input::Cold { shard, done } => self.handle(now, shard, Event::Disk(done)),
                 Input::Ping(answer) => drop(answer.send(())),
-                Input::Listen { addr, shared } => {
-                    self.listen(TcpListen { addr, reuse_port: shared, backlog: BACKLOG });
+                Input::Shaken(shaken) => self.shaken(now, shaken),
+                Input::Listen { addr, shared, tls } => {
+                    self.listen(TcpListen { addr, reuse_port: shared, backlog: BACKLOG }, tls);
                 }
                 Input::Shutdown => self.shut_down(now),
             }
         }
     }
 
-    fn listen(&mut self, listen: TcpListen) {
+    fn listen(&mut self, listen: TcpListen, tls: bool) {
         let report = match self.ring.listen(listen) {
             Ok((listener, bound)) => {
-                self.listener = Some(listener);
+                self.listeners.push((listener, tls));
                 Report::Listening(bound)
             }
             Err(error) => Report::Failed(Failure::new(
@@ -459,7 +581,7 @@ impl Core {
 
     fn shut_down(&mut self, now: Instant) {
         self.draining = true;
-        if let Some(listener) = self.listener.take() {
+        for (listener, _) in self.listeners.drain(..) {
             self.ring.stop_listening(listener);
         }
         for shard in &mut self.shards {
@@ -473,7 +595,8 @@ impl Core {
                 shard.handle(now, Event::Timer);
             }
         }
-        self.sockets.handle_timeout(&mut self.ring, now);
+        let late = self.sockets.handle_timeout(&mut self.ring, now);
+        self.count_abandoned(late);
     }
 
     fn poll_shards(&mut self, now: Instant) {
@@ -554,11 +677,12 @@ impl Core {
             let served = match how {
                 Over::Ended => self.sockets.ended(&mut self.ring, socket),
                 Over::Broken => self.sockets.lost(&mut self.ring, socket),
+                Over::Garbled => self.sockets.fail(&mut self.ring, now, socket),
             };
             if let Some(Served { conn, shard }) = served {
                 let event = match how {
                     Over::Ended => Event::PeerEnded { conn },
-                    Over::Broken => Event::ConnectionLost { conn },
+                    Over::Broken | Over::Garbled => Event::ConnectionLost { conn },
                 };
                 self.handle(now, shard, event);
                 told = true;
@@ -588,6 +712,20 @@ fn pin_batch_buffers(ring: &mut Ring, core: usize, buffers: usize) {
         // A buffer that is dropped waits for its thread's next journal to take one of its size.
         drop(BlockBuf::from_static(buffer, bytes));
     }
+}
+
+/// Opens the records of a connection for its shard; what came of it, and whether its peer ended.
+fn open(
+    shards: &mut [Shard],
+    now: Instant,
+    served: Served,
+    channel: &mut Channel,
+    bytes: &[u8],
+) -> (Result<Vec<u8>, String>, bool) {
+    let Served { conn, shard } = served;
+    let shard = shard_of(shards, shard);
+    let opened = channel.open(bytes, |bytes| shard.handle(now, Event::Received { conn, bytes }));
+    (opened, channel.has_peer_ended())
 }
 
 /// The shard of this number, among those of a core.

@@ -1,6 +1,8 @@
 //! A core's connections: which socket is which, and how one ends.
 //!
 //! ```text
+//!   (Securing: the TLS handshake)
+//!      │
 //!   Serving ──Action::Close──▶ Finishing ──last Sent──▶ Lingering ──peer's end──▶ Closing ──▶ gone
 //!      │                           │                        │                        ▲
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
@@ -20,16 +22,23 @@
 //! A peer that ends its half may still wait for answers: the shard is told, and closes when it owes
 //! none.
 //!
+//! A connection over TLS has its [`Channel`] here: bytes are sealed on their way out and opened on
+//! their way in, and a shard sees none of it. Until its handshake is over no shard knows of it. It
+//! moves like any other, and its channel with it.
+//!
 //! Failure: an action for a connection that is gone does nothing. One that breaks while it moves is
 //! closed, and what it carried is dropped.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use broker::{ConnId, Moving};
 use journal::ShardId;
 use net::{Ring, SocketId};
+
+use super::tls::{Channel, HANDSHAKE_WITHIN, HANDSHAKES_MAX, Work};
+use crate::node::Inbox;
 
 /// How long a peer may take to read our goodbye and to end its half.
 const LINGER: Duration = Duration::from_secs(2);
@@ -44,6 +53,8 @@ const SLOT_BITS: u32 = 20;
 /// How far a connection's life has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// Its TLS handshake is not over.
+    Securing,
     /// A shard serves it.
     Serving,
     /// It moves to another shard; what is received is kept for that.
@@ -56,11 +67,12 @@ enum Phase {
     Closing,
 }
 
-#[derive(Debug)]
 struct Entry {
     socket: SocketId,
     conn: ConnId,
     shard: ShardId,
+    peer: SocketAddr,
+    tls: Option<Box<Channel>>,
     phase: Phase,
     sends: u32,
     /// It will send nothing more.
@@ -96,6 +108,10 @@ pub(super) struct Carried {
     pub(super) to: ShardId,
     /// The socket.
     pub(super) stream: TcpStream,
+    /// Who is at its other end.
+    pub(super) peer: SocketAddr,
+    /// Its TLS, if it has any.
+    pub(super) tls: Option<Box<Channel>>,
     /// What the shard is to be told.
     pub(super) moving: Box<Moving>,
     /// What was received on the way.
@@ -122,9 +138,27 @@ pub(super) struct Sockets {
     entries: Vec<Option<Entry>>,
     /// Who must be closed by when, in order, since all linger equally long.
     deadlines: VecDeque<(Instant, SocketId)>,
+    /// Who must be secured by when, in order; some of them are by now, or gone.
+    handshakes: VecDeque<(Instant, SocketId)>,
+    /// How many are in `Securing`.
+    securing: usize,
     serial: u64,
     /// Serial numbers of different cores differ by this.
     step: u64,
+}
+
+/// Whose bytes have come.
+pub(super) enum Inbound<'a> {
+    /// A shard's, as they are.
+    Plain(Served),
+    /// A shard's, sealed.
+    Sealed(Served, &'a mut Channel),
+    /// Of a handshake.
+    Handshake,
+    /// Of a connection that moves: it takes them along.
+    Leaving(&'a mut Vec<u8>),
+    /// Nobody's: they are dropped.
+    Nobody,
 }
 
 /// A connection and who serves it.
@@ -142,13 +176,47 @@ impl Sockets {
         Self {
             entries: Vec::new(),
             deadlines: VecDeque::new(),
+            handshakes: VecDeque::new(),
+            securing: 0,
             serial: core as u64,
             step: cores.max(1) as u64,
         }
     }
 
     /// A connection that `shard` is to serve.
-    pub(super) fn add(&mut self, socket: SocketId, shard: ShardId) -> ConnId {
+    pub(super) fn add(&mut self, socket: SocketId, shard: ShardId, peer: SocketAddr) -> ConnId {
+        self.enter(socket, shard, peer, None)
+    }
+
+    /// A connection that `shard` is to serve after its TLS handshake. Where there are too many, the
+    /// oldest handshake is broken off; whether that was so.
+    pub(super) fn add_secure(
+        &mut self,
+        ring: &mut Ring,
+        now: Instant,
+        socket: SocketId,
+        shard: ShardId,
+        peer: SocketAddr,
+    ) -> bool {
+        let mut full = false;
+        while self.securing >= HANDSHAKES_MAX
+            && let Some((_, oldest)) = self.handshakes.pop_front()
+        {
+            full |= self.break_off(ring, oldest);
+        }
+        self.enter(socket, shard, peer, Some(Box::new(Channel::new())));
+        self.securing += 1;
+        self.handshakes.push_back((now + HANDSHAKE_WITHIN, socket));
+        full
+    }
+
+    fn enter(
+        &mut self,
+        socket: SocketId,
+        shard: ShardId,
+        peer: SocketAddr,
+        tls: Option<Box<Channel>>,
+    ) -> ConnId {
         let slot = socket.slot();
         assert!(slot < 1 << SLOT_BITS, "socket slot {slot} is beyond the bound of connections");
         self.serial += self.step;
@@ -156,19 +224,113 @@ impl Sockets {
         if self.entries.len() <= slot {
             self.entries.resize_with(slot + 1, || None);
         }
-        let phase = Phase::Serving;
-        let entry =
-            Entry { socket, conn, shard, phase, sends: 0, peer_ended: false, leaving: None };
+        let phase = if tls.is_some() { Phase::Securing } else { Phase::Serving };
+        let (sends, peer_ended, leaving) = (0, false, None);
+        let entry = Entry { socket, conn, shard, peer, tls, phase, sends, peer_ended, leaving };
         let before = self.entries[slot].replace(entry);
         assert!(before.is_none(), "a slot was given again before its socket was closed");
         conn
     }
 
+    /// Closes a socket whose handshake is not over; whether there was one.
+    fn break_off(&mut self, ring: &mut Ring, socket: SocketId) -> bool {
+        match self.entry_of(socket) {
+            Some(entry) if entry.phase == Phase::Securing => {
+                entry.tls.iter().for_each(|tls| tls.abandon());
+                self.lost(ring, socket);
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Whose bytes have come from this socket.
+    pub(super) fn inbound(&mut self, socket: SocketId) -> Inbound<'_> {
+        let Some(entry) = self.entry_of(socket) else { return Inbound::Nobody };
+        let served = Served { conn: entry.conn, shard: entry.shard };
+        match (entry.phase, &mut entry.tls) {
+            (Phase::Serving, None) => Inbound::Plain(served),
+            (Phase::Serving, Some(tls)) => Inbound::Sealed(served, tls),
+            (Phase::Securing, _) => Inbound::Handshake,
+            (Phase::Leaving, _) => match &mut entry.leaving {
+                Some(leaving) => Inbound::Leaving(&mut leaving.1),
+                None => Inbound::Nobody,
+            },
+            (Phase::Finishing | Phase::Lingering | Phase::Closing, _) => Inbound::Nobody,
+        }
+    }
+
+    /// Bytes of a handshake: work for its threads, if it is theirs to go on; or the peer sends more
+    /// than a handshake has.
+    pub(super) fn gather(
+        &mut self,
+        socket: SocketId,
+        bytes: &[u8],
+        inbox: &Inbox,
+    ) -> Result<Option<Work>, SocketAddr> {
+        let Some(entry) = self.entry_of(socket) else { return Ok(None) };
+        let (conn, peer) = (entry.conn, entry.peer);
+        let Some(tls) = &mut entry.tls else { return Ok(None) };
+        if !tls.gather(bytes) {
+            return Err(peer);
+        }
+        Ok(tls.work(conn, peer, inbox))
+    }
+
+    /// The socket and channel of a handshake that is under way still.
+    pub(super) fn securing(&mut self, conn: ConnId) -> Option<(SocketId, &mut Channel)> {
+        let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Securing)?;
+        Some((entry.socket, entry.tls.as_mut()?))
+    }
+
+    /// A handshake is over: a shard serves from now on.
+    pub(super) fn secured(&mut self, conn: ConnId) -> Option<Served> {
+        let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Securing)?;
+        entry.phase = Phase::Serving;
+        let served = Served { conn, shard: entry.shard };
+        self.securing -= 1;
+        Some(served)
+    }
+
+    /// Send what TLS itself has to say.
+    pub(super) fn transmit(&mut self, ring: &mut Ring, socket: SocketId, out: Vec<u8>) {
+        if !out.is_empty()
+            && let Some(entry) = self.entry_of(socket)
+        {
+            entry.sends += 1;
+            ring.send(socket, out);
+        }
+    }
+
+    /// TLS has failed: the peer gets the alert and an orderly end. Whom to tell, if anybody.
+    pub(super) fn fail(
+        &mut self,
+        ring: &mut Ring,
+        now: Instant,
+        socket: SocketId,
+    ) -> Option<Served> {
+        let entry = self.entry_of(socket)?;
+        let served = Served { conn: entry.conn, shard: entry.shard };
+        let told = match entry.phase {
+            Phase::Securing => false,
+            Phase::Serving => true,
+            Phase::Leaving | Phase::Finishing | Phase::Lingering | Phase::Closing => return None,
+        };
+        self.part(ring, now, socket);
+        told.then_some(served)
+    }
+
     /// Who is served over this socket, if anybody still is.
+    #[cfg(test)]
     pub(super) fn served(&self, socket: SocketId) -> Option<Served> {
         let entry = self.entries.get(socket.slot())?.as_ref()?;
         let serving = entry.socket == socket && entry.phase == Phase::Serving;
         serving.then_some(Served { conn: entry.conn, shard: entry.shard })
+    }
+
+    /// Who is at the other end of this socket.
+    pub(super) fn peer(&mut self, socket: SocketId) -> Option<SocketAddr> {
+        self.entry_of(socket).map(|entry| entry.peer)
     }
 
     /// The socket of a connection that a shard serves.
@@ -182,18 +344,34 @@ impl Sockets {
             && entry.phase == Phase::Serving
         {
             entry.sends += 1;
+            let buf = match &mut entry.tls {
+                None => buf,
+                Some(tls) => tls.seal(buf, entry.sends),
+            };
             ring.send(entry.socket, buf);
         }
     }
 
-    /// A send has ended well; what that lets a connection that moves do.
-    pub(super) fn sent(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Departure> {
-        let entry = self.entry_of(socket)?;
+    /// A send has ended well: whom to tell, with the buffer that goes home; and what it lets a
+    /// connection that moves do.
+    pub(super) fn sent(
+        &mut self,
+        ring: &mut Ring,
+        socket: SocketId,
+        buf: Vec<u8>,
+    ) -> (Option<(Served, Vec<u8>)>, Option<Departure>) {
+        let Some(entry) = self.entry_of(socket) else { return (None, None) };
         entry.sends -= 1;
+        let home = match &mut entry.tls {
+            None => Some(buf),
+            Some(tls) => tls.sent(buf),
+        };
         if entry.phase == Phase::Finishing && entry.sends == 0 {
             linger(ring, entry);
         }
-        departure(entry)
+        let served = Served { conn: entry.conn, shard: entry.shard };
+        let home = home.filter(|_| entry.phase == Phase::Serving);
+        (home.map(|buf| (served, buf)), departure(entry))
     }
 
     /// A shard has said `Move`: nothing more is read; what it may do at once.
@@ -210,21 +388,27 @@ impl Sockets {
         departure(entry)
     }
 
-    /// Bytes came for a connection that no shard serves: one that moves takes them along.
-    pub(super) fn keep(&mut self, socket: SocketId, bytes: &[u8]) {
-        if let Some(entry) = self.entry_of(socket)
-            && let Some(leaving) = &mut entry.leaving
-        {
-            leaving.1.extend_from_slice(bytes);
-        }
-    }
-
     /// The ring has let go of a connection that moves.
     pub(super) fn handed_over(&mut self, socket: SocketId, stream: TcpStream) -> Option<Carried> {
         self.entry_of(socket)?;
         let entry = self.entries[socket.slot()].take()?;
         let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
-        Some(Carried { to, stream, moving, bytes })
+        Some(Carried { to, stream, peer: entry.peer, tls: entry.tls, moving, bytes })
+    }
+
+    /// A connection that comes from another core, for `shard` to serve.
+    pub(super) fn adopt(
+        &mut self,
+        socket: SocketId,
+        shard: ShardId,
+        peer: SocketAddr,
+        tls: Option<Box<Channel>>,
+    ) -> ConnId {
+        let conn = self.enter(socket, shard, peer, tls);
+        if let Some(entry) = self.entry_mut(conn) {
+            entry.phase = Phase::Serving;
+        }
+        conn
     }
 
     /// A connection that moves arrives at another shard of this core, and is read again.
@@ -232,7 +416,8 @@ impl Sockets {
         let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Leaving)?;
         let (Leaving { to, moving, .. }, bytes) = *entry.leaving.take()?;
         (entry.phase, entry.shard) = (Phase::Serving, to);
-        let (socket, peer_ended) = (entry.socket, entry.peer_ended);
+        // The shard is told, as if it had ended just now.
+        let (socket, peer_ended) = (entry.socket, std::mem::take(&mut entry.peer_ended));
         ring.start_receive(socket);
         Some(Landed { to, socket, moving, bytes, peer_ended })
     }
@@ -245,10 +430,21 @@ impl Sockets {
     /// A shard has said `Close`.
     pub(super) fn finish(&mut self, ring: &mut Ring, now: Instant, conn: ConnId) {
         let Some(entry) = self.entry_mut(conn) else { return };
-        if entry.phase != Phase::Serving {
-            return;
+        if entry.phase == Phase::Serving {
+            let socket = entry.socket;
+            self.part(ring, now, socket);
         }
-        let socket = entry.socket;
+    }
+
+    /// From now on we only wait for what is under way, and for the peer's end.
+    fn part(&mut self, ring: &mut Ring, now: Instant, socket: SocketId) {
+        let Some(entry) = self.entry_of(socket) else { return };
+        let was_securing = entry.phase == Phase::Securing;
+        let last_words = entry.tls.as_mut().map(|tls| tls.last_words());
+        if let Some(last_words) = last_words.filter(|words| !words.is_empty()) {
+            entry.sends += 1;
+            ring.send(socket, last_words);
+        }
         // Reads may have been withheld; from now on what comes is dropped.
         ring.start_receive(socket);
         if entry.sends == 0 {
@@ -256,28 +452,32 @@ impl Sockets {
         } else {
             entry.phase = Phase::Finishing;
         }
+        self.securing -= usize::from(was_securing);
         self.deadlines.push_back((now + LINGER, socket));
     }
 
     /// Nothing more will be received, or a send has failed: close. Whom to tell, if anybody.
     pub(super) fn lost(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Served> {
         let entry = self.entry_of(socket)?;
-        let told = entry.phase == Phase::Serving;
+        let phase = entry.phase;
         let served = Served { conn: entry.conn, shard: entry.shard };
         close(ring, entry);
-        told.then_some(served)
+        self.securing -= usize::from(phase == Phase::Securing);
+        (phase == Phase::Serving).then_some(served)
     }
 
     /// The peer has ended its half: whom to tell, if anybody. Answers may still be owed and arrive,
     /// so the socket stays until the shard says `Close`.
     pub(super) fn ended(&mut self, ring: &mut Ring, socket: SocketId) -> Option<Served> {
         let entry = self.entry_of(socket)?;
-        entry.peer_ended = true;
+        // Over TLS it ends twice: by its last record, then by its socket.
+        let known = std::mem::replace(&mut entry.peer_ended, true);
         match entry.phase {
             // Who moves hears of it when it has arrived.
             Phase::Finishing | Phase::Leaving => None,
+            Phase::Serving if known => None,
             Phase::Serving => Some(Served { conn: entry.conn, shard: entry.shard }),
-            Phase::Lingering | Phase::Closing => self.lost(ring, socket),
+            Phase::Securing | Phase::Lingering | Phase::Closing => self.lost(ring, socket),
         }
     }
 
@@ -288,13 +488,21 @@ impl Sockets {
         }
     }
 
-    /// When the next goodbye is over.
+    /// When the next goodbye or handshake must be over.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.front().map(|(at, _)| *at)
+        let fronts = [self.deadlines.front(), self.handshakes.front()];
+        fronts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
-    /// Close those whose goodbye took too long.
-    pub(super) fn handle_timeout(&mut self, ring: &mut Ring, now: Instant) {
+    /// Close those whose goodbye or handshake took too long; how many handshakes.
+    pub(super) fn handle_timeout(&mut self, ring: &mut Ring, now: Instant) -> usize {
+        let mut late = 0;
+        while let Some((at, socket)) = self.handshakes.front().copied()
+            && at <= now
+        {
+            self.handshakes.pop_front();
+            late += usize::from(self.break_off(ring, socket));
+        }
         while let Some((at, socket)) = self.deadlines.front().copied()
             && at <= now
         {
@@ -303,6 +511,7 @@ impl Sockets {
                 close(ring, entry);
             }
         }
+        late
     }
 
     fn entry(&self, conn: ConnId) -> Option<&Entry> {
@@ -380,7 +589,7 @@ mod tests {
                 break socket;
             }
         };
-        let conn = sockets.add(socket, ShardId(0));
+        let conn = sockets.add(socket, ShardId(0), addr);
         ring.start_receive(socket);
         Bench { ring, sockets, socket, conn, client }
     }
@@ -410,8 +619,9 @@ mod tests {
         }
         assert_eq!(bench.sockets.socket(first), None);
         let mut other = Sockets::new(1, 2);
-        let second = bench.sockets.add(bench.socket, ShardId(0));
-        let third = other.add(bench.socket, ShardId(1));
+        let peer = "127.0.0.1:1".parse().expect("an address");
+        let second = bench.sockets.add(bench.socket, ShardId(0), peer);
+        let third = other.add(bench.socket, ShardId(1), peer);
         assert!(first != second && second != third && first != third);
     }
 
@@ -425,7 +635,8 @@ mod tests {
         loop {
             if let Completion::Sent { socket, result, .. } = next(&mut bench.ring) {
                 result.expect("sent");
-                assert_eq!(bench.sockets.sent(&mut bench.ring, socket), None);
+                let told = bench.sockets.sent(&mut bench.ring, socket, Vec::new());
+                assert_eq!(told, (None, None));
                 break;
             }
         }
@@ -463,7 +674,7 @@ mod tests {
             match next(&mut bench.ring) {
                 Completion::Sent { socket, result, .. } => {
                     result.expect("sent");
-                    bench.sockets.sent(&mut bench.ring, socket);
+                    bench.sockets.sent(&mut bench.ring, socket, Vec::new());
                 }
                 Completion::Closed { socket } => break bench.sockets.closed(socket),
                 other => panic!("unexpected: {other:?}"),

@@ -6,7 +6,8 @@
 //!   check     judges what they saw; its own rules are tested without a broker
 //!   power_fs  the file system that loses what was not synced (tests/powerfs)
 //!   perf      the harness that is shipped, against the real broker
-//!   kill, power, interop, exits, damage, engine, place   the tests
+//!   authority  certificates for tests
+//!   kill, power, interop, exits, damage, engine, place, tls   the tests
 //! ```
 //!
 //! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "real processes are waited for by a real clock")]
 
+mod authority;
 mod check;
 mod compare;
 mod damage;
@@ -31,3 +33,4 @@ mod place;
 mod power;
 mod power_fs;
 mod remote;
+mod tls;

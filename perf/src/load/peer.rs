@@ -27,9 +27,10 @@ use amqp::error::Error;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::session::SessionId;
 use bytes::Bytes;
+use net::tls::TlsSession;
 use net::{Ring, SocketId};
 
-use super::{LoadError, Target};
+use super::{LoadError, Security, Target};
 
 /// What one link of the connection does.
 #[derive(Clone, Debug)]
@@ -77,6 +78,9 @@ struct Link {
 /// One connection: see the head of the file.
 pub(super) struct Peer {
     socket: SocketId,
+    tls: Option<Box<TlsSession>>,
+    /// What waits to be encrypted; its memory is used again.
+    plain: Vec<u8>,
     connection: Connection,
     session: Option<SessionId>,
     plans: Vec<LinkPlan>,
@@ -109,6 +113,13 @@ impl Peer {
             .connect(target.addr)
             .map_err(|error| LoadError::Unreachable { addr: target.addr, error })?;
         ring.start_receive(socket);
+        let tls = match &target.security {
+            Security::Plain => None,
+            Security::Wanted => {
+                return Err(LoadError::Refused("amqps:// is not known here".to_owned()));
+            }
+            Security::Tls(client) => Some(Box::new(client.session().map_err(broken_tls)?)),
+        };
         let sasl = match &target.login {
             Some((user, password)) => {
                 Sasl::Plain { user: user.clone(), password: Password::new(password.as_bytes()) }
@@ -128,6 +139,8 @@ impl Peer {
         };
         Ok(Self {
             socket,
+            tls,
+            plain: Vec::new(),
             connection: Connection::new(config, Side::Client, super::clock()),
             session: None,
             links: Vec::with_capacity(plan.links.len()),
@@ -195,7 +208,13 @@ impl Peer {
         bytes: &[u8],
         heard: &mut Vec<Heard>,
     ) -> Result<(), LoadError> {
-        self.connection.handle_bytes(now, bytes);
+        let connection = &mut self.connection;
+        match &mut self.tls {
+            None => connection.handle_bytes(now, bytes),
+            Some(tls) => tls
+                .receive(bytes, |plain| connection.handle_bytes(now, plain))
+                .map_err(broken_tls)?,
+        }
         self.take_events(heard)
     }
 
@@ -227,7 +246,18 @@ impl Peer {
         ring: &mut Ring,
         heard: &mut Vec<Heard>,
     ) -> Result<(), LoadError> {
-        if self.sending || !self.connection.poll_transmit(&mut self.spare) {
+        if self.sending {
+            return Ok(());
+        }
+        match &mut self.tls {
+            None => drop(self.connection.poll_transmit(&mut self.spare)),
+            Some(tls) if self.connection.poll_transmit(&mut self.plain) => {
+                tls.send(&self.plain, &mut self.spare).map_err(broken_tls)?;
+                self.plain.clear();
+            }
+            Some(tls) => tls.flush(&mut self.spare),
+        }
+        if self.spare.is_empty() {
             return Ok(());
         }
         self.sending = true;
@@ -406,6 +436,10 @@ impl Peer {
 /// Credit that does not go beyond what is left.
 fn granted(credit: u32, left: u64) -> u32 {
     u32::try_from(left).unwrap_or(u32::MAX).min(credit)
+}
+
+fn broken_tls(error: rustls::Error) -> LoadError {
+    LoadError::Refused(format!("TLS: {error}"))
 }
 
 fn not_begun(why: BeginError) -> LoadError {

@@ -1,0 +1,347 @@
+//! TLS between socket and shard: handshakes on threads of their own, then records on the core.
+//!
+//! ```text
+//!   accepted ─▶ Securing ── first bytes ──▶ [ Work ] ─▶ handshake thread: certificates, keys
+//!                  ▲                                        │ Shaken: back to the core
+//!                  ├── More: the peer's turn ◀──────────────┤
+//!                  ├── Failed: alert, reason in the log ◀───┤
+//!                  └── Done ◀───────────────────────────────┘
+//!                       └─▶ Serving: the shard hears `Accepted`, records are opened and sealed
+//!                           on the core
+//! ```
+//! A signature costs up to a millisecond, and anybody may ask for one: so no core ever makes one.
+//! The session itself travels to the thread and back, so nothing is shared. A shard knows nothing
+//! of connections whose handshake is not over; they cost an entry, and a session once bytes came.
+//!
+//! Invariants: of a connection at most one piece of work is under way; a core has at most
+//! [`HANDSHAKES_MAX`] handshakes, and where one more comes the oldest makes room, so that peers who
+//! say nothing lock nobody out; each ends within [`HANDSHAKE_WITHIN`]; what came meanwhile is
+//! bounded by [`WAITING_BYTES_MAX`]. At most one buffer of the shard's is under way, and goes home
+//! when all records made of it are sent.
+//!
+//! Failure: the peer gets TLS's alert and an orderly end, the log the reason: at most
+//! [`COMPLAINTS_PER_SECOND`] a core, then their number.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use broker::ConnId;
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use net::tls::TlsSession;
+
+use crate::fatal::{Cause, Failure};
+use crate::node::{Inbox, Input};
+use crate::tls::{Tls, count};
+
+/// Handshakes that a core has under way.
+pub(super) const HANDSHAKES_MAX: usize = 1024;
+
+/// A handshake takes at most so long.
+pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Bytes that a peer may send ahead during its handshake: a long chain of certificates fits twice.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
+
+/// Buffers larger than this are not kept for the next send.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
+
+/// Threads that make handshakes, at most; one where there is one core.
+const THREADS_MAX: usize = 4;
+
+/// Cores go before handshakes, which get a quarter of a CPU that is fought for.
+const NICE: i32 = 5;
+
+/// Refused handshakes that a core logs one by one.
+const COMPLAINTS_PER_SECOND: u32 = 10;
+
+/// The TLS of one connection.
+pub(super) struct Channel {
+    /// None before the first bytes, and while it is at a handshake thread.
+    session: Option<Box<TlsSession>>,
+    /// It is at a handshake thread.
+    away: bool,
+    /// Ciphertext that waits for the session.
+    waiting: Vec<u8>,
+    /// For the next records.
+    spare: Vec<u8>,
+    /// The shard's buffer under way, and after how many more ends of sends it goes home.
+    lent: Option<(Vec<u8>, u32)>,
+    /// The server's first answer was made, or is being made.
+    answered: bool,
+    /// Nobody waits for the handshake any more.
+    abandoned: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Channel")
+    }
+}
+
+impl Drop for Channel {
+    /// A peer that went before our first answer is owed no signature. One that went later may have
+    /// said why.
+    fn drop(&mut self) {
+        if !self.answered {
+            self.abandon();
+        }
+    }
+}
+
+impl Channel {
+    pub(super) fn new() -> Self {
+        Self {
+            session: None,
+            away: false,
+            waiting: Vec::new(),
+            spare: Vec::new(),
+            lent: None,
+            answered: false,
+            abandoned: Arc::default(),
+        }
+    }
+
+    /// Its handshake makes room for another one, or took too long.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Opens records: their plaintext piece by piece, and what is to be sent because of them.
+    pub(super) fn open(
+        &mut self,
+        bytes: &[u8],
+        plain: impl FnMut(&[u8]),
+    ) -> Result<Vec<u8>, String> {
+        let session = self.session.as_mut().expect("it is home once the handshake is over");
+        let opened = session.receive(bytes, plain);
+        opened.map_err(|error| error.to_string())?;
+        let mut out = Vec::new();
+        session.flush(&mut out);
+        Ok(out)
+    }
+
+    /// Whether the peer has said that it sends no more.
+    pub(super) fn has_peer_ended(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.has_peer_ended())
+    }
+
+    /// Makes records of a shard's buffer; `sends` are under way once they are. A session that has
+    /// failed makes none: the connection is on its way out.
+    pub(super) fn seal(&mut self, plain: Vec<u8>, sends: u32) -> Vec<u8> {
+        let mut records = std::mem::take(&mut self.spare);
+        if let Some(session) = &mut self.session
+            && session.send(&plain, &mut records).is_err()
+        {
+            records.clear();
+        }
+        assert!(self.lent.is_none(), "a shard has one send under way at a time");
+        self.lent = Some((plain, sends));
+        records
+    }
+
+    /// A send has ended: the shard's buffer, if it was all of it.
+    pub(super) fn sent(&mut self, mut records: Vec<u8>) -> Option<Vec<u8>> {
+        if records.capacity() <= SPARE_BYTES_MAX && records.capacity() > self.spare.capacity() {
+            records.clear();
+            self.spare = records;
+        }
+        let (_, left) = self.lent.as_mut()?;
+        *left -= 1;
+        if *left > 0 {
+            return None;
+        }
+        self.lent.take().map(|(plain, _)| plain)
+    }
+
+    /// The last words: an alert that waits, or that nothing more comes.
+    pub(super) fn last_words(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Some(session) = &mut self.session {
+            session.end(&mut out);
+        }
+        out
+    }
+
+    /// Takes bytes of a handshake; false where there are too many.
+    pub(super) fn gather(&mut self, bytes: &[u8]) -> bool {
+        self.waiting.extend_from_slice(bytes);
+        self.waiting.len() <= WAITING_BYTES_MAX
+    }
+
+    /// The next piece of work, if the session is here and bytes wait for it.
+    pub(super) fn work(&mut self, conn: ConnId, peer: SocketAddr, inbox: &Inbox) -> Option<Work> {
+        if self.away || self.waiting.is_empty() {
+            return None;
+        }
+        self.away = true;
+        self.answered = self.session.is_some();
+        Some(Work {
+            conn,
+            peer,
+            session: self.session.take(),
+            bytes: std::mem::take(&mut self.waiting),
+            abandoned: Arc::clone(&self.abandoned),
+            inbox: inbox.clone(),
+        })
+    }
+
+    /// The session is back.
+    pub(super) fn come_home(&mut self, session: Option<Box<TlsSession>>) {
+        self.away = false;
+        self.session = session;
+    }
+
+    /// What came while the handshake ended.
+    pub(super) fn take_waiting(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.waiting)
+    }
+}
+
+/// A piece of a handshake, on its way to a thread.
+pub(super) struct Work {
+    conn: ConnId,
+    peer: SocketAddr,
+    session: Option<Box<TlsSession>>,
+    bytes: Vec<u8>,
+    abandoned: Arc<AtomicBool>,
+    inbox: Inbox,
+}
+
+/// What a thread has made of it.
+pub(crate) struct Shaken {
+    /// Whose handshake it is.
+    pub(super) conn: ConnId,
+    /// Who is at the other end.
+    pub(super) peer: SocketAddr,
+    /// The session; none where it could not begin.
+    pub(super) session: Option<Box<TlsSession>>,
+    /// For the peer.
+    pub(super) out: Vec<u8>,
+    /// How far it is.
+    pub(super) step: Step,
+}
+
+impl std::fmt::Debug for Shaken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shaken").field("conn", &self.conn).field("step", &self.step).finish()
+    }
+}
+
+/// How far a handshake is.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The peer must say more.
+    More,
+    /// It is over, and what came behind it.
+    Done {
+        /// Plaintext that the peer sent with its last word.
+        plain: Vec<u8>,
+    },
+    /// It failed, and why.
+    Failed(String),
+}
+
+/// The handshake threads. They end when the last clone is gone.
+#[derive(Clone)]
+pub(super) struct Handshakes {
+    /// Bounded by the handshakes that the cores have, each with one piece at most.
+    work: Sender<Work>,
+    pub(super) tls: Arc<Tls>,
+}
+
+impl Handshakes {
+    /// Start them, for so many cores.
+    pub(super) fn start(tls: Arc<Tls>, cores: usize) -> Result<Self, Failure> {
+        let (work, queue) = unbounded();
+        for number in 0..cores.clamp(1, THREADS_MAX) {
+            let (tls, queue) = (Arc::clone(&tls), queue.clone());
+            std::thread::Builder::new()
+                .name(format!("tls-{number}"))
+                .spawn(move || shake_all(&tls, &queue))
+                .map_err(|error| {
+                    let what = format!("no thread for TLS handshakes: {error}");
+                    Failure::new(Cause::ResourceRefused, what)
+                })?;
+        }
+        Ok(Self { work, tls })
+    }
+
+    /// Have a piece done.
+    pub(super) fn go_on(&self, work: Work) {
+        // The threads live as long as a sender does, and we are one.
+        assert!(self.work.send(work).is_ok(), "the handshake threads are gone");
+    }
+}
+
+fn shake_all(tls: &Tls, queue: &Receiver<Work>) {
+    if let Err(error) = net::cpu::give_way(NICE) {
+        tracing::info!("TLS handshakes run beside the cores, not behind them: {error}");
+    }
+    for work in queue {
+        if work.abandoned.load(Ordering::Relaxed) {
+            continue;
+        }
+        let inbox = work.inbox.clone();
+        inbox.put(Input::Shaken(shake(tls, work)));
+    }
+}
+
+fn shake(tls: &Tls, work: Work) -> Shaken {
+    let Work { conn, peer, session, bytes, .. } = work;
+    let mut out = Vec::new();
+    let begun = match session {
+        Some(session) => Ok(session),
+        None => TlsSession::server(tls.served()).map(Box::new),
+    };
+    let mut session = match begun {
+        Ok(session) => session,
+        Err(error) => {
+            let step = Step::Failed(error.to_string());
+            return Shaken { conn, peer, session: None, out, step };
+        }
+    };
+    let mut plain = Vec::new();
+    let received = session.receive(&bytes, |piece| plain.extend_from_slice(piece));
+    session.flush(&mut out);
+    let step = match received {
+        Err(error) => Step::Failed(error.to_string()),
+        Ok(()) if session.has_peer_ended() => Step::Failed("the peer ended it".to_owned()),
+        Ok(()) if session.is_handshaking() => Step::More,
+        Ok(()) => Step::Done { plain },
+    };
+    let figures = &tls.figures;
+    match step {
+        Step::More => {}
+        Step::Done { .. } => count(&figures.handshakes_total),
+        Step::Failed(_) => count(&figures.refused_total),
+    }
+    Shaken { conn, peer, session: Some(session), out, step }
+}
+
+/// Refused handshakes in the log, so that a flood of them is a line and not a flood of lines.
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    since: Option<Instant>,
+    said: u32,
+    kept: u64,
+}
+
+impl Complaints {
+    /// A handshake was refused, or a connection broke the protocol later.
+    pub(super) fn say(&mut self, now: Instant, peer: SocketAddr, why: &str) {
+        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
+            if self.kept > 0 {
+                tracing::info!("{} more TLS connections were refused", self.kept);
+            }
+            *self = Self { since: Some(now), said: 0, kept: 0 };
+        }
+        if self.said < COMPLAINTS_PER_SECOND {
+            self.said += 1;
+            tracing::info!(%peer, "TLS connection refused: {why}");
+        } else {
+            self.kept += 1;
+        }
+    }
+}
