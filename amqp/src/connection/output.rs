@@ -53,8 +53,9 @@ impl Connection {
 
     /// Takes a session off the list, unless the rest of a message waits for this buffer.
     fn unlist(&mut self, session: u32) -> bool {
+        let can_write = self.is_mapped(session);
         let Some(state) = self.sessions.get_mut(session) else { return false };
-        let waits = state.unfinished.is_some() && state.remote_window() > 0;
+        let waits = can_write && state.unfinished.is_some() && state.remote_window() > 0;
         state.listed = waits;
         waits
     }
@@ -73,9 +74,11 @@ impl Connection {
     /// A session has something to write when polled.
     pub(super) fn session_due(&mut self, session: u32) {
         let Some(state) = self.sessions.get_mut(session) else { return };
-        let due = state.flow_due
-            || state.settling.is_some()
-            || (state.unfinished.is_some() && state.remote_window() > 0);
+        // Of a session that the peer has ended nothing more is written but its end.
+        let writes_on = state.unfinished.is_some()
+            && state.remote_window() > 0
+            && state.state == SessionState::Mapped;
+        let due = state.flow_due || state.settling.is_some() || writes_on;
         if due && !state.listed {
             state.listed = true;
             self.due_sessions.push(session);

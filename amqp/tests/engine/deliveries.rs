@@ -5,7 +5,7 @@ use amqp::definitions::{Condition, DeliveryId, Handle, ReceiverSettleMode, Sende
 use amqp::delivery::Outcome;
 use amqp::frame;
 use amqp::performative::{
-    Attach, Begin, DeliveryState, Open, Performative, TransactionalState, Transfer,
+    Attach, Begin, DeliveryState, End, Open, Performative, TransactionalState, Transfer,
 };
 
 use crate::peer::{Peer, begin, config, credit, detach, open, receiver, sender, transfer};
@@ -369,6 +369,27 @@ fn a_full_buffer_holds_messages_back_and_tells_when_it_is_taken() {
     let events = peer.events();
     assert!(!events.is_empty() && events.iter().all(|e| matches!(e, Event::SendReady { .. })));
     assert!(peer.engine.can_send(link));
+}
+
+#[test]
+fn the_rest_of_a_message_of_an_ended_session_waits_for_nothing() {
+    let bounded = Config { transmit_bytes_max: 1000, ..config() };
+    let small = Open { max_frame_size: 600, ..open() };
+    let mut peer = Peer::in_session_with(bounded, &small, &begin());
+    let link = peer.attach(receiver("in", 0));
+    peer.say(0, Performative::Flow(credit(0, 100)));
+    peer.hears();
+    peer.engine.send(link, &[&[1; 5000]], true).unwrap();
+    // The buffer's bound has cut the message; before its rest is written the peer ends.
+    peer.say(0, Performative::End(End { error: None }));
+    peer.hears();
+    assert!(!peer.engine.wants_transmit(), "a host that writes until nothing is left would spin");
+    let ended = peer.events().into_iter().find_map(|event| match event {
+        Event::EndReceived { session, .. } => Some(session),
+        _ => None,
+    });
+    peer.engine.end(ended.unwrap(), None);
+    assert_eq!(peer.hears(), ["end@0"]);
 }
 
 #[test]

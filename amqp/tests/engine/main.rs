@@ -9,6 +9,7 @@
 //!  pair.rs        client and server in memory, random byte splits and commands, by seed
 //!  hostile.rs     random frames in any order: no panic, bounded memory
 //!  operations.rs  the same driven by bytes, for the fuzzer and for seeds
+//!  both.rs        client and server in memory driven by bytes, likewise
 //! ```
 //!
 //! `item_N` in a test's name is the item in the list of what AMQP servers get wrong that it is
@@ -17,6 +18,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "an event that was not expected fails a test")]
 
+mod both;
 mod deliveries;
 mod handshake;
 mod hostile;

@@ -426,3 +426,24 @@ fn every_message_arrives_once_whatever_the_bytes_and_windows_do() {
     assert!(seen.large > 500 && seen.not_ready > 100 && seen.no_credit > 100, "{seen:?}");
     assert!(seen.drained > 50 && seen.released > 50 && seen.send_ready > 100, "{seen:?}");
 }
+
+/// What the fuzzer does, from seeds: commands mostly, and all sizes of bytes carried.
+#[test]
+fn two_engines_never_accuse_each_other() {
+    let mut arrived = 0;
+    for seed in 0..3000 {
+        let mut random = Random::new(seed);
+        let mut bytes = vec![random.below(256) as u8, random.below(256) as u8];
+        for side in [0x80, 0xC0] {
+            bytes.extend([0x3F, 0x7F, side, 0x3F, 0x7F]);
+        }
+        for _ in 0..random.below(300) {
+            bytes.push(match random.below(3) {
+                0 => random.below(0x80) as u8,
+                _ => 0x80 + random.below(0x80) as u8,
+            });
+        }
+        arrived += crate::both::drive(start(), &bytes);
+    }
+    assert!(arrived > 1000, "only {arrived} messages");
+}
