@@ -3,7 +3,11 @@
 //! ```text
 //!  encoding ── value() ──▶ Value ── Writer ──▶ smallest encoding
 //!     └── inside a list or map ── view ── Writer ──▶ the same bytes
+//!  random encodings, nested and described ── the same; and as messages with another header
 //! ```
+
+#[path = "random/encoding.rs"]
+mod encoding;
 
 use amqp::codec::{Descriptor, Field, List, Map, Reader, Symbol, Value, Writer};
 use amqp::composites::{Header, Properties};
@@ -247,4 +251,103 @@ fn item_39_message_ids_are_of_four_types_and_times_of_any_value() {
     let mut message = Vec::new();
     amqp::message::write_header(&header, &mut message);
     assert_eq!(Sections::scan(&message).unwrap().header_fields, header);
+}
+
+/// Values that nest three deep, in whatever encoding.
+fn random_values() -> impl Iterator<Item = (u64, Vec<u8>)> {
+    (0..20_000).map(|seed| (seed, encoding::any(&mut encoding::Random(seed), 3)))
+}
+
+#[test]
+fn item_40_any_value_in_any_encoding_is_read_and_passed_on_untouched() {
+    let mut seen = [false; 256];
+    for (seed, bytes) in random_values() {
+        seen[usize::from(bytes[0])] = true;
+        let mut reader = Reader::new(&bytes);
+        let value = reader.value().unwrap_or_else(|e| panic!("seed {seed}: {e} in {bytes:02x?}"));
+        assert!(reader.is_empty(), "seed {seed}");
+        for pass in [Reader::check, Reader::skip] {
+            let mut reader = Reader::new(&bytes);
+            assert_eq!(pass(&mut reader), Ok(()), "seed {seed}");
+            assert!(reader.is_empty(), "seed {seed}");
+        }
+        // By itself in the smallest encoding, which means the same; inside others untouched.
+        let out = written(&value);
+        assert!(out.len() <= bytes.len(), "seed {seed}");
+        assert_eq!(Reader::new(&out).value(), Ok(value), "seed {seed}");
+        let mut list = Vec::new();
+        Writer::new(&mut list).list_with(|list| list.element().raw(&bytes));
+        let view = Reader::new(&list).list().unwrap();
+        assert_eq!(written(&Value::List(view)), list, "seed {seed}");
+        assert!(list.ends_with(&bytes));
+    }
+    assert_eq!(seen.into_iter().filter(|seen| *seen).count(), 40, "39 encodings, and described");
+}
+
+/// A message with sections of any content; where the part that is sent on begins.
+fn random_message(random: &mut encoding::Random) -> (Vec<u8>, usize) {
+    let mut message = Vec::new();
+    let mut forwarded = 0;
+    let descriptors: [(u8, &str); 7] = [
+        (0x70, "amqp:header:list"),
+        (0x71, "amqp:delivery-annotations:map"),
+        (0x72, "amqp:message-annotations:map"),
+        (0x73, "amqp:properties:list"),
+        (0x74, "amqp:application-properties:map"),
+        (0x77, "amqp:amqp-value:*"),
+        (0x78, "amqp:footer:map"),
+    ];
+    for (code, symbol) in descriptors {
+        if random.below(3) == 0 {
+            continue;
+        }
+        match random.below(3) {
+            0 => message.extend([0, 0x53, code]),
+            1 => message.extend([0, 0x80, 0, 0, 0, 0, 0, 0, 0, code]),
+            _ => {
+                message.extend([0, 0xa3, symbol.len() as u8]);
+                message.extend(symbol.as_bytes());
+            }
+        }
+        match code {
+            0x70 => message.extend(b"\xd0\0\0\0\x06\0\0\0\x02\x42\x40"),
+            0x73 => message.extend(b"\xc0\x0b\x02\x80\0\0\0\0\0\0\0\x07\x40"),
+            0x77 => message.extend(encoding::any(random, 3)),
+            _ => {
+                let value = encoding::any(random, 2);
+                let mut map = Vec::new();
+                Writer::new(&mut map).map_with(|map| {
+                    map.element().raw(b"\xb3\0\0\0\x05x-opt");
+                    map.element().raw(&value);
+                });
+                message.extend(map);
+            }
+        }
+        if code <= 0x71 {
+            forwarded = message.len();
+        }
+    }
+    (message, forwarded)
+}
+
+#[test]
+fn item_38_a_message_is_sent_on_byte_for_byte_but_for_what_is_for_one_hop() {
+    for seed in 0..5000 {
+        let (message, forwarded) = random_message(&mut encoding::Random(seed));
+        let sections = Sections::scan(&message)
+            .unwrap_or_else(|e| panic!("seed {seed}: {e} in {message:02x?}"));
+        assert_eq!(sections.forwarded, forwarded..message.len(), "seed {seed}");
+        // As it comes out of a broker that has counted a delivery.
+        let header = Header { delivery_count: Some(3), ..sections.header_fields };
+        let mut sent = Vec::new();
+        amqp::message::write_header(&header, &mut sent);
+        sent.extend_from_slice(&message[sections.forwarded.clone()]);
+        let again = Sections::scan(&sent).unwrap();
+        assert_eq!(again.header_fields, header);
+        assert_eq!(sent[again.forwarded.clone()], message[forwarded..], "seed {seed}");
+        let of = |range: &Option<std::ops::Range<usize>>| range.as_ref().map(|r| r.len());
+        assert_eq!(of(&again.properties), of(&sections.properties));
+        assert_eq!(again.body.len(), sections.body.len());
+        assert_eq!(of(&again.footer), of(&sections.footer));
+    }
 }
