@@ -4,7 +4,8 @@
 //!   machine or container
 //!   └─ memory-max ─┬─ batch buffers   every shard's, from the start on, mostly pinned
 //!                  └─ messages        the rest, in equal parts for the shards
-//!   outside of it: connections, the rings' own buffers, the program
+//!   outside of it: connections; their unfinished messages, at most a quarter as much as messages
+//!   or one of the largest; the rings' own buffers; the program
 //! ```
 //! Invariant: each shard can hold a message of the smallest size that `max-message-size` may have.
 //!

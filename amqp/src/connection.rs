@@ -80,7 +80,8 @@ pub struct Config {
     pub max_message_size: u64,
     /// Frames that a session takes before it re-advertises. Default 2,048.
     pub incoming_window: u32,
-    /// Unsettled incoming deliveries, a session; the window shrinks as it is neared.
+    /// Unsettled incoming deliveries, a session; the window shrinks as it is neared. Unfinished
+    /// messages count: no more than links of a session, these would wait for each other.
     /// Default 8,192.
     pub unsettled_incoming_max: u32,
     /// Unsettled outgoing deliveries, a session; `can_send` is false at it. Default 8,192.
@@ -197,6 +198,8 @@ pub struct Connection {
 
     /// The beginning of a frame, or all that is parked.
     input: Vec<u8>,
+    /// When `input` was last empty.
+    input_since: Instant,
     /// The next frame waits for a `detach` or `end` that the host owes.
     stalled: bool,
     /// PLAIN came without credentials, and they were asked for.
@@ -260,6 +263,7 @@ impl Connection {
             last_sent: now,
             deadline,
             input: Vec::new(),
+            input_since: now,
             stalled: false,
             plain_challenged: false,
             over: false,
@@ -315,6 +319,19 @@ impl Connection {
     /// Drained, and the peer has closed too, or its time is up: close the socket.
     pub fn is_finished(&self) -> bool {
         self.is_drained() && self.state == ConnectionState::Closed
+    }
+
+    /// Bytes that are held of messages and frames of which the peer owes the rest.
+    #[inline]
+    pub fn unfinished_bytes(&self) -> u64 {
+        self.reassembly_bytes + self.input.len() as u64
+    }
+
+    /// When the oldest of these messages, or the frame, began.
+    pub fn unfinished_since(&self) -> Option<Instant> {
+        let frame = (!self.input.is_empty()).then_some(self.input_since);
+        let partials = self.links.iter().filter_map(|(_, link)| link.partial.as_ref());
+        partials.map(|partial| partial.since).chain(frame).min()
     }
 
     /// Deliveries that may be sent (we send) or may still come (we receive), by credit alone.
@@ -508,6 +525,12 @@ impl Connection {
     /// Before the peer's open there is nobody to tell: it is over at once.
     pub fn close(&mut self, error: Option<Error>) {
         self.close_connection(error);
+    }
+
+    /// Closes the connection without waiting for the peer's answer: what it has sent is dropped,
+    /// and with it the memory that it held.
+    pub fn expel(&mut self, error: Error) {
+        self.expel_peer(error);
     }
 
     // Outputs.

@@ -15,6 +15,8 @@
 //!
 //! Invariants: credit never wraps below zero; a link has at most one unfinished incoming delivery.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 
 use crate::connection::state::{LinkEvent, LinkState};
@@ -145,6 +147,8 @@ pub(crate) struct Partial {
     pub(crate) message_format: u32,
     pub(crate) settled: bool,
     pub(crate) message: Vec<u8>,
+    /// When its first transfer came.
+    pub(crate) since: Instant,
 }
 
 impl Link {

@@ -44,6 +44,9 @@ pub const PURGE_PAUSE: Duration = Duration::from_millis(1);
 pub const SLOT_BYTES: u64 = 64;
 /// Slots that are allocated and freed together.
 pub const CHUNK_SLOTS: usize = 64;
+/// Messages and frames that have begun and not ended may take one of so many parts of the memory
+/// bound, beside what is stored; beyond it the connections that take longest to finish are closed.
+pub const UNFINISHED_SHARE: u64 = 4;
 /// Messages that one peek shows.
 pub const PEEK_MESSAGES_MAX: usize = 100;
 /// Settlements that a purge appends in one step.

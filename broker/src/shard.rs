@@ -47,6 +47,7 @@ mod relay;
 mod sent;
 mod start;
 mod terms;
+mod unfinished;
 
 use creation::Creations;
 use link::{Conn, Links};
@@ -131,6 +132,7 @@ pub struct Shard {
     early: Vec<Mail>,
     actions: VecDeque<Action>,
     dirty_conns: VecDeque<ConnId>,
+    unfinished: unfinished::Unfinished,
     dirty_queues: Dirty,
     creations: Creations,
     parked: ingress::Parked,
@@ -173,6 +175,7 @@ impl Shard {
             early: Vec::new(),
             actions: VecDeque::new(),
             dirty_conns: VecDeque::new(),
+            unfinished: unfinished::Unfinished::default(),
             dirty_queues: Dirty::default(),
             creations: Creations::default(),
             parked: ingress::Parked::default(),

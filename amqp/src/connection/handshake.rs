@@ -324,6 +324,25 @@ impl Connection {
         self.announce_end(CloseReason::Violation(error));
     }
 
+    /// Our close, and no ear for the peer's.
+    pub(super) fn expel_peer(&mut self, error: Error) {
+        match self.state {
+            ConnectionState::Opened | ConnectionState::CloseReceived => {
+                self.write_close(Some(&error));
+            }
+            ConnectionState::HeaderWait
+            | ConnectionState::SaslWait
+            | ConnectionState::SaslPending
+            | ConnectionState::AmqpHeaderWait
+            | ConnectionState::OpenWait
+            | ConnectionState::OpenReceived
+            | ConnectionState::CloseSent
+            | ConnectionState::Closed => {}
+        }
+        self.input = Vec::new();
+        self.finish(CloseReason::Closed(Some(error)));
+    }
+
     /// Over at once: nothing is written but what waits already.
     pub(super) fn finish(&mut self, reason: CloseReason) {
         self.step(ConnectionEvent::Abandon);

@@ -75,6 +75,9 @@ impl Connection {
         if self.state == ConnectionState::Closed {
             return;
         }
+        if self.input.is_empty() {
+            self.input_since = self.now;
+        }
         self.input.extend_from_slice(bytes);
         if self.is_parked() && self.input.len() > PARKED_BYTES_MAX {
             self.input.clear();

@@ -123,7 +123,9 @@ impl Connection {
         let message_format = transfer.message_format.unwrap_or(0);
         if transfer.more {
             let message = payload.to_vec();
-            link.partial = Some(Partial { delivery: id, tag, message_format, settled, message });
+            let since = self.now;
+            let partial = Partial { delivery: id, tag, message_format, settled, message, since };
+            link.partial = Some(partial);
             self.reassembly_bytes += payload.len() as u64;
             if self.reassembly_bytes > self.config.reassembly_bytes_max {
                 return Err(LimitExceeded::Reassembly.into());

@@ -48,6 +48,7 @@ impl Shard {
             container_id: String::new(),
             links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
+            unfinished_bytes: 0,
             unaccepted_bytes: 0,
             paused: false,
             sending: false,
@@ -70,6 +71,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(id) else { return self.received_late(id, bytes) };
         conn.received_bytes += bytes.len() as u64;
         conn.amqp.handle_bytes(now, bytes);
+        self.count_unfinished(now, id);
         self.pump(now, id);
     }
 
@@ -464,10 +466,11 @@ impl Shard {
         for key in links {
             self.retire(key, Farewell::Gone);
         }
-        if let Some(conn) = self.conns.remove(id)
-            && let Some(at) = conn.deadline
-        {
-            self.deadlines.remove(&(at, id));
+        if let Some(conn) = self.conns.remove(id) {
+            self.forget_unfinished(conn.unfinished_bytes);
+            if let Some(at) = conn.deadline {
+                self.deadlines.remove(&(at, id));
+            }
         }
         self.actions.push_back(Action::Close(id));
     }

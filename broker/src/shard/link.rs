@@ -35,6 +35,8 @@ pub(crate) struct Conn {
     pub(crate) container_id: String,
     pub(crate) links: FlatMap<LinkId, LinkKey>,
     pub(crate) received_bytes: u64,
+    /// Bytes of messages and frames that are not whole yet, as they were last counted.
+    pub(crate) unfinished_bytes: u64,
     /// Bytes of transfers that wait to be accepted.
     pub(crate) unaccepted_bytes: u64,
     pub(crate) paused: bool,

@@ -66,6 +66,7 @@ impl Shard {
         }
         conn.links.remove(link.id);
         conn.dirty = false;
+        self.forget_unfinished(std::mem::take(&mut conn.unfinished_bytes));
         let moving = Box::new(Moving { conn, link, name, bytes: Vec::new() });
         self.actions.push_back(Action::Move { conn: id, to: home, moving });
         true
@@ -87,6 +88,7 @@ impl Shard {
         conn.links.insert(of_engine, key);
         conn.amqp.withhold_reads(now, false);
         self.conns.insert(id, conn);
+        self.count_unfinished(now, id);
         self.look_up(now, key, name);
         self.pump(now, id);
         if !bytes.is_empty() {

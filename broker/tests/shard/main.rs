@@ -10,3 +10,4 @@ mod recycling;
 mod relay;
 mod settlements;
 mod stopping;
+mod unfinished;

@@ -1,0 +1,104 @@
+//! Messages and frames that have begun and not ended: how much of them all connections may hold.
+//!
+//! ```text
+//!   received ── bytes held by the engine, before and after ──▶ sum of the shard
+//!                                                               │ beyond the bound
+//!   closed, resource-limit-exceeded  ◀── oldest first ──────────┘ until an eighth is free again
+//! ```
+//! A connection's own bounds (`max-message-size`, links, reassembly) do not bound what many hold
+//! together. Whoever takes longest to finish goes: a message that flows is done before its turn
+//! comes, and a peer that only keeps the bytes here cannot stay. Each look at all connections frees
+//! an eighth of the bound, which peers must fill first to cause the next.
+//!
+//! Not counted against the memory bound of stored messages: else whoever may connect could make the
+//! broker refuse the messages of others.
+
+use std::time::Instant;
+
+use amqp::error::{Condition, Error};
+
+use super::Shard;
+use crate::event::ConnId;
+use crate::limits::{PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
+
+/// What the connections of a shard hold of unfinished messages and frames.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    /// Bytes; exact after each [`Shard::shed_unfinished`].
+    bytes: u64,
+    /// When it was last told in the log that some had to go.
+    logged: Option<Instant>,
+}
+
+impl Shard {
+    /// Counts what a connection holds after it has received.
+    pub(super) fn count_unfinished(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        let held = conn.amqp.unfinished_bytes();
+        if held == conn.unfinished_bytes {
+            return;
+        }
+        let sum = self.unfinished.bytes + held;
+        self.unfinished.bytes = sum.saturating_sub(conn.unfinished_bytes);
+        let grew = held > conn.unfinished_bytes;
+        conn.unfinished_bytes = held;
+        if grew && self.unfinished.bytes > self.unfinished_bytes_max() {
+            self.shed_unfinished(now);
+        }
+    }
+
+    /// A connection is no longer ours.
+    pub(super) fn forget_unfinished(&mut self, bytes: u64) {
+        self.unfinished.bytes = self.unfinished.bytes.saturating_sub(bytes);
+    }
+
+    /// A share of what messages may take, and one message of the largest size at the least.
+    fn unfinished_bytes_max(&self) -> u64 {
+        let amqp = &self.config.amqp;
+        let largest = amqp.max_message_size.saturating_add(u64::from(amqp.max_frame_size));
+        (self.config.memory_bytes_max / UNFINISHED_SHARE).max(largest)
+    }
+
+    /// Closes those that take longest, until there is room again.
+    fn shed_unfinished(&mut self, now: Instant) {
+        let bound = self.unfinished_bytes_max();
+        let mut holders: Vec<(Instant, ConnId)> = Vec::new();
+        let mut sum = 0;
+        for conn in self.conns.values_mut() {
+            conn.unfinished_bytes = conn.amqp.unfinished_bytes();
+            sum += conn.unfinished_bytes;
+            holders.extend(conn.amqp.unfinished_since().map(|since| (since, conn.id)));
+        }
+        self.unfinished.bytes = sum;
+        holders.sort_unstable();
+        let mut closed = 0;
+        for (_, id) in holders {
+            if self.unfinished.bytes <= bound - bound / 8 {
+                break;
+            }
+            self.expel(now, id);
+            closed += 1;
+        }
+        let quiet = self.unfinished.logged.is_some_and(|at| now < at + PRESSURE_LOG_EVERY);
+        if closed > 0 && !quiet {
+            self.unfinished.logged = Some(now);
+            tracing::warn!(
+                shard = self.config.shard.0,
+                bound,
+                "unfinished messages of all connections exceeded their bound: {closed} connections \
+                 that took longest were closed; raise memory-max if they were honest"
+            );
+        }
+    }
+
+    fn expel(&mut self, now: Instant, id: ConnId) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.amqp.expel(Error::new(
+            Condition::ResourceLimitExceeded,
+            "unfinished messages of all connections take too much memory; this one took longest",
+        ));
+        let held = std::mem::take(&mut conn.unfinished_bytes);
+        self.forget_unfinished(held);
+        self.pump(now, id);
+    }
+}

@@ -1,0 +1,89 @@
+//! Messages that never end: what all connections hold of them together is bounded.
+
+use std::time::Duration;
+
+use amqp::connection::Event as Amqp;
+use amqp::definitions::{DeliveryId, Handle};
+use amqp::delivery::Outcome;
+use amqp::error::Condition;
+use amqp::frame::FrameWriter;
+use amqp::performative::Transfer;
+use broker::{ConnId, Event};
+
+use crate::host::{Host, Wish};
+
+const PART_BYTES: usize = 1_000_000;
+
+/// A part of a message on the first link of a connection.
+fn part(first: bool, more: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut frame = FrameWriter::amqp(&mut bytes, 0);
+    frame.composite(&Transfer {
+        handle: Handle(0),
+        delivery_id: first.then_some(DeliveryId(0)),
+        delivery_tag: first.then_some(b"endless"),
+        message_format: first.then_some(0),
+        settled: Some(true),
+        more,
+        ..Transfer::default()
+    });
+    if first {
+        frame.payload(b"\x00\x53\x75\xb0\x7f\xff\xff\xff");
+    }
+    frame.payload(&[7; PART_BYTES]);
+    frame.finish();
+    bytes
+}
+
+fn hear(host: &mut Host, at: usize, bytes: &[u8]) {
+    host.event(0, Event::Received { conn: ConnId(at as u64), bytes });
+    host.settle();
+}
+
+fn was_expelled(host: &Host, at: usize) -> bool {
+    host.count(at, |event| {
+        let Amqp::CloseReceived { error: Some(error) } = event else { return false };
+        assert_eq!(error.condition, Condition::ResourceLimitExceeded);
+        assert!(error.description.contains("unfinished"), "{error}");
+        true
+    }) > 0
+}
+
+#[test]
+fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
+    let mut host = Host::new(Wish { memory_bytes_max: 1 << 24, ..Wish::default() });
+    let mut hoarders = Vec::new();
+    // Together they hold more than one message of the largest size, 16 MiB, and a frame.
+    for _ in 0..6 {
+        let at = host.connect(0);
+        host.sender(at, "q");
+        for nth in 0..4 {
+            hear(&mut host, at, &part(nth == 0, true));
+        }
+        hoarders.push(at);
+        host.pass(Duration::from_secs(1));
+    }
+    let expelled: Vec<bool> = hoarders.iter().map(|at| was_expelled(&host, *at)).collect();
+    assert_eq!(expelled, [true, true, false, false, false, false]);
+    assert!(host.clients[hoarders[0]].closed, "its socket is let go without its answer");
+
+    // Whoever comes and finishes is served.
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    assert!(host.send(at, sender, 50_000, false));
+    assert_eq!(host.outcomes(at), [Outcome::Accepted]);
+
+    // A frame that never ends counts as well, and what went is no longer counted.
+    for _ in 0..40 {
+        let at = host.connect(0);
+        host.sender(at, "q");
+        hear(&mut host, at, &part(true, true)[..PART_BYTES - 1]);
+        assert!(!was_expelled(&host, at), "the youngest stays");
+        host.pass(Duration::from_millis(100));
+    }
+    assert!(hoarders.iter().all(|at| was_expelled(&host, *at)));
+    for at in 0..host.clients.len() {
+        host.lose(at);
+    }
+    assert_eq!(host.shards[0].links(), 0);
+}
