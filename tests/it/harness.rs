@@ -146,6 +146,10 @@ impl Broker {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         http_get(self.admin, "/healthz/ready").is_some_and(|(status, _)| status == 200)
     }

@@ -7,7 +7,7 @@
 //!   power_fs  the file system that loses what was not synced (tests/powerfs)
 //!   perf      the harness that is shipped, against the real broker
 //!   authority  certificates for tests
-//!   kill, power, interop, exits, damage, engine, place, tls   the tests
+//!   kill, power, interop, exits, damage, engine, place, tls, hostile   the tests
 //! ```
 //!
 //! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
@@ -24,6 +24,7 @@ mod damage;
 mod engine;
 mod exits;
 mod harness;
+mod hostile;
 mod interop;
 mod kill;
 mod load;
