@@ -5,7 +5,8 @@
 //!   probe      a closed loop on each: half of the slowest rate is the rate of all
 //!   rounds     A B C   C B A   B A C   C A B ...     a block of each; every other order is the
 //!                 │       │                          one before it, backwards
-//!              noisy? the round is dropped and another is run, up to three times the planned time
+//!              noisy? its pairs are dropped, and another round is run, up to three times the
+//!              planned time
 //!   ratios     within rounds; their median, its interval; VALID or INVALID
 //! ```
 //! What runs side by side shares the machine's minute, so the ratio is worth more than either
@@ -40,7 +41,7 @@ mod result;
 
 pub use self::result::{BlockSummary, Comparison, Intervals, Plan, Ratio, Round, Variant, ratio};
 
-use self::result::pool;
+use self::result::{clean_pairs, pool};
 
 /// What `laelaps perf compare` is told.
 #[derive(Args, Clone, Debug)]
@@ -108,7 +109,10 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// Fewer clean rounds make no valid result.
+/// A ratio whose interval is wider than this factor is not known.
+const SPREAD_MAX: f64 = 1.5;
+
+/// Fewer clean pairs make no valid result.
 pub const PAIRS_MIN: usize = 12;
 
 /// The queue of a broker that is compared.
@@ -167,7 +171,7 @@ pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failur
     let mut pooled: BTreeMap<String, Option<Block>> = BTreeMap::new();
     let rounds = run.rounds(&plan, &mut pooled)?;
     let names: Vec<String> = run.contenders.iter().map(|one| one.name.clone()).collect();
-    let ratios = pairings(&names)
+    let ratios: BTreeMap<String, Ratio> = pairings(&names)
         .into_iter()
         .filter_map(|(over, under)| {
             Some((format!("{over}/{under}"), ratio(&rounds, &over, &under, options.seed)?))
@@ -182,7 +186,8 @@ pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failur
             pooled: pooled.remove(&one.name).flatten(),
         })
         .collect();
-    let verdict = judge(&plan, &place, &variants, &rounds);
+    let mut verdict = judge(&plan, &place, &variants, &rounds);
+    judge_intervals(&mut verdict, &ratios);
     Ok(Comparison {
         schema: SCHEMA.to_owned(),
         kind: "compare".to_owned(),
@@ -342,6 +347,7 @@ impl Run<'_> {
         let mut chance = Chance::new(self.options.seed);
         let mut order: Vec<usize> = (0..self.contenders.len()).collect();
         let mut rounds: Vec<Round> = Vec::new();
+        let names: Vec<String> = self.contenders.iter().map(|one| one.name.clone()).collect();
         let mut clean = 0;
         while clean < plan.pairs && (clean == 0 || started.elapsed() < planned * 3) {
             if rounds.len() > 3 * plan.pairs {
@@ -354,21 +360,17 @@ impl Run<'_> {
             }
             self.seed = self.seed.wrapping_add(1);
             let (round, blocks) = self.round(plan, &order)?;
-            if round.dropped.is_none() {
-                clean += 1;
-                for (name, block) in &blocks {
+            for (name, block) in &blocks {
+                if round.blocks[name].dropped.is_none() {
                     pool(pooled.entry(name.clone()).or_default(), block);
                 }
             }
-            if !self.options.quiet {
-                let state = round.dropped.as_deref().unwrap_or("clean");
-                eprintln!(
-                    "round {:>3}: {clean:>3} of {} clean; {state}",
-                    rounds.len() + 1,
-                    plan.pairs
-                );
-            }
+            let state = round.noise();
             rounds.push(round);
+            clean = pairs_min(&names, &rounds);
+            if !self.options.quiet {
+                eprintln!("round {:>3}: {clean:>3} of {} clean; {state}", rounds.len(), plan.pairs);
+            }
         }
         Ok(rounds)
     }
@@ -384,16 +386,13 @@ impl Run<'_> {
             duration: self.options.block,
             seed: self.seed,
         };
-        let mut round = Round { order: Vec::new(), dropped: None, blocks: BTreeMap::new() };
+        let mut round = Round { order: Vec::new(), blocks: BTreeMap::new() };
         let mut blocks = Vec::new();
         for &at in order {
             let contender = &self.contenders[at];
             let before = Snapshot::take();
             let block = self.block(contender, ask)?;
             let noise = Noise::between(&before, &Snapshot::take());
-            if let Some(objection) = noise.objection() {
-                round.dropped = Some(format!("{}: {objection}", contender.name));
-            }
             let name = contender.name.clone();
             round.order.push(name.clone());
             round.blocks.insert(name.clone(), BlockSummary::of(&block, noise));
@@ -496,14 +495,17 @@ fn purge(admin: SocketAddr) -> Result<(), Failure> {
 
 fn judge(plan: &Plan, place: &Place, variants: &[Variant], rounds: &[Round]) -> Verdict {
     let mut verdict = Verdict::new();
-    let clean = rounds.iter().filter(|round| round.dropped.is_none()).count();
+    let names: Vec<String> = variants.iter().map(|one| one.name.clone()).collect();
+    let clean = pairs_min(&names, rounds);
     if clean < PAIRS_MIN {
-        verdict.object(format!("{clean} clean rounds: at least {PAIRS_MIN} are needed"));
+        verdict.object(format!("{clean} clean pairs: at least {PAIRS_MIN} are needed"));
     } else if clean < plan.pairs {
-        verdict.note(format!("{clean} of {} rounds were clean in the time", plan.pairs));
+        verdict.note(format!("{clean} of {} pairs were clean in the time", plan.pairs));
     }
-    if clean < rounds.len() {
-        verdict.note(format!("{} noisy rounds were dropped", rounds.len() - clean));
+    let blocks = || rounds.iter().flat_map(|round| round.blocks.values());
+    let noisy = blocks().filter(|block| block.dropped.is_some()).count();
+    if noisy > 0 {
+        verdict.note(format!("{noisy} noisy blocks of {} were dropped", blocks().count()));
     }
     for variant in variants {
         if let Some(pooled) = &variant.pooled {
@@ -525,6 +527,33 @@ fn judge(plan: &Plan, place: &Place, variants: &[Variant], rounds: &[Round]) -> 
     verdict
 }
 
+/// A median that could be anything is none; a wide tail is told.
+fn judge_intervals(verdict: &mut Verdict, ratios: &BTreeMap<String, Ratio>) {
+    for (name, ratio) in ratios {
+        let [low, high] = ratio.intervals.p50;
+        if high > SPREAD_MAX * low {
+            verdict.object(format!(
+                "{name}: its p50 lies anywhere from {low:.2} to {high:.2}: run more pairs, or \
+                 longer blocks"
+            ));
+        }
+        let [low, high] = ratio.intervals.p99;
+        if high > SPREAD_MAX * low {
+            verdict.note(format!("{name}: its p99 is known no closer than {low:.2} to {high:.2}"));
+        }
+    }
+}
+
+/// Clean pairs of the ratio that has the fewest; where there is nothing to compare, clean blocks.
+fn pairs_min(names: &[String], rounds: &[Round]) -> usize {
+    let mut pairings = pairings(names);
+    if pairings.is_empty() {
+        pairings = names.iter().map(|name| (name.clone(), name.clone())).collect();
+    }
+    let counts = pairings.iter().map(|(over, under)| clean_pairs(rounds, over, under).count());
+    counts.min().unwrap_or(0)
+}
+
 impl Comparison {
     /// The result as text.
     #[must_use]
@@ -534,14 +563,14 @@ impl Comparison {
             Some(rate) => format!("{} a second", show::grouped(rate.round() as u64)),
             None => "closed loop".to_owned(),
         };
-        let clean = self.rounds.iter().filter(|round| round.dropped.is_none()).count();
         let mut text = format!(
             "{}, {} CPUs, Linux {}, {}\n{size} B, {connections} x {in_flight} in flight, {rate}, \
-             {clean} rounds of {} ms, seed {}\n\n",
+             {} rounds of {} ms, seed {}\n\n",
             self.machine.cpu,
             self.machine.cpus,
             self.machine.kernel,
             self.place.file_system,
+            self.rounds.len(),
             (self.plan.block_s * 1000.0).round(),
             self.plan.seed,
         );
@@ -702,7 +731,23 @@ pub(crate) mod tests {
         assert!(reasons.iter().all(|reason| reason.contains("debug")), "{reasons:?}");
         let noisy = comparison(150, Some("stolen"));
         assert!(noisy.verdict.reasons().iter().any(|reason| reason.contains("3 clean")));
-        assert!(noisy.verdict.notes().iter().any(|note| note.contains("11 noisy")));
+        assert!(noisy.verdict.notes().iter().any(|note| note.contains("22 noisy")));
+    }
+
+    #[test]
+    fn a_median_that_could_be_anything_makes_it_invalid() {
+        let made = comparison(150, None);
+        let mut verdict = Verdict::default();
+        judge_intervals(&mut verdict, &made.ratios);
+        assert_eq!(verdict, Verdict::default());
+        let mut wide = made.ratios;
+        let ratio = wide.get_mut("sync/floor").expect("it is there");
+        ratio.intervals.p99 = [0.5, 3.0];
+        judge_intervals(&mut verdict, &wide);
+        assert!(verdict.is_valid() && verdict.notes()[0].contains("p99"), "{verdict}");
+        wide.get_mut("sync/floor").expect("it is there").intervals.p50 = [1.0, 1.6];
+        judge_intervals(&mut verdict, &wide);
+        assert!(verdict.reasons()[0].contains("sync/floor"), "{verdict}");
     }
 
     #[test]

@@ -215,9 +215,9 @@ fn over_time(blocks: &[(String, Block)]) -> String {
     text
 }
 
-/// Latency by round, dropped rounds left out.
+/// Latency by round, dropped blocks left out.
 fn over_rounds(comparison: &Comparison) -> String {
-    let clean = || (1..).zip(&comparison.rounds).filter(|(_, round)| round.dropped.is_none());
+    let rounds = || (1..).zip(&comparison.rounds);
     let mut text = String::new();
     for (what, pick) in [
         ("p50", (|block: &BlockSummary| block.intended_ns.p50) as fn(&BlockSummary) -> u64),
@@ -228,9 +228,10 @@ fn over_rounds(comparison: &Comparison) -> String {
             .iter()
             .map(|one| Series {
                 name: one.name.clone(),
-                points: clean()
+                points: rounds()
                     .filter_map(|(number, round)| {
-                        Some((f64::from(number), us(pick(round.blocks.get(&one.name)?))))
+                        let block = round.blocks.get(&one.name)?;
+                        block.dropped.is_none().then(|| (f64::from(number), us(pick(block))))
                     })
                     .collect(),
             })

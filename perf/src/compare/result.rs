@@ -4,14 +4,15 @@
 //!   {"schema": "laelaps.perf/1", "kind": "compare",
 //!    "verdict": {..}, "machine": {..}, "place": {..}, "plan": {..},
 //!    "variants": [{"name": "sync", "pooled": Block}, ..],
-//!    "rounds":   [{"order": [..], "dropped": null, "blocks": {"sync": {..}, ..}}, ..],
+//!    "rounds":   [{"order": [..], "blocks": {"sync": {"dropped": null, ..}, ..}}, ..],
 //!    "ratios":   {"sync/floor": {"p50": 1.2, "p90": .., "p99": .., "p999": ..,
 //!                                "low": 1.1, "high": 1.3,            of p50, 5-95 %
 //!                                "intervals": {"p50": [1.1, 1.3], ..}, "pairs": 12,
 //!                                "rate": {..}, "cpu_server": {..}}, ..}}
 //! ```
-//! Invariants: only rounds that were not dropped are in ratios and pooled blocks; a ratio is the
-//! median of ratios taken within rounds. Failure: a variant without blocks has no ratio.
+//! Invariants: only blocks that were not dropped are in ratios and pooled blocks; a ratio is the
+//! median of ratios taken within rounds, of pairs where neither block was dropped. Failure: a
+//! variant without blocks has no ratio.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,7 @@ pub struct Comparison {
 /// What was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Rounds that have to be clean.
+    /// Pairs that have to be clean for each ratio.
     pub pairs: usize,
     /// Seconds of a block, without its warm-up.
     pub block_s: f64,
@@ -87,10 +88,19 @@ pub struct Variant {
 pub struct Round {
     /// The order in which they ran.
     pub order: Vec<String>,
-    /// Why it does not count, if it does not.
-    pub dropped: Option<String>,
     /// By name.
     pub blocks: BTreeMap<String, BlockSummary>,
+}
+
+impl Round {
+    /// Which blocks do not count, in words.
+    pub(super) fn noise(&self) -> String {
+        let dropped = |(name, block): (&String, &BlockSummary)| {
+            block.dropped.as_ref().map(|objection| format!("{name}: {objection}"))
+        };
+        let dropped: Vec<String> = self.blocks.iter().filter_map(dropped).collect();
+        if dropped.is_empty() { "clean".to_owned() } else { dropped.join(", ") }
+    }
 }
 
 /// What a block came to.
@@ -116,6 +126,8 @@ pub struct BlockSummary {
     pub cpu_server_ns: Option<f64>,
     /// What the machine did meanwhile.
     pub noise: Noise,
+    /// Why it does not count, if it does not; nor does any pair with it.
+    pub dropped: Option<String>,
 }
 
 impl BlockSummary {
@@ -132,12 +144,13 @@ impl BlockSummary {
             lag_ns: Percentiles::of(&block.lag),
             cpu_client_ns: block.cpu_client_ns_per_message(),
             cpu_server_ns: block.cpu_server_ns_per_message(),
+            dropped: noise.objection(),
             noise,
         }
     }
 }
 
-/// A ratio of two variants: medians over the clean rounds.
+/// A ratio of two variants: medians over the clean pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
     /// Of the medians of the intended latency.
@@ -154,7 +167,7 @@ pub struct Ratio {
     pub high: f64,
     /// Both for each percentile.
     pub intervals: Intervals,
-    /// Rounds that it was taken from.
+    /// Pairs that it was taken from.
     pub pairs: usize,
     /// Of messages completed a second.
     pub rate: Option<Estimate>,
@@ -190,14 +203,22 @@ impl Ratio {
     }
 }
 
-/// The ratio of two variants over the clean rounds; `None` where there is none to take.
+/// The rounds in which the blocks of both variants are clean.
+pub(super) fn clean_pairs<'a>(
+    rounds: &'a [Round],
+    over: &'a str,
+    under: &'a str,
+) -> impl Iterator<Item = (&'a BlockSummary, &'a BlockSummary)> {
+    rounds
+        .iter()
+        .filter_map(move |round| Some((round.blocks.get(over)?, round.blocks.get(under)?)))
+        .filter(|(over, under)| over.dropped.is_none() && under.dropped.is_none())
+}
+
+/// The ratio of two variants over the clean pairs; `None` where there is none to take.
 #[must_use]
 pub fn ratio(rounds: &[Round], over: &str, under: &str, seed: u64) -> Option<Ratio> {
-    let pairs: Vec<(&BlockSummary, &BlockSummary)> = rounds
-        .iter()
-        .filter(|round| round.dropped.is_none())
-        .filter_map(|round| Some((round.blocks.get(over)?, round.blocks.get(under)?)))
-        .collect();
+    let pairs: Vec<(&BlockSummary, &BlockSummary)> = clean_pairs(rounds, over, under).collect();
     let of = |pick: &dyn Fn(&BlockSummary) -> f64| {
         let ratios: Vec<f64> = pairs.iter().map(|(a, b)| pick(a) / pick(b)).collect();
         estimate(&ratios, seed)
@@ -276,10 +297,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn round(blocks: &[(&str, u64)], dropped: Option<&str>) -> Round {
-        let summary = |us: &u64| BlockSummary::of(&block(*us), Noise::default());
+        let summary = |us: &u64| BlockSummary {
+            dropped: dropped.map(str::to_owned),
+            ..BlockSummary::of(&block(*us), Noise::default())
+        };
         Round {
             order: blocks.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            dropped: dropped.map(str::to_owned),
             blocks: blocks.iter().map(|(name, us)| ((*name).to_owned(), summary(us))).collect(),
         }
     }
@@ -302,6 +325,15 @@ pub(crate) mod tests {
         assert!((ratio.rate.expect("rates").median - 1.0).abs() < 0.01);
         assert!(ratio.cpu_server.is_none(), "nobody knows it");
         assert!(super::ratio(&rounds, "sync", "nobody", 1).is_none());
+    }
+
+    #[test]
+    fn a_noisy_block_spoils_only_the_pairs_that_it_is_in() {
+        let mut rounds = [round(&[("sync", 300), ("floor", 100), ("async", 100)], None)];
+        let spoilt = rounds[0].blocks.get_mut("async").expect("it is there");
+        spoilt.dropped = Some("stolen".to_owned());
+        assert_eq!(ratio(&rounds, "sync", "floor", 1).expect("a pair").pairs, 1);
+        assert!(ratio(&rounds, "sync", "async", 1).is_none());
     }
 
     #[test]
