@@ -26,8 +26,10 @@ use crate::error::{Error, PeerViolation};
 use crate::performative::Flow;
 use crate::session::SessionId;
 
+mod lifetime;
 mod terminus;
 
+pub use lifetime::LifetimePolicy;
 pub use terminus::{DistributionMode, Filter, LinkSource, LinkTarget};
 pub(crate) use terminus::{
     borrow_map, borrow_symbols, own_map, own_symbols, with_source, with_target,

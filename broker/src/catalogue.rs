@@ -18,13 +18,20 @@
 //!   text    = [ "queue://" ] name [ "::" name ]     the second is the queue's, if not the first
 //!   name    = 1 to 512 bytes of UTF-8 without control characters, '*', '#' and "::",
 //!             with no space at either end, and not beginning with '$'
+//!           | "$temp." and what the broker has made up
 //! ```
 //! `topic://` is understood, and refused until topics are built.
+//!
+//! A temporary queue is in the read maps only, never in the log: a start finds records of an id
+//! that was given and is not in the catalogue, which are those of a queue that is gone.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
 
+use amqp::link::LifetimePolicy;
 use journal::{Level, QueueId, ShardId};
 
+use crate::event::ConnId;
 use crate::flat_map::FlatMap;
 use crate::limits::ADDRESS_BYTES_MAX;
 use crate::mail::LEVELS;
@@ -44,6 +51,17 @@ pub struct QueueRecord {
     pub level: Level,
     /// Its name; in this version also its address.
     pub name: String,
+    /// It lives no longer than this says. Not in the record's payload: such a queue has no record.
+    pub temporary: Option<Temporary>,
+}
+
+/// What a temporary queue hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Temporary {
+    /// When it goes.
+    pub policy: LifetimePolicy,
+    /// The connection that made it, and its shard: nobody else may consume from it.
+    pub owner: (ShardId, ConnId),
 }
 
 impl QueueRecord {
@@ -86,7 +104,8 @@ impl QueueRecord {
             .get(address_len..address_len + name_len)
             .and_then(|name| std::str::from_utf8(name).ok())
             .ok_or_else(|| format!("queue {} has no readable name", id.0))?;
-        Ok(Self { id, home: ShardId(half(2)), level, name: name.to_owned() })
+        let (home, name) = (ShardId(half(2)), name.to_owned());
+        Ok(Self { id, home, level, name, temporary: None })
     }
 }
 
@@ -188,6 +207,23 @@ pub fn queue_name(text: &str) -> Result<&str, AddressError> {
     }
 }
 
+/// What the names of temporary queues begin with.
+const TEMPORARY_PREFIX: &str = "$temp.";
+
+/// The name of a new temporary queue. Ids are given once, so names are; who was not told one cannot
+/// guess it without knowing the secret.
+pub fn temporary_name(id: QueueId, secret: u64) -> String {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(secret);
+    hasher.write_u64(id.0);
+    format!("{TEMPORARY_PREFIX}{}.{:016x}", id.0, hasher.finish())
+}
+
+/// Whether this is the name of a temporary queue, which is never created by being asked for.
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY_PREFIX)
+}
+
 fn check_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() {
         Err("an address may not be empty")
@@ -199,7 +235,7 @@ fn check_name(name: &str) -> Result<(), &'static str> {
         Err("'*' and '#' are reserved for patterns")
     } else if name.contains("::") {
         Err("an address has at most one '::'")
-    } else if name.starts_with('$') {
+    } else if name.starts_with('$') && !is_temporary(name) {
         Err("addresses that begin with '$' are the broker's own")
     } else if name.trim() != name {
         Err("an address neither begins nor ends with a space")
@@ -218,6 +254,7 @@ mod tests {
             home: ShardId(3),
             level: Level::Sync,
             name: "orders.é".to_owned(),
+            temporary: None,
         }
     }
 
@@ -257,6 +294,9 @@ mod tests {
             assert_eq!(queue_name(good), Ok("q"), "{good}");
         }
         assert_eq!(queue_name("a/b:c d"), Ok("a/b:c d"));
+        let made_up = temporary_name(QueueId(7), 1);
+        assert_eq!(queue_name(&made_up), Ok(&made_up[..]));
+        assert_ne!(temporary_name(QueueId(7), 2), made_up);
         for bad in ["", "queue://", "a::", "::a", "a::b::c", "a*", "#", "$x", " a", "a\n"] {
             assert!(matches!(queue_name(bad), Err(AddressError::Invalid(_))), "{bad:?}");
         }

@@ -57,6 +57,8 @@ pub const COPY_STEP: usize = 256;
 pub const ADDRESS_BYTES_MAX: usize = 512;
 /// Queues of one node.
 pub const QUEUES_MAX: usize = 65_536;
+/// Queue ids that are set aside at once for temporary queues, which are then made without a write.
+pub const TEMPORARY_IDS: u64 = 1_024;
 /// Connections of one shard.
 pub const CONNECTIONS_MAX: usize = 16_384;
 /// Links of one connection.

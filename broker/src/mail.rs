@@ -23,6 +23,11 @@
 //!                                                    0 ── Catalogued ──▶ all
 //!                                                    0 ── Resolved ────▶ asker
 //! ```
+//! Temporary queues (`shard/temporary.rs`):
+//! ```text
+//!   asker ── Make ──▶ 0 ── Open ──▶ home ── Opened ──▶ 0 ── Catalogued ──▶ all, Made ──▶ asker
+//!   a link's shard ── Tied, Untied ──▶ home: its life is over ── Delete ──▶ 0 ── Deleted ──▶ all
+//! ```
 //! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
 //! the credit given by `Credit`; and everything a link can have under way is bounded by its credit.
@@ -30,7 +35,7 @@
 use bytes::Bytes;
 use journal::{Level, QueueId, Sequence, ShardId};
 
-use crate::catalogue::QueueRecord;
+use crate::catalogue::{QueueRecord, Temporary};
 
 /// A link's end on a connection's shard: who gets the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +78,33 @@ pub enum Mail {
         /// The queue's id, or why there is none.
         result: Result<QueueId, Refusal>,
     },
+    /// Make a temporary queue on the asker's shard. To shard 0.
+    Make {
+        /// The link that waits.
+        asker: LinkRef,
+        /// Its policy and owner.
+        temporary: Temporary,
+    },
+    /// The answer to `Make`; the queue is in the asker's read map already.
+    Made {
+        /// The link that waited.
+        asker: LinkRef,
+        /// The queue's id, or why there is none.
+        result: Result<QueueId, Refusal>,
+    },
+    /// To a temporary queue's home: one more link is attached to it.
+    Tied(QueueId),
+    /// To a temporary queue's home: a link is gone.
+    Untied {
+        /// The queue.
+        queue: QueueId,
+        /// It is the one that made the queue.
+        maker: bool,
+    },
+    /// A home to shard 0: this queue is gone.
+    Delete(QueueId),
+    /// Shard 0 to everybody: this queue is gone, and so are the links to it.
+    Deleted(QueueId),
     /// Shard 0 to a queue's home: the creation is committed, hold the queue.
     Open(QueueRecord),
     /// The home to shard 0: it is held.
@@ -217,6 +249,10 @@ pub enum Refusal {
     Stopping,
     /// The message cannot be decoded.
     Malformed(String),
+    /// The queue is another connection's.
+    NotYours,
+    /// There is no such queue, and it is of a kind that is not created by asking.
+    NotFound(String),
     /// The text is no address, or there is none.
     Address(String),
     /// The message asks for something that is not built.

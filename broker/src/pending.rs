@@ -85,6 +85,8 @@ pub enum Answer {
     Unconsumed(LinkRef),
     /// The purge of a queue has come to its end.
     Purged(journal::QueueId),
+    /// Ids for temporary queues, up to this one, are set aside.
+    IdsSetAside(journal::QueueId),
     /// The copies of the head segment's catalogue and sequences are there.
     HeadCopied,
 }

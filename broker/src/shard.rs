@@ -46,6 +46,7 @@ mod recycle;
 mod relay;
 mod sent;
 mod start;
+mod temporary;
 mod terms;
 mod unfinished;
 
@@ -54,6 +55,7 @@ use link::{Conn, Links};
 pub use moving::Moving;
 use operator::{Counters, Purges};
 use recycle::Recycling;
+use temporary::Temporaries;
 
 /// What a shard needs to know.
 #[derive(Clone, Debug)]
@@ -135,6 +137,7 @@ pub struct Shard {
     unfinished: unfinished::Unfinished,
     dirty_queues: Dirty,
     creations: Creations,
+    temporaries: Temporaries,
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
@@ -178,6 +181,7 @@ impl Shard {
             unfinished: unfinished::Unfinished::default(),
             dirty_queues: Dirty::default(),
             creations: Creations::default(),
+            temporaries: Temporaries::default(),
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
@@ -219,6 +223,7 @@ impl Shard {
             && self.parked.is_empty()
             && self.waiting.is_empty()
             && self.creations.is_empty()
+            && self.temporaries.is_quiet()
     }
 
     /// Links of connections that this shard knows, for the checker of leaks.
@@ -303,6 +308,7 @@ impl Shard {
         self.step_parked(now);
         self.step_waiting(now);
         self.step_creations(now);
+        self.step_temporaries(now);
         self.step_dispatch(now);
         self.step_purges(now);
         self.step_recycle(now);
@@ -312,7 +318,7 @@ impl Shard {
         self.step_disk(now);
         // What could not be appended may find room now that the disk was given something.
         let waits = !self.parked.is_empty() || !self.waiting.is_empty();
-        let waits = waits || !self.creations.is_empty();
+        let waits = waits || !self.creations.is_empty() || !self.temporaries.is_quiet();
         !self.mail.is_empty()
             || self.journal_moved()
             || !self.dirty_queues.is_empty()
@@ -390,6 +396,12 @@ impl Shard {
         match mail {
             Mail::Resolve { asker, name } => self.resolve(now, asker, name),
             Mail::Resolved { asker, name, result } => self.resolved(now, asker, &name, result),
+            Mail::Make { asker, temporary } => self.make_queue(now, asker, temporary),
+            Mail::Made { asker, result } => self.made(now, asker, result),
+            Mail::Tied(queue) => self.temporaries.tie(queue),
+            Mail::Untied { queue, maker } => self.untied(queue, maker),
+            Mail::Delete(queue) => self.delete_queue(queue),
+            Mail::Deleted(queue) => self.deleted(queue),
             Mail::Open(record) => self.open_queue(record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.state.catalogue.insert(record),

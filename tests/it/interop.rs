@@ -229,8 +229,6 @@ fn what_is_not_built_is_refused() {
         remote.sender("s", "refused");
         remote.send("s", &numbered(1));
         let mut steps = vec![
-            json!({"do": "receiver", "name": "dynamic", "dynamic": true}),
-            json!({"do": "sender", "name": "dynamic-target", "dynamic": true}),
             json!({"do": "receiver", "name": "filtered", "from": "refused", "selector": "a > 1"}),
             json!({"do": "receiver", "name": "topic", "from": "topic://t"}),
         ];

@@ -27,7 +27,12 @@ impl Shard {
                 Effect::Counted(queue, _) => {
                     self.dirty_queues.insert(queue);
                 }
-                Effect::Gone(..) => self.counters.settled_total += 1,
+                Effect::Gone(queue, _) => {
+                    self.counters.settled_total += 1;
+                    if self.temporaries.has(queue) {
+                        self.end_life(queue);
+                    }
+                }
                 Effect::Created(queue) => self.created(queue),
                 Effect::None => {}
             }
@@ -54,6 +59,7 @@ impl Shard {
                 self.post(consumer.shard, Mail::Unconsumed { consumer });
             }
             Answer::Purged(queue) => self.purged(queue),
+            Answer::IdsSetAside(end) => self.ids_set_aside(end),
             Answer::HeadCopied => self.head_copied(),
         }
     }

@@ -21,7 +21,7 @@ use amqp::link::{LinkId, RemoteAttach};
 use amqp::session::SessionId;
 use journal::{QueueId, ShardId};
 
-use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer};
+use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer, Tie};
 use super::terms::{self, Wanted};
 use super::{Phase, Shard};
 use crate::event::{Action, AuthVerdict, ConnId, Secret};
@@ -241,6 +241,7 @@ impl Shard {
             queue: QueueId(0),
             home: self.config.shard,
             end,
+            tie: Tie::None,
             attach: Some(attach),
         });
         if let Some(conn) = self.conns.get_mut(id) {
@@ -249,6 +250,7 @@ impl Shard {
         match wanted {
             Wanted::Relay => self.opened_link(now, key),
             Wanted::Queue(name) => self.look_up(now, key, name),
+            Wanted::Temporary(policy) => self.ask_to_make(id, key, policy),
         }
     }
 
@@ -292,6 +294,10 @@ impl Shard {
             return;
         }
         let (conn, id) = (link.conn, link.id);
+        let queue = queue.and_then(|found| {
+            let link = self.links.get(asker.key).ok_or(Refusal::QueueGone)?;
+            self.may_attach(link, found.0).map(|()| found)
+        });
         match queue {
             Ok((queue, home)) => {
                 if self.follow(asker.key, queue, home) {
@@ -299,6 +305,7 @@ impl Shard {
                 }
                 let Some(link) = self.links.get_mut(asker.key) else { return };
                 (link.queue, link.home) = (queue, home);
+                self.tie(asker.key);
                 self.opened_link(now, asker.key);
             }
             Err(refusal) => {
@@ -309,7 +316,7 @@ impl Shard {
     }
 
     /// Nothing stands in a link's way any more: it is accepted, and works.
-    fn opened_link(&mut self, now: Instant, key: LinkKey) {
+    pub(super) fn opened_link(&mut self, now: Instant, key: LinkKey) {
         let consumer = self.here(key);
         let Some(link) = self.links.get_mut(key) else { return };
         link.phase = LinkPhase::Open;
@@ -399,8 +406,9 @@ impl Shard {
         }
     }
 
-    fn remove_link(&mut self, key: LinkKey) {
+    pub(super) fn remove_link(&mut self, key: LinkKey) {
         let Some(link) = self.links.remove(key) else { return };
+        self.untie(&link);
         let Some(conn) = self.conns.get_mut(link.conn) else { return };
         conn.links.remove(link.id);
         if let End::Producer(producer) = link.end {
@@ -629,6 +637,11 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
         }
         Refusal::Stopping => Error::new(Condition::ConnectionForced, "the broker is stopping"),
         Refusal::Malformed(what) => Error::new(Condition::DecodeError, what.as_str()),
+        Refusal::NotYours => Error::new(
+            Condition::ResourceLocked,
+            "a temporary queue is consumed from by the connection that made it alone",
+        ),
+        Refusal::NotFound(what) => Error::new(Condition::NotFound, what.as_str()),
         Refusal::Address(what) => Error::new(Condition::InvalidField, what.as_str()),
         Refusal::NotBuilt(what) => Error::new(Condition::NotImplemented, what.as_str()),
     }

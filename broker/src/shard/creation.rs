@@ -18,7 +18,7 @@ use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, Urgency
 use super::ingress::refusal_of;
 use super::{Phase, Shard};
 use crate::canary::Canary;
-use crate::catalogue::QueueRecord;
+use crate::catalogue::{QueueRecord, is_temporary};
 use crate::limits::QUEUES_MAX;
 use crate::mail::{LinkRef, Mail, Refusal};
 use crate::pending::{Answer, Waiting};
@@ -26,21 +26,26 @@ use crate::pending::{Answer, Waiting};
 /// Queues on their way into the catalogue.
 #[derive(Debug, Default)]
 pub(super) struct Creations {
-    by_name: BTreeMap<String, Creation>,
+    pub(super) by_name: BTreeMap<String, Creation>,
     /// The journal was behind: they ask again.
     parked: VecDeque<(LinkRef, String)>,
 }
 
 impl Creations {
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.by_name.is_empty() && self.parked.is_empty()
     }
 }
 
+/// A queue that is not there yet, and who waits for it.
 #[derive(Debug)]
-struct Creation {
-    record: QueueRecord,
-    askers: Vec<LinkRef>,
+pub(super) struct Creation {
+    pub(super) record: QueueRecord,
+    pub(super) askers: Vec<LinkRef>,
 }
 
 /// Why there is no queue.
@@ -83,7 +88,10 @@ impl Shard {
         if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
             return Err(Refusal::Stopping.into());
         }
-        if self.state.catalogue.len() + self.creations.by_name.len() >= QUEUES_MAX {
+        if is_temporary(name) {
+            return Err(Refusal::NotFound(format!("there is no temporary queue '{name}'")).into());
+        }
+        if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
             return Err(Refusal::TooManyQueues.into());
         }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
@@ -92,6 +100,7 @@ impl Shard {
             home: asker.shard,
             level: self.config.level,
             name: name.to_owned(),
+            temporary: None,
         };
         let payload = record.encode();
         let mut entry = Record::new(RecordKind::QueueCreate, record.id, Sequence(0), &payload);
@@ -124,6 +133,9 @@ impl Shard {
     pub(super) fn open_queue(&mut self, record: QueueRecord) {
         let id = record.id;
         self.state.open_queue(id);
+        if let Some(temporary) = record.temporary {
+            self.temporaries.begin(id, temporary.policy);
+        }
         self.state.catalogue.insert(record);
         self.post(journal::ShardId(0), Mail::Opened(id));
     }
@@ -134,8 +146,13 @@ impl Shard {
             return;
         };
         let Some(creation) = self.creations.by_name.remove(&name) else { return };
+        let is_temporary = creation.record.temporary.is_some();
         self.post_all(&Mail::Catalogued(creation.record));
         for asker in creation.askers {
+            if is_temporary {
+                self.post(asker.shard, Mail::Made { asker, result: Ok(queue) });
+                continue;
+            }
             let name = name.clone();
             self.post(asker.shard, Mail::Resolved { asker, name, result: Ok(queue) });
         }

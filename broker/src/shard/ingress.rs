@@ -413,6 +413,8 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         | Refusal::TooLarge
         | Refusal::Malformed(_)
         | Refusal::Address(_)
+        | Refusal::NotFound(_)
+        | Refusal::NotYours
         | Refusal::NotBuilt(_) => AmqpOutcome::Rejected(Some(Arc::new(error_of(refusal)))),
     }
 }

@@ -96,8 +96,21 @@ pub(crate) struct Link {
     pub(crate) queue: QueueId,
     pub(crate) home: ShardId,
     pub(crate) end: End,
+    /// What it has to do with the life of its queue.
+    pub(crate) tie: Tie,
     /// What its attach said, until the queue is found.
     pub(crate) attach: Option<Box<amqp::link::RemoteAttach>>,
+}
+
+/// What a link has to do with the life of its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tie {
+    /// Nothing: the queue stays.
+    None,
+    /// The queue is temporary, and may live as long as the link does.
+    Guest,
+    /// The queue was made for it.
+    Maker,
 }
 
 /// Which end of a link we are.

@@ -237,6 +237,15 @@ impl Shard {
         }
     }
 
+    /// A queue is gone: whoever waits for its purge hears how far that came.
+    pub(super) fn abandon_purge(&mut self, id: QueueId) {
+        let Some(purge) = self.purges.by_queue.remove(&id) else { return };
+        for asker in purge.askers {
+            let reply = AdminReply::Purged(Some(purge.count));
+            self.actions.push_back(Action::AdminReply { id: asker, reply });
+        }
+    }
+
     pub(super) fn purged(&mut self, id: QueueId) {
         let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
         purge.awaited -= 1;

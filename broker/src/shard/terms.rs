@@ -1,7 +1,7 @@
 //! What an attach asks for, and what is in force on the link that answers it.
 //!
 //! ```text
-//!   attach ──▶ wanted: a queue by its name | the anonymous relay
+//!   attach ──▶ wanted: a queue by its name | a temporary queue | the anonymous relay
 //!                 └─▶ or refused: a filter, a topic, a node that is not built ..
 //!   accepted ─▶ in_force: the terminus as it is kept: only what is true of it    [2.6.3]
 //! ```
@@ -11,7 +11,9 @@
 use amqp::codec::{Symbol, Writer};
 use amqp::definitions::{Role, TerminusDurability};
 use amqp::error::{Condition, Error};
-use amqp::link::{AcceptLink, DistributionMode, LinkSource, LinkTarget, RemoteAttach};
+use amqp::link::{
+    AcceptLink, DistributionMode, LifetimePolicy, LinkSource, LinkTarget, RemoteAttach,
+};
 use bytes::Bytes;
 
 use crate::catalogue::{AddressError, queue_name};
@@ -24,8 +26,18 @@ pub(super) const OFFERED_CAPABILITIES: [&str; 1] = ["ANONYMOUS-RELAY"];
 pub(super) enum Wanted {
     /// The queue of this name.
     Queue(String),
+    /// A queue made for the link, which lives as long as this says.
+    Temporary(LifetimePolicy),
     /// No node: each message says where it goes.
     Relay,
+}
+
+/// What the two kinds of terminus that may be a queue have in common.
+struct Node<'a> {
+    address: &'a Option<String>,
+    dynamic: bool,
+    properties: Option<&'a [u8]>,
+    capabilities: &'a [String],
 }
 
 /// What an attach asks for.
@@ -34,26 +46,37 @@ pub(super) enum Wanted {
 /// The error of the link's refusal.
 pub(super) fn wanted(attach: &RemoteAttach) -> Result<Wanted, Error> {
     let no = |condition, what: &str| Err(Error::new(condition, what));
-    let (address, capabilities) = match attach.role {
+    let node = match attach.role {
         Role::Receiver => match &attach.target {
             None => return no(Condition::InvalidField, "the attach has no target"),
-            Some(target) if target.dynamic => {
-                return no(Condition::NotImplemented, "dynamic targets are not built");
-            }
-            Some(target) => (&target.address, &target.capabilities),
+            Some(target) => Node {
+                address: &target.address,
+                dynamic: target.dynamic,
+                properties: target.dynamic_node_properties.as_deref(),
+                capabilities: &target.capabilities,
+            },
         },
         Role::Sender => match &attach.source {
             None => return no(Condition::NotFound, "there are no durable subscriptions"),
             Some(source) => {
                 check_source(source)?;
-                (&source.address, &source.capabilities)
+                Node {
+                    address: &source.address,
+                    dynamic: source.dynamic,
+                    properties: source.dynamic_node_properties.as_deref(),
+                    capabilities: &source.capabilities,
+                }
             }
         },
     };
-    if capabilities.iter().any(|c| matches!(c.as_str(), "topic" | "temporary-topic")) {
+    if node.capabilities.iter().any(|c| matches!(c.as_str(), "topic" | "temporary-topic")) {
         return no(Condition::NotImplemented, "topics are not built; use a queue");
     }
-    let address = match (address, attach.role) {
+    if node.dynamic {
+        let policy = node.properties.and_then(LifetimePolicy::of_properties);
+        return Ok(Wanted::Temporary(policy.unwrap_or_default()));
+    }
+    let address = match (node.address, attach.role) {
         (Some(address), _) => address,
         (None, Role::Receiver) => return Ok(Wanted::Relay),
         (None, Role::Sender) => {
@@ -69,9 +92,7 @@ pub(super) fn wanted(attach: &RemoteAttach) -> Result<Wanted, Error> {
 
 fn check_source(source: &LinkSource) -> Result<(), Error> {
     let no = |what: &str| Err(Error::new(Condition::NotImplemented, what));
-    if source.dynamic {
-        no("dynamic sources are not built")
-    } else if let Some(filter) = source.filters.first() {
+    if let Some(filter) = source.filters.first() {
         no(&format!("filters are not built; this source has '{}'", filter.key))
     } else {
         Ok(())
@@ -90,6 +111,22 @@ pub(super) fn in_force(attach: Option<&RemoteAttach>) -> AcceptLink {
         .as_ref()
         .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
     AcceptLink { source, target, ..AcceptLink::default() }
+}
+
+/// Writes into an attach which queue was made for it, and how long that lives: the answer says so.
+pub(super) fn name_node(attach: &mut RemoteAttach, name: &str, policy: LifetimePolicy) {
+    let properties = Some(policy.to_properties());
+    match (attach.role, &mut attach.source, &mut attach.target) {
+        (Role::Sender, Some(source), _) => {
+            source.address = Some(name.to_owned());
+            source.dynamic_node_properties = properties;
+        }
+        (Role::Receiver, _, Some(target)) => {
+            target.address = Some(name.to_owned());
+            target.dynamic_node_properties = properties;
+        }
+        (Role::Sender, None, _) | (Role::Receiver, _, None) => {}
+    }
 }
 
 /// Whether a link is only shown messages, which stay [3.5.7].

@@ -10,4 +10,5 @@ mod recycling;
 mod relay;
 mod settlements;
 mod stopping;
+mod temporary;
 mod unfinished;

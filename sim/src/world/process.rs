@@ -261,6 +261,12 @@ impl World {
                 }
             }
             Mail::Resolved { .. }
+            | Mail::Make { .. }
+            | Mail::Made { .. }
+            | Mail::Tied(_)
+            | Mail::Untied { .. }
+            | Mail::Delete(_)
+            | Mail::Deleted(_)
             | Mail::Open(_)
             | Mail::Opened(_)
             | Mail::Catalogued(_)

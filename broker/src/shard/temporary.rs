@@ -1,0 +1,309 @@
+//! Temporary queues: dynamic nodes, which go with what made them.
+//!
+//! ```text
+//!   attach, dynamic ── Make ──▶ shard 0: an id that is set aside ── Open ──▶ home: the asker's
+//!                               none left: the log says that another thousand are given,
+//!                               and when that is committed they are
+//!   Made ─▶ the attach is answered with the queue's name
+//!
+//!   home:  links that are tied to it, whether its maker's is gone, how many messages it holds
+//!          ── its policy says that this is the end ──▶ forget it ── Delete ──▶ shard 0
+//!   Deleted, to all: links to it are detached with resource-deleted
+//! ```
+//! Such a queue is never in the log, only its messages are, at level `async`: a queue that goes
+//! with its connection cannot outlive the process. What a start finds of it are records of an id
+//! that was given and is not in the catalogue, and it forgets those.
+//!
+//! Invariants: an id is used only after the log has said, committed everywhere, that it is given; a
+//! queue's `ties` counts its maker from the start, and each link exactly once; shard 0 alone tells
+//! the others that a queue comes or goes, so they hear it in that order.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use amqp::link::LifetimePolicy;
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
+
+use super::creation::Creation;
+use super::ingress::refusal_of;
+use super::link::{End, Farewell, Link, LinkPhase, Tie};
+use super::{Phase, Shard, terms};
+use crate::apply::Effect;
+use crate::catalogue::{QueueRecord, Temporary, temporary_name};
+use crate::event::ConnId;
+use crate::flat_map::FlatMap;
+use crate::limits::{QUEUES_MAX, TEMPORARY_IDS};
+use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
+use crate::pending::{Answer, Waiting};
+use crate::queue::SlotState;
+
+/// What a shard knows of temporary queues: shard 0 their ids, each shard the lives of its own.
+#[derive(Debug, Default)]
+pub(super) struct Temporaries {
+    /// Ids that are set aside, next and end.
+    ids: (u64, u64),
+    /// A record that sets ids aside is appended, not committed.
+    asked: bool,
+    /// Who waits for an id.
+    waiting: VecDeque<(LinkRef, Temporary)>,
+    lives: FlatMap<QueueId, Life>,
+}
+
+/// What the life of a temporary queue hangs on.
+#[derive(Debug)]
+struct Life {
+    policy: LifetimePolicy,
+    /// Links to it.
+    ties: u32,
+    /// The link that it was made for is gone.
+    maker_gone: bool,
+}
+
+impl Temporaries {
+    /// Whether nobody waits for a queue.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether this is a temporary queue of this shard.
+    pub(super) fn has(&self, queue: QueueId) -> bool {
+        !self.lives.is_empty() && self.lives.contains_key(queue)
+    }
+
+    /// A queue's life begins, with its maker.
+    pub(super) fn begin(&mut self, queue: QueueId, policy: LifetimePolicy) {
+        self.lives.insert(queue, Life { policy, ties: 1, maker_gone: false });
+    }
+
+    /// One more link to a queue.
+    pub(super) fn tie(&mut self, queue: QueueId) {
+        if let Some(life) = self.lives.get_mut(queue) {
+            life.ties += 1;
+        }
+    }
+
+    fn take_id(&mut self) -> Option<QueueId> {
+        let (next, end) = &mut self.ids;
+        let id = *next;
+        (id < *end).then(|| {
+            *next += 1;
+            QueueId(id)
+        })
+    }
+}
+
+/// The side of the link that a queue is made for.
+impl Shard {
+    pub(super) fn ask_to_make(&mut self, conn: ConnId, key: LinkKey, policy: LifetimePolicy) {
+        if let Some(conn) = self.conns.get_mut(conn) {
+            // Its queue is here, and knows it by its number here.
+            conn.may_move = false;
+        }
+        let temporary = Temporary { policy, owner: (self.config.shard, conn) };
+        self.post(ShardId(0), Mail::Make { asker: self.here(key), temporary });
+    }
+
+    /// The queue of a link was made (or was not).
+    pub(super) fn made(&mut self, now: Instant, asker: LinkRef, result: Result<QueueId, Refusal>) {
+        let link = self.links.get_mut(asker.key);
+        let link = link.filter(|link| matches!(link.phase, LinkPhase::Resolving));
+        match (link, result) {
+            (Some(link), Ok(queue)) => {
+                link.queue = queue;
+                link.tie = Tie::Maker;
+                let record = self.state.catalogue.get(queue);
+                if let Some((record, attach)) = record.zip(link.attach.as_deref_mut()) {
+                    let policy = record.temporary.map(|temporary| temporary.policy);
+                    terms::name_node(attach, &record.name, policy.unwrap_or_default());
+                }
+                self.opened_link(now, asker.key);
+            }
+            (Some(link), Err(refusal)) => {
+                let (conn, id) = (link.conn, link.id);
+                self.remove_link(asker.key);
+                let error = super::connections::error_of(&refusal);
+                self.engine(conn, |amqp| amqp.refuse_link(id, error));
+            }
+            // The link went meanwhile, and the queue goes after it.
+            (None, Ok(queue)) => {
+                self.post(self.config.shard, Mail::Untied { queue, maker: true });
+            }
+            (None, Err(_)) => {}
+        }
+    }
+
+    /// Whether a link may be attached to a queue: from a temporary one only its owner consumes.
+    pub(super) fn may_attach(&self, link: &Link, queue: QueueId) -> Result<(), Refusal> {
+        let record = self.state.catalogue.get(queue).ok_or(Refusal::QueueGone)?;
+        match (&link.end, record.temporary) {
+            (End::Consumer(_), Some(temporary))
+                if temporary.owner != (self.config.shard, link.conn) =>
+            {
+                Err(Refusal::NotYours)
+            }
+            (End::Consumer(_) | End::Producer(_), Some(_) | None) => Ok(()),
+        }
+    }
+
+    /// A link is about to open: if its queue is temporary, it may live as long as the link does.
+    pub(super) fn tie(&mut self, key: LinkKey) {
+        let Some(link) = self.links.get_mut(key) else { return };
+        let record = self.state.catalogue.get(link.queue);
+        if record.is_some_and(|record| record.temporary.is_some()) {
+            link.tie = Tie::Guest;
+            let (home, queue) = (link.home, link.queue);
+            self.post(home, Mail::Tied(queue));
+        }
+    }
+
+    /// A link is gone.
+    pub(super) fn untie(&mut self, link: &Link) {
+        let maker = match link.tie {
+            Tie::None => return,
+            Tie::Guest => false,
+            Tie::Maker => true,
+        };
+        self.post(link.home, Mail::Untied { queue: link.queue, maker });
+    }
+
+    /// A queue is gone: nobody finds it any more, and links to it are detached.
+    pub(super) fn deleted(&mut self, queue: QueueId) {
+        self.state.catalogue.remove(queue);
+        let of_queue = |(key, link): (LinkKey, &Link)| (link.queue == queue).then_some(key);
+        let keys: Vec<LinkKey> = self.links.iter().filter_map(of_queue).collect();
+        for key in keys {
+            let Some(link) = self.links.get(key) else { continue };
+            if matches!(link.phase, LinkPhase::Open) {
+                let (conn, id) = (link.conn, link.id);
+                let error = super::connections::error_of(&Refusal::QueueGone);
+                self.engine(conn, |amqp| amqp.detach(id, true, Some(error)));
+                self.retire(key, Farewell::Gone);
+            }
+        }
+    }
+}
+
+/// Shard 0: ids, and who is told.
+impl Shard {
+    pub(super) fn make_queue(&mut self, now: Instant, asker: LinkRef, temporary: Temporary) {
+        if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
+            return self.not_made(asker, Refusal::Stopping);
+        }
+        if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
+            return self.not_made(asker, Refusal::TooManyQueues);
+        }
+        match self.temporaries.take_id() {
+            Some(id) => self.make_with(id, asker, temporary),
+            None => {
+                self.temporaries.waiting.push_back((asker, temporary));
+                self.set_ids_aside(now);
+            }
+        }
+    }
+
+    fn make_with(&mut self, id: QueueId, asker: LinkRef, temporary: Temporary) {
+        let record = QueueRecord {
+            id,
+            home: asker.shard,
+            level: Level::Async,
+            name: temporary_name(id, self.config.amqp.tag_seed),
+            temporary: Some(temporary),
+        };
+        self.state.catalogue.insert(record.clone());
+        let creation = Creation { record: record.clone(), askers: vec![asker] };
+        self.creations.by_name.insert(record.name.clone(), creation);
+        self.post(record.home, Mail::Open(record));
+    }
+
+    fn not_made(&mut self, asker: LinkRef, refusal: Refusal) {
+        self.post(asker.shard, Mail::Made { asker, result: Err(refusal) });
+    }
+
+    /// The journal may take again what it could not take before.
+    pub(super) fn step_temporaries(&mut self, now: Instant) {
+        if !self.temporaries.is_quiet() {
+            self.set_ids_aside(now);
+        }
+    }
+
+    fn set_ids_aside(&mut self, now: Instant) {
+        let Some(journal) = &mut self.journal else { return };
+        if self.temporaries.asked {
+            return;
+        }
+        let first = self.state.catalogue.next_id();
+        let end = QueueId(first.0 + TEMPORARY_IDS);
+        let mut record = Record::new(RecordKind::NextQueueId, end, Sequence(0), &[]);
+        record.level = Level::Sync;
+        match journal.append(now, &record, Urgency::Now) {
+            Ok(appended) => {
+                self.temporaries.asked = true;
+                self.temporaries.ids = (first.0, first.0);
+                self.state.catalogue.skip_to(end);
+                self.state.witness_next_queue_id(appended.lsn);
+                let (effect, answer) = (Effect::None, Answer::IdsSetAside(end));
+                let waiting = Waiting { end: appended.end, effect, answer };
+                self.pending.push(Level::ReplicatedSync, waiting);
+            }
+            Err(AppendError::Busy) => {}
+            Err(error) => {
+                for (asker, _) in std::mem::take(&mut self.temporaries.waiting) {
+                    self.not_made(asker, refusal_of(error));
+                }
+            }
+        }
+    }
+
+    /// The log has said that ids below this one are given.
+    pub(super) fn ids_set_aside(&mut self, end: QueueId) {
+        self.temporaries.asked = false;
+        self.temporaries.ids.1 = end.0;
+        while let Some((asker, temporary)) = self.temporaries.waiting.front().copied() {
+            // Whoever is left asks again in the next step.
+            let Some(id) = self.temporaries.take_id() else { return };
+            self.temporaries.waiting.pop_front();
+            self.make_with(id, asker, temporary);
+        }
+    }
+
+    pub(super) fn delete_queue(&mut self, queue: QueueId) {
+        self.state.catalogue.remove(queue);
+        self.post_all(&Mail::Deleted(queue));
+    }
+}
+
+/// The home's side.
+impl Shard {
+    /// A link to a queue is gone.
+    pub(super) fn untied(&mut self, queue: QueueId, maker: bool) {
+        if let Some(life) = self.temporaries.lives.get_mut(queue) {
+            life.ties -= 1;
+            life.maker_gone |= maker;
+            self.end_life(queue);
+        }
+    }
+
+    /// Lets a queue go if its policy says so.
+    pub(super) fn end_life(&mut self, id: QueueId) {
+        let Some(life) = self.temporaries.lives.get(id) else { return };
+        let is_empty = self.state.queue(id).is_none_or(|queue| queue.live() == 0);
+        let is_over = match life.policy {
+            LifetimePolicy::OnClose => life.maker_gone,
+            LifetimePolicy::OnNoLinks => life.ties == 0,
+            LifetimePolicy::OnNoMessages => life.maker_gone && is_empty,
+            LifetimePolicy::OnNoLinksOrMessages => life.ties == 0 && is_empty,
+        };
+        if !is_over {
+            return;
+        }
+        self.temporaries.lives.remove(id);
+        if let (Some(journal), Some(queue)) = (&mut self.journal, self.state.queue(id)) {
+            // Room was set aside for settlements that will not come.
+            let unsettled = queue.live() - queue.count(SlotState::Settling);
+            journal.set_unsettled(journal.usage().unsettled.saturating_sub(unsettled));
+        }
+        self.state.forget_queue(id);
+        self.abandon_purge(id);
+        self.post(ShardId(0), Mail::Delete(id));
+    }
+}
