@@ -107,11 +107,13 @@ const SLACK: usize = 32;
 pub(crate) struct Unsettled<T> {
     slots: VecDeque<(u32, Option<T>)>,
     live: usize,
+    /// The id of the last slot; of no meaning where there is none.
+    back: u32,
 }
 
 impl<T> Unsettled<T> {
     pub(crate) fn new() -> Self {
-        Self { slots: VecDeque::new(), live: 0 }
+        Self { slots: VecDeque::new(), live: 0, back: 0 }
     }
 
     /// How many are unsettled.
@@ -123,13 +125,15 @@ impl<T> Unsettled<T> {
     /// distance from the front decides, not serial order: one old delivery may stay unsettled
     /// while ids go round more than half the circle.
     #[must_use]
+    #[inline]
     pub(crate) fn push(&mut self, id: u32, value: T) -> bool {
-        if let (Some(&(front, _)), Some(&(back, _))) = (self.slots.front(), self.slots.back())
-            && id.wrapping_sub(front) <= back.wrapping_sub(front)
+        if let Some(&(front, _)) = self.slots.front()
+            && id.wrapping_sub(front) <= self.back.wrapping_sub(front)
         {
             return false;
         }
         self.slots.push_back((id, Some(value)));
+        self.back = id;
         self.live += 1;
         true
     }

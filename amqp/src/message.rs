@@ -167,7 +167,7 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
 }
 
 /// Reads the descriptor of a section, which must be one that may follow the last.
-#[inline]
+#[inline(always)]
 fn next_section(
     reader: &mut Reader<'_>,
     last: &mut Option<Section>,
@@ -292,7 +292,7 @@ impl Section {
     const FIRST_CODE: u64 = 0x70;
 
     /// Reads the descriptor of the section that is next, numeric or symbolic.
-    #[inline]
+    #[inline(always)]
     fn read_descriptor(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let start = *reader;
         let code = match reader.take_small_descriptor() {
@@ -314,6 +314,7 @@ impl Section {
     }
 
     /// Whether this section may come after `last` [3.2].
+    #[inline(always)]
     fn may_follow(self, last: Self) -> bool {
         match self {
             // One body is made of one kind of section; only these two may repeat.
@@ -330,7 +331,7 @@ impl Section {
     }
 
     /// Consumes the section's value by its size, if it is of the section's type.
-    #[inline]
+    #[inline(always)]
     fn skip(self, reader: &mut Reader<'_>) -> Result<(), DecodeError> {
         match self {
             Self::DeliveryAnnotations

@@ -91,7 +91,7 @@ pub(crate) fn accepted(channel: u16, role: Role, first: u32, last: u32) -> Frame
 }
 
 /// The transfer that a frame's body is, with its payload, if it is as most are.
-#[inline]
+#[inline(always)]
 pub(crate) fn read_transfer(body: &[u8]) -> Option<(Transfer<'_>, &[u8])> {
     let [code::DESCRIBED, code::SMALL_ULONG, 0x14, code::LIST8, size, count, rest @ ..] = body
     else {
@@ -152,7 +152,7 @@ pub(crate) fn read_accepted(body: &[u8]) -> Option<Disposition<'_>> {
     })
 }
 
-#[inline]
+#[inline(always)]
 fn take_uint(fields: &mut &[u8]) -> Option<u32> {
     let (value, rest) = match *fields {
         [code::SMALL_UINT, value, rest @ ..] => (u32::from(*value), rest),
@@ -165,7 +165,7 @@ fn take_uint(fields: &mut &[u8]) -> Option<u32> {
 }
 
 /// A boolean or a null, if there is such a field.
-#[inline]
+#[inline(always)]
 fn take_boolean(fields: &mut &[u8], is_there: bool) -> Option<Option<bool>> {
     if !is_there {
         return Some(None);

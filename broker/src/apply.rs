@@ -211,6 +211,7 @@ impl State {
     ///
     /// # Errors
     /// Its sequence was given before.
+    #[inline]
     pub fn apply_message(
         &mut self,
         lsn: Lsn,

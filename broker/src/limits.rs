@@ -43,7 +43,7 @@ pub const PURGE_PAUSE: Duration = Duration::from_millis(1);
 /// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
 pub const SLOT_BYTES: u64 = 64;
 /// Slots that are allocated and freed together.
-pub const CHUNK_SLOTS: usize = 64;
+pub const CHUNK_SLOTS: usize = 32;
 /// Messages and frames that have begun and not ended may take one of so many parts of the memory
 /// bound, beside what is stored; beyond it the connections that take longest to finish are closed.
 pub const UNFINISHED_SHARE: u64 = 4;

@@ -27,9 +27,9 @@ use crate::fragment;
 use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
-    BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, DURABLE_MARK_IDLE, FRAGMENT_BYTES_MAX,
-    PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN,
-    WRITES_IN_FLIGHT_MAX, block_ceil,
+    BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BLOCK_BYTES, DURABLE_MARK_IDLE,
+    FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES, SEGMENTS_MIN, SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::record::{Level, Record, RecordFlags, RecordKind};
@@ -203,6 +203,9 @@ pub struct Journal {
     space: Space,
     keeper: Keeper,
     committed: Lsn,
+    /// Bytes of messages, and of what is set aside for them, that the open batch may take without
+    /// another look at space and backlog; none where anything but an append to it happened since.
+    granted: u64,
     op_next: u64,
     /// When the last batch became durable: the beginning of the idle period.
     idle_since: Option<Instant>,
@@ -236,6 +239,7 @@ impl Journal {
             commit,
             space,
             keeper: Keeper::new(superblock),
+            granted: 0,
             op_next,
             idle_since: None,
             poison: None,
@@ -259,6 +263,9 @@ impl Journal {
             Urgency::Now => now,
             Urgency::Window => now + self.config.flush_window,
         };
+        if let Some(appended) = self.append_granted(record, due) {
+            return Ok(appended);
+        }
         let claim = if record.kind == RecordKind::Settle {
             Claim::Settle
         } else if record.kind.may_use_reserve() {
@@ -404,6 +411,7 @@ impl Journal {
     /// How many messages in the log are not settled: space is set aside for their settlements. The
     /// journal counts by itself from there; say it after recovery and when a queue is deleted.
     pub fn set_unsettled(&mut self, messages: u64) {
+        self.granted = 0;
         self.space.set_unsettled(messages);
     }
 
@@ -439,6 +447,7 @@ impl Journal {
 
     /// Takes nothing more; writes what is open and then a mark that the end was clean.
     pub fn close(&mut self) {
+        self.granted = 0;
         self.closing = true;
     }
 
@@ -536,7 +545,41 @@ impl Journal {
     }
 
     fn fail(&mut self, file: FileId, offset: u64, cause: PoisonCause) {
+        self.granted = 0;
         self.poison = Some(Poison { cause, file, offset });
+    }
+
+    /// A message, or its settlement, that the open batch takes and that was granted before. With
+    /// company nearly all are, and so the rest of `append` is for one in each batch.
+    #[inline]
+    fn append_granted(&mut self, record: &Record<'_>, due: Instant) -> Option<Appended> {
+        let bytes = RECORD_HEADER_BYTES + record.payload.len();
+        let claimed = match record.kind {
+            RecordKind::Message => block_ceil(bytes) as u64 + SETTLE_BYTES,
+            RecordKind::Settle => 0,
+            RecordKind::DeliveryCount
+            | RecordKind::Reference
+            | RecordKind::QueueCreate
+            | RecordKind::QueueDelete
+            | RecordKind::NextSequence
+            | RecordKind::NextQueueId
+            | RecordKind::AddressCreate
+            | RecordKind::AddressDelete
+            | RecordKind::Prepare
+            | RecordKind::Decide => return None,
+        };
+        let is_granted = claimed < self.granted && self.commit.open_fits(bytes);
+        if !is_granted || record.level == Level::Async || record.parts.is_some() {
+            return None;
+        }
+        let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: false });
+        if record.kind == RecordKind::Settle {
+            self.space.count_settled();
+        } else {
+            self.granted -= SETTLE_BYTES;
+            self.space.count_accepted(settlements_of(record));
+        }
+        Some(Appended { lsn, end, vouched: false })
     }
 
     fn append_as(
@@ -666,12 +709,25 @@ impl Journal {
         }
         let batches = records.map(|bytes| block_ceil(BATCH_HEADER_BYTES + bytes) as u64);
         if self.space.admit(claim, self.commit.next(), batches) {
+            if grows {
+                self.granted = self.grant();
+            }
             Ok(())
         } else if self.space.expects_room() {
             Err(AppendError::Busy)
         } else {
             Err(AppendError::Full)
         }
+    }
+
+    /// What the open batch, or the next one, may take without another look: whatever it takes, it
+    /// ends within its bound, so that room and backlog are known to suffice for that.
+    fn grant(&self) -> u64 {
+        let batch_bytes = (BATCH_BYTES_MAX + BLOCK_BYTES) as u64;
+        if self.backlog_bytes() + batch_bytes >= BACKLOG_BYTES_MAX {
+            return 0;
+        }
+        self.space.spare_bytes(self.commit.next()).saturating_sub(batch_bytes)
     }
 
     /// Where the next batch goes: behind the last one, or at the start of the next segment.
@@ -684,12 +740,14 @@ impl Journal {
             assert!(tail.chain_before.is_some(), "its first batch was sealed before");
             return Place { first_lsn: next, slot: tail.slot, opens_segment: false };
         }
+        self.granted = 0;
         let number = self.space.tail().map_or(next.0 / self.segment_bytes, |tail| tail.number + 1);
         let slot = self.space.open_segment(number);
         Place { first_lsn: self.space.first_lsn(number), slot, opens_segment: true }
     }
 
     fn seal(&mut self) {
+        self.granted = 0;
         if let Some(chain_before) = self.commit.seal() {
             self.space.set_tail_chain(chain_before);
         }

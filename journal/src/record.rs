@@ -249,6 +249,7 @@ impl<'a> Record<'a> {
     /// # Panics
     /// If `room` is not four bytes longer than [`encoded_len`](Self::encoded_len), or the parts are
     /// too long.
+    #[inline]
     pub(crate) fn encode(&self, seed: &LogSeed, lsn: Lsn, room: &mut [u8]) {
         let (before, out) = room.split_first_chunk_mut::<4>().expect("there is room");
         let before = *before;
@@ -405,17 +406,20 @@ fn part_is_known(code: u16) -> bool {
 }
 
 impl<'a> Parts<'a> {
-    fn encoded_len(&self) -> usize {
-        let Self { duplicate_id, origin, transaction_id, delivery_count, expiry_unix_ms, .. } =
-            self;
-        let has_some = duplicate_id.is_some()
-            | origin.is_some()
-            | transaction_id.is_some()
-            | delivery_count.is_some()
-            | expiry_unix_ms.is_some()
+    /// Whether there are any.
+    #[inline]
+    pub(crate) fn is_some(&self) -> bool {
+        self.duplicate_id.is_some()
+            | self.origin.is_some()
+            | self.transaction_id.is_some()
+            | self.delivery_count.is_some()
+            | self.expiry_unix_ms.is_some()
             | self.priority.is_some()
-            | !self.carried.is_empty();
-        if !has_some {
+            | !self.carried.is_empty()
+    }
+
+    fn encoded_len(&self) -> usize {
+        if !self.is_some() {
             return 0;
         }
         let part = |len: Option<usize>| len.map_or(0, |len| PART_HEADER_BYTES + len);

@@ -175,6 +175,16 @@ impl Space {
         }
     }
 
+    /// Bytes that messages may still use in the tail, with what is set aside for them.
+    pub(crate) fn spare_bytes(&self, next: Lsn) -> u64 {
+        let reserve = u64::from(RESERVE_SEGMENTS);
+        if (self.ready.len() as u64) < reserve {
+            return 0;
+        }
+        let kept = reserve * self.usable_bytes() + self.set_aside(0);
+        self.free_bytes(next).saturating_sub(kept).min(self.tail_room(next))
+    }
+
     /// How long a block that is not full has to wait. None: until it is full.
     ///
     /// Half of the last segment is kept for copies and for full blocks. Where everything is settled

@@ -1,8 +1,8 @@
 //! The slots of a queue's messages, by sequence.
 //!
 //! ```text
-//!   chunks   (7, │s s s … s│) (8, │s – s … s│) (11, │s s – …  │)      64 slots each
-//!             sequence / 64 is the number; numbers rise, a chunk without messages is left out;
+//!   chunks   (7, │s s s … s│) (8, │s – s … s│) (11, │s s – …  │)      32 slots each
+//!             sequence / 32 is the number; numbers rise, a chunk without messages is left out;
 //!             where the chunks are dense a slot is one look away, counted from either end;
 //!             otherwise a binary search by number
 //! ```
@@ -117,9 +117,19 @@ impl Index {
     /// Where the chunk of this number stands, or would.
     #[inline]
     fn find(&self, number: u64) -> Result<usize, usize> {
-        let is_at = |at: usize| self.chunks.get(at).is_some_and(|(there, _)| *there == number);
         let Some((first, _)) = self.chunks.front() else { return Err(0) };
-        let from_front = number.wrapping_sub(*first) as usize;
+        if *first == number {
+            return Ok(0);
+        }
+        match self.chunks.back() {
+            Some((last, _)) if *last == number => Ok(self.chunks.len() - 1),
+            Some(_) | None => self.find_between(*first, number),
+        }
+    }
+
+    fn find_between(&self, first: u64, number: u64) -> Result<usize, usize> {
+        let is_at = |at: usize| self.chunks.get(at).is_some_and(|(there, _)| *there == number);
+        let from_front = number.wrapping_sub(first) as usize;
         if is_at(from_front) {
             return Ok(from_front);
         }

@@ -42,7 +42,7 @@ impl Shard {
     }
 
     /// Tells whoever waited.
-    #[inline]
+    #[inline(always)]
     pub(super) fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Nobody => {}

@@ -159,7 +159,7 @@ impl Shard {
     }
 
     /// Hands a message to its queue's home.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish_at(&mut self, now: Instant, home: ShardId, publish: Publish) {
         if self.is_next(home) {
             self.publish(now, publish);
@@ -188,6 +188,7 @@ impl Shard {
     }
 
     /// A message for a queue that lives here. While the journal cannot take it, it waits, in order.
+    #[inline]
     pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
         let memory = self.state.memory_bytes() + self.parked.bytes + publish.memory_bytes();
         if memory > self.config.memory_bytes_max {
