@@ -163,7 +163,10 @@ impl<T> Unsettled<T> {
             let found = look(slot.as_ref()?)?;
             self.slots.pop_front();
             self.live -= 1;
-            self.sweep();
+            let is_settled_next = matches!(self.slots.front(), Some((_, None)));
+            if is_settled_next || self.slots.len() > 2 * self.live + SLACK {
+                self.sweep();
+            }
             return Some(found);
         }
         let position = self.position(id)?;
@@ -224,7 +227,6 @@ impl<T> Unsettled<T> {
         self.slots.binary_search_by_key(&distance, |&(id, _)| id.wrapping_sub(front)).ok()
     }
 
-    #[inline]
     fn sweep(&mut self) {
         while let Some((_, None)) = self.slots.front() {
             self.slots.pop_front();

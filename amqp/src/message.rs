@@ -20,7 +20,7 @@
 
 use std::ops::Range;
 
-use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Value, Writer, read_code};
+use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Value, Writer, code, read_code};
 pub use crate::composites::{Header, Properties};
 pub use crate::polymorphic::MessageId;
 
@@ -151,6 +151,9 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
     let mut reader = Reader::new(message);
     let mut last = reader.take_exactly(&DURABLE).then_some(Section::Header);
     while !reader.is_empty() {
+        if last < Some(Section::Data) && is_one_data_section(reader.rest()) {
+            return Ok(());
+        }
         match next_section(&mut reader, &mut last)? {
             Section::Header => drop(read_header(&mut reader)?),
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
@@ -164,6 +167,19 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
         }
     }
     Ok(())
+}
+
+/// The end of most messages.
+#[inline(always)]
+fn is_one_data_section(rest: &[u8]) -> bool {
+    let [code::DESCRIBED, code::SMALL_ULONG, 0x75, rest @ ..] = rest else { return false };
+    match rest {
+        [code::VBIN8, len, data @ ..] => usize::from(*len) == data.len(),
+        [code::VBIN32, a, b, c, d, data @ ..] => {
+            u32::from_be_bytes([*a, *b, *c, *d]) as usize == data.len()
+        }
+        [..] => false,
+    }
 }
 
 /// Reads the descriptor of a section, which must be one that may follow the last.

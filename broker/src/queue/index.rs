@@ -115,7 +115,7 @@ impl Index {
     }
 
     /// Where the chunk of this number stands, or would.
-    #[inline]
+    #[inline(always)]
     fn find(&self, number: u64) -> Result<usize, usize> {
         let Some((first, _)) = self.chunks.front() else { return Err(0) };
         if *first == number {
@@ -127,6 +127,7 @@ impl Index {
         }
     }
 
+    #[inline(never)]
     fn find_between(&self, first: u64, number: u64) -> Result<usize, usize> {
         let is_at = |at: usize| self.chunks.get(at).is_some_and(|(there, _)| *there == number);
         let from_front = number.wrapping_sub(first) as usize;
