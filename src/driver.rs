@@ -33,6 +33,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use broker::ShardConfig;
+use broker::clock::WallClock;
 use broker::event::RecoveryReport;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::cpu::CpuPlan;
@@ -217,6 +218,13 @@ fn spawn(core: usize, setup: core::Setup, reports: Sender<Report>) -> Result<(),
         .map_err(|error| {
             Failure::new(Cause::ResourceRefused, format!("no thread for core {core}: {error}"))
         })
+}
+
+/// The time of day, beside the moment at which it was asked.
+pub(crate) fn wall_clock() -> WallClock {
+    #[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    WallClock { at: clock(), unix_ms: since.map_or(0, |since| since.as_millis() as u64) }
 }
 
 /// The one clock of the process's hot side; everything below it takes the time as an argument.

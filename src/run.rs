@@ -305,6 +305,8 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         backup: false,
         segments_max: u64::from(segments_max(config, directory)),
         disk_bound: journal::Config::default().write_bound,
+        clock: driver::wall_clock(),
+        settings: Arc::default(),
         canaries: broker::canary::Canaries::default(),
     };
     Ok((0..geometry.shards).map(shard).collect())

@@ -72,6 +72,10 @@ pub struct QueueStat {
     pub available: u64,
     /// Messages at consumers, not settled.
     pub acquired: u64,
+    /// Messages that wait after a failed delivery.
+    pub delayed: u64,
+    /// Messages on their way to another queue.
+    pub moving: u64,
     /// Messages whose own commit or whose settlement's commit is awaited.
     pub uncommitted: u64,
     /// Bytes of message payload held in memory.
@@ -143,6 +147,12 @@ pub struct ShardStats {
     pub delivered_total: u64,
     /// Settlements committed since start.
     pub settled_total: u64,
+    /// Messages that came from other queues since start: dead letters, expired ones.
+    pub moved_in_total: u64,
+    /// Moves to another queue that it did not take; each is tried again.
+    pub move_failures_total: u64,
+    /// Messages that died where no dead-letter or expiry address is set.
+    pub dropped_total: u64,
     /// Bytes of payload and index held in memory.
     pub memory_bytes: u64,
     /// Their bound.

@@ -14,6 +14,10 @@
 //! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
 //!   next queue id. Those are copied forward before the segment goes.
 //!
+//! A message that was moved here brings its origin. It is hidden (its slot stays reserved) until
+//! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
+//! until the shards have asked each other which origins still live.
+//!
 //! Invariants: a settlement, a count or a fact applied twice changes nothing the second time; a
 //! message twice, like any record that cannot be (its sequence was given before), is damage and
 //! stops the start.
@@ -21,11 +25,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
-use journal::{Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
+use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::flat_map::FlatMap;
-use crate::queue::Queue;
+use crate::moved::Reason;
+use crate::queue::{PRIORITY_DEFAULT, Queue, Traits};
 
 /// What happens to the state when a record is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub enum Effect {
     None,
     /// A message becomes visible.
     Visible(QueueId, Sequence),
+    /// A moved message is here, and hidden while its origin lives.
+    Arrived(QueueId, Sequence),
     /// A failed delivery is counted; the message is available again.
     Counted(QueueId, Sequence),
     /// A settled message is gone.
@@ -71,6 +78,8 @@ pub struct State {
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
+    /// Copies that are hidden, by their place; whence each came.
+    arrivals: BTreeMap<(QueueId, Sequence), Origin>,
     live: FlatMap<u64, u64>,
     witness: BTreeMap<Fact, u64>,
     /// What was witnessed last: most often the same is again.
@@ -83,7 +92,31 @@ pub struct State {
 struct Unfinished {
     lsn: Lsn,
     fragments: u16,
+    traits: Traits,
+    origin: Option<Origin>,
     bytes: BytesMut,
+}
+
+/// A message that is in the log, and where.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its sequence there.
+    pub sequence: Sequence,
+    /// Its bytes.
+    pub message: Bytes,
+    /// What the queue has to know of it.
+    pub traits: Traits,
+    /// Whence it was moved here.
+    pub origin: Option<Origin>,
+}
+
+/// What the optional parts of a message's record say to its queue.
+fn traits_of(parts: &Parts<'_>) -> Traits {
+    Traits { priority: parts.priority.unwrap_or(PRIORITY_DEFAULT) }
 }
 
 impl State {
@@ -95,6 +128,7 @@ impl State {
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             unfinished: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
             live: FlatMap::default(),
             witness: BTreeMap::new(),
             witnessed: None,
@@ -132,6 +166,7 @@ impl State {
     pub fn forget_queue(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(id) else { return };
         self.witnessed = None;
+        self.arrivals.retain(|(queue, _), _| *queue != id);
         for (_, lsn, len) in queue.live_messages() {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
@@ -179,7 +214,10 @@ impl State {
                 let count = record.parts.delivery_count.ok_or_else(|| {
                     ApplyError::Damage(format!("a delivery count at LSN {lsn} has no count"))
                 })?;
-                Ok(self.apply_delivery_count(record.queue, record.sequence, count))
+                // Without a payload it is a count and nothing more. A reason of a later version
+                // has it moved there again.
+                let doom = record.payload.first().and_then(|code| Reason::from_code(*code));
+                Ok(self.apply_delivery_count(record.queue, record.sequence, count, doom))
             }
             RecordKind::QueueCreate => {
                 let queue = QueueRecord::decode(record.queue, record.payload)
@@ -207,27 +245,47 @@ impl State {
         }
     }
 
-    /// A whole message stands at `lsn`: its slot is taken.
+    /// A whole message is in the log: its slot is taken.
     ///
     /// # Errors
     /// Its sequence was given before.
     #[inline]
-    pub fn apply_message(
-        &mut self,
-        lsn: Lsn,
-        id: QueueId,
-        sequence: Sequence,
-        message: Bytes,
-    ) -> Result<Effect, ApplyError> {
+    pub fn apply_message(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
+        let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
         if sequence < queue.next_sequence() {
             return Err(given_before(lsn, id, sequence));
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
-        queue.reserve(sequence, lsn, message);
+        queue.reserve(sequence, lsn, message, traits);
         *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
         self.witnessed(lsn, Fact::NextSequence(id));
-        Ok(Effect::Visible(id, sequence))
+        match origin {
+            None => Ok(Effect::Visible(id, sequence)),
+            Some(origin) => {
+                self.arrivals.insert((id, sequence), origin);
+                Ok(Effect::Arrived(id, sequence))
+            }
+        }
+    }
+
+    /// Whence a hidden copy came.
+    pub fn origin_of(&self, id: QueueId, sequence: Sequence) -> Option<Origin> {
+        self.arrivals.get(&(id, sequence)).copied()
+    }
+
+    /// Every hidden copy: its place, and whence it came.
+    pub fn arrivals(&self) -> impl Iterator<Item = (QueueId, Sequence, Origin)> {
+        self.arrivals.iter().map(|((id, sequence), origin)| (*id, *sequence, *origin))
+    }
+
+    /// The origin of a hidden copy is gone for good: consumers may see the copy.
+    pub fn land(&mut self, id: QueueId, sequence: Sequence) {
+        if self.arrivals.remove(&(id, sequence)).is_some()
+            && let Some(queue) = self.queues.get_mut(id)
+        {
+            queue.commit(sequence);
+        }
     }
 
     /// A settlement is in the log. The live path has moved the slot before; recovery has not.
@@ -236,11 +294,17 @@ impl State {
         if is_live { Effect::Gone(id, sequence) } else { Effect::None }
     }
 
-    /// A failed delivery is in the log.
-    pub fn apply_delivery_count(&mut self, id: QueueId, sequence: Sequence, count: u32) -> Effect {
+    /// A failed delivery is in the log, perhaps one after which the message has to go.
+    pub fn apply_delivery_count(
+        &mut self,
+        id: QueueId,
+        sequence: Sequence,
+        count: u32,
+        doom: Option<Reason>,
+    ) -> Effect {
         match self.queues.get_mut(id) {
             Some(queue) if queue.lsn(sequence).is_some() => {
-                queue.set_delivery_count(sequence, count);
+                queue.set_delivery_count(sequence, count, doom);
                 Effect::Counted(id, sequence)
             }
             Some(_) | None => Effect::None,
@@ -277,7 +341,7 @@ impl State {
     /// The batch of a record is committed. What it lets go of is counted out.
     pub fn commit(&mut self, effect: Effect) {
         match effect {
-            Effect::None => {}
+            Effect::None | Effect::Arrived(..) => {}
             Effect::Created(id) => {
                 if let Some(queue) = self.creating.remove(&id) {
                     self.catalogue.insert(queue);
@@ -298,6 +362,9 @@ impl State {
                 if let Some(archived) = archived {
                     self.memory_bytes -= archived.memory_bytes;
                     self.unpin(archived.lsn);
+                    if !self.arrivals.is_empty() {
+                        self.arrivals.remove(&(id, sequence));
+                    }
                 }
             }
         }
@@ -315,12 +382,19 @@ impl State {
     fn apply_fragment(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         let key = (record.queue, record.sequence);
         if record.flags.has(RecordFlags::WHOLE) {
-            let message = Bytes::copy_from_slice(record.payload);
-            return self.apply_message(lsn, record.queue, record.sequence, message);
+            return self.apply_message(Stored {
+                lsn,
+                queue: record.queue,
+                sequence: record.sequence,
+                message: Bytes::copy_from_slice(record.payload),
+                traits: traits_of(&record.parts),
+                origin: record.parts.origin,
+            });
         }
         if record.flags.has(RecordFlags::FIRST) {
             let bytes = BytesMut::from(record.payload);
-            self.unfinished.insert(key, Unfinished { lsn, fragments: 1, bytes });
+            let (traits, origin) = (traits_of(&record.parts), record.parts.origin);
+            self.unfinished.insert(key, Unfinished { lsn, fragments: 1, traits, origin, bytes });
             return Ok(Effect::None);
         }
         let Some(unfinished) = self.unfinished.get_mut(&key) else {
@@ -339,9 +413,14 @@ impl State {
             return Ok(Effect::None);
         }
         match self.unfinished.remove(&key) {
-            Some(whole) => {
-                self.apply_message(whole.lsn, record.queue, record.sequence, whole.bytes.freeze())
-            }
+            Some(whole) => self.apply_message(Stored {
+                lsn: whole.lsn,
+                queue: record.queue,
+                sequence: record.sequence,
+                message: whole.bytes.freeze(),
+                traits: whole.traits,
+                origin: whole.origin,
+            }),
             None => Ok(Effect::None),
         }
     }

@@ -13,6 +13,12 @@ pub enum Canary {
     SettlementRecycledEarly,
     /// The head is recycled without copying the queues' next sequences.
     SequenceReused,
+    /// A message is settled when its move is sent, not when its copy is committed.
+    SettledBeforeMoved,
+    /// A copy is shown when it is committed, not when its origin is settled.
+    CopyShownEarly,
+    /// Recovery keeps a message whose copy stands elsewhere.
+    DoubleKept,
     /// A queue is handed out when its creation is appended, not when it is committed.
     MessageBeforeCreation,
 }

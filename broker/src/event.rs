@@ -90,6 +90,8 @@ pub enum Event<'a> {
         /// The question.
         request: AdminRequest,
     },
+    /// The time of day, milliseconds since 1970 (UTC), which may have been set.
+    WallClock(u64),
     /// How far the in-sync backup has come with this shard's log. Marks never go back.
     Backup(BackupMarks),
     /// A deadline named by `poll_timeout` has passed.

@@ -17,12 +17,15 @@ pub mod admin;
 pub mod apply;
 pub mod canary;
 pub mod catalogue;
+pub mod clock;
 pub mod event;
 mod flat_map;
 pub mod limits;
 pub mod mail;
+pub mod moved;
 pub mod pending;
 pub mod queue;
+pub mod settings;
 pub mod shard;
 
 pub use event::{Action, ConnId, Event, Fatal};

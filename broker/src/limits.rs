@@ -65,6 +65,12 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
+/// Messages that one shard has on their way to other queues; the rest wait in theirs.
+pub const MOVES_MAX: usize = 256;
+/// How long a message waits before it is moved again when it was not taken.
+pub const MOVE_RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest that this gets, doubling each time.
+pub const MOVE_RETRY_MAX: Duration = Duration::from_secs(5);
 
 const _: () = {
     // Relief must be below pressure, or the credit would flap at one message.

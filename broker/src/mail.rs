@@ -28,14 +28,27 @@
 //!   asker ── Make ──▶ 0 ── Open ──▶ home ── Opened ──▶ 0 ── Catalogued ──▶ all, Made ──▶ asker
 //!   a link's shard ── Tied, Untied ──▶ home: its life is over ── Delete ──▶ 0 ── Deleted ──▶ all
 //! ```
+//!
+//! A message moves from one queue to another, wherever they live (`shard/dead_letters.rs`):
+//! ```text
+//!   source's home                           destination's home
+//!   -------------                           ------------------
+//!   (Provide ─▶ 0, if there is no such queue; Catalogued answers)
+//!   Publish, with the origin ──────────────▶ append the copy, hidden
+//!           ◀─────────────────────────────── Moved          (committed), or NotMoved
+//!   append the settlement … commit ── Landed ▶ show the copy
+//! ```
+//! and after recovery each shard tells every other, by `Arrivals`, which hidden copies it has.
+//!
 //! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
 //! the credit given by `Credit`; and everything a link can have under way is bounded by its credit.
 
 use bytes::Bytes;
-use journal::{Level, QueueId, Sequence, ShardId};
+use journal::{Level, Origin, QueueId, Sequence, ShardId};
 
 use crate::catalogue::{QueueRecord, Temporary};
+use crate::queue::Traits;
 
 /// A link's end on a connection's shard: who gets the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +71,26 @@ pub struct LinkKey {
 /// A transfer on its way, numbered by the connection's shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(pub u64);
+
+/// Who sent a message, and is told what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// A client; the answer is `Published`.
+    Producer(LinkRef, Token),
+    /// It was in another queue; the answer is `Moved` or `NotMoved`.
+    Moved(Origin),
+}
+
+/// Where a moved message is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CopyRef {
+    /// The shard.
+    pub shard: ShardId,
+    /// The queue.
+    pub queue: QueueId,
+    /// Its sequence there.
+    pub sequence: Sequence,
+}
 
 /// One thing that a shard says to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,9 +156,11 @@ pub enum Mail {
         /// The queue.
         queue: QueueId,
         /// Who gets the answer.
-        producer: (LinkRef, Token),
+        whence: Whence,
         /// The message as it was received.
         message: Bytes,
+        /// What the queue has to know of it.
+        traits: Traits,
     },
     /// What became of a message.
     Published {
@@ -208,6 +243,32 @@ pub enum Mail {
         /// The consumer.
         consumer: LinkRef,
     },
+    /// Let there be a queue of this name, on the asker's shard if it is new. To shard 0;
+    /// `Catalogued` tells of it, and nothing tells of a failure: ask again.
+    Provide {
+        /// The asker.
+        shard: ShardId,
+        /// The queue's name.
+        name: String,
+    },
+    /// The copy is committed, and hidden: settle the origin.
+    Moved {
+        /// Whence.
+        origin: Origin,
+        /// Where it is.
+        copy: CopyRef,
+    },
+    /// The copy was not taken.
+    NotMoved {
+        /// Whence.
+        origin: Origin,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The settlement of the origin is committed: show the copy.
+    Landed(CopyRef),
+    /// After recovery, from every shard to every shard: hidden copies of yours.
+    Arrivals(Vec<(Origin, CopyRef)>),
     /// The sender is stopping and has no connection left: no more mail of its links will come.
     NoMore,
     /// This shard's memory or disk is near its bound (or no longer): withhold producers' credit.

@@ -18,10 +18,10 @@
 
 use std::collections::VecDeque;
 
-use journal::{Level, Lsn};
+use journal::{Level, Lsn, Origin, QueueId, Sequence};
 
 use crate::apply::Effect;
-use crate::mail::{LEVELS, LinkRef, Token};
+use crate::mail::{CopyRef, LEVELS, LinkRef, Token};
 
 /// How far each kind of durability has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,19 @@ pub enum Answer {
     /// A producer.
     Published(LinkRef, Token),
     /// A consumer that asked to be told.
-    Settled(LinkRef, journal::Sequence),
+    Settled(LinkRef, Sequence),
     /// A consumer that goes.
     Unconsumed(LinkRef),
     /// The purge of a queue has come to its end.
-    Purged(journal::QueueId),
+    Purged(QueueId),
+    /// A message may be moved: what the log says of it is committed everywhere.
+    Movable(QueueId, Sequence),
+    /// The copy of a moved message is there: its origin is told.
+    Moved(Origin, CopyRef),
+    /// The origin of a copy is settled: the copy may be shown.
+    Landed(CopyRef),
     /// Ids for temporary queues, up to this one, are set aside.
-    IdsSetAside(journal::QueueId),
+    IdsSetAside(QueueId),
     /// The copies of the head segment's catalogue and sequences are there.
     HeadCopied,
 }

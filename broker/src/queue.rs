@@ -7,36 +7,53 @@
 //!      │                 │   └────────────────┼─┼─┼── purge ─────────┘
 //!      │                 └──── requeue ───────┘ │ └──▶ Counting  (a failed delivery is logged)
 //!      └── settle (recovery only: message and settlement are both in the log)     │
-//!                        ▲────────────────── commit ──────────────────────────────┘
+//!          Available, Delayed or Moving  ◀────────────── commit ──────────────────┘
+//!
+//!   Delayed ──── its time has come ──▶ Available
+//!   Moving  ──── the copy stands ────▶ Settling          (or Available: nobody takes the copy)
 //! ```
+//! What dies, and what waits after a failure, is in `queue/death.rs`.
+//!
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
 //! The index finds a message's slot by its sequence (`queue/index.rs`). What was released goes back
-//! to its own place in the order: `requeued` holds what lies behind the cursor.
+//! to its own place in the order: `requeued` holds what lies behind the cursor, and everything that
+//! is not of the usual priority. Higher priorities go out first, each in the order of sequences.
 //!
 //! Invariants (asserted, also in release):
 //! - a sequence is given once; `next` never goes back;
-//! - messages become available in the order of their sequences, so nothing available lies beyond
-//!   the first reserved one, and FIFO is the order of sequences whatever happened in between;
-//! - everything below `cursor` is acquired, settling, archived or in `requeued`;
+//! - messages of the usual priority become available in the order of their sequences, so none of
+//!   them lies beyond the first reserved one, and FIFO is the order of sequences within a priority,
+//!   whatever happened in between;
+//! - everything below `cursor` is acquired, on its way out, archived, delayed or in `requeued`;
 //! - a slot is acquired by exactly one consumer, whose list `held` has it where the slot says.
 //!
 //! A queue does no I/O and knows no journal: a place in the log is a number it keeps for its
 //! caller.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
 use crate::limits::{EXCLUSIONS_MAX, SLOT_BYTES};
 use crate::mail::LinkRef;
+use crate::settings::AddressSettings;
 
 mod browse;
+mod death;
 mod index;
 
 use browse::Browser;
+use death::Dying;
+pub use death::Leaving;
 use index::{Index, Slot};
+
+/// The priority of a message that states none [3.2.1].
+pub const PRIORITY_DEFAULT: u8 = amqp::message::PRIORITY_DEFAULT;
+/// The highest priority; what is higher counts as this.
+pub const PRIORITY_MAX: u8 = 9;
 
 /// Where a message is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +68,22 @@ pub enum SlotState {
     Counting,
     /// Its settlement is appended, not committed.
     Settling,
+    /// Its delivery failed, and it waits until it may be tried again.
+    Delayed,
+    /// It is on its way to another queue: nobody gets it here.
+    Moving,
 }
+
+/// How many states there are.
+const STATES: usize = 7;
 
 impl SlotState {
     /// Whether the message is committed and not about to go.
     pub fn is_visible(self) -> bool {
         match self {
-            Self::Available | Self::Acquired | Self::Counting => true,
+            Self::Available | Self::Acquired | Self::Counting | Self::Delayed | Self::Moving => {
+                true
+            }
             Self::Reserved | Self::Settling => false,
         }
     }
@@ -71,14 +97,46 @@ struct Consumer {
     drain: bool,
     /// What it holds, in no order.
     held: Vec<Sequence>,
-    /// What is requeued below this is excluded for it: nothing there is looked at again.
-    looked_at: Sequence,
+    /// What is requeued before this is excluded for it: nothing there is looked at again.
+    looked_at: Place,
 }
 
 impl Consumer {
     /// A message came back that it may not have looked at.
-    fn look_again(&mut self, sequence: Sequence) {
-        self.looked_at = self.looked_at.min(sequence);
+    fn look_again(&mut self, place: Place) {
+        self.looked_at = self.looked_at.min(place);
+    }
+}
+
+/// A message's place in the order of dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// Lower goes out first: what is missing from the highest priority.
+    rank: u8,
+    sequence: Sequence,
+}
+
+/// The rank of what states no priority.
+const RANK_DEFAULT: u8 = PRIORITY_MAX - PRIORITY_DEFAULT;
+
+impl Place {
+    const FIRST: Self = Self { rank: 0, sequence: Sequence(0) };
+
+    fn next(self) -> Self {
+        Self { sequence: Sequence(self.sequence.0 + 1), ..self }
+    }
+}
+
+/// What a queue has to know of a message beside its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Its priority, at most 9.
+    pub priority: u8,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self { priority: PRIORITY_DEFAULT }
     }
 }
 
@@ -131,15 +189,17 @@ pub struct Queue {
     next: Sequence,
     cursor: Sequence,
     recovered_end: Sequence,
-    requeued: BTreeSet<Sequence>,
+    requeued: BTreeSet<Place>,
     touched: BTreeSet<Sequence>,
     excluded: BTreeMap<Sequence, Vec<LinkRef>>,
     consumers: Vec<Consumer>,
     browsers: Vec<Browser>,
     turn: usize,
-    counts: [u64; 5],
+    counts: [u64; STATES],
     payload_bytes: u64,
     newest_first: bool,
+    settings: Arc<AddressSettings>,
+    dying: Dying,
     /// Counters; see [`QueueCounters`].
     pub counters: QueueCounters,
 }
@@ -159,9 +219,11 @@ impl Queue {
             consumers: Vec::new(),
             browsers: Vec::new(),
             turn: 0,
-            counts: [0; 5],
+            counts: [0; STATES],
             payload_bytes: 0,
             newest_first: false,
+            settings: Arc::default(),
+            dying: Dying::default(),
             counters: QueueCounters::default(),
         }
     }
@@ -211,6 +273,11 @@ impl Queue {
         self.index.get(sequence).map(|slot| slot.lsn)
     }
 
+    /// The priority of a message that is live; 0 of one that is not.
+    pub fn priority(&self, sequence: Sequence) -> u8 {
+        self.index.get(sequence).map_or(0, |slot| PRIORITY_MAX - slot.rank)
+    }
+
     /// A sequence was used or set aside in the log: never give it, or one below it, again.
     pub fn skip_to(&mut self, next: Sequence) {
         if next > self.next {
@@ -222,12 +289,14 @@ impl Queue {
     ///
     /// # Panics
     /// If the sequence was given before: FIFO and settlement rest on that.
-    pub fn reserve(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes) {
+    pub fn reserve(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
         assert!(sequence >= self.next, "sequence {sequence:?} of {:?} given twice", self.id);
         self.next = Sequence(sequence.0 + 1);
         self.payload_bytes += message.len() as u64;
         let state = SlotState::Reserved;
-        self.index.push(sequence, Slot { state, delivery_count: 0, held_at: 0, lsn, message });
+        let rank = PRIORITY_MAX - traits.priority.min(PRIORITY_MAX);
+        self.index
+            .push(sequence, Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message });
         self.counts[SlotState::Reserved as usize] += 1;
     }
 
@@ -238,9 +307,10 @@ impl Queue {
         if slot.state == SlotState::Reserved {
             step(slot, &mut self.counts, SlotState::Available);
             self.counters.enqueued += 1;
-            if sequence < self.cursor {
-                self.requeued.insert(sequence);
-                self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
+            if sequence < self.cursor || slot.rank != RANK_DEFAULT {
+                let place = Place { rank: slot.rank, sequence };
+                self.requeued.insert(place);
+                self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
             }
         }
     }
@@ -259,7 +329,7 @@ impl Queue {
                 credit: 0,
                 drain: false,
                 held: Vec::new(),
-                looked_at: Sequence(0),
+                looked_at: Place::FIRST,
             });
         }
     }
@@ -292,11 +362,9 @@ impl Queue {
         if !self.consumers.iter().any(|consumer| consumer.credit > 0) {
             return None;
         }
-        let (sequence, at) = self.next_match()?;
-        self.requeued.remove(&sequence);
-        if sequence >= self.cursor {
-            self.cursor = Sequence(sequence.0 + 1);
-        }
+        let (place, at) = self.next_match()?;
+        let sequence = place.sequence;
+        self.take_out(place);
         self.turn = at + 1;
         let consumer = &mut self.consumers[at];
         let slot = self.index.get_mut(sequence).expect("it was matched");
@@ -344,30 +412,6 @@ impl Queue {
         Ok(())
     }
 
-    /// A consumer gives back what it holds as a failed delivery, which is to be appended; the
-    /// message is available again when that is committed. Gives the new count.
-    ///
-    /// # Errors
-    /// [`NotHeld`] as in [`Self::settle`].
-    pub fn fail(&mut self, link: LinkRef, sequence: Sequence) -> Result<u32, NotHeld> {
-        let slot = self.give_up(link, sequence, SlotState::Counting)?;
-        Ok(slot.delivery_count.saturating_add(1))
-    }
-
-    /// The log says how often the delivery of a message has failed.
-    pub fn set_delivery_count(&mut self, sequence: Sequence, delivery_count: u32) {
-        if let Some(slot) = self.index.get_mut(sequence) {
-            slot.delivery_count = delivery_count;
-        }
-    }
-
-    /// A failed delivery is committed: the message is available again.
-    pub fn counted(&mut self, sequence: Sequence) {
-        if self.state(sequence) == Some(SlotState::Counting) {
-            self.make_available_again(sequence);
-        }
-    }
-
     /// This consumer does not get this message again. A message remembers the newest few of those;
     /// links that are gone need no care, since their references name nobody else.
     pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {
@@ -377,25 +421,21 @@ impl Queue {
         }
         if links.len() == EXCLUSIONS_MAX {
             links.remove(0);
-            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
+            let rank = self.index.get(sequence).map_or(RANK_DEFAULT, |slot| slot.rank);
+            let place = Place { rank, sequence };
+            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
         }
         links.push(link);
     }
 
     /// The oldest available message leaves the order for its settlement (purge).
     pub fn take_for_purge(&mut self, below: Sequence) -> Option<Sequence> {
-        let requeued = self.requeued.first().copied();
-        let sequence = match requeued {
-            Some(sequence) => sequence,
-            None => self.fresh()?,
+        let place = match self.requeued.iter().find(|place| place.sequence < below) {
+            Some(place) => *place,
+            None => self.fresh().filter(|place| place.sequence < below)?,
         };
-        if sequence >= below {
-            return None;
-        }
-        self.requeued.remove(&sequence);
-        if sequence >= self.cursor {
-            self.cursor = Sequence(sequence.0 + 1);
-        }
+        self.take_out(place);
+        let sequence = place.sequence;
         self.change(sequence, SlotState::Settling);
         Some(sequence)
     }
@@ -405,7 +445,7 @@ impl Queue {
     pub fn settle_from_log(&mut self, sequence: Sequence) -> bool {
         let Some(slot) = self.index.get_mut(sequence) else { return false };
         if slot.state != SlotState::Settling {
-            self.requeued.remove(&sequence);
+            self.requeued.remove(&Place { rank: slot.rank, sequence });
             step(slot, &mut self.counts, SlotState::Settling);
         }
         true
@@ -420,6 +460,7 @@ impl Queue {
         self.payload_bytes -= slot.message.len() as u64;
         self.touched.remove(&sequence);
         self.excluded.remove(&sequence);
+        self.dying.forget(sequence);
         self.counters.settled += 1;
         Some(Archived { lsn: slot.lsn, memory_bytes: Self::memory_bytes(slot.message.len()) })
     }
@@ -450,50 +491,65 @@ impl Queue {
         self.consumers.iter().position(|consumer| consumer.link == link)
     }
 
+    /// A message leaves the order.
+    fn take_out(&mut self, place: Place) {
+        // What is fresh is not requeued; most often nothing is.
+        if self.requeued.is_empty() || !self.requeued.remove(&place) {
+            self.cursor = self.cursor.max(Sequence(place.sequence.0 + 1));
+        }
+    }
+
     /// The first message in order that some consumer with credit may have, and that consumer's
     /// place.
-    fn next_match(&mut self) -> Option<(Sequence, usize)> {
-        if self.newest_first {
-            let fresh = self.fresh().and_then(|s| self.next_consumer(s).map(|at| (s, at)));
-            if fresh.is_some() {
-                return fresh;
-            }
+    fn next_match(&mut self) -> Option<(Place, usize)> {
+        if self.newest_first
+            && let Some(fresh) = self.next_fresh()
+        {
+            return Some(fresh);
         }
-        if let Some(first) = self.requeued.first().copied() {
-            if let Some(at) = self.next_consumer(first) {
-                return Some((first, at));
-            }
-            if let Some(found) = self.next_not_excluded() {
-                return Some(found);
-            }
+        let found = match self.requeued.first().copied() {
+            None => None,
+            Some(first) => match self.next_consumer(first.sequence) {
+                Some(at) => Some((first, at)),
+                None => self.next_not_excluded(),
+            },
+        };
+        // What is requeued lies behind the cursor, or has a rank of its own.
+        match found {
+            Some((place, _)) if place.rank > RANK_DEFAULT => self.next_fresh().or(found),
+            Some(_) => found,
+            None => self.next_fresh(),
         }
+    }
+
+    fn next_fresh(&mut self) -> Option<(Place, usize)> {
         let fresh = self.fresh()?;
-        self.next_consumer(fresh).map(|at| (fresh, at))
+        self.next_consumer(fresh.sequence).map(|at| (fresh, at))
     }
 
     /// The first requeued message that some consumer with credit is not excluded from. Each
     /// consumer looks at each of its exclusions once, not each time.
-    fn next_not_excluded(&mut self) -> Option<(Sequence, usize)> {
+    fn next_not_excluded(&mut self) -> Option<(Place, usize)> {
         let Self { consumers, requeued, excluded, turn, .. } = self;
         let count = consumers.len();
-        let mut best: Option<(Sequence, usize)> = None;
+        let mut best: Option<(Place, usize)> = None;
         for at in (0..count).map(|step| (*turn + step) % count) {
             let consumer = &mut consumers[at];
             if consumer.credit == 0 {
                 continue;
             }
-            let bars = |sequence: &Sequence| {
-                excluded.get(sequence).is_some_and(|links| links.contains(&consumer.link))
+            let bars = |place: &Place| {
+                excluded.get(&place.sequence).is_some_and(|links| links.contains(&consumer.link))
             };
-            let found = requeued.range(consumer.looked_at..).find(|sequence| !bars(sequence));
+            let found = requeued.range(consumer.looked_at..).find(|place| !bars(place));
             // What comes back from behind this place makes it look again.
             consumer.looked_at = match (found, requeued.last()) {
                 (Some(found), _) => *found,
-                (None, Some(last)) => Sequence(last.0 + 1),
+                (None, Some(last)) => last.next(),
                 (None, None) => consumer.looked_at,
             };
             if let Some(found) = found
-                && best.is_none_or(|(sequence, _)| *found < sequence)
+                && best.is_none_or(|(place, _)| *found < place)
             {
                 best = Some((*found, at));
             }
@@ -501,20 +557,29 @@ impl Queue {
         best
     }
 
-    /// The first available message that was never handed out.
-    fn fresh(&self) -> Option<Sequence> {
+    /// The first available message of the usual priority that was never handed out. What lies
+    /// before it is passed for good.
+    fn fresh(&mut self) -> Option<Place> {
+        let mut found = None;
         let mut from = self.cursor;
         while from < self.next {
-            let (sequence, slot) = self.index.first_from(from)?;
+            let Some((sequence, slot)) = self.index.first_from(from) else { break };
             match slot.state {
-                SlotState::Available => return Some(sequence),
-                SlotState::Reserved => return None,
-                SlotState::Acquired | SlotState::Counting | SlotState::Settling => {
-                    from = Sequence(sequence.0 + 1);
+                SlotState::Available if slot.rank == RANK_DEFAULT => {
+                    found = Some(Place { rank: RANK_DEFAULT, sequence });
+                    break;
                 }
+                SlotState::Reserved => break,
+                SlotState::Available
+                | SlotState::Acquired
+                | SlotState::Counting
+                | SlotState::Settling
+                | SlotState::Delayed
+                | SlotState::Moving => from = Sequence(sequence.0 + 1),
             }
         }
-        None
+        self.cursor = from;
+        found
     }
 
     fn next_consumer(&self, sequence: Sequence) -> Option<usize> {
@@ -559,9 +624,11 @@ impl Queue {
 
     /// It is available again: it goes out before what comes after it.
     fn requeue(&mut self, sequence: Sequence) {
+        let Some(slot) = self.index.get(sequence) else { return };
+        let place = Place { rank: slot.rank, sequence };
         self.touched.insert(sequence);
-        self.requeued.insert(sequence);
-        self.consumers.iter_mut().for_each(|consumer| consumer.look_again(sequence));
+        self.requeued.insert(place);
+        self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
     }
 
     fn state(&self, sequence: Sequence) -> Option<SlotState> {
@@ -578,15 +645,17 @@ impl Queue {
 }
 
 /// The one place where a slot changes its state; the drawing at the top is this table.
-fn step(slot: &mut Slot, counts: &mut [u64; 5], to: SlotState) {
-    use SlotState::{Acquired, Available, Counting, Reserved, Settling};
+fn step(slot: &mut Slot, counts: &mut [u64; STATES], to: SlotState) {
+    use SlotState::{Acquired, Available, Counting, Delayed, Moving, Reserved, Settling};
     let from = slot.state;
     let legal = match to {
         Reserved => false,
-        Available => matches!(from, Reserved | Acquired | Counting),
+        Available => matches!(from, Reserved | Acquired | Counting | Delayed | Moving),
         Acquired => matches!(from, Available),
         Counting => matches!(from, Acquired),
-        Settling => matches!(from, Reserved | Available | Acquired | Counting),
+        Delayed => matches!(from, Counting),
+        Moving => matches!(from, Reserved | Available | Counting | Delayed),
+        Settling => !matches!(from, Settling),
     };
     assert!(legal, "the message at {}: {from:?} cannot become {to:?}", slot.lsn);
     slot.state = to;
@@ -608,7 +677,7 @@ mod tests {
     fn queue_of(count: u64) -> Queue {
         let mut queue = Queue::new(QueueId(1));
         for n in 0..count {
-            queue.reserve(Sequence(n), Lsn(n * 100), Bytes::from(vec![n as u8]));
+            queue.reserve(Sequence(n), Lsn(n * 100), Bytes::from(vec![n as u8]), Traits::default());
             queue.commit(Sequence(n));
         }
         queue
@@ -626,7 +695,7 @@ mod tests {
         queue.attach(link(1));
         queue.add_credit(link(1), 10, false);
         for n in 0..3 {
-            queue.reserve(Sequence(n), Lsn(n), Bytes::new());
+            queue.reserve(Sequence(n), Lsn(n), Bytes::new(), Traits::default());
         }
         assert_eq!(queue.dispatch(), None);
         queue.commit(Sequence(0));
@@ -666,17 +735,56 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_delivery_waits_for_its_commit() {
-        let mut queue = queue_of(1);
+    fn priorities_go_out_from_the_highest_each_in_its_order() {
+        let mut queue = Queue::new(QueueId(1));
+        for (n, priority) in [4, 0, 9, 4, 9, 0, 200].into_iter().enumerate() {
+            let sequence = Sequence(n as u64);
+            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+            queue.commit(sequence);
+        }
         queue.attach(link(1));
-        queue.add_credit(link(1), 5, false);
-        queue.dispatch().unwrap();
-        assert_eq!(queue.fail(link(1), Sequence(0)), Ok(1));
-        queue.set_delivery_count(Sequence(0), 1);
-        assert_eq!(queue.dispatch(), None);
-        queue.counted(Sequence(0));
-        assert_eq!(queue.dispatch().unwrap().delivery_count, 1);
-        assert_eq!(queue.settle(link(2), Sequence(0)), Err(NotHeld));
+        queue.add_credit(link(1), 3, false);
+        assert_eq!(drain_to(&mut queue), [(1, 2), (1, 4), (1, 6)]);
+        // What comes back is back in its place.
+        queue.release(link(1), Sequence(4)).unwrap();
+        queue.add_credit(link(1), 9, false);
+        let rest: Vec<u64> = drain_to(&mut queue).into_iter().map(|(_, n)| n).collect();
+        assert_eq!(rest, [4, 0, 3, 1, 5]);
+        assert_eq!((queue.priority(Sequence(6)), queue.priority(Sequence(5))), (9, 0));
+    }
+
+    #[test]
+    fn an_exclusion_from_a_low_priority_hides_nothing_fresh() {
+        let mut queue = Queue::new(QueueId(1));
+        for (n, priority) in [1, 4].into_iter().enumerate() {
+            let sequence = Sequence(n as u64);
+            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+        }
+        queue.commit(Sequence(0));
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 9, false);
+        assert_eq!(drain_to(&mut queue), [(1, 0)]);
+        queue.release(link(1), Sequence(0)).unwrap();
+        queue.exclude(link(1), Sequence(0));
+        queue.commit(Sequence(1));
+        assert_eq!(drain_to(&mut queue), [(1, 1)]);
+        queue.add_credit(link(2), 9, false);
+        assert_eq!(drain_to(&mut queue), [(2, 0)]);
+    }
+
+    #[test]
+    fn a_purge_takes_every_priority_below_its_mark() {
+        let mut queue = Queue::new(QueueId(1));
+        for (n, priority) in [4, 0, 9, 4].into_iter().enumerate() {
+            let sequence = Sequence(n as u64);
+            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+            queue.commit(sequence);
+        }
+        let taken: Vec<u64> =
+            std::iter::from_fn(|| queue.take_for_purge(Sequence(3))).map(|s| s.0).collect();
+        assert_eq!(taken, [2, 1, 0]);
+        assert_eq!(queue.count(SlotState::Available), 1);
     }
 
     #[test]
@@ -743,6 +851,6 @@ mod tests {
     #[should_panic(expected = "given twice")]
     fn a_sequence_is_given_once() {
         let mut queue = queue_of(2);
-        queue.reserve(Sequence(1), Lsn(9), Bytes::new());
+        queue.reserve(Sequence(1), Lsn(9), Bytes::new(), Traits::default());
     }
 }

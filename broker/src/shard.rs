@@ -29,6 +29,7 @@ use std::time::Instant;
 use journal::{DiskOp, FileId, Journal, PoisonCause, QueueId, Recovery, ShardId};
 
 use crate::apply::State;
+use crate::clock::WallClock;
 use crate::event::{Action, ConnId, Event, Fatal, earlier};
 use crate::flat_map::FlatMap;
 use crate::mail::{LinkKey, LinkRef, Mail};
@@ -37,6 +38,7 @@ use crate::pending::{BackupMarks, Pending, Watermarks};
 mod commit;
 mod connections;
 mod creation;
+mod dead_letters;
 mod egress;
 mod ingress;
 mod link;
@@ -78,6 +80,10 @@ pub struct ShardConfig {
     pub segments_max: u64,
     /// How long the disk may take for one operation of recovery.
     pub disk_bound: std::time::Duration,
+    /// The time of day.
+    pub clock: WallClock,
+    /// What holds for which address.
+    pub settings: std::sync::Arc<crate::settings::Settings>,
     /// Rules that are broken on purpose: none, but in tests of the tests.
     pub canaries: crate::canary::Canaries,
 }
@@ -141,6 +147,9 @@ pub struct Shard {
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
+    moves: dead_letters::Moves,
+    /// When pauses after failed deliveries end, by queue; at least the next of each queue.
+    pausing: BTreeSet<(Instant, QueueId)>,
     purges: Purges,
     pressing: ingress::Pressure,
     pressure: Vec<bool>,
@@ -185,6 +194,8 @@ impl Shard {
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
+            moves: dead_letters::Moves::default(),
+            pausing: BTreeSet::new(),
             purges: Purges::default(),
             pressing: ingress::Pressure::default(),
             pressure: vec![false; shards],
@@ -224,6 +235,7 @@ impl Shard {
             && self.waiting.is_empty()
             && self.creations.is_empty()
             && self.temporaries.is_quiet()
+            && self.moves.is_empty()
     }
 
     /// Links of connections that this shard knows, for the checker of leaks.
@@ -262,6 +274,7 @@ impl Shard {
                 }
             },
             Event::Backup(marks) => self.backup.advance(marks),
+            Event::WallClock(unix_ms) => self.config.clock = WallClock { at: now, unix_ms },
             Event::Mail { from, mail } => self.take_mail(from, mail),
             Event::Admin { id, request } => self.operator(now, id, request),
             Event::Timer => self.timer(now),
@@ -288,6 +301,8 @@ impl Shard {
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
         let steps = earlier(self.pressing.lifts_at, self.purges.due());
+        let pauses = self.pausing.first().map(|(at, _)| *at);
+        let steps = earlier(steps, earlier(pauses, self.moves_due()));
         earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
 
@@ -309,6 +324,8 @@ impl Shard {
         self.step_waiting(now);
         self.step_creations(now);
         self.step_temporaries(now);
+        self.step_pauses(now);
+        self.step_moves(now);
         self.step_dispatch(now);
         self.step_purges(now);
         self.step_recycle(now);
@@ -387,7 +404,7 @@ impl Shard {
     fn takes(&self, mail: &Mail) -> bool {
         match self.phase {
             Phase::Recovering(_) => false,
-            Phase::Joining => matches!(mail, Mail::Catalogue { .. }),
+            Phase::Joining => matches!(mail, Mail::Catalogue { .. } | Mail::Arrivals(_)),
             Phase::Serving | Phase::Stopping | Phase::Stopped => true,
         }
     }
@@ -404,11 +421,16 @@ impl Shard {
             Mail::Deleted(queue) => self.deleted(queue),
             Mail::Open(record) => self.open_queue(record),
             Mail::Opened(queue) => self.opened(queue),
-            Mail::Catalogued(record) => self.state.catalogue.insert(record),
-            Mail::Catalogue { queues, next_queue_id } => self.join(queues, next_queue_id),
-            Mail::Publish { queue, producer, message } => {
-                self.publish(now, ingress::Publish { queue, producer, message });
+            Mail::Catalogued(record) => self.catalogued(now, record),
+            Mail::Catalogue { queues, next_queue_id } => self.join(now, queues, next_queue_id),
+            Mail::Provide { shard, name } => self.provide(now, shard, &name),
+            Mail::Publish { queue, whence, message, traits } => {
+                self.publish(now, ingress::Publish { queue, whence, message, traits });
             }
+            Mail::Moved { origin, copy } => self.copied(now, origin, copy),
+            Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
+            Mail::Landed(copy) => self.landed(copy),
+            Mail::Arrivals(copies) => self.heard_arrivals(now, copies),
             Mail::Published { link, token, result } => self.published(link, token, &result),
             Mail::Consume { queue, consumer, browses } => self.consume(queue, consumer, browses),
             Mail::Credit { queue, consumer, more, drain } => {

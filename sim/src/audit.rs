@@ -188,6 +188,7 @@ impl Found {
             end,
             letter,
             name,
+            origin: record.parts.origin,
         };
         Self { flags: record.flags, written }
     }

@@ -12,17 +12,19 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
+use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
 use crate::hits::Hits;
 use crate::letter::LetterId;
 use crate::wire::Verdict;
 
+mod attempts;
 mod commit;
 mod count;
 mod creation;
 mod early;
 mod holder;
+mod moved;
 mod order;
 mod recovery;
 mod refusal;
@@ -76,6 +78,8 @@ pub struct Written {
     pub letter: Option<LetterId>,
     /// The name in it, of a queue's creation.
     pub name: Option<String>,
+    /// Whence it was moved.
+    pub origin: Option<Origin>,
 }
 
 /// A queue's state as an operator is shown it.
@@ -91,6 +95,8 @@ pub struct QueueView {
     pub messages: u64,
     /// Those of them that wait for a commit.
     pub uncommitted: u64,
+    /// Those of them that are in a pause, or on their way to another queue.
+    pub away: u64,
     /// The next sequence.
     pub next_sequence: Sequence,
 }
@@ -125,6 +131,8 @@ pub enum Seen {
         first_acquirer: bool,
         /// The only consumer of its queue, of a broker that is otherwise at rest.
         alone: bool,
+        /// It came from a queue for what died.
+        grave: bool,
     },
     /// A client gave a delivery its outcome.
     Judged {
@@ -183,6 +191,10 @@ pub struct Letter {
     pub incarnation: u64,
     /// The record of its settlement.
     pub settled: Option<Written>,
+    /// Its newest record in a queue that it was moved to.
+    pub copy: Option<Written>,
+    /// The record of that copy's settlement.
+    pub copy_settled: Option<Written>,
 }
 
 /// What every checker may know.
@@ -202,6 +214,10 @@ pub struct Facts {
     pub incarnation: u64,
     /// A second member is in the in-sync set.
     pub backup: bool,
+    /// The log may get full: what dies may have to stay.
+    pub tight: bool,
+    /// Failed deliveries after which a message goes to the dead letters.
+    pub attempts_max: u32,
     /// How long what is answered before it is written may wait: the flush window, and a slack.
     pub early_bound: Duration,
     /// The stamp of what is being seen.
@@ -217,6 +233,9 @@ impl Facts {
     /// The level of a letter's queue. One that was never written may be at `async`, and lost.
     pub fn level(&self, id: LetterId) -> Level {
         let Some(letter) = self.letters.get(&id) else { return Level::Sync };
+        if let Some(copy) = &letter.copy {
+            return self.queues.get(&copy.queue).map_or(Level::Sync, |creation| creation.level);
+        }
         if let Some(written) = &letter.written {
             return written.level;
         }
@@ -235,10 +254,8 @@ impl Facts {
             | Seen::Judged { letter, .. }
             | Seen::Confirmed { letter, .. } => *letter == id,
             Seen::Written(record) => {
-                let written = self.letters.get(&id).and_then(|letter| letter.written.as_ref());
-                let same =
-                    |at: &Written| (at.queue, at.sequence) == (record.queue, record.sequence);
-                record.letter == Some(id) || written.is_some_and(same)
+                let place = (record.queue, record.sequence);
+                record.letter == Some(id) || self.places.get(&place) == Some(&id)
             }
             Seen::Vouched { .. } | Seen::Parted(_) => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
@@ -290,6 +307,8 @@ impl Default for Checks {
         Self {
             facts: Facts::default(),
             checks: vec![
+                Box::new(attempts::Attempts),
+                Box::new(moved::Moved::default()),
                 Box::new(commit::Commit),
                 Box::new(count::Count::default()),
                 Box::new(creation::Creation::default()),
@@ -341,12 +360,23 @@ impl Checks {
         match seen {
             Seen::Sent { letter, link, queue, .. } => {
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
-                let new = Letter { link, queue, written: None, incarnation, settled: None };
+                let new = Letter {
+                    link,
+                    queue,
+                    written: None,
+                    incarnation,
+                    settled: None,
+                    copy: None,
+                    copy_settled: None,
+                };
                 facts.letters.insert(*letter, new);
             }
             Seen::Written(written) => {
                 if let Some(letter) = written.letter.and_then(|id| facts.letters.get_mut(&id)) {
-                    letter.written = Some(written.clone());
+                    match written.origin {
+                        None => letter.written = Some(written.clone()),
+                        Some(_) => letter.copy = Some(written.clone()),
+                    }
                     letter.incarnation = facts.incarnation;
                 }
                 let place = (written.queue, written.sequence);
@@ -357,7 +387,11 @@ impl Checks {
                     && let Some(id) = facts.places.get(&place)
                     && let Some(letter) = facts.letters.get_mut(id)
                 {
-                    letter.settled = Some(written.clone());
+                    let is_copy = |copy: &Written| (copy.queue, copy.sequence) == place;
+                    match letter.copy.as_ref().is_some_and(is_copy) {
+                        true => letter.copy_settled = Some(written.clone()),
+                        false => letter.settled = Some(written.clone()),
+                    }
                 }
                 if written.kind == RecordKind::QueueCreate && written.name.is_some() {
                     facts.queues.entry(written.queue).or_insert_with(|| written.clone());
@@ -365,8 +399,14 @@ impl Checks {
             }
             Seen::Recovered { shard, end } => {
                 for letter in facts.letters.values_mut() {
-                    letter.written.take_if(|at| at.shard == *shard && at.end > *end);
-                    letter.settled.take_if(|at| at.shard == *shard && at.end > *end);
+                    for record in [
+                        &mut letter.written,
+                        &mut letter.settled,
+                        &mut letter.copy,
+                        &mut letter.copy_settled,
+                    ] {
+                        record.take_if(|at| at.shard == *shard && at.end > *end);
+                    }
                 }
                 facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
             }

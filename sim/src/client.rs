@@ -13,6 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use broker::settings::{DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS};
+
 use crate::check::{LinkKey, Seen};
 use crate::hits::{Hit, Hits};
 use crate::letter::{self, LetterId};
@@ -93,6 +95,25 @@ pub struct Habits {
     pub diligence: u32,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// Of a thousand links that consume, so many take what died.
+    pub undertakes: u32,
+}
+
+/// Where what dies goes.
+const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
+
+impl Habits {
+    /// The name of a queue, by its number: those for what died come last.
+    fn queue(&self, queue: usize) -> &str {
+        match queue.checked_sub(self.queues.len()) {
+            Some(grave) => GRAVES[grave],
+            None => &self.queues[queue],
+        }
+    }
+
+    fn is_grave(&self, queue: usize) -> bool {
+        queue >= self.queues.len()
+    }
 }
 
 /// What a client is about.
@@ -338,8 +359,11 @@ impl Client {
         let link = self.links.get_mut(&handle).ok_or("a delivery on a link that is gone")?;
         link.credit = link.credit.saturating_sub(1);
         link.held.push((id, letter));
-        let link = link.key;
-        out.push(Seen::Delivered { letter, link, delivery_count, first_acquirer, alone });
+        let (link, grave) = (link.key, self.habits.is_grave(link.queue));
+        if grave {
+            hits.add(Hit::Buried);
+        }
+        out.push(Seen::Delivered { letter, link, delivery_count, first_acquirer, alone, grave });
         Ok(())
     }
 
@@ -403,7 +427,7 @@ impl Client {
     }
 
     fn tick_drain(&mut self, desk: &mut Desk, out: &mut Vec<Seen>) {
-        for queue in 0..self.habits.queues.len() {
+        for queue in 0..self.habits.queues.len() + GRAVES.len() {
             if !self.links.values().any(|link| link.queue == queue) {
                 self.attach(desk, Job::Consume, queue);
             }
@@ -431,7 +455,10 @@ impl Client {
         }
         if self.links.len() < self.habits.links && self.rng.chance(500) {
             let produces = self.rng.chance(self.habits.produces);
-            let queue = self.rng.index(self.habits.queues.len());
+            let mut queue = self.rng.index(self.habits.queues.len());
+            if !produces && self.rng.chance(self.habits.undertakes) {
+                queue = self.habits.queues.len() + self.rng.index(GRAVES.len());
+            }
             self.attach(desk, if produces { Job::Produce } else { Job::Consume }, queue);
         }
         let handles: Vec<u32> = self.links.keys().copied().collect();
@@ -457,7 +484,7 @@ impl Client {
     fn attach(&mut self, desk: &mut Desk, job: Job, queue: usize) {
         let Some(endpoint) = &mut self.endpoint else { return };
         let Some(handle) = (0..32).find(|handle| !self.links.contains_key(handle)) else { return };
-        let address = &self.habits.queues[queue];
+        let address = self.habits.queue(queue);
         let name = format!("{}-{job:?}-{handle}", self.name);
         match job {
             Job::Produce => endpoint.attach_sender(handle, &name, address),
@@ -523,7 +550,8 @@ impl Client {
         if !self.rng.chance(self.habits.diligence) {
             return;
         }
-        let held = self.links.get(&handle).map_or(0, |link| link.held.len());
+        let Some(link) = self.links.get(&handle) else { return };
+        let (held, grave) = (link.held.len(), self.habits.is_grave(link.queue));
         if held == 0 {
             return;
         }
@@ -536,7 +564,7 @@ impl Client {
             } else {
                 Verdict::Modified { failed, not_here }
             }
-        } else if self.rng.chance(50) {
+        } else if self.rng.chance(50) && !grave {
             Verdict::Rejected
         } else {
             Verdict::Accepted

@@ -87,6 +87,14 @@ hits! {
     Drained => "drains answered",
     /// A message that came a second time.
     Redelivered => "redeliveries",
+    /// A message that died came from the queue that it was moved to.
+    Buried => "dead letters delivered",
+    /// A message was sent from one shard's queue to another's.
+    MovedAcross => "moves to another shard",
+    /// A start found copies whose origin another shard may still have.
+    CopyFound => "hidden copies found by a start",
+    /// A queue did not take a message that was moved to it.
+    NotMoved => "moves refused",
     /// A settlement that the broker confirmed.
     Confirmed => "settlements confirmed",
     /// A message accepted.

@@ -52,14 +52,15 @@ pub fn find(bytes: &[u8]) -> Option<LetterId> {
     Some(LetterId(u64::from_le_bytes(*number)))
 }
 
-/// What is forwarded of a message: all but its header.
+/// The header of a message, and its bare message: all but annotations for brokers.
 ///
 /// # Errors
 /// Where it cannot be decoded.
 pub fn bare(message: &[u8]) -> Result<(Header, &[u8]), String> {
     let sections = Sections::scan(message).map_err(|error| error.to_string())?;
     let header = sections.header_fields;
-    Ok((header, &message[sections.forwarded]))
+    let from = sections.message_annotations.map_or(sections.forwarded.start, |range| range.end);
+    Ok((header, &message[from..sections.forwarded.end]))
 }
 
 #[cfg(test)]

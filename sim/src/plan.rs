@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use broker::settings::{Said, Settings};
 use journal::Level;
 
 use crate::client::Habits;
@@ -26,7 +27,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 11] = [
+    pub const ALL: [(&'static str, Self); 14] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -40,6 +41,9 @@ impl Canary {
             Self::Broker(broker::canary::Canary::SettlementRecycledEarly),
         ),
         ("sequence-reused", Self::Broker(broker::canary::Canary::SequenceReused)),
+        ("settled-before-moved", Self::Broker(broker::canary::Canary::SettledBeforeMoved)),
+        ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
+        ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
 
@@ -97,6 +101,10 @@ pub struct Plan {
     pub clients: Vec<Habits>,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// What holds for their addresses.
+    pub settings: Settings,
+    /// Failed deliveries after which a message goes to the dead letters.
+    pub attempts_max: u32,
 }
 
 impl Options {
@@ -124,17 +132,21 @@ impl Plan {
                 _ => vec![Level::Sync],
             }
         };
-        let tight = rng.chance(300);
+        let (tight, roomy) = (rng.chance(300), rng.chance(400));
         let journal = journal::Config {
             writes_in_flight_max: rng.between(1, 8) as usize,
-            segments_max: if tight { rng.between(5, 10) } else { rng.between(12, 60) } as u32,
+            segments_max: match (roomy, tight) {
+                (true, _) => ROOMY,
+                (false, true) => rng.between(5, 10) as u32,
+                (false, false) => rng.between(12, 60) as u32,
+            },
             write_bound: Duration::from_millis(rng.between(300, 1500)),
             ..journal::Config::default()
         };
-        let memory_bytes_max =
-            if rng.chance(250) { rng.between(200_000, 600_000) } else { 16_000_000 };
+        let memory_bytes_max = if rng.chance(250) { rng.between(200_000, 600_000) } else { AMPLE };
         let delay_max = Duration::from_micros(rng.between(20, 2000));
         let tick_max = Duration::from_micros(rng.between(200, 4000));
+        let attempts_max = *rng.pick(&[1, 2, 3, 10]);
         Self {
             shards: rng.between(2, 4) as u16,
             levels,
@@ -151,8 +163,36 @@ impl Plan {
             tick_max,
             clients,
             queues,
+            settings: settings(&mut rng, attempts_max),
+            attempts_max,
         }
     }
+
+    /// Whether log or memory may get full: then what dies may have to stay.
+    pub fn is_tight(&self) -> bool {
+        self.journal.segments_max < ROOMY
+            || self.disk.bytes_max != u64::MAX
+            || self.memory_bytes_max < AMPLE
+    }
+}
+
+/// Segments that no run fills.
+const ROOMY: u32 = 2000;
+/// Bytes of memory that no run fills.
+const AMPLE: u64 = 16_000_000;
+
+fn settings(rng: &mut Rng, attempts_max: u32) -> Settings {
+    let paused = rng.chance(300);
+    let said = Said {
+        delivery_attempts_max: Some(attempts_max),
+        redelivery_delay: paused.then(|| Duration::from_millis(rng.between(1, 20))),
+        redelivery_multiplier_percent: Some(150),
+        redelivery_delay_max: Some(Duration::from_millis(60)),
+        ..Said::default()
+    };
+    let mut settings = Settings::default();
+    settings.add("#", said).expect("a pattern");
+    settings
 }
 
 fn disk(rng: &mut Rng) -> Profile {
@@ -196,5 +236,6 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         cuts: *rng.pick(&[0, 5, 20]),
         diligence: if starved { 100 } else { 600 },
         queues: queues.to_vec(),
+        undertakes: *rng.pick(&[0, 100, 300]),
     }
 }

@@ -53,11 +53,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the message is done with.
+    /// Whether the message is done with, wherever it is. A rejected one goes to the dead letters.
     pub fn is_final(self) -> bool {
         match self {
-            Self::Accepted | Self::Rejected => true,
-            Self::Released | Self::Modified { .. } => false,
+            Self::Accepted => true,
+            Self::Rejected | Self::Released | Self::Modified { .. } => false,
         }
     }
 }

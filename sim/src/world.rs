@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use broker::clock::WallClock;
 use broker::pending::BackupMarks;
 use broker::{ConnId, Event, Mail, Moving};
 use journal::{JournalUuid, LogId, ShardId};
@@ -44,6 +45,8 @@ const SEGMENT_BYTES: u64 = 64 * 1024;
 
 /// What is added to the flush window, for the time until the host looks at a shard.
 const ASYNC_SLACK: Duration = Duration::from_millis(1);
+/// The time of day when the world begins.
+const UNIX_MS: u64 = 1_700_000_000_000;
 /// Owner of the host's own disk operations.
 const HOST: Owner = Owner(u16::MAX);
 /// Longest that the end of a run may take.
@@ -227,6 +230,8 @@ impl World {
         let clients: Vec<Client> = plan.clients.iter().enumerate().map(client).collect();
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
+        checks.facts.tight = plan.is_tight();
+        checks.facts.attempts_max = plan.attempts_max;
         checks.facts.early_bound = plan.journal.flush_window + ASYNC_SLACK;
         checks.facts.names.clone_from(&plan.queues);
         let mut world = Self {
@@ -269,6 +274,12 @@ impl World {
             world.after(Duration::from_micros(50), Due::Backup);
         }
         world
+    }
+
+    /// The time of day: the process starts whenever the world has it.
+    fn clock(&self) -> WallClock {
+        let since = self.now.duration_since(self.base).as_millis() as u64;
+        WallClock { at: self.now, unix_ms: UNIX_MS + since }
     }
 
     // ---- Time ----------------------------------------------------------------------------------
@@ -422,7 +433,8 @@ impl World {
             Phase::Work => return self.work_is_done(),
             Phase::Leave if self.is_quiet() && self.serves() => {
                 // What still waits for the log is not at its place in the order yet.
-                if self.queues()?.iter().all(|queue| queue.uncommitted == 0) {
+                let is_back = |queue: &QueueView| queue.uncommitted == 0 && queue.away == 0;
+                if self.queues()?.iter().all(is_back) {
                     self.enter(Phase::Drain, Mode::Drain);
                 }
             }

@@ -12,6 +12,8 @@ pub(super) fn queue(stat: &QueueStat) -> Value {
         "durability": stat.durability,
         "available": stat.available,
         "acquired": stat.acquired,
+        "delayed": stat.delayed,
+        "moving": stat.moving,
         "uncommitted": stat.uncommitted,
         "payload_bytes": stat.payload_bytes,
         "consumers": stat.consumers,

@@ -39,6 +39,18 @@ const OF_SHARD: &[Of<ShardStats>] = &[
     ("refused_total", Kind::Counter, "Messages refused.", |s| s.refused_total),
     ("delivered_total", Kind::Counter, "Messages sent to consumers.", |s| s.delivered_total),
     ("settled_total", Kind::Counter, "Settlements committed.", |s| s.settled_total),
+    (
+        "moved_in_total",
+        Kind::Counter,
+        "Dead and expired messages that came from other queues.",
+        |s| s.moved_in_total,
+    ),
+    ("move_failures_total", Kind::Counter, "Moves that were not taken, and tried again.", |s| {
+        s.move_failures_total
+    }),
+    ("dropped_total", Kind::Counter, "Messages that died where no address is set for them.", |s| {
+        s.dropped_total
+    }),
     ("memory_bytes", Kind::Gauge, "Memory of messages and index.", |s| s.memory_bytes),
     ("memory_bytes_max", Kind::Gauge, "Bound of memory_bytes.", |s| s.memory_bytes_max),
     ("memory_pressure", Kind::Gauge, "1: the memory bound holds producers back.", |s| {
@@ -64,6 +76,8 @@ const OF_SHARD: &[Of<ShardStats>] = &[
 const OF_QUEUE: &[Of<QueueStat>] = &[
     ("queue_available", Kind::Gauge, "Messages that a consumer could get.", |q| q.available),
     ("queue_acquired", Kind::Gauge, "Messages at consumers, not settled.", |q| q.acquired),
+    ("queue_delayed", Kind::Gauge, "Messages that pause after a failed delivery.", |q| q.delayed),
+    ("queue_moving", Kind::Gauge, "Messages on their way to another queue.", |q| q.moving),
     ("queue_uncommitted", Kind::Gauge, "Messages that await a commit.", |q| q.uncommitted),
     ("queue_payload_bytes", Kind::Gauge, "Payload in memory.", |q| q.payload_bytes),
     ("queue_consumers", Kind::Gauge, "Consumers attached.", |q| q.consumers),

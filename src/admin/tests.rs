@@ -53,6 +53,8 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
             durability: "sync",
             available: 3,
             acquired: 0,
+            delayed: 0,
+            moving: 0,
             uncommitted: 0,
             payload_bytes: 10,
             consumers: 0,

@@ -44,7 +44,7 @@ use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
 use super::sockets::{Carried, Departure, Inbound, Leaving, Served, Sockets};
 use super::tls::{Channel, Complaints, Handshakes, Shaken, Step};
-use super::{InboxOf, Report, clock};
+use super::{InboxOf, Report, clock, wall_clock};
 use crate::auth::{Authenticator, Job};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, Input, core_of};
@@ -75,6 +75,9 @@ pub(super) const FILES_SPARE: u32 = 64;
 /// Threads that the epoll engine may write with, for one core; they are started when needed. With
 /// very many shards on a core a write may wait for one.
 const WRITERS_MAX: u16 = 64;
+
+/// The shards are told the time of day this often, while anything happens.
+const TIME_OF_DAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
@@ -174,6 +177,8 @@ struct Core {
     questions: BTreeMap<AdminId, oneshot::Sender<AdminReply>>,
     question_next: u64,
     accept_trouble: Option<Instant>,
+    /// When the shards are told the time of day again: it may be set while we run.
+    time_of_day_due: Instant,
 }
 
 /// Run a core until the process ends.
@@ -254,6 +259,7 @@ impl Core {
             questions: BTreeMap::new(),
             question_next: 0,
             accept_trouble: None,
+            time_of_day_due: clock() + TIME_OF_DAY_EVERY,
         })
     }
 
@@ -590,6 +596,13 @@ impl Core {
     }
 
     fn take_time(&mut self, now: Instant) {
+        if now >= self.time_of_day_due {
+            self.time_of_day_due = now + TIME_OF_DAY_EVERY;
+            let unix_ms = wall_clock().unix_ms;
+            for shard in &mut self.shards {
+                shard.handle(now, Event::WallClock(unix_ms));
+            }
+        }
         for shard in &mut self.shards {
             if shard.poll_timeout().is_some_and(|at| at <= now) {
                 shard.handle(now, Event::Timer);

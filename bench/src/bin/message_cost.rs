@@ -148,6 +148,8 @@ impl World {
             backup: false,
             segments_max: 64,
             disk_bound: std::time::Duration::from_secs(30),
+            clock: broker::clock::WallClock { at: now, unix_ms: 0 },
+            settings: std::sync::Arc::default(),
             canaries: broker::canary::Canaries::default(),
         };
         let client =

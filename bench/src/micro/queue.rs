@@ -1,7 +1,7 @@
 //! A queue: the life of a message in it, behind others that wait.
 
 use broker::mail::{LinkKey, LinkRef};
-use broker::queue::Queue;
+use broker::queue::{Queue, Traits};
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence, ShardId};
 
@@ -21,7 +21,7 @@ fn life(waiting: u64) -> Work {
     let message = Bytes::from_static(&[7; 256]);
     let mut next = 0;
     let mut arrive = move |queue: &mut Queue| {
-        queue.reserve(Sequence(next), Lsn(next << 9), message.clone());
+        queue.reserve(Sequence(next), Lsn(next << 9), message.clone(), Traits::default());
         queue.commit(Sequence(next));
         next += 1;
     };

@@ -47,7 +47,11 @@ impl Queue {
                 match slot.state {
                     SlotState::Available => {}
                     SlotState::Reserved => break,
-                    SlotState::Acquired | SlotState::Counting | SlotState::Settling => {
+                    SlotState::Acquired
+                    | SlotState::Counting
+                    | SlotState::Settling
+                    | SlotState::Delayed
+                    | SlotState::Moving => {
                         browser.next = Sequence(sequence.0 + 1);
                         continue;
                     }
@@ -97,6 +101,7 @@ mod tests {
 
     use super::*;
     use crate::mail::LinkKey;
+    use crate::queue::Traits;
 
     fn link(slot: u32) -> LinkRef {
         LinkRef { shard: ShardId(0), key: LinkKey { slot, generation: 0 } }
@@ -111,7 +116,7 @@ mod tests {
     fn queue_of(count: u64) -> Queue {
         let mut queue = Queue::new(QueueId(1));
         for n in 0..count {
-            queue.reserve(Sequence(n), Lsn(n), Bytes::new());
+            queue.reserve(Sequence(n), Lsn(n), Bytes::new(), Traits::default());
             queue.commit(Sequence(n));
         }
         queue
@@ -132,7 +137,7 @@ mod tests {
         assert_eq!((queue.count(SlotState::Available), queue.live()), (3, 4));
         // What comes back behind a browser is not shown to it; what is new is.
         queue.release(link(9), Sequence(0)).unwrap();
-        queue.reserve(Sequence(4), Lsn(4), Bytes::new());
+        queue.reserve(Sequence(4), Lsn(4), Bytes::new(), Traits::default());
         assert_eq!(shown(&mut queue), []);
         queue.commit(Sequence(4));
         assert_eq!(shown(&mut queue), [(2, 4)]);
@@ -157,7 +162,7 @@ mod tests {
         queue.add_credit(link(1), 5, false);
         assert_eq!(shown(&mut queue), []);
         for n in 0..count {
-            queue.reserve(Sequence(count + n), Lsn(count + n), Bytes::new());
+            queue.reserve(Sequence(count + n), Lsn(count + n), Bytes::new(), Traits::default());
             assert_eq!(shown(&mut queue), []);
         }
         queue.commit(Sequence(count));

@@ -21,6 +21,8 @@ use crate::limits::CHUNK_SLOTS;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) state: SlotState,
+    /// Its place among priorities: lower goes out first.
+    pub(super) rank: u8,
     pub(super) delivery_count: u32,
     /// While it is acquired: where it stands in its consumer's list.
     pub(super) held_at: u32,
@@ -163,6 +165,7 @@ mod tests {
     fn slot(lsn: u64) -> Slot {
         Slot {
             state: SlotState::Available,
+            rank: 5,
             delivery_count: 0,
             held_at: 0,
             lsn: Lsn(lsn),

@@ -26,6 +26,8 @@ impl Shard {
                 }
                 Effect::Counted(queue, _) => {
                     self.dirty_queues.insert(queue);
+                    self.may_leave(queue);
+                    self.may_wake(queue);
                 }
                 Effect::Gone(queue, _) => {
                     self.counters.settled_total += 1;
@@ -34,7 +36,7 @@ impl Shard {
                     }
                 }
                 Effect::Created(queue) => self.created(queue),
-                Effect::None => {}
+                Effect::None | Effect::Arrived(..) => {}
             }
             self.answer(waiting.answer);
         }
@@ -60,6 +62,9 @@ impl Shard {
             }
             Answer::Purged(queue) => self.purged(queue),
             Answer::IdsSetAside(end) => self.ids_set_aside(end),
+            Answer::Movable(queue, sequence) => self.movable(queue, sequence),
+            Answer::Moved(origin, copy) => self.arrived(origin, copy),
+            Answer::Landed(copy) => self.post(copy.shard, Mail::Landed(copy)),
             Answer::HeadCopied => self.head_copied(),
         }
     }

@@ -5,6 +5,8 @@
 //!      └─▶ being created? wait with the others ──────────────────────┐
 //!      └─▶ append the creation … commit … ─▶ Open ─▶ Opened ─▶ Catalogued to all ─▶ Resolved
 //! ```
+//! `Provide` is the same for a shard that needs a queue itself; `Catalogued` is all that it hears.
+//!
 //! Invariants: no shard writes a record of a queue before its creation is committed, under the
 //! whole watermark whatever the queue's level; one name is one queue, however many ask at once; an
 //! asker hears `Resolved` after its own read map has the queue. A crash after the commit and before
@@ -13,7 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, Urgency};
+use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
 
 use super::ingress::refusal_of;
 use super::{Phase, Shard};
@@ -68,13 +70,26 @@ impl Shard {
         }
         let result = match self.state.catalogue.named(&name) {
             Some(record) => Ok(record.id),
-            None => match self.create(now, asker, &name) {
+            None => match self.create(now, asker.shard, Some(asker), &name) {
                 Ok(()) => return,
                 Err(Uncreated::Busy) => return self.creations.parked.push_back((asker, name)),
                 Err(Uncreated::Refused(refusal)) => Err(refusal),
             },
         };
         self.post(asker.shard, Mail::Resolved { asker, name, result });
+    }
+
+    /// A shard needs a queue of this name. If it can't be had now, the shard asks again.
+    pub(super) fn provide(&mut self, now: Instant, shard: ShardId, name: &str) {
+        if self.creations.by_name.contains_key(name) {
+            return;
+        }
+        // If it is known here, its letter to the asker is on its way.
+        if self.state.catalogue.named(name).is_none()
+            && let Err(Uncreated::Refused(refusal)) = self.create(now, shard, None, name)
+        {
+            tracing::warn!(name, ?refusal, "a queue for dead letters could not be created");
+        }
     }
 
     /// The journal may take again the creations that it could not take before.
@@ -84,7 +99,13 @@ impl Shard {
         }
     }
 
-    fn create(&mut self, now: Instant, asker: LinkRef, name: &str) -> Result<(), Uncreated> {
+    fn create(
+        &mut self,
+        now: Instant,
+        home: ShardId,
+        asker: Option<LinkRef>,
+        name: &str,
+    ) -> Result<(), Uncreated> {
         if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
             return Err(Refusal::Stopping.into());
         }
@@ -94,11 +115,12 @@ impl Shard {
         if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
             return Err(Refusal::TooManyQueues.into());
         }
+        let level = self.config.settings.of(name).level.unwrap_or(self.config.level);
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let record = QueueRecord {
             id: self.state.catalogue.next_id(),
-            home: asker.shard,
-            level: self.config.level,
+            home,
+            level,
             name: name.to_owned(),
             temporary: None,
         };
@@ -118,7 +140,9 @@ impl Shard {
             self.post(record.home, Mail::Open(record.clone()));
             self.state.catalogue.insert(record.clone());
         }
-        self.creations.by_name.insert(name.to_owned(), Creation { record, askers: vec![asker] });
+        self.creations
+            .by_name
+            .insert(name.to_owned(), Creation { record, askers: asker.into_iter().collect() });
         Ok(())
     }
 
@@ -136,8 +160,25 @@ impl Shard {
         if let Some(temporary) = record.temporary {
             self.temporaries.begin(id, temporary.policy);
         }
+        self.adopt_queue(id, &record.name);
         self.state.catalogue.insert(record);
-        self.post(journal::ShardId(0), Mail::Opened(id));
+        self.post(ShardId(0), Mail::Opened(id));
+    }
+
+    /// What is set for its address holds for a queue that lives here.
+    pub(super) fn adopt_queue(&mut self, id: QueueId, name: &str) {
+        let settings = self.config.settings.of(name);
+        if let Some(queue) = self.state.queue_mut(id) {
+            queue.adopt(name, settings);
+        }
+        self.may_leave(id);
+    }
+
+    /// A queue is there: everybody may use it.
+    pub(super) fn catalogued(&mut self, now: Instant, record: QueueRecord) {
+        let name = record.name.clone();
+        self.state.catalogue.insert(record);
+        self.provided(now, &name);
     }
 
     /// The home holds it: everybody may know.

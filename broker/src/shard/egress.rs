@@ -11,9 +11,10 @@
 //! that the window was the limit, so the next window is asked for; some left means that the queue
 //! is empty, and the client is told.
 //!
-//! Only what the log knows counts as a failed delivery: the message is available again when its
-//! count is committed, and while the journal is behind, it waits. If the disk is too full even for
-//! that record, the message goes back uncounted.
+//! Only what the log knows counts as a failed delivery, or as rejected: the message is available
+//! again, or on its way to the dead-letter address, when that is committed, and while the journal
+//! is behind, it waits. If the disk is too full even for that record, the message goes back as if
+//! it had been released.
 
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ use crate::canary::Canary;
 use crate::event::{ConnId, Fatal};
 use crate::limits::{BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
 use crate::mail::{LinkKey, LinkRef, Mail, Outcome};
+use crate::moved::Reason;
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Dispatched, Queue};
 
@@ -303,6 +305,27 @@ impl Shard {
         }
     }
 
+    /// A pause may have begun in this queue.
+    pub(super) fn may_wake(&mut self, id: QueueId) {
+        let wake = self.state.queue(id).and_then(Queue::next_wake);
+        if let Some(at) = wake {
+            self.pausing.insert((at, id));
+        }
+    }
+
+    /// Pauses after failed deliveries end.
+    pub(super) fn step_pauses(&mut self, now: Instant) {
+        while let Some((at, id)) = self.pausing.first().copied()
+            && at <= now
+        {
+            self.pausing.pop_first();
+            if self.state.queue_mut(id).is_some_and(|queue| queue.wake(now)) {
+                self.dirty_queues.insert(id);
+            }
+            self.may_wake(id);
+        }
+    }
+
     /// Visible messages meet credit.
     pub(super) fn step_dispatch(&mut self, now: Instant) {
         if self.config.canaries.has(Canary::OrderByLsn) {
@@ -354,8 +377,15 @@ impl Shard {
             return self.answer(answer);
         };
         let held = match outcome {
-            Outcome::Accepted | Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
-                queue.counters.rejected += u64::from(outcome == Outcome::Rejected);
+            Outcome::Accepted => queue.settle(consumer, sequence).map(|()| Next::Settle),
+            Outcome::Rejected if queue.buries_elsewhere() => {
+                queue.reject(consumer, sequence).map(|count| {
+                    queue.counters.rejected += 1;
+                    Next::Count(Counted { sequence, count, doom: Some(Reason::Rejected) })
+                })
+            }
+            Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
+                queue.counters.rejected += 1;
                 Next::Settle
             }),
             Outcome::Released
@@ -366,7 +396,8 @@ impl Shard {
                 queue.release(consumer, sequence).map(|()| Next::Nothing)
             }
             Outcome::Modified { delivery_failed: true, .. } => {
-                queue.fail(consumer, sequence).map(Next::Count)
+                let count = queue.fail(now, consumer, sequence);
+                count.map(|count| Next::Count(Counted { sequence, count, doom: None }))
             }
         };
         if matches!(outcome, Outcome::Modified { undeliverable_here: true, .. }) && held.is_ok() {
@@ -376,9 +407,7 @@ impl Shard {
         let urgency = if confirm { Urgency::Now } else { Urgency::Window };
         match held {
             Ok(Next::Settle) => self.append_settle(now, id, level, sequence, answer, urgency),
-            Ok(Next::Count(count)) => {
-                self.append_count(now, id, level, Counted { sequence, count }, answer);
-            }
+            Ok(Next::Count(counted)) => self.append_count(now, id, level, counted, answer),
             Ok(Next::Nothing) | Err(_) => self.answer(answer),
         }
     }
@@ -423,14 +452,16 @@ impl Shard {
         counted: Counted,
         answer: Answer,
     ) {
-        let Counted { sequence, count } = counted;
-        let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &[]);
+        let Counted { sequence, count, doom } = counted;
+        let payload = doom.map(|reason| [reason as u8]);
+        let payload = payload.as_ref().map_or(&[][..], |payload| &payload[..]);
+        let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, payload);
         record.level = level;
         record.parts.delivery_count = Some(count);
         let Some(journal) = &mut self.journal else { return };
         match journal.append(now, &record, Urgency::Now) {
             Ok(appended) => {
-                let effect = self.state.apply_delivery_count(id, sequence, count);
+                let effect = self.state.apply_delivery_count(id, sequence, count, doom);
                 let level = appended.answered_at(level);
                 self.pending.push(level, Waiting { end: appended.end, effect, answer });
             }
@@ -441,6 +472,8 @@ impl Shard {
             Err(AppendError::Full | AppendError::TooLarge) => {
                 self.state.commit(Effect::Counted(id, sequence));
                 self.dirty_queues.insert(id);
+                self.may_leave(id);
+                self.may_wake(id);
                 self.answer(answer);
             }
             Err(AppendError::Poisoned | AppendError::Closed) => {}
@@ -494,7 +527,7 @@ impl Shard {
 /// What is left to do once a slot has moved.
 enum Next {
     Settle,
-    Count(u32),
+    Count(Counted),
     Nothing,
 }
 
@@ -503,6 +536,8 @@ enum Next {
 pub(super) struct Counted {
     sequence: Sequence,
     count: u32,
+    /// Why the message has to go once this is committed.
+    doom: Option<Reason>,
 }
 
 /// What waits for a journal that is behind, in order.

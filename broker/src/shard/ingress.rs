@@ -27,14 +27,15 @@ use super::connections::error_of;
 use super::link::{End, Farewell, LinkPhase};
 use super::relay::Relayed;
 use super::{Phase, Shard};
+use crate::apply::Stored;
 use crate::event::ConnId;
 use crate::limits::{
     FULL_HOLD, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS,
     PRODUCER_CREDIT, RELIEF_SIXTEENTHS,
 };
-use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
+use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::pending::{Answer, Waiting};
-use crate::queue::Queue;
+use crate::queue::{PRIORITY_DEFAULT, Queue, Traits};
 
 /// A message as it came off a link.
 #[derive(Debug)]
@@ -49,8 +50,9 @@ pub(super) struct Transfer {
 #[derive(Debug)]
 pub(super) struct Publish {
     pub(super) queue: QueueId,
-    pub(super) producer: (LinkRef, Token),
+    pub(super) whence: Whence,
     pub(super) message: Bytes,
+    pub(super) traits: Traits,
 }
 
 impl Publish {
@@ -154,8 +156,8 @@ impl Shard {
             let settled = transfer.settled;
             return self.relay(now, key, Relayed { token, settled, message });
         }
-        let producer = (self.here(key), token);
-        self.publish_at(now, home, Publish { queue, producer, message });
+        let (whence, traits) = (Whence::Producer(self.here(key), token), Traits::default());
+        self.publish_at(now, home, Publish { queue, whence, message, traits });
     }
 
     /// Hands a message to its queue's home.
@@ -164,8 +166,8 @@ impl Shard {
         if self.is_next(home) {
             self.publish(now, publish);
         } else {
-            let Publish { queue, producer, message } = publish;
-            self.post(home, Mail::Publish { queue, producer, message });
+            let Publish { queue, whence, message, traits } = publish;
+            self.post(home, Mail::Publish { queue, whence, message, traits });
         }
     }
 
@@ -192,7 +194,7 @@ impl Shard {
     pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
         let memory = self.state.memory_bytes() + self.parked.bytes + publish.memory_bytes();
         if memory > self.config.memory_bytes_max {
-            self.refuse_publish(publish.producer, Refusal::MemoryFull);
+            self.refuse_publish(publish.whence, Refusal::MemoryFull);
         } else if self.parked.queue.is_empty() {
             self.append_or_park(now, publish);
         } else {
@@ -216,7 +218,7 @@ impl Shard {
                 if refusal == Refusal::DiskFull {
                     self.pressing.full_until = Some(now + FULL_HOLD);
                 }
-                self.refuse_publish(publish.producer, refusal);
+                self.refuse_publish(publish.whence, refusal);
                 true
             }
             Err(Untaken::Busy) => {
@@ -226,21 +228,37 @@ impl Shard {
         }
     }
 
-    fn refuse_publish(&mut self, producer: (LinkRef, Token), refusal: Refusal) {
-        self.counters.refused_total += 1;
-        let (link, token) = producer;
-        self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+    fn refuse_publish(&mut self, whence: Whence, refusal: Refusal) {
+        match whence {
+            Whence::Producer(link, token) => {
+                self.counters.refused_total += 1;
+                self.post(link.shard, Mail::Published { link, token, result: Err(refusal) });
+            }
+            Whence::Moved(origin) => self.post(origin.shard, Mail::NotMoved { origin, refusal }),
+        }
     }
 
     /// Appends a message, and takes its bytes: of one that is not in the log they stay.
     fn append_message(&mut self, now: Instant, publish: &mut Publish) -> Result<(), Untaken> {
-        let Publish { queue: id, producer, message } = publish;
-        let id = *id;
+        let Publish { queue: id, whence, message, traits } = publish;
+        let (id, whence, traits) = (*id, *whence, *traits);
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
         let sequence = self.state.queue(id).ok_or(Refusal::QueueGone)?.next_sequence();
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, message);
         record.level = level;
+        if traits.priority != PRIORITY_DEFAULT {
+            record.parts.priority = Some(traits.priority);
+        }
+        let mut level = level;
+        let mut origin = None;
+        if let Whence::Moved(from) = whence {
+            // A move crosses logs: each step is committed everywhere, whatever the queue's level.
+            origin = Some(from);
+            level = Level::ReplicatedSync;
+            record.parts.origin = origin;
+            record.level = level;
+        }
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
         let appended = match journal.append(now, &record, urgency) {
             Ok(appended) => appended,
@@ -249,9 +267,21 @@ impl Shard {
         };
         let effect = self
             .state
-            .apply_message(appended.lsn, id, sequence, std::mem::take(message))
+            .apply_message(Stored {
+                lsn: appended.lsn,
+                queue: id,
+                sequence,
+                message: std::mem::take(message),
+                traits,
+                origin,
+            })
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
-        let answer = Answer::Published(producer.0, producer.1);
+        let answer = match whence {
+            Whence::Producer(link, token) => Answer::Published(link, token),
+            Whence::Moved(origin) => {
+                Answer::Moved(origin, CopyRef { shard: self.config.shard, queue: id, sequence })
+            }
+        };
         let level = appended.answered_at(level);
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
         Ok(())

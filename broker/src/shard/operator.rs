@@ -29,6 +29,12 @@ pub(super) struct Counters {
     pub(super) delivered_total: u64,
     pub(super) settled_total: u64,
     pub(super) batches_total: u64,
+    /// Messages that were moved here.
+    pub(super) moved_in_total: u64,
+    /// Moves that nobody took; each is tried again.
+    pub(super) move_failures_total: u64,
+    /// Messages that died where nobody keeps the dead.
+    pub(super) dropped_total: u64,
 }
 
 /// Purges under way.
@@ -95,6 +101,8 @@ impl Shard {
                 durability: level_name(record.level),
                 available: queue.count(SlotState::Available),
                 acquired: queue.count(SlotState::Acquired) + queue.count(SlotState::Counting),
+                delayed: queue.count(SlotState::Delayed),
+                moving: queue.count(SlotState::Moving),
                 uncommitted: queue.count(SlotState::Reserved) + queue.count(SlotState::Settling),
                 payload_bytes: queue.payload_bytes(),
                 consumers: queue.consumers() as u64,
@@ -153,6 +161,9 @@ impl Shard {
             refused_total: self.counters.refused_total,
             delivered_total: self.counters.delivered_total,
             settled_total: self.counters.settled_total,
+            moved_in_total: self.counters.moved_in_total,
+            move_failures_total: self.counters.move_failures_total,
+            dropped_total: self.counters.dropped_total,
             memory_bytes: self.state.memory_bytes(),
             memory_bytes_max: self.config.memory_bytes_max,
             memory_pressure: self.pressing.memory,
@@ -177,7 +188,8 @@ impl Shard {
 
     fn begin_purge(&mut self, now: Instant, name: &str, asker: AdminId) -> bool {
         let Some(id) = self.named_here(name) else { return false };
-        let Some(queue) = self.state.queue(id) else { return false };
+        let Some(queue) = self.state.queue_mut(id) else { return false };
+        queue.wake_all();
         let below = queue.next_sequence();
         let purge = self.purges.by_queue.entry(id).or_insert_with(|| Purge {
             below,

@@ -24,7 +24,8 @@ use super::connections::error_of;
 use super::ingress::Publish;
 use super::link::{End, Farewell};
 use crate::catalogue::{AddressError, queue_name};
-use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token};
+use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token, Whence};
+use crate::queue::Traits;
 
 /// What a relaying link remembers: messages whose queue is looked up, or created.
 #[derive(Debug, Default)]
@@ -128,7 +129,8 @@ impl Shard {
         relayed: Relayed,
     ) {
         let Relayed { token, settled: _, message } = relayed;
-        self.publish_at(now, home, Publish { queue, producer: (self.here(key), token), message });
+        let (whence, traits) = (Whence::Producer(self.here(key), token), Traits::default());
+        self.publish_at(now, home, Publish { queue, whence, message, traits });
     }
 
     /// There is no queue for a message: its sender hears what an attach would have met.

@@ -3,6 +3,7 @@
 //! ```text
 //!   shard 0:  read the log ─▶ the catalogue is known ─▶ tell everybody ─▶ serve
 //!   others:   read the log ─▶ wait for the catalogue ─▶ reconcile ─▶ serve
+//!   each:     and wait until every shard has told which moved messages it has (`dead_letters.rs`)
 //! ```
 //! Shards read side by side, and none serves before shard 0's log is read. Reconciling: a queue
 //! that has records here and is not in the catalogue was deleted if its id was given before, and is
@@ -84,6 +85,7 @@ impl Shard {
             let next_queue_id = self.state.catalogue.next_id();
             self.post_all(&Mail::Catalogue { queues, next_queue_id });
         }
+        self.tell_arrivals();
         let (now_due, still_early) =
             std::mem::take(&mut self.early).into_iter().partition(|mail| self.takes(mail));
         self.early = still_early;
@@ -92,7 +94,7 @@ impl Shard {
     }
 
     /// Shard 0's log is read: the catalogue is known.
-    pub(super) fn join(&mut self, queues: Vec<QueueRecord>, next_queue_id: QueueId) {
+    pub(super) fn join(&mut self, now: Instant, queues: Vec<QueueRecord>, next_queue_id: QueueId) {
         // A shard that was stopped before it served does not begin to.
         if self.catalogue_seen || !matches!(self.phase, Phase::Joining) {
             return;
@@ -130,7 +132,28 @@ impl Shard {
             self.state.forget_queue(id);
         }
         self.report.messages = self.state.messages();
+        self.serve_if_complete(now);
+    }
+
+    /// Serves, once the catalogue is known and so is what was moved from here.
+    pub(super) fn serve_if_complete(&mut self, now: Instant) {
+        let is_joining = matches!(self.phase, Phase::Joining);
+        if !is_joining || !self.catalogue_seen || !self.knows_arrivals() {
+            return;
+        }
         self.phase = Phase::Serving;
+        self.settle_arrivals(now);
+        let here = |record: &&QueueRecord| record.home == self.config.shard;
+        let names: Vec<(QueueId, String)> = self
+            .state
+            .catalogue
+            .iter()
+            .filter(here)
+            .map(|record| (record.id, record.name.clone()))
+            .collect();
+        for (id, name) in names {
+            self.adopt_queue(id, &name);
+        }
         self.actions.push_back(Action::Ready(self.report.clone()));
         let early = std::mem::take(&mut self.early);
         self.mail.extend(early);

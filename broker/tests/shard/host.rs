@@ -8,6 +8,7 @@
 //! `settle` carries everything to and fro until nothing moves. Time stands still but for `pass`.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amqp::connection::{Config, Connection, Event as Amqp, Sasl, Side};
@@ -15,6 +16,8 @@ use amqp::delivery::Outcome;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::session::SessionId;
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
+use broker::clock::WallClock;
+use broker::settings::Settings;
 use broker::{Action, ConnId, Event, Fatal, Mail, Moving, Shard, ShardConfig};
 use journal::{
     DiskDone, DiskError, DiskOp, FileId, Format, Geometry, JournalUuid, Level, LogId,
@@ -22,6 +25,8 @@ use journal::{
 };
 
 pub(crate) const SEGMENT_BYTES: u64 = 64 << 10;
+/// The time of day when a process starts.
+pub(crate) const UNIX_MS: u64 = 1_700_000_000_000;
 
 /// What a test wants otherwise than usual.
 #[derive(Clone)]
@@ -31,6 +36,7 @@ pub(crate) struct Wish {
     pub(crate) backup: bool,
     pub(crate) memory_bytes_max: u64,
     pub(crate) segments_max: u32,
+    pub(crate) settings: Settings,
 }
 
 impl Default for Wish {
@@ -41,6 +47,7 @@ impl Default for Wish {
             backup: false,
             memory_bytes_max: 1 << 30,
             segments_max: 16,
+            settings: Settings::default(),
         }
     }
 }
@@ -206,6 +213,8 @@ impl Host {
             backup: self.wish.backup,
             segments_max: u64::from(self.wish.segments_max),
             disk_bound: Duration::from_secs(30),
+            clock: WallClock { at: self.now, unix_ms: UNIX_MS },
+            settings: Arc::new(self.wish.settings.clone()),
             canaries: broker::canary::Canaries::default(),
         }
     }
@@ -291,6 +300,11 @@ impl Host {
         let done = self.disk.run(op);
         self.event(shard, Event::Disk(done));
         self.settle();
+    }
+
+    /// Whether a write is kept.
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
     }
 
     pub(crate) fn event(&mut self, shard: usize, event: Event<'_>) {

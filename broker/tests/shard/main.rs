@@ -3,6 +3,7 @@
 //! `host` is the world; each other file is a subject.
 
 mod browsing;
+mod dead_letters;
 mod host;
 mod moving;
 mod pressure;

@@ -21,8 +21,8 @@ impl Check for Commit {
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Accepted(letter) => message(facts, *letter, "accepted"),
-            Seen::Delivered { letter, .. } => message(facts, *letter, "delivered"),
+            Seen::Accepted(letter) => message(facts, *letter, "accepted", false),
+            Seen::Delivered { letter, grave, .. } => message(facts, *letter, "delivered", *grave),
             Seen::Confirmed { letter, verdict } if verdict.is_final() => settlement(facts, *letter),
             Seen::Sent { .. }
             | Seen::Refused(_)
@@ -38,9 +38,9 @@ impl Check for Commit {
     }
 }
 
-fn message(facts: &Facts, id: LetterId, what: &str) -> Result<(), String> {
+fn message(facts: &Facts, id: LetterId, what: &str, grave: bool) -> Result<(), String> {
     let letter = facts.letter(id)?;
-    let Some(written) = &letter.written else {
+    let Some(written) = (if grave { &letter.copy } else { &letter.written }) else {
         let harmless = facts.level(id) == Level::Async;
         return harmless.then_some(()).ok_or_else(|| format!("{id:?} was {what}, never written"));
     };
@@ -54,7 +54,9 @@ fn settlement(facts: &Facts, id: LetterId) -> Result<(), String> {
     if facts.level(id) == Level::Async {
         return Ok(());
     }
-    let Some(settled) = &facts.letter(id)?.settled else {
+    let letter = facts.letter(id)?;
+    let settled = if letter.copy.is_some() { &letter.copy_settled } else { &letter.settled };
+    let Some(settled) = settled else {
         return Err(format!("{id:?} was confirmed, its settlement never written"));
     };
     committed(facts, settled, facts.backup)

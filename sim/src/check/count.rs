@@ -46,7 +46,8 @@ impl Check for Count {
                     confirmed.truncate(logged);
                 }
             }
-            Seen::Delivered { letter, delivery_count, first_acquirer, .. } => {
+            // In a queue for what died the count begins anew.
+            Seen::Delivered { letter, delivery_count, first_acquirer, grave: false, .. } => {
                 return self.delivered(facts, *letter, *delivery_count, *first_acquirer);
             }
             Seen::Recovered { shard, end } => {
@@ -57,6 +58,7 @@ impl Check for Count {
             Seen::Sent { .. }
             | Seen::Accepted(_)
             | Seen::Refused(_)
+            | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)

@@ -23,7 +23,8 @@ impl Check for Order {
     }
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
-        let Seen::Delivered { letter, link, first_acquirer, alone, .. } = seen else {
+        // What died comes in the order of its death.
+        let Seen::Delivered { letter, link, first_acquirer, alone, grave: false, .. } = seen else {
             return Ok(());
         };
         let key = (*link, facts.letter(*letter)?.link);

@@ -1,5 +1,8 @@
 //! A confirmed settlement never comes back.
 //!
+//! What was rejected goes to the dead letters, and never comes back from where it was; unless the
+//! log is full: then it has to stay.
+//!
 //! Confirmed is what the broker has answered: an outcome that waited for its settlement, or a
 //! detach, end or close after it. Only at `async`, and only after a crash in the flush window
 //! or in the write that followed it, may such a message be there again.
@@ -11,11 +14,13 @@ use journal::Level;
 
 use super::{Check, Facts, Seen};
 use crate::letter::LetterId;
+use crate::wire::Verdict;
 
 /// When each was confirmed.
 #[derive(Debug, Default)]
 pub(super) struct Settlement {
     confirmed: BTreeMap<LetterId, Instant>,
+    rejected: BTreeMap<LetterId, Instant>,
 }
 
 impl Check for Settlement {
@@ -29,8 +34,13 @@ impl Check for Settlement {
                 let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
                 self.confirmed.entry(*letter).or_insert(at);
             }
-            Seen::Delivered { letter, .. } => {
-                let Some(at) = self.confirmed.get(letter) else { return Ok(()) };
+            Seen::Confirmed { letter, verdict: Verdict::Rejected } if !facts.tight => {
+                let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
+                self.rejected.entry(*letter).or_insert(at);
+            }
+            Seen::Delivered { letter, grave, .. } => {
+                let rejected = self.rejected.get(letter).filter(|_| !grave);
+                let Some(at) = self.confirmed.get(letter).or(rejected) else { return Ok(()) };
                 // Sent before the confirmation, to a link that was on its way out: it crossed it.
                 let sent = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
                 if sent <= *at {

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use broker::clock::WallClock;
 use broker::{Action, Event, Shard, ShardConfig};
 use journal::ShardId;
 use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
@@ -25,6 +26,8 @@ pub(super) struct Node {
     template: ShardConfig,
     journal: journal::Config,
     host: VecDeque<DiskOp>,
+    /// Whose logs are read.
+    recovered: Vec<bool>,
     ready: Vec<bool>,
     drained: Vec<bool>,
     polls: Vec<bool>,
@@ -44,6 +47,7 @@ impl Node {
         plan: &Plan,
         level: Level,
         canary: Option<Canary>,
+        clock: WallClock,
         disk: &Disk,
     ) -> Result<Self, String> {
         let superblock = NodeSuperblock::decode(&disk.contents(FileId::NodeSuperblock))
@@ -82,6 +86,8 @@ impl Node {
             backup: plan.backup,
             segments_max: u64::from(plan.journal.segments_max),
             disk_bound: plan.journal.write_bound,
+            clock,
+            settings: std::sync::Arc::new(plan.settings.clone()),
             canaries,
         };
         let count = usize::from(plan.shards);
@@ -91,6 +97,7 @@ impl Node {
             template,
             journal,
             host,
+            recovered: vec![false; count],
             ready: vec![false; count],
             drained: vec![false; count],
             polls: vec![false; count],
@@ -172,6 +179,11 @@ impl Node {
     pub(super) fn timer_due(&self, now: Instant) -> Option<ShardId> {
         let due = |shard: &&Shard| shard.poll_timeout().is_some_and(|at| at <= now);
         self.shards.iter().find(due).map(Shard::id)
+    }
+
+    /// A shard's log is read; whether that is news.
+    pub(super) fn set_recovered(&mut self, shard: ShardId) -> bool {
+        !std::mem::replace(&mut self.recovered[usize::from(shard.0)], true)
     }
 
     /// A shard serves.

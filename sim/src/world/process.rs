@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
+use broker::mail::Whence;
 use broker::pending::BackupMarks;
 use broker::{Action, ConnId, Event, Fatal, Mail};
 use journal::{DiskDone, DiskOp, Lsn, ShardId};
@@ -38,7 +39,7 @@ impl World {
         }
         self.draw_crash();
         let level = *self.rng.pick(&self.plan.levels);
-        let node = Node::new(&self.plan, level, self.options.canary, &self.disk)?;
+        let node = Node::new(&self.plan, level, self.options.canary, self.clock(), &self.disk)?;
         self.node = Some(node);
         self.pump_host()
     }
@@ -218,9 +219,14 @@ impl World {
             Action::Mail { to, mail } => {
                 assert_ne!(to, shard, "mail to itself never leaves a shard");
                 self.note_mail(&mail);
+                let is_read = matches!(mail, Mail::Arrivals(_));
                 self.mail.entry((shard, to)).or_default().push_back(mail);
                 let delay = self.delay();
                 self.after(delay, Due::Mail { from: shard, to });
+                // Others may serve, and write, on the word of a shard that does not serve yet.
+                if is_read {
+                    self.log_is_read(shard)?;
+                }
             }
             Action::AdminReply { id, .. } => return Err(format!("nobody asked {id:?}")),
             Action::Ready(report) => {
@@ -230,7 +236,7 @@ impl World {
                 if let Some(node) = &mut self.node {
                     node.set_ready(shard);
                 }
-                self.recovered(shard)?;
+                self.log_is_read(shard)?;
                 self.ready_if_all()?;
             }
             Action::Drained => {
@@ -248,6 +254,7 @@ impl World {
 
     pub(super) fn note_mail(&mut self, mail: &Mail) {
         match mail {
+            Mail::Publish { whence: Whence::Moved(_), .. } => self.hits.add(Hit::MovedAcross),
             Mail::Consume { .. } | Mail::Publish { .. } => self.hits.add(Hit::Crossed),
             Mail::Pressure(true) => {
                 self.hits.add(Hit::DiskFull);
@@ -260,6 +267,8 @@ impl World {
                     self.hits.add(Hit::CreateRace);
                 }
             }
+            Mail::NotMoved { .. } => self.hits.add(Hit::NotMoved),
+            Mail::Arrivals(copies) if !copies.is_empty() => self.hits.add(Hit::CopyFound),
             Mail::Resolved { .. }
             | Mail::Make { .. }
             | Mail::Made { .. }
@@ -267,6 +276,10 @@ impl World {
             | Mail::Untied { .. }
             | Mail::Delete(_)
             | Mail::Deleted(_)
+            | Mail::Provide { .. }
+            | Mail::Moved { .. }
+            | Mail::Landed(_)
+            | Mail::Arrivals(_)
             | Mail::Open(_)
             | Mail::Opened(_)
             | Mail::Catalogued(_)
@@ -303,6 +316,11 @@ impl World {
             self.crash_patient = later > 0;
         }
         Ok(())
+    }
+
+    fn log_is_read(&mut self, shard: ShardId) -> Result<(), String> {
+        let is_news = self.node.as_mut().is_some_and(|node| node.set_recovered(shard));
+        if is_news { self.recovered(shard) } else { Ok(()) }
     }
 
     /// A shard's own log is read: what it vouches for now is the ground for what comes.
@@ -384,8 +402,13 @@ impl World {
                 name: queue.name,
                 id: queue.id,
                 shard: queue.shard,
-                messages: queue.available + queue.acquired + queue.uncommitted,
+                messages: queue.available
+                    + queue.acquired
+                    + queue.uncommitted
+                    + queue.delayed
+                    + queue.moving,
                 uncommitted: queue.uncommitted,
+                away: queue.delayed + queue.moving,
                 next_sequence: queue.next_sequence,
             }));
         }

@@ -1,0 +1,372 @@
+//! Failed deliveries, and what comes of them: another try, a pause before it, or the way out.
+//!
+//! ```text
+//!   fail, reject ─▶ Counting ─▶ committed ─┬─ doomed, or failed too often ──▶ Moving ─▶ the shard
+//!                                          ├─ a pause is due ──▶ Delayed ──▶ Available
+//!                                          └─ otherwise ───────────────────▶ Available
+//! ```
+//! That a message was rejected, and how often its delivery failed, is in the log before anybody is
+//! told: after a restart it is on its way out again. A pause is not: after a restart the message is
+//! available at once.
+//!
+//! A queue that is its own dead-letter address is the end: failed deliveries are counted there and
+//! limit nothing, and what is rejected there is gone. A queue without a dead-letter address drops
+//! what dies.
+//!
+//! Invariants: what is Moving is in `leaving` or with the shard, once; `doomed` knows the reason of
+//! each.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use journal::Sequence;
+
+use super::{NotHeld, Queue, SlotState};
+use crate::mail::LinkRef;
+use crate::moved::Reason;
+use crate::settings::AddressSettings;
+
+/// What is known of the messages that had trouble; most queues have none.
+#[derive(Debug, Default)]
+pub(super) struct Dying {
+    /// Why each of these has to go.
+    doomed: BTreeMap<Sequence, Reason>,
+    /// Moving, and not taken by the shard yet.
+    leaving: VecDeque<Sequence>,
+    /// A failed delivery is being committed, and then a pause begins.
+    pauses: BTreeMap<Sequence, Instant>,
+    /// In a pause, by its end.
+    delayed: BTreeSet<(Instant, Sequence)>,
+    /// The queue is its own dead-letter address.
+    is_grave: bool,
+}
+
+impl Dying {
+    /// The message is gone.
+    pub(super) fn forget(&mut self, sequence: Sequence) {
+        if !self.doomed.is_empty() {
+            self.doomed.remove(&sequence);
+        }
+    }
+}
+
+/// A message that has to go to another queue.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// Which.
+    pub sequence: Sequence,
+    /// Why.
+    pub reason: Reason,
+    /// Its bytes as received.
+    pub message: Bytes,
+    /// Failed deliveries.
+    pub delivery_count: u32,
+}
+
+impl Queue {
+    /// What holds for this queue, from now on. Of what was recovered, whatever has to go goes.
+    pub fn adopt(&mut self, name: &str, settings: Arc<AddressSettings>) {
+        self.dying.is_grave = settings.dead_letter_address == name;
+        self.settings = settings;
+        let over = |count: u32| self.is_over(count);
+        let due: Vec<(Sequence, Reason)> = self
+            .index
+            .iter()
+            .filter(|(_, slot)| slot.state == SlotState::Available)
+            .filter_map(|(sequence, slot)| {
+                let doomed = self.dying.doomed.get(&sequence).copied();
+                let reason = doomed.or(over(slot.delivery_count).then_some(Reason::Attempts))?;
+                Some((sequence, reason))
+            })
+            .collect();
+        for (sequence, reason) in due {
+            if reason != Reason::Rejected || self.buries_elsewhere() {
+                self.dying.doomed.insert(sequence, reason);
+                self.leave(sequence);
+            }
+        }
+    }
+
+    /// What holds for it.
+    pub fn settings(&self) -> &AddressSettings {
+        &self.settings
+    }
+
+    /// Whether what is rejected here goes somewhere else, or is simply gone.
+    pub fn buries_elsewhere(&self) -> bool {
+        !self.dying.is_grave && !self.settings.dead_letter_address.is_empty()
+    }
+
+    /// So many failed deliveries are too many.
+    fn is_over(&self, delivery_count: u32) -> bool {
+        let most = self.settings.delivery_attempts_max;
+        most > 0 && delivery_count >= most && !self.dying.is_grave
+    }
+
+    /// A consumer gives back what it holds as a failed delivery, which is to be appended; when that
+    /// is committed, the message is available again, or in a pause, or on its way out. Gives the
+    /// new count.
+    ///
+    /// # Errors
+    /// [`NotHeld`] as in [`Self::settle`].
+    pub fn fail(
+        &mut self,
+        now: Instant,
+        link: LinkRef,
+        sequence: Sequence,
+    ) -> Result<u32, NotHeld> {
+        let slot = self.give_up(link, sequence, SlotState::Counting)?;
+        let count = slot.delivery_count.saturating_add(1);
+        if !self.settings.redelivery_delay.is_zero() {
+            let pause = self.settings.delay_after(count);
+            self.dying.pauses.insert(sequence, now + pause);
+        }
+        Ok(count)
+    }
+
+    /// A consumer has rejected what it holds, which is to be appended; when that is committed, the
+    /// message is on its way out. Gives its count, which stays.
+    ///
+    /// # Errors
+    /// [`NotHeld`] as in [`Self::settle`].
+    pub fn reject(&mut self, link: LinkRef, sequence: Sequence) -> Result<u32, NotHeld> {
+        self.give_up(link, sequence, SlotState::Counting).map(|slot| slot.delivery_count)
+    }
+
+    /// The log says how often the delivery of a message has failed, and perhaps that it has to go.
+    pub fn set_delivery_count(&mut self, sequence: Sequence, count: u32, doom: Option<Reason>) {
+        if let Some(slot) = self.index.get_mut(sequence) {
+            slot.delivery_count = count;
+            if let Some(reason) = doom {
+                self.dying.doomed.insert(sequence, reason);
+            }
+        }
+    }
+
+    /// A failed delivery is committed.
+    pub fn counted(&mut self, sequence: Sequence) {
+        let Some(slot) = self.index.get(sequence) else { return };
+        if slot.state != SlotState::Counting {
+            return;
+        }
+        let is_over = self.is_over(slot.delivery_count);
+        let pause = self.dying.pauses.remove(&sequence);
+        if is_over {
+            self.dying.doomed.entry(sequence).or_insert(Reason::Attempts);
+        }
+        if self.dying.doomed.contains_key(&sequence) {
+            self.leave(sequence);
+        } else if let Some(until) = pause {
+            self.change(sequence, SlotState::Delayed);
+            self.touched.insert(sequence);
+            self.dying.delayed.insert((until, sequence));
+        } else {
+            self.make_available_again(sequence);
+        }
+    }
+
+    /// When the next pause ends.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.dying.delayed.first().map(|(until, _)| *until)
+    }
+
+    /// Pauses that are over by now end. Whether any did.
+    pub fn wake(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some((until, sequence)) = self.dying.delayed.first().copied()
+            && until <= now
+        {
+            self.dying.delayed.pop_first();
+            if self.state(sequence) == Some(SlotState::Delayed) {
+                self.make_available_again(sequence);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Every pause ends (an operator has a word to say about the messages).
+    pub fn wake_all(&mut self) {
+        if let Some((last, _)) = self.dying.delayed.last().copied() {
+            self.wake(last);
+        }
+    }
+
+    /// Whether anything waits to be moved.
+    pub fn has_leaving(&self) -> bool {
+        !self.dying.leaving.is_empty()
+    }
+
+    /// The next message that has to be moved: the caller sees it through.
+    pub fn poll_leaving(&mut self) -> Option<Leaving> {
+        let sequence = self.dying.leaving.pop_front()?;
+        let slot = self.index.get(sequence).expect("what is moving is live");
+        let reason = self.dying.doomed.get(&sequence).copied().unwrap_or(Reason::Attempts);
+        let (message, delivery_count) = (slot.message.clone(), slot.delivery_count);
+        Some(Leaving { sequence, reason, message, delivery_count })
+    }
+
+    /// Nobody took a moving message: it is to be tried again.
+    pub fn leave_again(&mut self, sequence: Sequence) {
+        if self.state(sequence) == Some(SlotState::Moving) {
+            self.dying.leaving.push_back(sequence);
+        }
+    }
+
+    /// Nobody can take a moving message: consumers may have it meanwhile.
+    pub fn offer_again(&mut self, sequence: Sequence) {
+        if self.state(sequence) == Some(SlotState::Moving) {
+            self.make_available_again(sequence);
+        }
+    }
+
+    /// The copy of a moving message stands: its settlement is to be appended. False if it is gone.
+    ///
+    /// # Panics
+    /// If a consumer can get it: then it would be there twice.
+    pub fn settle_moving(&mut self, sequence: Sequence) -> bool {
+        match self.state(sequence) {
+            Some(SlotState::Moving) => {
+                self.change(sequence, SlotState::Settling);
+                true
+            }
+            None | Some(SlotState::Settling) => false,
+            Some(state) => panic!("{sequence:?} of {:?} was moved while {state:?}", self.id),
+        }
+    }
+
+    /// After recovery: a copy of this message stands elsewhere, so nobody gets it here. False if it
+    /// is not there any more.
+    pub fn has_copy(&mut self, sequence: Sequence) -> bool {
+        match self.state(sequence) {
+            // Reserved is what came here as a copy itself, and was moved on.
+            Some(SlotState::Available | SlotState::Reserved) => {
+                self.change(sequence, SlotState::Moving);
+                true
+            }
+            Some(SlotState::Moving) => {
+                self.dying.leaving.retain(|leaving| *leaving != sequence);
+                true
+            }
+            Some(state) => panic!("{sequence:?} of {:?} is {state:?} before service", self.id),
+            None => false,
+        }
+    }
+
+    fn leave(&mut self, sequence: Sequence) {
+        self.change(sequence, SlotState::Moving);
+        self.dying.leaving.push_back(sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use journal::{Lsn, QueueId, ShardId};
+
+    use super::*;
+    use crate::mail::LinkKey;
+    use crate::queue::Traits;
+
+    const LINK: LinkRef = LinkRef { shard: ShardId(0), key: LinkKey { slot: 1, generation: 0 } };
+    const ONE: Sequence = Sequence(0);
+
+    #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// A queue with one message, which its one consumer has.
+    fn queue(settings: AddressSettings) -> Queue {
+        let mut queue = Queue::new(QueueId(1));
+        queue.adopt("q", Arc::new(settings));
+        queue.reserve(ONE, Lsn(0), Bytes::from_static(b"m"), Traits::default());
+        queue.commit(ONE);
+        queue.attach(LINK);
+        queue.add_credit(LINK, 100, false);
+        queue.dispatch().unwrap();
+        queue
+    }
+
+    fn fail(queue: &mut Queue, now: Instant) -> u32 {
+        let count = queue.fail(now, LINK, ONE).unwrap();
+        queue.set_delivery_count(ONE, count, None);
+        assert_eq!(queue.dispatch(), None, "its count is not committed");
+        queue.counted(ONE);
+        count
+    }
+
+    #[test]
+    fn a_failed_delivery_waits_for_its_commit_and_the_last_one_is_the_end() {
+        let now = start();
+        let settings = AddressSettings { delivery_attempts_max: 3, ..AddressSettings::default() };
+        let mut queue = queue(settings);
+        for count in 1..3 {
+            assert_eq!(fail(&mut queue, now), count);
+            assert_eq!(queue.dispatch().unwrap().delivery_count, count);
+        }
+        assert_eq!(fail(&mut queue, now), 3);
+        assert_eq!(queue.dispatch(), None);
+        let leaving = queue.poll_leaving().unwrap();
+        assert_eq!((leaving.reason, leaving.delivery_count), (Reason::Attempts, 3));
+        assert_eq!(queue.poll_leaving(), None);
+        assert!(queue.settle_moving(ONE));
+        assert!(queue.archive(ONE).is_some());
+        assert!(!queue.settle_moving(ONE));
+    }
+
+    #[test]
+    fn a_pause_ends_in_its_time() {
+        let now = start();
+        let delay = Duration::from_secs(1);
+        let settings = AddressSettings { redelivery_delay: delay, ..AddressSettings::default() };
+        let mut queue = queue(settings);
+        fail(&mut queue, now);
+        assert_eq!((queue.dispatch(), queue.next_wake()), (None, Some(now + delay)));
+        assert!(!queue.wake(now));
+        assert!(queue.wake(now + delay));
+        assert!(!queue.dispatch().unwrap().first_acquirer);
+    }
+
+    #[test]
+    fn among_the_dead_nothing_dies_again() {
+        let now = start();
+        let settings = AddressSettings {
+            delivery_attempts_max: 1,
+            dead_letter_address: "q".to_owned(),
+            ..AddressSettings::default()
+        };
+        let mut queue = queue(settings);
+        for count in 1..5 {
+            fail(&mut queue, now);
+            assert_eq!(queue.dispatch().unwrap().delivery_count, count);
+        }
+        assert!(!queue.buries_elsewhere());
+    }
+
+    #[test]
+    fn what_the_log_doomed_leaves_when_the_queue_is_adopted_again() {
+        let mut queue = Queue::new(QueueId(1));
+        for n in 0..3 {
+            queue.reserve(Sequence(n), Lsn(n), Bytes::new(), Traits::default());
+            queue.commit(Sequence(n));
+        }
+        queue.set_delivery_count(Sequence(0), 10, None);
+        queue.set_delivery_count(Sequence(1), 9, None);
+        queue.set_delivery_count(Sequence(2), 0, Some(Reason::Rejected));
+        queue.end_recovery();
+        queue.adopt("q", Arc::default());
+        let leaving = std::iter::from_fn(|| queue.poll_leaving());
+        let leaving: Vec<_> = leaving.map(|leaving| (leaving.sequence.0, leaving.reason)).collect();
+        assert_eq!(leaving, [(0, Reason::Attempts), (2, Reason::Rejected)]);
+        queue.offer_again(Sequence(0));
+        queue.attach(LINK);
+        queue.add_credit(LINK, 9, false);
+        let offered: Vec<u64> =
+            std::iter::from_fn(|| queue.dispatch()).map(|d| d.sequence.0).collect();
+        assert_eq!(offered, [0, 1]);
+    }
+}

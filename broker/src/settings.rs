@@ -1,0 +1,262 @@
+//! What holds for the queues of an address: limits, and where messages go that die.
+//!
+//! ```text
+//!   rules, in any order            the settings of "orders.eu"
+//!     #            attempts 5        most specific first, each knob from the first rule
+//!     orders.#     attempts 3        that says something of it:
+//!     orders.eu    expiry-address    orders.eu ─▶ orders.* ─▶ orders.# ─▶ # ─▶ the default
+//! ```
+//! A pattern is an address whose words, between dots, may be `*` (one word) or, as its last, `#`
+//! (any number of words, also none). Of two patterns that fit, the more specific is the one that
+//! has a plain word where the other has `*`, or `*` where the other has `#`, at the first place
+//! where they differ.
+//!
+//! Invariants: the same rules give the same settings, in whatever order they stand. Nothing here is
+//! in the log: settings hold from the start that read them, but for the level of a queue, which is
+//! written with its creation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use journal::Level;
+
+/// Where dead letters go if nobody says otherwise.
+pub const DEAD_LETTER_ADDRESS: &str = "DLQ";
+/// Where expired messages go if nobody says otherwise.
+pub const EXPIRY_ADDRESS: &str = "ExpiryQueue";
+
+/// Declares the settings: what a rule may say, and what holds in the end.
+macro_rules! settings {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $default:expr;)*) => {
+        /// What holds for an address.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct AddressSettings { $($(#[$doc])* pub $field: $type,)* }
+
+        /// What one rule says; the rest is left to less specific ones.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct Said { $($(#[$doc])* pub $field: Option<$type>,)* }
+
+        impl Default for AddressSettings {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl AddressSettings {
+            /// Lets a rule speak over what is there.
+            fn lay(&mut self, said: &Said) {
+                $(if let Some(value) = &said.$field {
+                    self.$field.clone_from(value);
+                })*
+            }
+        }
+    };
+}
+
+settings! {
+    /// The level of queues created from now on; `None`: the broker's.
+    level: Option<Level> = None;
+    /// Where dead letters go; empty: nowhere, they are dropped.
+    dead_letter_address: String = DEAD_LETTER_ADDRESS.to_owned();
+    /// Where expired messages go; empty: nowhere, they are dropped.
+    expiry_address: String = EXPIRY_ADDRESS.to_owned();
+    /// Failed deliveries after which a message is a dead letter; 0: never.
+    delivery_attempts_max: u32 = 10;
+    /// How long a message waits after its first failed delivery.
+    redelivery_delay: Duration = Duration::ZERO;
+    /// By what the delay grows with each further failure, in per cent.
+    redelivery_multiplier_percent: u32 = 100;
+    /// The longest that it gets.
+    redelivery_delay_max: Duration = Duration::from_secs(60);
+}
+
+impl AddressSettings {
+    /// How long a message waits after so many failed deliveries.
+    pub fn delay_after(&self, failures: u32) -> Duration {
+        let mut delay = self.redelivery_delay;
+        if self.redelivery_multiplier_percent > 100 && !delay.is_zero() {
+            for _ in 1..failures {
+                if delay >= self.redelivery_delay_max {
+                    break;
+                }
+                delay = delay.saturating_mul(self.redelivery_multiplier_percent) / 100;
+            }
+        }
+        delay.min(self.redelivery_delay_max.max(self.redelivery_delay))
+    }
+}
+
+/// One pattern, and what it says.
+#[derive(Clone, Debug, PartialEq)]
+struct Rule {
+    pattern: String,
+    said: Said,
+}
+
+/// All rules.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// The least specific first.
+    rules: Vec<Rule>,
+}
+
+impl Settings {
+    /// Adds what a pattern says.
+    ///
+    /// # Errors
+    /// A sentence that says why it is no pattern, or that it is there already.
+    pub fn add(&mut self, pattern: &str, said: Said) -> Result<(), String> {
+        check_pattern(pattern)?;
+        let place = rank(pattern);
+        match self.rules.binary_search_by(|rule| place.cmp(&rank(&rule.pattern))) {
+            Ok(_) => Err(format!("the pattern '{pattern}' is there twice")),
+            Err(at) => {
+                self.rules.insert(at, Rule { pattern: pattern.to_owned(), said });
+                Ok(())
+            }
+        }
+    }
+
+    /// What holds for an address.
+    pub fn of(&self, address: &str) -> Arc<AddressSettings> {
+        let mut settings = AddressSettings::default();
+        for rule in self.rules.iter().filter(|rule| fits(&rule.pattern, address)) {
+            settings.lay(&rule.said);
+        }
+        Arc::new(settings)
+    }
+}
+
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("the pattern '{pattern}': {what}"));
+    if pattern.is_empty() || pattern.len() > crate::limits::ADDRESS_BYTES_MAX {
+        return wrong("a pattern has 1 to 512 bytes");
+    }
+    let words: Vec<&str> = pattern.split('.').collect();
+    for (at, word) in words.iter().enumerate() {
+        let wild = matches!(*word, "*" | "#");
+        if !wild && word.contains(['*', '#']) {
+            return wrong("'*' and '#' stand for whole words");
+        }
+        if *word == "#" && at + 1 < words.len() {
+            return wrong("'#' may only be the last word");
+        }
+    }
+    Ok(())
+}
+
+/// A pattern's place among those that fit the same address: the greater is the less specific.
+fn rank(pattern: &str) -> Vec<(u8, &str)> {
+    let kind = |word| match word {
+        "#" => 2,
+        "*" => 1,
+        _ => 0,
+    };
+    let mut words: Vec<(u8, &str)> = pattern.split('.').map(|word| (kind(word), word)).collect();
+    // "a" is more specific than "a.#", which has a wildcard where the other has ended.
+    words.push((0, ""));
+    words
+}
+
+fn fits(pattern: &str, address: &str) -> bool {
+    let mut words = address.split('.');
+    for wanted in pattern.split('.') {
+        if wanted == "#" {
+            return true;
+        }
+        match words.next() {
+            Some(word) if wanted == "*" || wanted == word => {}
+            Some(_) | None => return false,
+        }
+    }
+    words.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempts(count: u32) -> Said {
+        Said { delivery_attempts_max: Some(count), ..Said::default() }
+    }
+
+    #[test]
+    fn patterns_fit_whole_words() {
+        for (pattern, address) in [
+            ("#", "a.b"),
+            ("a", "a"),
+            ("a.#", "a"),
+            ("a.#", "a.b.c"),
+            ("a.*", "a.b"),
+            ("*.b", "a.b"),
+        ] {
+            assert!(fits(pattern, address), "{pattern} {address}");
+        }
+        for (pattern, address) in [
+            ("a", "a.b"),
+            ("a.*", "a"),
+            ("a.*", "a.b.c"),
+            ("a.b", "a"),
+            ("a.#", "ab"),
+            ("*", "a.b"),
+        ] {
+            assert!(!fits(pattern, address), "{pattern} {address}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_rule_wins_knob_by_knob_in_any_order() {
+        let said = [
+            ("#", Said { expiry_address: Some("E".to_owned()), ..attempts(1) }),
+            ("orders.#", attempts(2)),
+            ("orders.*", attempts(3)),
+            ("*.eu", attempts(7)),
+            ("orders.eu", Said { dead_letter_address: Some("D".to_owned()), ..Said::default() }),
+        ];
+        for turn in 0..said.len() {
+            let mut settings = Settings::default();
+            for at in 0..said.len() {
+                let (pattern, said) = &said[(at + turn) % said.len()];
+                settings.add(pattern, said.clone()).unwrap();
+            }
+            let of = |address: &str| {
+                let found = settings.of(address);
+                (
+                    found.delivery_attempts_max,
+                    found.expiry_address.clone(),
+                    found.dead_letter_address.clone(),
+                )
+            };
+            assert_eq!(of("orders.eu"), (3, "E".to_owned(), "D".to_owned()));
+            assert_eq!(of("orders.us.east"), (2, "E".to_owned(), "DLQ".to_owned()));
+            assert_eq!(of("parts.eu").0, 7);
+            assert_eq!(of("orders").0, 2);
+            assert_eq!(of("else").0, 1);
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for wrong in ["", "a*", "#.a", "a.b#", "a.#.b"] {
+            assert!(Settings::default().add(wrong, Said::default()).is_err(), "{wrong}");
+        }
+        let mut settings = Settings::default();
+        settings.add("a", Said::default()).unwrap();
+        assert!(settings.add("a", Said::default()).is_err());
+    }
+
+    #[test]
+    fn the_delay_grows_to_its_bound() {
+        let settings = AddressSettings {
+            redelivery_delay: Duration::from_millis(100),
+            redelivery_multiplier_percent: 200,
+            redelivery_delay_max: Duration::from_secs(1),
+            ..AddressSettings::default()
+        };
+        let delays: Vec<u128> =
+            (1..=6).map(|failures| settings.delay_after(failures).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1000, 1000]);
+        assert_eq!(settings.delay_after(u32::MAX).as_millis(), 1000);
+        assert_eq!(AddressSettings::default().delay_after(5), Duration::ZERO);
+    }
+}

@@ -1,0 +1,235 @@
+//! Dead letters: from where they died to where they are kept, through every crash.
+
+use std::time::Duration;
+
+use amqp::codec::Value;
+use amqp::delivery::Outcome;
+use amqp::message::Sections;
+use broker::queue::SlotState;
+use broker::settings::{Said, Settings};
+use journal::{Level, ShardId};
+
+use crate::host::{Host, UNIX_MS, Wish, Writes, message};
+
+const FAILED: Outcome = Outcome::Modified {
+    delivery_failed: true,
+    undeliverable_here: false,
+    message_annotations: None,
+};
+
+fn settings(said: Said) -> Settings {
+    let mut settings = Settings::default();
+    settings.add("#", said).expect("a pattern");
+    settings
+}
+
+fn rejected() -> Outcome {
+    Outcome::Rejected(None)
+}
+
+/// Messages in a queue, by state, wherever it lives.
+fn count(host: &Host, name: &str, state: SlotState) -> u64 {
+    let of = |shard: &broker::Shard| {
+        let record = shard.state().catalogue.named(name)?;
+        Some(shard.state().queue(record.id)?.count(state))
+    };
+    host.shards.iter().filter_map(of).sum()
+}
+
+/// A host with a message of so many bytes in `q`, whose home is shard 0, at a consumer.
+fn delivered(wish: Wish, bytes: usize) -> (Host, usize, amqp::link::LinkId) {
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    assert!(host.send(at, sender, bytes, false));
+    let receiver = host.receiver(at, "q", 10);
+    (host, at, receiver)
+}
+
+fn judge(host: &mut Host, at: usize, outcome: Outcome) {
+    let (link, delivery, _) = host.deliveries(at).pop().expect("something was delivered");
+    host.clients[at].amqp.settle(link, delivery, outcome);
+    host.settle();
+}
+
+#[test]
+fn a_rejected_message_is_found_among_the_dead_with_its_origin() {
+    for shards in [1, 2] {
+        let (mut host, at, _) = delivered(Wish { shards, ..Wish::default() }, 10);
+        // The queue for the dead lives on the last shard.
+        let other = host.connect(usize::from(shards) - 1);
+        host.sender(other, "DLQ");
+        judge(&mut host, at, rejected());
+        host.pass(Duration::from_millis(10));
+        assert_eq!(host.messages(), 1);
+        let dead = host.receiver(other, "DLQ", 10);
+        let (link, _, got) = host.deliveries(other).pop().expect("it is there");
+        assert_eq!(link, dead);
+        assert!(got.ends_with(&message(10)), "the bare message is as it was");
+        let sections = Sections::scan(&got).expect("a message");
+        let map = sections.message_annotations(&got).expect("sound").expect("there");
+        assert_eq!(map.get("x-opt-ORIG-QUEUE"), Some(Value::String("q")));
+        assert_eq!(map.get("x-opt-ORIG-ADDRESS"), Some(Value::String("q")));
+        let time = Value::Timestamp(UNIX_MS as i64);
+        assert_eq!(map.get("x-opt-DEATH-TIME"), Some(time));
+        judge(&mut host, other, Outcome::Accepted);
+        host.lose(at);
+        host.lose(other);
+        host.pass(Duration::from_millis(10));
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn ten_failures_are_the_end_unless_the_address_says_otherwise() {
+    for (said, most) in
+        [(Said::default(), 10), (Said { delivery_attempts_max: Some(2), ..Said::default() }, 2)]
+    {
+        let wish = Wish { settings: settings(said), ..Wish::default() };
+        let (mut host, at, _) = delivered(wish, 10);
+        for delivery in 1..=most {
+            assert_eq!(host.deliveries(at).len(), delivery);
+            judge(&mut host, at, FAILED);
+        }
+        host.pass(Duration::from_millis(10));
+        assert_eq!(host.deliveries(at).len(), most);
+        assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+        host.crash();
+        assert_eq!(host.messages(), 1);
+        assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+    }
+}
+
+#[test]
+fn without_an_address_for_the_dead_they_are_dropped() {
+    let said = Said {
+        dead_letter_address: Some(String::new()),
+        delivery_attempts_max: Some(1),
+        ..Said::default()
+    };
+    for outcome in [FAILED, rejected()] {
+        let wish = Wish { settings: settings(said.clone()), ..Wish::default() };
+        let (mut host, at, _) = delivered(wish, 10);
+        judge(&mut host, at, outcome);
+        host.pass(Duration::from_millis(10));
+        assert_eq!(host.messages(), 0);
+    }
+}
+
+#[test]
+fn in_the_queue_for_the_dead_failures_count_and_rejection_is_the_end() {
+    let said = Said { delivery_attempts_max: Some(1), ..Said::default() };
+    let mut host = Host::new(Wish { settings: settings(said), ..Wish::default() });
+    let at = host.connect(0);
+    let sender = host.sender(at, "DLQ");
+    assert!(host.send(at, sender, 10, false));
+    host.receiver(at, "DLQ", 10);
+    for _ in 0..3 {
+        judge(&mut host, at, FAILED);
+    }
+    assert_eq!(host.deliveries(at).len(), 4);
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_millis(10));
+    assert_eq!(host.messages(), 0);
+}
+
+/// At each letter between the two shards, and with each of the writes kept back, the power goes.
+#[test]
+fn whenever_the_power_goes_the_message_is_in_one_place() {
+    let mut ends = Vec::new();
+    for level in [Level::Async, Level::Sync] {
+        for kept in 0..12 {
+            for held in [None, Some((ShardId(0), ShardId(1))), Some((ShardId(1), ShardId(0)))] {
+                let (mut host, at, _) = delivered(Wish { shards: 2, level, ..Wish::default() }, 10);
+                let other = host.connect(1);
+                host.sender(other, "DLQ");
+                host.pass(Duration::from_millis(300));
+                host.writes = Writes::Held;
+                host.mail_held = held;
+                judge(&mut host, at, rejected());
+                for _ in 0..kept {
+                    host.pass(Duration::from_millis(10));
+                    if host.is_holding() {
+                        host.let_go_first();
+                    }
+                }
+                host.mail_held = None;
+                host.crash();
+                host.pass(Duration::from_millis(100));
+                assert_eq!(host.messages(), 1, "{level:?} {kept} {held:?}");
+                let places = ["q", "DLQ"].map(|name| count(&host, name, SlotState::Available));
+                assert_eq!(places[0] + places[1], 1, "{level:?} {kept} {held:?}");
+                ends.push(places[1]);
+                host.crash();
+                assert_eq!(host.messages(), 1);
+            }
+        }
+    }
+    assert!(ends.contains(&0) && ends.contains(&1), "both ends were seen");
+}
+
+#[test]
+fn a_copy_is_not_shown_while_its_origin_may_come_back() {
+    let (mut host, at, _) = delivered(Wish { shards: 2, ..Wish::default() }, 10);
+    let other = host.connect(1);
+    host.sender(other, "DLQ");
+    host.receiver(other, "DLQ", 10);
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_millis(10));
+    assert_eq!(count(&host, "q", SlotState::Moving), 1);
+    assert_eq!(count(&host, "DLQ", SlotState::Reserved), 1);
+    assert_eq!(host.deliveries(other).len(), 0);
+    host.mail_held = None;
+    host.settle();
+    assert_eq!(host.deliveries(other).len(), 1);
+    assert_eq!(count(&host, "q", SlotState::Moving), 0);
+}
+
+#[test]
+fn what_cannot_be_moved_stays_and_is_offered_again() {
+    // The queue for the dead lives on a shard whose memory is full.
+    let wish = Wish { shards: 2, memory_bytes_max: 4000, ..Wish::default() };
+    let (mut host, at, _) = delivered(wish, 1000);
+    let other = host.connect(1);
+    let full = host.sender(other, "DLQ");
+    for _ in 0..3 {
+        host.send(other, full, 1000, false);
+    }
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.deliveries(at).len(), 2, "it is offered again");
+    assert!(host.stats(0).move_failures_total > 0);
+    host.receiver(other, "DLQ", 10);
+    for (link, delivery, _) in host.deliveries(other) {
+        host.clients[other].amqp.settle(link, delivery, Outcome::Accepted);
+    }
+    host.pass(Duration::from_millis(10));
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_millis(100));
+    assert_eq!(host.deliveries(other).len(), 4, "and then it is moved");
+    assert_eq!(host.messages(), 1);
+}
+
+#[test]
+fn a_pause_after_a_failure_holds_and_a_purge_ends_it() {
+    let said = Said {
+        redelivery_delay: Some(Duration::from_secs(1)),
+        redelivery_multiplier_percent: Some(300),
+        ..Said::default()
+    };
+    let wish = Wish { settings: settings(said), ..Wish::default() };
+    let (mut host, at, _) = delivered(wish, 10);
+    judge(&mut host, at, FAILED);
+    host.pass(Duration::from_millis(990));
+    assert_eq!(host.deliveries(at).len(), 1);
+    host.pass(Duration::from_millis(20));
+    assert_eq!(host.deliveries(at).len(), 2);
+    judge(&mut host, at, FAILED);
+    host.pass(Duration::from_millis(2900));
+    assert_eq!(host.deliveries(at).len(), 2, "the second pause is longer");
+    host.ask(0, broker::admin::AdminRequest::Purge { queue: "q".to_owned() });
+    host.lose(at);
+    host.pass(Duration::from_millis(10));
+    assert_eq!(host.messages(), 0);
+}
