@@ -191,7 +191,7 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let noisy = written(root.path(), "noisy.json", &comparison(150, Some("stolen")));
         let options = Options { against: noisy.clone(), result: noisy, allow_invalid: false };
-        assert!(command(&options).expect_err("invalid").to_string().contains("clean rounds"));
+        assert!(command(&options).expect_err("invalid").to_string().contains("clean pairs"));
     }
 
     #[test]
