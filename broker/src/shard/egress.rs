@@ -182,9 +182,6 @@ impl Shard {
                 conn.stalled = true;
                 break;
             }
-            if !conn.amqp.can_send(id) {
-                break;
-            }
             match send_one(&mut conn.amqp, id, next, consumer.presettled, &mut self.head) {
                 Ok(delivery) => {
                     let sent = consumer.stash.pop_front().expect("it was at the front");
