@@ -296,8 +296,13 @@ impl Connection {
     /// Messages alone never stop the reading: they stop at `transmit_bytes_max`, this twice as
     /// far. A peer that reads only when it has written would wait for us for ever.
     pub fn wants_read(&self) -> bool {
+        self.state != ConnectionState::Closed && !self.is_parked() && !self.answers_pile_up()
+    }
+
+    /// The peer asks more than it reads the answers of.
+    fn answers_pile_up(&self) -> bool {
         let bound = 2 * self.config.transmit_bytes_max + self.config.max_frame_size as usize;
-        self.state != ConnectionState::Closed && !self.is_parked() && self.out.len() < bound
+        self.out.len() >= bound
     }
 
     /// Bytes that the next `poll_transmit` hands out, without the flows and dispositions that it
@@ -321,17 +326,20 @@ impl Connection {
         self.is_drained() && self.state == ConnectionState::Closed
     }
 
-    /// Bytes that are held of messages and frames of which the peer owes the rest.
+    /// Bytes that are held of messages and frames of which the peer owes the rest, and of answers
+    /// that it does not read when these are so many that it is not read any more.
     #[inline]
     pub fn unfinished_bytes(&self) -> u64 {
-        self.reassembly_bytes + self.input.len() as u64
+        let unread = if self.answers_pile_up() { self.out.len() as u64 } else { 0 };
+        self.reassembly_bytes + self.input.len() as u64 + unread
     }
 
-    /// When the oldest of these messages, or the frame, began.
+    /// When the oldest of these messages, or the frame, began, or the answers were too many.
     pub fn unfinished_since(&self) -> Option<Instant> {
         let frame = (!self.input.is_empty()).then_some(self.input_since);
+        let unread = self.answers_pile_up().then_some(self.last_received);
         let partials = self.links.iter().filter_map(|(_, link)| link.partial.as_ref());
-        partials.map(|partial| partial.since).chain(frame).min()
+        partials.map(|partial| partial.since).chain(frame).chain(unread).min()
     }
 
     /// Deliveries that may be sent (we send) or may still come (we receive), by credit alone.

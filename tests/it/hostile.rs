@@ -514,6 +514,20 @@ fn attach_storm(field: &Field, nth: usize) {
     });
 }
 
+/// The same by many who never read an answer.
+fn deaf(field: &Field, nth: usize) {
+    let hello = in_session("deaf");
+    again_and_again(field, &hello, Duration::from_millis(10), |stream, round| {
+        let mut bytes = Vec::new();
+        for handle in 0..20 {
+            let name = format!("deaf-{nth}-{round}-{handle}");
+            frame::write(&mut bytes, 0, &attach(&name, handle, Role::Receiver, "a b"));
+            frame::write(&mut bytes, 0, &detach(handle));
+        }
+        stream.write_all(&bytes)
+    });
+}
+
 /// As many links as a connection may have, and then more, never detached.
 fn attach_pile(field: &Field, nth: usize) {
     let hello = in_session("pile");
@@ -623,6 +637,12 @@ fn storms_of_attaches_harm_nobody() {
         run: attach_pile,
         growth_max: GROWTH_MAX,
     });
+}
+
+#[test]
+#[ignore = "takes the machine for itself: tests/run hostile"]
+fn who_never_reads_harms_nobody() {
+    withstand(&Attack { name: "deaf", threads: 24, run: deaf, growth_max: 2 * GROWTH_MAX });
 }
 
 #[test]

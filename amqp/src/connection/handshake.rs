@@ -340,6 +340,10 @@ impl Connection {
             | ConnectionState::Closed => {}
         }
         self.input = Vec::new();
+        if self.answers_pile_up() {
+            // Who does not read will not read this.
+            self.out = Vec::new();
+        }
         self.finish(CloseReason::Closed(Some(error)));
     }
 

@@ -476,9 +476,13 @@ fn reading_stops_where_answers_pile_up_unread() {
         peer.engine.detach(link, true, None);
         rounds += 1;
         assert!(rounds < 200, "a peer that never reads must be stopped");
+        assert_eq!(peer.engine.unfinished_bytes() > 0, !peer.engine.wants_read());
     }
+    assert!(peer.engine.unfinished_bytes() > 2000, "what it does not read counts against it");
+    assert_eq!(peer.engine.unfinished_since(), Some(peer.now));
     peer.hears();
     assert!(peer.engine.wants_read());
+    assert_eq!((peer.engine.unfinished_bytes(), peer.engine.unfinished_since()), (0, None));
 }
 
 #[test]

@@ -521,7 +521,8 @@ impl Shard {
             return;
         }
         let pause = !conn.amqp.wants_read() || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX;
-        if pause != conn.paused && !conn.over {
+        let turned = pause != conn.paused && !conn.over;
+        if turned {
             conn.paused = pause;
             conn.amqp.withhold_reads(now, pause);
             self.actions.push_back(if pause {
@@ -546,6 +547,9 @@ impl Shard {
                 self.deadlines.remove(&(known, id));
             }
             self.deadlines.insert((due, id));
+        }
+        if turned {
+            self.count_unfinished(now, id);
         }
     }
 

@@ -1,4 +1,5 @@
-//! Messages and frames that have begun and not ended: how much of them all connections may hold.
+//! Messages and frames that have begun and not ended, and answers that nobody reads: how much of
+//! them all connections may hold.
 //!
 //! ```text
 //!   received ── bytes held by the engine, before and after ──▶ sum of the shard
@@ -40,6 +41,7 @@ impl Shard {
         }
         let sum = self.unfinished.bytes + held;
         self.unfinished.bytes = sum.saturating_sub(conn.unfinished_bytes);
+        // Reads are withheld before answers pile up for ever; that is when they are counted.
         let grew = held > conn.unfinished_bytes;
         conn.unfinished_bytes = held;
         if grew && self.unfinished.bytes > self.unfinished_bytes_max() {
@@ -95,7 +97,8 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.amqp.expel(Error::new(
             Condition::ResourceLimitExceeded,
-            "unfinished messages of all connections take too much memory; this one took longest",
+            "unfinished messages and unread answers of all connections take too much memory; this \
+             one took longest",
         ));
         let held = std::mem::take(&mut conn.unfinished_bytes);
         self.forget_unfinished(held);

@@ -35,6 +35,7 @@ pub(crate) struct Wish {
     pub(crate) level: Level,
     pub(crate) backup: bool,
     pub(crate) memory_bytes_max: u64,
+    pub(crate) message_bytes_max: u64,
     pub(crate) segments_max: u32,
     pub(crate) settings: Settings,
 }
@@ -46,6 +47,7 @@ impl Default for Wish {
             level: Level::Sync,
             backup: false,
             memory_bytes_max: 1 << 30,
+            message_bytes_max: 16 << 20,
             segments_max: 16,
             settings: Settings::default(),
         }
@@ -207,6 +209,7 @@ impl Host {
             memory_bytes_max: self.wish.memory_bytes_max,
             amqp: Config {
                 container_id: "laelaps".to_owned(),
+                max_message_size: self.wish.message_bytes_max,
                 sasl: Sasl::Server { anonymous: true, plain: false, bare: true },
                 ..Config::default()
             },

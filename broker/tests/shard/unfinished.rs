@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use amqp::connection::Event as Amqp;
-use amqp::definitions::{DeliveryId, Handle};
+use amqp::definitions::{DeliveryId, Handle, Role};
 use amqp::delivery::Outcome;
 use amqp::error::Condition;
-use amqp::frame::FrameWriter;
-use amqp::performative::Transfer;
+use amqp::frame::{self, FrameWriter};
+use amqp::performative::{Attach, Detach, Performative, Transfer};
+use broker::limits::LAST_BYTES_WITHIN;
 use broker::{ConnId, Event};
 
 use crate::host::{Host, Wish};
@@ -86,4 +87,48 @@ fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
         host.lose(at);
     }
     assert_eq!(host.shards[0].links(), 0);
+}
+
+/// Attaches that are refused: each is answered by two frames, the second with an explanation.
+fn refused_attaches(count: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..count {
+        let attach =
+            Attach { name: "x", handle: Handle(7), role: Role::Sender, ..Attach::default() };
+        let attach = Attach { initial_delivery_count: Some(0), ..attach };
+        frame::write(&mut bytes, 0, &Performative::Attach(attach));
+        let detach = Detach { handle: Handle(7), closed: true, error: None };
+        frame::write(&mut bytes, 0, &Performative::Detach(detach));
+    }
+    bytes
+}
+
+#[test]
+fn who_asks_and_never_reads_the_answers_goes_as_well() {
+    // Room for 4 MiB; each asker is no longer read when it is owed 3.
+    let wish = Wish { memory_bytes_max: 1 << 24, message_bytes_max: 1 << 16, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let bytes = refused_attaches(1000);
+    let mut askers = Vec::new();
+    for _ in 0..3 {
+        let at = host.connect(0);
+        host.clients[at].reads = false;
+        for _ in 0..200 {
+            if host.clients[at].paused {
+                break;
+            }
+            hear(&mut host, at, &bytes);
+        }
+        assert!(host.clients[at].paused, "more than it may be owed");
+        askers.push(at);
+        host.pass(Duration::from_secs(1));
+    }
+    // The socket of who went is let go without the bytes that it does not take.
+    host.pass(LAST_BYTES_WITHIN);
+    let gone: Vec<bool> = askers.iter().map(|at| host.clients[*at].closed).collect();
+    assert_eq!(gone, [true, true, false]);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    assert!(host.send(at, sender, 10, false));
+    assert_eq!(host.outcomes(at), [Outcome::Accepted]);
 }
