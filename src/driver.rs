@@ -29,6 +29,7 @@
 //! sent; a lost ring does the same. A core that cannot start reports why.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
@@ -163,6 +164,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
     let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
     let sockets_max = sockets_max(cores);
     let all_have_rings = Arc::new(Barrier::new(cores));
+    let crowds: Arc<[AtomicUsize]> = (0..cores).map(|_| AtomicUsize::new(0)).collect();
     let mut hosted: Vec<Vec<ShardConfig>> = (0..cores).map(|_| Vec::new()).collect();
     for shard in plan.shards {
         hosted[core_of(shard.shard, cores)].push(shard);
@@ -181,6 +183,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
             cold: cold.clone(),
             handshakes: handshakes.clone(),
             port,
+            crowds: Arc::clone(&crowds),
             all_have_rings: Arc::clone(&all_have_rings),
             reports: reports.clone(),
         };

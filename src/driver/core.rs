@@ -21,7 +21,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -137,6 +137,8 @@ pub(super) struct Setup {
     pub(super) handshakes: Option<Handshakes>,
     /// Its place in the mesh.
     pub(super) port: MeshPort<Letter>,
+    /// How many connections each core has.
+    pub(super) crowds: Arc<[AtomicUsize]>,
     /// Where the cores meet when each has its ring.
     pub(super) all_have_rings: Arc<Barrier>,
     /// To the thread that starts us.
@@ -151,6 +153,8 @@ struct Core {
     port: MeshPort<Letter>,
     shards: Vec<Shard>,
     sockets: Sockets,
+    sockets_max: usize,
+    crowds: Arc<[AtomicUsize]>,
     disk: Disk,
     inputs: Receiver<Input>,
     inbox: Inbox,
@@ -241,6 +245,8 @@ impl Core {
             port: setup.port,
             shards,
             sockets: Sockets::new(setup.core, setup.cores),
+            sockets_max: setup.sockets_max,
+            crowds: setup.crowds,
             disk: Disk::new(setup.store.files, setup.cold, inbox.clone()),
             inputs,
             inbox,
@@ -289,6 +295,7 @@ impl Core {
             self.arrive_here(now);
             self.take_inputs(now);
             self.take_time(now);
+            self.crowds[self.core].store(self.sockets.len(), Ordering::Relaxed);
             self.poll_shards(now);
             self.tell_over(now);
             self.post_held();
@@ -537,6 +544,15 @@ impl Core {
         }
     }
 
+    /// Whether a connection may move to this shard. A core that is full takes no new ones either,
+    /// whom the kernel would give to another core if they could be told beforehand: so a part of
+    /// its room is kept for them.
+    fn has_room(&self, to: ShardId) -> bool {
+        let core = core_of(to, self.cores);
+        let crowd = self.crowds[core].load(Ordering::Relaxed);
+        core == self.core || crowd < self.sockets_max / 4 * 3
+    }
+
     fn depart(&mut self, departure: Option<Departure>) {
         match departure {
             Some(Departure::Here(conn)) => self.arriving.push(conn),
@@ -636,6 +652,8 @@ impl Core {
             }
             Action::Close(conn) => self.sockets.finish(&mut self.ring, now, conn),
             Action::Move { conn, to, moving } => {
+                // Where there is no room it comes back as it went, and is served from here.
+                let to = if self.has_room(to) { to } else { from };
                 let here = core_of(to, self.cores) == self.core;
                 let departure =
                     self.sockets.leave(&mut self.ring, conn, Leaving { to, moving, here });

@@ -136,6 +136,7 @@ pub(super) struct Landed {
 /// The connections of a core.
 pub(super) struct Sockets {
     entries: Vec<Option<Entry>>,
+    count: usize,
     /// Who must be closed by when, in order, since all linger equally long.
     deadlines: VecDeque<(Instant, SocketId)>,
     /// Who must be secured by when, in order; some of them are by now, or gone.
@@ -175,6 +176,7 @@ impl Sockets {
     pub(super) fn new(core: usize, cores: usize) -> Self {
         Self {
             entries: Vec::new(),
+            count: 0,
             deadlines: VecDeque::new(),
             handshakes: VecDeque::new(),
             securing: 0,
@@ -229,6 +231,7 @@ impl Sockets {
         let entry = Entry { socket, conn, shard, peer, tls, phase, sends, peer_ended, leaving };
         let before = self.entries[slot].replace(entry);
         assert!(before.is_none(), "a slot was given again before its socket was closed");
+        self.count += 1;
         conn
     }
 
@@ -392,6 +395,7 @@ impl Sockets {
     pub(super) fn handed_over(&mut self, socket: SocketId, stream: TcpStream) -> Option<Carried> {
         self.entry_of(socket)?;
         let entry = self.entries[socket.slot()].take()?;
+        self.count -= 1;
         let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
         Some(Carried { to, stream, peer: entry.peer, tls: entry.tls, moving, bytes })
     }
@@ -420,6 +424,11 @@ impl Sockets {
         let (socket, peer_ended) = (entry.socket, std::mem::take(&mut entry.peer_ended));
         ring.start_receive(socket);
         Some(Landed { to, socket, moving, bytes, peer_ended })
+    }
+
+    /// How many there are, those that are being closed among them.
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
     /// Whether a `ConnId` can name this socket.
@@ -485,6 +494,7 @@ impl Sockets {
     pub(super) fn closed(&mut self, socket: SocketId) {
         if self.entry_of(socket).is_some() {
             self.entries[socket.slot()] = None;
+            self.count -= 1;
         }
     }
 
