@@ -137,6 +137,8 @@ pub(super) struct Landed {
 pub(super) struct Sockets {
     entries: Vec<Option<Entry>>,
     count: usize,
+    /// Handed over, and their slots are given again before the ring has said so.
+    departed: Vec<Entry>,
     /// Who must be closed by when, in order, since all linger equally long.
     deadlines: VecDeque<(Instant, SocketId)>,
     /// Who must be secured by when, in order; some of them are by now, or gone.
@@ -177,6 +179,7 @@ impl Sockets {
         Self {
             entries: Vec::new(),
             count: 0,
+            departed: Vec::new(),
             deadlines: VecDeque::new(),
             handshakes: VecDeque::new(),
             securing: 0,
@@ -229,9 +232,15 @@ impl Sockets {
         let phase = if tls.is_some() { Phase::Securing } else { Phase::Serving };
         let (sends, peer_ended, leaving) = (0, false, None);
         let entry = Entry { socket, conn, shard, peer, tls, phase, sends, peer_ended, leaving };
-        let before = self.entries[slot].replace(entry);
-        assert!(before.is_none(), "a slot was given again before its socket was closed");
-        self.count += 1;
+        // A connection from another core may get a slot of which the ring has let go in this very
+        // turn: the last completion of who had it is on its way.
+        match self.entries[slot].replace(entry) {
+            None => self.count += 1,
+            Some(before) if before.phase == Phase::Leaving => self.departed.push(before),
+            Some(before) => {
+                assert!(before.phase == Phase::Closing, "a slot was given again while it was used");
+            }
+        }
         conn
     }
 
@@ -393,9 +402,15 @@ impl Sockets {
 
     /// The ring has let go of a connection that moves.
     pub(super) fn handed_over(&mut self, socket: SocketId, stream: TcpStream) -> Option<Carried> {
-        self.entry_of(socket)?;
-        let entry = self.entries[socket.slot()].take()?;
-        self.count -= 1;
+        let departed = self.departed.iter().position(|entry| entry.socket == socket);
+        let entry = match departed {
+            Some(at) => self.departed.swap_remove(at),
+            None => {
+                self.entry_of(socket)?;
+                self.count -= 1;
+                self.entries[socket.slot()].take()?
+            }
+        };
         let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
         Some(Carried { to, stream, peer: entry.peer, tls: entry.tls, moving, bytes })
     }
@@ -709,6 +724,20 @@ mod tests {
                 break;
             }
         }
+    }
+
+    #[test]
+    fn a_slot_may_be_given_again_before_its_last_completion_is_heard() {
+        let mut bench = bench();
+        let (socket, client) = (bench.socket, bench.client);
+        bench.ring.pause_receive(socket);
+        // Closed at once, as after a last send to a peer that has ended.
+        assert!(bench.sockets.lost(&mut bench.ring, socket).is_some());
+        let addr = client.local_addr().expect("bound");
+        let again = bench.sockets.adopt(socket, ShardId(0), addr, None);
+        assert_eq!(bench.sockets.len(), 1, "one left, one came");
+        assert_eq!(bench.sockets.socket(bench.conn), None);
+        assert_eq!(bench.sockets.socket(again), Some(socket));
     }
 
     #[test]
