@@ -24,7 +24,7 @@ use crate::definitions::{
     DeliveryId, Handle, ReceiverSettleMode, Role, SaslCode, SenderSettleMode, TerminusDurability,
     TerminusExpiryPolicy, Timestamp,
 };
-use crate::polymorphic::{AnyTarget, DeliveryState, MessageId, Outcome};
+use crate::polymorphic::{AnySource, AnyTarget, DeliveryState, MessageId, Outcome};
 
 composites! {
     /// Begins a connection: what each side can do [2.7.1].
@@ -84,7 +84,7 @@ composites! {
         /// How the receiver settles.
         rcv_settle_mode: ReceiverSettleMode, stated(ReceiverSettleMode::First);
         /// Where messages come from.
-        source: Source<'a>, optional;
+        source: AnySource<'a>, optional;
         /// Where messages go to.
         target: AnyTarget<'a>, optional;
         /// Unsettled delivery states by delivery tag.

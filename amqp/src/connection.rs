@@ -86,6 +86,9 @@ pub struct Config {
     pub unsettled_incoming_max: u32,
     /// Unsettled outgoing deliveries, a session; `can_send` is false at it. Default 8,192.
     pub unsettled_outgoing_max: u32,
+    /// Unsettled deliveries of all sessions, each way. A new session's own bounds are at most half
+    /// of what the others leave of it, and at least 256. Default 65,536.
+    pub unsettled_max: u32,
     /// Bytes of unfinished incoming messages. Default 64 MiB.
     pub reassembly_bytes_max: u64,
     /// Bytes waiting for `poll_transmit` at which `can_send` is false; reading stops at twice as
@@ -118,6 +121,7 @@ impl Default for Config {
             incoming_window: 2048,
             unsettled_incoming_max: 8192,
             unsettled_outgoing_max: 8192,
+            unsettled_max: 65_536,
             reassembly_bytes_max: 64 << 20,
             transmit_bytes_max: 1 << 20,
             sasl: Sasl::None,
@@ -216,6 +220,8 @@ pub struct Connection {
 
     sessions: Slots<Session>,
     links: Slots<Link>,
+    /// What all sessions may have unsettled, each way.
+    unsettled_granted: u32,
     /// Sessions by our channel and by the peer's.
     local_channels: Vec<Option<u32>>,
     remote_channels: Vec<Option<u32>>,
@@ -274,6 +280,7 @@ impl Connection {
             remote_idle_time_out: None,
             sessions: Slots::new(),
             links: Slots::new(),
+            unsettled_granted: 0,
             local_channels: Vec::new(),
             remote_channels: Vec::new(),
             names: BTreeMap::new(),

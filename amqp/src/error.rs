@@ -188,14 +188,14 @@ pub(crate) enum Unsupported {
     Coordinator,
     /// A link to a target of a kind that AMQP 1.0 does not define.
     TargetKind,
+    /// A link to a source of a kind that AMQP 1.0 does not define.
+    SourceKind,
     /// A delivery state or outcome that AMQP 1.0 does not define.
     StateKind,
     /// A transfer in a transaction.
     TransactionalTransfer,
     /// A disposition in a transaction.
     TransactionalOutcome,
-    /// A transfer that resumes a delivery; our unsettled map said that there is none [2.6.13].
-    ResumedTransfer,
 }
 
 /// A bound of ours.
@@ -259,10 +259,10 @@ impl Fault {
             Self::Unsupported(
                 Unsupported::Coordinator
                 | Unsupported::TargetKind
+                | Unsupported::SourceKind
                 | Unsupported::StateKind
                 | Unsupported::TransactionalTransfer
-                | Unsupported::TransactionalOutcome
-                | Unsupported::ResumedTransfer,
+                | Unsupported::TransactionalOutcome,
             ) => Condition::NotImplemented,
             Self::LimitExceeded(limit) => match limit {
                 LimitExceeded::MessageSize => Condition::MessageSizeExceeded,
@@ -286,8 +286,8 @@ impl Fault {
             Self::Unsupported(unsupported) => match unsupported {
                 Unsupported::Coordinator
                 | Unsupported::TargetKind
-                | Unsupported::TransactionalTransfer
-                | Unsupported::ResumedTransfer => Scope::Link,
+                | Unsupported::SourceKind
+                | Unsupported::TransactionalTransfer => Scope::Link,
                 Unsupported::StateKind | Unsupported::TransactionalOutcome => Scope::Session,
             },
             Self::LimitExceeded(limit) => match limit {
@@ -387,14 +387,14 @@ impl fmt::Display for Fault {
                 Unsupported::TargetKind => {
                     "this kind of target is not known here: attach to amqp:target:list"
                 }
+                Unsupported::SourceKind => {
+                    "this kind of source is not known here: attach to amqp:source:list"
+                }
                 Unsupported::StateKind => {
                     "this kind of delivery state is not known here: use those of AMQP 1.0"
                 }
                 Unsupported::TransactionalTransfer | Unsupported::TransactionalOutcome => {
                     "transactions are not supported: send without transactional-state"
-                }
-                Unsupported::ResumedTransfer => {
-                    "deliveries are not resumed: send it again as a new one"
                 }
             }),
             Self::LimitExceeded(limit) => f.write_str(match limit {

@@ -53,7 +53,8 @@ pub struct RemoteAttach {
     pub role: Role,
     /// How the sender settles.
     pub snd_settle_mode: SenderSettleMode,
-    /// How the receiver would like to settle; the engine answers `first` always.
+    /// How the receiver settles. A receiver's own is in force; to a sender that would like `second`
+    /// the engine answers `first`.
     pub rcv_settle_mode: ReceiverSettleMode,
     /// The source; none in refusals and look-ups of a durable subscription by name.
     pub source: Option<LinkSource>,
@@ -113,6 +114,8 @@ pub(crate) struct Link {
     /// The peer's handle; none before its attach and after its detach.
     pub(crate) remote_handle: Option<u32>,
     pub(crate) snd_settle_mode: SenderSettleMode,
+    /// What we state: the receiver's own where we send, else `first`.
+    pub(crate) rcv_settle_mode: ReceiverSettleMode,
     /// Our attach is on the wire.
     pub(crate) attach_sent: bool,
     /// The host has not heard of the link yet, or has heard that it is gone.
@@ -148,6 +151,8 @@ pub(crate) struct Partial {
     pub(crate) tag: Tag,
     pub(crate) message_format: u32,
     pub(crate) settled: bool,
+    /// It resumes what we do not know: nothing of it is kept.
+    pub(crate) ignored: bool,
     pub(crate) message: Vec<u8>,
     /// When its first transfer came.
     pub(crate) since: Instant,
@@ -163,6 +168,7 @@ impl Link {
             local_handle,
             remote_handle: None,
             snd_settle_mode: SenderSettleMode::Mixed,
+            rcv_settle_mode: ReceiverSettleMode::First,
             attach_sent: false,
             silent: true,
             remote_closed: false,

@@ -14,7 +14,7 @@ pub use crate::composites::{
     Accepted, Attach, Begin, Close, Coordinator, Declared, Detach, Disposition, End, Error, Flow,
     Modified, Open, Received, Rejected, Released, Source, Target, TransactionalState, Transfer,
 };
-pub use crate::polymorphic::{AnyTarget, DeliveryState, Outcome};
+pub use crate::polymorphic::{AnySource, AnyTarget, DeliveryState, Outcome};
 use crate::shortcuts;
 
 /// A performative.

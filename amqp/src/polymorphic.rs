@@ -4,20 +4,21 @@
 //!  requires="delivery-state"   received accepted rejected released modified declared
 //!                              transactional-state
 //!  requires="outcome"          accepted rejected released modified declared
+//!  requires="source"           source, others as they are
 //!  requires="target"           target coordinator, others as they are
 //!  requires="message-id"       ulong uuid binary string
 //! ```
 //!
-//! The specification lets others define more types that provide a state, an outcome or a target.
-//! Such a target is kept as it is, so that its link can be refused; such a state or outcome is
-//! [`Fault::UnknownType`], which costs the session and not the connection. Anything else is a
-//! plain decode error.
+//! The specification lets others define more types that provide a state, an outcome, a source or a
+//! target. Such a terminus is kept as it is, so that its link can be refused; such a state or
+//! outcome is [`Fault::UnknownType`], which costs the session and not the connection. Anything else
+//! is a plain decode error.
 
 use crate::codec::{
     Composite, DecodeError, Described, Fault, Field, Reader, Value, Writer, code, read_code,
 };
 use crate::composites::{
-    Accepted, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
+    Accepted, Coordinator, Declared, Modified, Received, Rejected, Released, Source, Target,
     TransactionalState,
 };
 
@@ -43,6 +44,15 @@ pub enum Outcome<'a> {
     Released,
     Modified(Modified<'a>),
     Declared(Declared<'a>),
+}
+
+/// What the source of an attach can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnySource<'a> {
+    /// A node.
+    Source(Source<'a>),
+    /// A source that the specification does not have.
+    Other(Described<'a>),
 }
 
 /// What the target of an attach can be.
@@ -97,8 +107,8 @@ impl<'a> From<Outcome<'a>> for DeliveryState<'a> {
 /// The numeric descriptors, to match on.
 mod descriptor {
     use super::{
-        Accepted, Composite, Coordinator, Declared, Modified, Received, Rejected, Released, Target,
-        TransactionalState,
+        Accepted, Composite, Coordinator, Declared, Modified, Received, Rejected, Released, Source,
+        Target, TransactionalState,
     };
 
     pub(super) const RECEIVED: u64 = Received::SPEC.code;
@@ -106,6 +116,7 @@ mod descriptor {
     pub(super) const REJECTED: u64 = Rejected::SPEC.code;
     pub(super) const RELEASED: u64 = Released::SPEC.code;
     pub(super) const MODIFIED: u64 = Modified::SPEC.code;
+    pub(super) const SOURCE: u64 = Source::SPEC.code;
     pub(super) const TARGET: u64 = Target::SPEC.code;
     pub(super) const COORDINATOR: u64 = Coordinator::SPEC.code;
     pub(super) const DECLARED: u64 = Declared::SPEC.code;
@@ -201,6 +212,38 @@ impl<'a> Field<'a> for Outcome<'a> {
     }
 }
 
+impl<'a> Field<'a> for AnySource<'a> {
+    const SPEC: &'static str = "*";
+
+    fn read(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
+        let start = *reader;
+        match known_code(reader) {
+            Ok(descriptor::SOURCE) => Source::read_list(reader).map(Self::Source),
+            Err(error) if error.fault != Fault::UnknownType => Err(error),
+            Ok(_) | Err(_) => {
+                *reader = start;
+                read_other(reader).map(Self::Other)
+            }
+        }
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        match self {
+            Self::Source(source) => source.write_described(writer),
+            Self::Other(other) => writer.value(&Value::Described(*other)),
+        }
+    }
+}
+
+/// A terminus of a type that others have defined.
+fn read_other<'a>(reader: &mut Reader<'a>) -> Result<Described<'a>, DecodeError> {
+    let start = *reader;
+    let Value::Described(other) = reader.value()? else {
+        return Err(start.fail(Fault::UnexpectedDescriptor));
+    };
+    Ok(other)
+}
+
 impl<'a> Field<'a> for AnyTarget<'a> {
     const SPEC: &'static str = "*";
 
@@ -212,10 +255,7 @@ impl<'a> Field<'a> for AnyTarget<'a> {
             Err(error) if error.fault != Fault::UnknownType => Err(error),
             Ok(_) | Err(_) => {
                 *reader = start;
-                let Value::Described(other) = reader.value()? else {
-                    return Err(start.fail(Fault::UnexpectedDescriptor));
-                };
-                Ok(Self::Other(other))
+                read_other(reader).map(Self::Other)
             }
         }
     }

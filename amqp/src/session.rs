@@ -43,8 +43,7 @@ pub(crate) struct Session {
 
     next_incoming_id: u32,
     incoming_window: u32,
-    incoming_window_max: u32,
-    unsettled_incoming_max: u32,
+    bounds: SessionBounds,
     next_outgoing_id: u32,
     remote_window: u32,
 
@@ -139,6 +138,9 @@ impl Settling {
 pub(crate) struct SessionBounds {
     pub(crate) incoming_window_max: u32,
     pub(crate) unsettled_incoming_max: u32,
+    pub(crate) unsettled_outgoing_max: u32,
+    /// What of the connection's bound on unsettled deliveries is its.
+    pub(crate) unsettled_share: u32,
 }
 
 impl Session {
@@ -150,8 +152,7 @@ impl Session {
             silent: false,
             next_incoming_id: 0,
             incoming_window: bounds.incoming_window_max.min(bounds.unsettled_incoming_max),
-            incoming_window_max: bounds.incoming_window_max,
-            unsettled_incoming_max: bounds.unsettled_incoming_max,
+            bounds,
             next_outgoing_id: 0,
             remote_window: 0,
             remote_handle_max: 0,
@@ -168,6 +169,11 @@ impl Session {
             listed: false,
             blocked: false,
         }
+    }
+
+    /// What it may use.
+    pub(crate) fn bounds(&self) -> SessionBounds {
+        self.bounds
     }
 
     /// Moves the session; false, and nothing changed, where its state does not allow the event.
@@ -240,7 +246,7 @@ impl Session {
     /// Asks for a flow once half of the window is used, or memory is free again after it was not.
     #[inline]
     pub(crate) fn renew_window(&mut self) {
-        if self.incoming_window <= self.incoming_window_max / 2 {
+        if self.incoming_window <= self.bounds.incoming_window_max / 2 {
             self.renew_low_window();
         }
     }
@@ -250,7 +256,7 @@ impl Session {
         if target > self.incoming_window {
             let gain = target - self.incoming_window;
             self.flow_due |=
-                self.incoming_window == 0 || gain >= self.incoming_window_max.div_ceil(4);
+                self.incoming_window == 0 || gain >= self.bounds.incoming_window_max.div_ceil(4);
         }
     }
 
@@ -260,7 +266,7 @@ impl Session {
         self.incoming_window = self.incoming_window.max(self.window_target());
         assert!(
             self.incoming_window as usize + self.incoming.len()
-                <= self.unsettled_incoming_max as usize,
+                <= self.bounds.unsettled_incoming_max as usize,
             "the window outgrew the bound on unsettled deliveries"
         );
         Flow {
@@ -274,7 +280,9 @@ impl Session {
 
     fn window_target(&self) -> u32 {
         let unsettled = u32::try_from(self.incoming.len()).expect("bounded by a u32");
-        self.incoming_window_max.min(self.unsettled_incoming_max.saturating_sub(unsettled))
+        self.bounds
+            .incoming_window_max
+            .min(self.bounds.unsettled_incoming_max.saturating_sub(unsettled))
     }
 
     /// The link that a handle of the peer's stands for.
@@ -328,7 +336,13 @@ mod tests {
     use super::*;
 
     fn session(incoming_window_max: u32, unsettled_incoming_max: u32) -> Session {
-        Session::new(0, SessionBounds { incoming_window_max, unsettled_incoming_max })
+        let bounds = SessionBounds {
+            incoming_window_max,
+            unsettled_incoming_max,
+            unsettled_outgoing_max: unsettled_incoming_max,
+            unsettled_share: unsettled_incoming_max,
+        };
+        Session::new(0, bounds)
     }
 
     fn delivery() -> Incoming {

@@ -14,8 +14,8 @@ use amqp::codec::{
 };
 use amqp::definitions::{DeliveryId, Handle, Role};
 use amqp::performative::{
-    AnyTarget, Attach, DeliveryState, Disposition, Error, Modified, Open, Outcome, Performative,
-    Rejected, Source, Target, Transfer,
+    AnySource, AnyTarget, Attach, DeliveryState, Disposition, Error, Modified, Open, Outcome,
+    Performative, Rejected, Source, Target, Transfer,
 };
 
 fn fault(bytes: &[u8]) -> Option<Fault> {
@@ -407,7 +407,7 @@ fn samples() -> Vec<Vec<u8>> {
             name: "link",
             handle: Handle(3),
             role: Role::Receiver,
-            source: Some(source),
+            source: Some(AnySource::Source(source)),
             target: Some(AnyTarget::Target(target)),
             max_message_size: Some(1 << 40),
             ..Attach::default()

@@ -19,7 +19,7 @@ use amqp::definitions::{
     TerminusExpiryPolicy, Timestamp,
 };
 use amqp::message::{MessageId, Sections};
-use amqp::performative::{AnyTarget, DeliveryState, Outcome, Performative};
+use amqp::performative::{AnySource, AnyTarget, DeliveryState, Outcome, Performative};
 use amqp::sasl::SaslBody;
 use fe2o3_amqp_types::{messaging, performatives, sasl};
 use serde_amqp::{from_slice, to_vec};
@@ -258,7 +258,7 @@ impl Random {
             role: self.one_of(Role::ALL),
             snd_settle_mode: self.one_of(SenderSettleMode::ALL),
             rcv_settle_mode: self.one_of(ReceiverSettleMode::ALL),
-            source: self.option(Self::source),
+            source: self.option(Self::source).map(AnySource::Source),
             target: self.option(Self::target),
             unsettled: None,
             incomplete_unsettled: self.bool(),

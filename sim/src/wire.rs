@@ -18,8 +18,8 @@ use amqp::codec::{Multiple, Symbol};
 use amqp::definitions::{DeliveryId, Handle, Role, SenderSettleMode};
 use amqp::frame::{self, FrameKind, FrameWriter, ProtocolId};
 use amqp::performative::{
-    AnyTarget, Attach, Begin, Close, DeliveryState, Detach, Disposition, End, Error, Flow,
-    Modified, Open, Performative, Rejected, Source, Target, Transfer,
+    AnySource, AnyTarget, Attach, Begin, Close, DeliveryState, Detach, Disposition, End, Error,
+    Flow, Modified, Open, Performative, Rejected, Source, Target, Transfer,
 };
 use amqp::sasl::{SaslBody, SaslCode, SaslInit};
 
@@ -276,17 +276,18 @@ impl Endpoint {
 
     fn attach(&mut self, handle: u32, name: &str, role: Role, address: &str) {
         let delivery_count = if role == Role::Sender { 0xffff_fffc } else { 0 };
-        let outcomes = [Symbol::new("amqp:accepted:list"), Symbol::new("amqp:released:list")];
+        let outcomes = ["amqp:accepted:list", "amqp:rejected:list", "amqp:released:list"];
+        let outcomes = outcomes.map(Symbol::new);
         self.write(&Performative::Attach(Attach {
             name,
             handle: Handle(handle),
             role,
             snd_settle_mode: SenderSettleMode::Mixed,
-            source: Some(Source {
+            source: Some(AnySource::Source(Source {
                 address: Some(address),
                 outcomes: Multiple::from(&outcomes[..]),
                 ..Source::default()
-            }),
+            })),
             target: Some(AnyTarget::Target(Target { address: Some(address), ..Target::default() })),
             initial_delivery_count: (role == Role::Sender).then_some(delivery_count),
             ..Attach::default()

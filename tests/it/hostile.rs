@@ -26,7 +26,8 @@ use amqp::connection::Sasl;
 use amqp::definitions::{DeliveryId, Handle, Role};
 use amqp::frame::{self, FrameWriter, ProtocolId};
 use amqp::performative::{
-    AnyTarget, Attach, Begin, Detach, End, Flow, Open, Performative, Source, Target, Transfer,
+    AnySource, AnyTarget, Attach, Begin, Detach, End, Flow, Open, Performative, Source, Target,
+    Transfer,
 };
 use amqp::sasl::SaslBody;
 use perf::client::{Client, durable_message};
@@ -93,7 +94,7 @@ fn attach<'a>(name: &'a str, handle: u32, role: Role, address: &'a str) -> Perfo
         name,
         handle: Handle(handle),
         role,
-        source: Some(Source { address: Some(address), ..Source::default() }),
+        source: Some(AnySource::Source(Source { address: Some(address), ..Source::default() })),
         target: Some(AnyTarget::Target(Target { address: Some(address), ..Target::default() })),
         initial_delivery_count: (role == Role::Sender).then_some(0),
         ..Attach::default()

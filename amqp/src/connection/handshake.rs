@@ -367,6 +367,7 @@ impl Connection {
     fn forget_all(&mut self) {
         self.sessions = Slots::new();
         self.links = Slots::new();
+        self.unsettled_granted = 0;
         self.local_channels.clear();
         self.remote_channels.clear();
         self.names.clear();

@@ -17,14 +17,14 @@ use super::input::Handled;
 use super::state::{LinkEvent, LinkState};
 use super::{BeginError, Connection, Event};
 use crate::codec::{Map, Multiple};
-use crate::definitions::{Handle, ReceiverSettleMode, Role, SenderSettleMode};
+use crate::definitions::{Handle, Role, SenderSettleMode};
 use crate::error::{Error, Fault, LimitExceeded, PeerViolation, Unsupported};
 use crate::frame;
 use crate::link::{
     AcceptLink, Link, LinkId, LinkSource, LinkTarget, NewLink, RemoteAttach, borrow_map,
     borrow_symbols, own_map, own_symbols, stolen, with_source, with_target,
 };
-use crate::performative::{AnyTarget, Attach, Detach, Performative};
+use crate::performative::{AnySource, AnyTarget, Attach, Detach, Performative};
 use crate::session::{SessionId, set_slot};
 
 /// What an attach of ours says beyond the link itself.
@@ -170,6 +170,9 @@ impl Connection {
             Some(AnyTarget::Other(_)) => return Err(Unsupported::TargetKind.into()),
             Some(AnyTarget::Target(_)) | None => {}
         }
+        if let Some(AnySource::Other(_)) = attach.source {
+            return Err(Unsupported::SourceKind.into());
+        }
         let Some(link) = self.links.get_mut(index) else { return Ok(()) };
         if link.role == Role::Receiver {
             let first = attach.initial_delivery_count;
@@ -190,6 +193,10 @@ impl Connection {
             // The sender says, the receiver agrees [2.8.2].
             link.snd_settle_mode = attach.snd_settle_mode;
         }
+        if link.role == Role::Sender {
+            // The receiver says, and as receiver we say first [2.8.3].
+            link.rcv_settle_mode = attach.rcv_settle_mode;
+        }
         link.resuming = attach.unsettled.is_some();
         link.max_message_size = match attach.max_message_size {
             None | Some(0) => u64::MAX,
@@ -209,7 +216,10 @@ impl Connection {
             role: link.role,
             snd_settle_mode: attach.snd_settle_mode,
             rcv_settle_mode: attach.rcv_settle_mode,
-            source: attach.source.as_ref().map(LinkSource::from_wire),
+            source: match &attach.source {
+                Some(AnySource::Source(source)) => Some(LinkSource::from_wire(source)),
+                Some(AnySource::Other(_)) | None => None,
+            },
             target: match &attach.target {
                 Some(AnyTarget::Target(target)) => Some(LinkTarget::from_wire(target)),
                 Some(AnyTarget::Coordinator(_) | AnyTarget::Other(_)) | None => None,
@@ -400,7 +410,7 @@ impl Connection {
             handle: Handle(link.local_handle),
             role: link.role,
             snd_settle_mode: link.snd_settle_mode,
-            rcv_settle_mode: ReceiverSettleMode::First,
+            rcv_settle_mode: link.rcv_settle_mode,
             // None of the deliveries that the peer remembers is known here [2.6.13].
             unsettled: link.resuming.then_some(Map::EMPTY),
             initial_delivery_count: match link.role {
@@ -419,6 +429,7 @@ impl Connection {
         let (out, channel) = (&mut self.out, session.local_channel);
         with_source(terms.source, |source| {
             with_target(terms.target, |target| {
+                let source = source.map(AnySource::Source);
                 let target = target.map(AnyTarget::Target);
                 let attach = Attach { source, target, ..attach };
                 frame::write(out, channel, &Performative::Attach(attach));

@@ -23,6 +23,9 @@ use crate::frame;
 use crate::performative::{self, Begin, DeliveryState, Disposition, End, Flow, Performative};
 use crate::session::{OUTGOING_WINDOW, Session, SessionBounds, SessionId, set_slot};
 
+/// What a session may always have unsettled, each way: however many there are, each goes on.
+const UNSETTLED_SHARE_MIN: u32 = 256;
+
 impl Connection {
     /// The host begins a session.
     pub(super) fn begin_session(&mut self) -> Result<SessionId, BeginError> {
@@ -85,15 +88,26 @@ impl Connection {
     }
 
     fn add_session(&mut self, channel: u16, event: SessionEvent) -> u32 {
+        let share = self.unsettled_share();
+        self.unsettled_granted += share;
         let bounds = SessionBounds {
-            incoming_window_max: self.config.incoming_window,
-            unsettled_incoming_max: self.config.unsettled_incoming_max,
+            incoming_window_max: self.config.incoming_window.min(share),
+            unsettled_incoming_max: self.config.unsettled_incoming_max.min(share),
+            unsettled_outgoing_max: self.config.unsettled_outgoing_max.min(share),
+            unsettled_share: share,
         };
         let mut session = Session::new(channel, bounds);
         assert!(session.step(event), "a new session may begin");
         let session = self.sessions.insert(session);
         set_slot(&mut self.local_channels, usize::from(channel), Some(session));
         session
+    }
+
+    /// What one more session may have unsettled, each way.
+    fn unsettled_share(&self) -> u32 {
+        let most = self.config.unsettled_incoming_max.max(self.config.unsettled_outgoing_max);
+        let left = self.config.unsettled_max.saturating_sub(self.unsettled_granted);
+        (left / 2).clamp(UNSETTLED_SHARE_MIN.min(most), most)
     }
 
     fn write_begin(&mut self, session: u32, remote_channel: Option<u16>) {
@@ -169,6 +183,7 @@ impl Connection {
         self.drop_links(session);
         if let Some(state) = self.sessions.remove(session) {
             set_slot(&mut self.local_channels, usize::from(state.local_channel), None);
+            self.unsettled_granted -= state.bounds().unsettled_share;
         }
     }
 

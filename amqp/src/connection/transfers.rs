@@ -81,7 +81,7 @@ impl Connection {
         session.count_incoming_delivery(id)?;
         link.count_delivery()?;
         if transfer.resume {
-            return Err(Unsupported::ResumedTransfer.into());
+            return self.on_resumed(index, id, transfer);
         }
         if let Some(DeliveryState::TransactionalState(_)) = transfer.state {
             return Err(Unsupported::TransactionalTransfer.into());
@@ -124,7 +124,9 @@ impl Connection {
         if transfer.more {
             let message = payload.to_vec();
             let since = self.now;
-            let partial = Partial { delivery: id, tag, message_format, settled, message, since };
+            let ignored = false;
+            let partial =
+                Partial { delivery: id, tag, message_format, settled, ignored, message, since };
             link.partial = Some(partial);
             self.reassembly_bytes += payload.len() as u64;
             if self.reassembly_bytes > self.config.reassembly_bytes_max {
@@ -139,6 +141,31 @@ impl Connection {
             message_format,
             message: Bytes::copy_from_slice(payload),
         });
+        Ok(())
+    }
+
+    /// A delivery that the peer believes to be in our unsettled map, which we have said is empty:
+    /// it is ignored to its end [2.7.5].
+    #[cold]
+    fn on_resumed(
+        &mut self,
+        index: u32,
+        delivery: u32,
+        transfer: &Transfer<'_>,
+    ) -> Result<(), Fault> {
+        let tag = transfer.delivery_tag.ok_or(PeerViolation::TagMissing)?;
+        let tag = Tag::new(tag).ok_or(PeerViolation::TagTooLong)?;
+        if transfer.more && !transfer.aborted {
+            let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+            let message_format = transfer.message_format.unwrap_or(0);
+            let (message, since) = (Vec::new(), self.now);
+            let (settled, ignored) = (false, true);
+            let partial =
+                Partial { delivery, tag, message_format, settled, ignored, message, since };
+            link.partial = Some(partial);
+        } else {
+            self.give_credit_again(index);
+        }
         Ok(())
     }
 
@@ -162,6 +189,13 @@ impl Connection {
             return Err(PeerViolation::ContinuationDiffers.into());
         }
         partial.settled |= transfer.settled.unwrap_or(false);
+        if partial.ignored {
+            if transfer.aborted || !transfer.more {
+                link.partial = None;
+                self.give_credit_again(index);
+            }
+            return Ok(());
+        }
         if transfer.aborted {
             let delivery = partial.delivery;
             self.drop_partial(index);
@@ -300,7 +334,7 @@ impl Connection {
         self.sessions.get(session).is_some_and(|session| {
             session.remote_window() > 0
                 && session.unfinished.is_none()
-                && session.outgoing.len() < self.config.unsettled_outgoing_max as usize
+                && session.outgoing.len() < session.bounds().unsettled_outgoing_max as usize
         })
     }
 

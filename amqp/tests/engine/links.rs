@@ -7,8 +7,8 @@ use amqp::error::Error;
 use amqp::frame::{self, ProtocolId};
 use amqp::link::{LinkSource, LinkTarget, NewLink};
 use amqp::performative::{
-    AnyTarget, Attach, Begin, Coordinator, Detach, Flow, Open, Performative, Source, Target,
-    Transfer,
+    AnySource, AnyTarget, Attach, Begin, Coordinator, Detach, Flow, Open, Performative, Source,
+    Target, Transfer,
 };
 use amqp::session::SessionId;
 
@@ -59,7 +59,7 @@ fn item_20_the_answer_states_what_is_in_force() {
     let (frame, _) = frame::parse(&bytes, u32::MAX).unwrap().unwrap();
     let Ok((Performative::Attach(answer), _)) = Performative::decode(frame.body) else { panic!() };
     assert_eq!((answer.initial_delivery_count, answer.max_message_size), (Some(0), None));
-    assert!(answer.source.unwrap().filter.is_none());
+    assert!(matches!(answer.source, Some(AnySource::Source(source)) if source.filter.is_none()));
 }
 
 #[test]
@@ -339,6 +339,33 @@ fn a_target_that_the_spec_does_not_have_is_refused_like_a_coordinator() {
 }
 
 #[test]
+fn a_source_that_the_spec_does_not_have_refuses_its_link_and_no_more() {
+    let mut peer = Peer::in_session(config());
+    let kind: &[u8] = b"\x00\xa3\x10acme:source:list\xc0\x03\x01\xa1\x00";
+    let Ok(Value::Described(other)) = Reader::new(kind).value() else { panic!() };
+    for (handle, attach) in [(0, receiver("in", 0)), (1, sender("out", 1))] {
+        let source = Some(AnySource::Other(other));
+        peer.say(0, Performative::Attach(Attach { source, ..attach }));
+        let heard = peer.hears();
+        let detach_line = format!("detach@0 {handle} closed amqp:not-implemented");
+        assert_eq!(heard[1..], [detach_line], "{heard:?}");
+        assert!(peer.events().is_empty());
+    }
+    peer.say(0, detach(0, true));
+    peer.attach(receiver("in", 0));
+}
+
+#[test]
+fn item_32_a_receivers_second_is_in_force_and_a_senders_wish_is_not() {
+    let mut peer = Peer::in_session(config());
+    let second = ReceiverSettleMode::Second;
+    peer.attach(Attach { rcv_settle_mode: second, ..receiver("in", 0) });
+    assert_eq!(peer.hears(), ["attach@0 0 in sender mixed second q>q"]);
+    peer.attach(Attach { rcv_settle_mode: second, ..sender("out", 1) });
+    assert_eq!(peer.hears(), ["attach@0 1 out receiver mixed first q>q"]);
+}
+
+#[test]
 fn a_temporary_queue_as_qpid_jms_asks_for_it_reaches_the_host() {
     // Source: dynamic, lifetime-policy delete-on-close, link-detach, modified, temporary-queue.
     let attach = include_bytes!("../../../fuzz/corpus/frame/attach-dynamic");
@@ -407,11 +434,19 @@ fn item_35_an_unsettled_map_is_answered_by_an_empty_one() {
     let (frame, _) = frame::parse(&bytes, u32::MAX).unwrap().unwrap();
     let Ok((Performative::Attach(answer), _)) = Performative::decode(frame.body) else { panic!() };
     assert_eq!(answer.unsettled, Some(amqp::codec::Map::EMPTY));
-    // What it tries to resume all the same is refused.
+    // What it tries to resume all the same is ignored to its end, and costs no credit.
     peer.engine.grant_credit(*link, 1);
     peer.hears();
-    peer.transfer(Transfer { resume: true, ..transfer(0, 0) }, b"m");
-    assert_eq!(peer.hears(), ["detach@0 0 closed amqp:not-implemented"]);
+    let resume = |id| Transfer { resume: true, ..transfer(0, id) };
+    peer.transfer(resume(0), b"m");
+    peer.transfer(Transfer { more: true, ..resume(1) }, b"m");
+    peer.transfer(Transfer { delivery_id: None, delivery_tag: None, ..transfer(0, 1) }, b"n");
+    peer.transfer(Transfer { more: true, ..resume(2) }, b"m");
+    peer.transfer(Transfer { aborted: true, ..transfer(0, 2) }, b"");
+    assert!(peer.events().is_empty());
+    assert_eq!(peer.hears(), ["flow@0 in 5+2048 link 0 3+1"]);
+    peer.transfer(transfer(0, 3), b"new");
+    assert!(matches!(&peer.events()[..], [Event::Transfer { message, .. }] if message == "new"));
 }
 
 #[test]
@@ -517,7 +552,7 @@ fn handles_are_used_again_and_ids_are_not() {
     let mut seen = Vec::new();
     for round in 0..100 {
         let attach = Attach {
-            source: Some(Source { address: Some("q"), ..Source::default() }),
+            source: Some(AnySource::Source(Source { address: Some("q"), ..Source::default() })),
             target: Some(AnyTarget::Target(Target::default())),
             ..receiver("in", 3)
         };

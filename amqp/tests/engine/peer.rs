@@ -8,8 +8,8 @@ use amqp::definitions::{Condition, DeliveryId, Handle, Role, SenderSettleMode};
 use amqp::frame::{self, FrameKind, FrameWriter, ProtocolId};
 use amqp::link::{AcceptLink, LinkId, LinkSource, LinkTarget};
 use amqp::performative::{
-    AnyTarget, Attach, Begin, DeliveryState, Detach, Disposition, Error, Flow, Open, Performative,
-    Source, Target, Transfer,
+    AnySource, AnyTarget, Attach, Begin, DeliveryState, Detach, Disposition, Error, Flow, Open,
+    Performative, Source, Target, Transfer,
 };
 use amqp::sasl::SaslBody;
 use amqp::session::SessionId;
@@ -46,7 +46,7 @@ pub(crate) fn sender(name: &'static str, handle: u32) -> Attach<'static> {
         handle: Handle(handle),
         role: Role::Sender,
         snd_settle_mode: SenderSettleMode::Mixed,
-        source: Some(Source::default()),
+        source: Some(AnySource::Source(Source::default())),
         target: Some(AnyTarget::Target(Target { address: Some("q"), ..Target::default() })),
         initial_delivery_count: Some(0),
         ..Attach::default()
@@ -59,7 +59,7 @@ pub(crate) fn receiver(name: &'static str, handle: u32) -> Attach<'static> {
         name,
         handle: Handle(handle),
         role: Role::Receiver,
-        source: Some(Source { address: Some("q"), ..Source::default() }),
+        source: Some(AnySource::Source(Source { address: Some("q"), ..Source::default() })),
         target: Some(AnyTarget::Target(Target::default())),
         ..Attach::default()
     }
@@ -299,7 +299,11 @@ fn line(channel: u16, performative: &Performative<'_>, payload: &[u8], size: usi
             None => format!("begin@{channel}"),
         },
         Performative::Attach(attach) => {
-            let source = attach.source.map(|s| s.address.unwrap_or("-")).unwrap_or("null");
+            let source = match attach.source {
+                Some(AnySource::Source(source)) => source.address.unwrap_or("-"),
+                Some(AnySource::Other(_)) => "other",
+                None => "null",
+            };
             let target = match attach.target {
                 Some(AnyTarget::Target(target)) => target.address.unwrap_or("-"),
                 Some(AnyTarget::Coordinator(_)) => "coordinator",

@@ -4,7 +4,7 @@ use amqp::connection::{BeginError, Config, Event, SendError, Side};
 use amqp::definitions::{Condition, DeliveryId, Handle, Role};
 use amqp::delivery::Outcome;
 use amqp::error::Error;
-use amqp::frame::ProtocolId;
+use amqp::frame::{self, ProtocolId};
 use amqp::performative::{
     Begin, DeliveryState, Disposition, End, Flow, Modified, Open, Performative, Received, Rejected,
     TransactionalState, Transfer,
@@ -617,4 +617,38 @@ fn a_session_that_was_refused_leaves_nothing_behind() {
         let heard = if round == 0 { &heard[2..] } else { &heard[..] };
         assert_eq!(heard, ["begin@0 for 0", "end@0"]);
     }
+}
+
+#[test]
+fn unsettled_deliveries_of_all_sessions_are_bounded_together() {
+    let max = Config { unsettled_max: 4096, incoming_window: 2048, ..config() };
+    let mut peer = Peer::in_session(max);
+    let windows = |peer: &mut Peer| -> Vec<u32> {
+        let bytes = peer.hears_bytes();
+        let mut rest = &bytes[..];
+        let mut windows = Vec::new();
+        while let Some((frame, len)) = frame::parse(rest, u32::MAX).unwrap() {
+            if let Ok((Performative::Begin(begin), _)) = Performative::decode(frame.body) {
+                windows.push(begin.incoming_window);
+            }
+            rest = &rest[len..];
+        }
+        windows
+    };
+    // The first session has half of it already. What a session had is another's when it is gone.
+    for _ in 0..3 {
+        peer.say(1, Performative::Begin(begin()));
+        assert_eq!(windows(&mut peer), [1024]);
+        let session = session_of(&peer.events());
+        peer.engine.end(session, None);
+        peer.say(1, Performative::End(End::default()));
+        peer.hears_bytes();
+    }
+    for channel in 1..=255 {
+        peer.say(channel, Performative::Begin(begin()));
+    }
+    let granted = windows(&mut peer);
+    assert_eq!((granted.len(), &granted[..3]), (255, &[1024, 512, 256][..]));
+    assert!(granted.iter().all(|window| *window >= 256), "each session goes on");
+    assert!(2048 + granted.iter().sum::<u32>() <= 4096 + 255 * 256);
 }
