@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::harness::{Broker, Scratch, Start, built};
 use crate::load::{Client, fetched};
 use crate::message::{
-    Header, data, durable, header, kept, number, numbered, pattern, samples, to_hex,
+    Header, data, durable, header, kept, number, numbered, pattern, samples, to, to_hex,
 };
 use crate::remote::{BOTH, Remote};
 
@@ -242,7 +242,55 @@ fn what_is_not_built_is_refused() {
         remote.send("s", &numbered(2));
         let second = json!({"do": "receiver", "name": "r", "from": "refused",
             "rcv_settle": "second"});
-        assert_eq!(remote.ok(second)["rcv_settle"], 0, "{client:?}: what is in force is said");
+        assert_eq!(remote.ok(second)["rcv_settle"], 1, "{client:?}: what is in force is said");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn a_browser_sees_everything_and_takes_nothing() {
+    let world = world("browse");
+    for client in BOTH {
+        let queue = format!("browse-{client:?}");
+        let mut remote = Remote::connected(client, &world.broker);
+        remote.sender("s", &queue);
+        (0..30).for_each(|n| remote.send("s", &numbered(n)));
+        let expected: Vec<u32> = (0..30).collect();
+        remote.ok(json!({"do": "receiver", "name": "b", "from": queue, "copy": true}));
+        let answer = remote.ok(json!({"do": "drain", "name": "b", "credit": 50}));
+        assert_eq!(answer, json!({"done": true, "unused": 20}), "{client:?}");
+        assert_eq!(numbers(&remote.take("b", 30)), expected, "{client:?}");
+        remote.settle("b:3", "accepted");
+        remote.settle("b:4", "rejected");
+        remote.answered(json!({"do": "detach", "name": "b"}));
+        remote.receiver("r", &queue, 50);
+        assert_eq!(numbers(&remote.take("r", 30)), expected, "{client:?}: all is there");
+    }
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn an_answer_finds_its_way_through_relay_and_temporary_queue() {
+    let world = world("reply");
+    for (asks, answers) in [(0, 1), (1, 0)].map(|(a, b)| (BOTH[a], BOTH[b])) {
+        let what = format!("{asks:?} asks {answers:?}");
+        let mut asking = Remote::connected(asks, &world.broker);
+        let made = asking.ok(json!({"do": "receiver", "name": "r", "dynamic": true, "credit": 9}));
+        let name = made["address"].as_str().expect("the broker names the queue").to_owned();
+        let mut answering = Remote::connected(answers, &world.broker);
+        answering.ok(json!({"do": "sender", "name": "relay", "within_ms": 1000}));
+        (0..5).for_each(|n| answering.send("relay", &to(&name, &numbered(n))));
+        assert_eq!(numbers(&asking.take("r", 5)), [0, 1, 2, 3, 4], "{what}");
+        // A queue that is not there yet is made, as by an attach; no address is one's own fault.
+        let queue = format!("relayed-{asks:?}");
+        answering.send("relay", &to(&queue, &numbered(7)));
+        let lost = json!({"do": "send", "name": "relay", "hex": to_hex(&numbered(8))});
+        assert_eq!(answering.refused(lost), "amqp:invalid-field", "{what}");
+        answering.receiver("q", &queue, 9);
+        assert_eq!(numbers(&answering.take("q", 1)), [7], "{what}");
+        asking.answered(json!({"do": "detach", "name": "r"}));
+        let late = json!({"do": "send", "name": "relay", "hex": to_hex(&to(&name, &numbered(9)))});
+        assert_eq!(answering.refused(late), "amqp:not-found", "{what}: it went with its link");
     }
 }
 
@@ -434,6 +482,35 @@ fn jms(args: &[&str], broker: &Broker) -> Vec<Value> {
 
 #[test]
 #[ignore = "needs the foreign clients: tests/run interop"]
+fn jms_asks_and_is_answered_through_a_temporary_queue() {
+    let world = world("jms-ask");
+    let lines = jms(&["ask", "questions", "20"], &world.broker);
+    for (n, line) in lines[..20].iter().enumerate() {
+        assert_eq!(*line, json!({"ev": "answered", "number": n, "fits": true}));
+    }
+    assert_eq!(lines[20], json!({"ev": "deleted"}));
+    let queues = world.broker.get("/api/v1/queues").to_string();
+    assert!(queues.contains("questions") && !queues.contains("$temp"), "{queues}");
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn jms_browses_and_takes_nothing() {
+    let world = world("jms-browse");
+    jms(&["send", "browse", "40"], &world.broker);
+    for _ in 0..2 {
+        let lines = jms(&["browse", "browse"], &world.broker);
+        assert_eq!(lines.len(), 41, "40 messages and the end");
+        for (n, line) in lines[..40].iter().enumerate() {
+            assert_eq!((&line["number"], &line["whole"]), (&json!(n), &json!(true)), "{line}");
+        }
+    }
+    let lines = jms(&["receive", "browse", "40", "auto"], &world.broker);
+    assert!(lines[..40].iter().all(|line| line["redelivered"] == false));
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
 fn jms_sends_and_receives() {
     let world = world("jms");
     for how in ["auto", "client"] {
@@ -460,7 +537,7 @@ fn jms_recovers_and_is_refused_clearly() {
     assert_eq!(flags, [[false; 5], [true; 5]].concat());
     let order: Vec<&Value> = lines[..10].iter().map(|line| &line["number"]).collect();
     assert_eq!(order, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4].map(Value::from).each_ref());
-    for what in ["selector", "temporary"] {
+    for what in ["selector", "topic"] {
         let lines = jms(&["refuse", "recover", what], &world.broker);
         assert_eq!(lines[0]["ev"], "refused", "{what}: {}", lines[0]);
     }

@@ -214,8 +214,20 @@ pub(crate) fn numbered(number: u32) -> Vec<u8> {
     value(&[&[0x70][..], &number.to_be_bytes()].concat())
 }
 
+/// The message with properties that say where it goes.
+pub(crate) fn to(address: &str, message: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(address.len()).expect("a short address");
+    let head = [0x00, 0x53, 0x73, 0xc0, len + 5, 3, 0x40, 0x40, 0xa1, len];
+    [&head, address.as_bytes(), message].concat()
+}
+
 pub(crate) fn number(message: &[u8]) -> u32 {
-    match kept(message) {
+    let body = match kept(message) {
+        // Properties come first, if there are any.
+        [0x00, 0x53, 0x73, 0xc0, size, rest @ ..] => &rest[usize::from(*size)..],
+        other => other,
+    };
+    match body {
         [0x00, 0x53, 0x77, 0x70, rest @ ..] => {
             u32::from_be_bytes(rest.try_into().expect("four bytes"))
         }

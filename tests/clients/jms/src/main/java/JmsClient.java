@@ -9,10 +9,13 @@ import jakarta.jms.MessageConsumer;
 import jakarta.jms.MessageProducer;
 import jakarta.jms.ObjectMessage;
 import jakarta.jms.Queue;
+import jakarta.jms.QueueBrowser;
 import jakarta.jms.Session;
 import jakarta.jms.StreamMessage;
+import jakarta.jms.TemporaryQueue;
 import jakarta.jms.TextMessage;
 import java.util.Arrays;
+import java.util.Enumeration;
 import org.apache.qpid.jms.JmsConnectionFactory;
 
 /**
@@ -21,7 +24,9 @@ import org.apache.qpid.jms.JmsConnectionFactory;
  * <p>{@code send URL QUEUE COUNT} sends COUNT persistent messages of all five kinds in turn. {@code
  * receive URL QUEUE COUNT auto|client|recover} receives them: with {@code client} it acknowledges
  * every tenth and the last; with {@code recover} it takes COUNT, recovers the session without
- * acknowledging, and takes them again. {@code refuse URL QUEUE selector|temporary} asks for what
+ * acknowledging, and takes them again. {@code browse URL QUEUE} looks at all there is. {@code ask
+ * URL QUEUE COUNT} sends requests with a temporary queue for the answers, and answers them itself
+ * through a producer without a destination. {@code refuse URL QUEUE selector|topic} asks for what
  * the broker does not have, and prints how it is refused.
  */
 public final class JmsClient {
@@ -39,6 +44,12 @@ public final class JmsClient {
                     break;
                 case "receive":
                     receive(connection, args[2], Integer.parseInt(args[3]), args[4]);
+                    break;
+                case "browse":
+                    browse(connection, args[2]);
+                    break;
+                case "ask":
+                    ask(connection, args[2], Integer.parseInt(args[3]));
                     break;
                 case "refuse":
                     refuse(connection, args[2], args[3]);
@@ -160,6 +171,41 @@ public final class JmsClient {
         }
     }
 
+    private static void browse(Connection connection, String name) throws JMSException {
+        Session session = connection.createSession(Session.AUTO_ACKNOWLEDGE);
+        QueueBrowser browser = session.createBrowser(session.createQueue(name));
+        Enumeration<?> messages = browser.getEnumeration();
+        while (messages.hasMoreElements()) {
+            System.out.println(describe((Message) messages.nextElement()));
+        }
+        browser.close();
+    }
+
+    private static void ask(Connection connection, String name, int count) throws JMSException {
+        Session session = connection.createSession(Session.AUTO_ACKNOWLEDGE);
+        Queue queue = session.createQueue(name);
+        TemporaryQueue answers = session.createTemporaryQueue();
+        MessageConsumer asked = session.createConsumer(queue);
+        MessageConsumer answered = session.createConsumer(answers);
+        MessageProducer anywhere = session.createProducer(null);
+        for (int at = 0; at < count; at++) {
+            Message question = session.createTextMessage("question " + at);
+            question.setJMSReplyTo(answers);
+            anywhere.send(queue, question);
+            Message taken = asked.receive(WITHIN_MS);
+            Message answer = session.createTextMessage("answer to " + taken.getBody(String.class));
+            answer.setJMSCorrelationID(taken.getJMSMessageID());
+            anywhere.send(taken.getJMSReplyTo(), answer);
+            Message back = answered.receive(WITHIN_MS);
+            boolean fits = back.getBody(String.class).equals("answer to question " + at)
+                    && back.getJMSCorrelationID().equals(question.getJMSMessageID());
+            System.out.println("{\"ev\":\"answered\",\"number\":" + at + ",\"fits\":" + fits + "}");
+        }
+        answered.close();
+        answers.delete();
+        System.out.println("{\"ev\":\"deleted\"}");
+    }
+
     private static void refuse(Connection connection, String name, String what)
             throws JMSException {
         Session session = connection.createSession(Session.AUTO_ACKNOWLEDGE);
@@ -167,7 +213,7 @@ public final class JmsClient {
             if (what.equals("selector")) {
                 session.createConsumer(session.createQueue(name), "number > 3");
             } else {
-                session.createTemporaryQueue();
+                session.createConsumer(session.createTopic(name));
             }
             System.out.println("{\"ev\":\"allowed\"}");
         } catch (JMSException refusal) {
