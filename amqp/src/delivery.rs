@@ -125,7 +125,7 @@ impl<T> Unsettled<T> {
     /// distance from the front decides, not serial order: one old delivery may stay unsettled
     /// while ids go round more than half the circle.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, id: u32, value: T) -> bool {
         if let Some(&(front, _)) = self.slots.front()
             && id.wrapping_sub(front) <= self.back.wrapping_sub(front)

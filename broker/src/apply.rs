@@ -249,7 +249,7 @@ impl State {
     ///
     /// # Errors
     /// Its sequence was given before.
-    #[inline]
+    #[inline(always)]
     pub fn apply_message(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
         let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));

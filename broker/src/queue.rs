@@ -302,6 +302,7 @@ impl Queue {
 
     /// The message is committed: consumers may see it. A message that was settled meanwhile stays
     /// so.
+    #[inline(always)]
     pub fn commit(&mut self, sequence: Sequence) {
         let Some(slot) = self.index.get_mut(sequence) else { return };
         if slot.state == SlotState::Reserved {

@@ -252,6 +252,7 @@ impl OpenBatch {
     }
 
     /// Copies the record, which takes `len` bytes, in; returns its place and its end.
+    #[inline(always)]
     pub(crate) fn push(&mut self, seed: &LogSeed, record: &Record<'_>, len: usize) -> (Lsn, Lsn) {
         assert!(self.fits(len), "a record of {len} bytes in a batch of {}", self.bytes_max);
         let lsn = self.first_lsn.plus(self.bytes as u64);

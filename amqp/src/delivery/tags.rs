@@ -54,7 +54,7 @@ impl TagKeys {
         }))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hash(&self, link: u32, tag: &Tag) -> TagHash {
         let mut sum = self.0[0].wrapping_add(self.0[1].wrapping_mul(u64::from(link)));
         // The length is part of the hash: zero bytes at the end are not.
@@ -108,6 +108,7 @@ impl TagTable {
     /// Enters a tag; false, and nothing changed, where it is in use, which `is_same` tells of a
     /// delivery with a tag of the same hash.
     #[must_use]
+    #[inline(always)]
     pub(crate) fn insert(
         &mut self,
         hash: TagHash,
@@ -146,6 +147,7 @@ impl TagTable {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn remove(&mut self, hash: TagHash, delivery: u32) {
         if self.len == 0 {
             return;

@@ -190,7 +190,7 @@ impl Shard {
     }
 
     /// A message for a queue that lives here. While the journal cannot take it, it waits, in order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
         let memory = self.state.memory_bytes() + self.parked.bytes + publish.memory_bytes();
         if memory > self.config.memory_bytes_max {
