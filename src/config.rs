@@ -20,6 +20,7 @@ use std::path::Path;
 use crate::auth::PasswordHash;
 use crate::fatal::{Cause, Failure};
 
+mod address;
 mod page;
 mod value;
 
@@ -69,6 +70,9 @@ macro_rules! knobs {
             #[arg(skip)]
             #[serde(default)]
             users: Vec<User>,
+            #[arg(skip)]
+            #[serde(default)]
+            address: Vec<address::AddressRule>,
         }
 
         /// The configuration: complete and within its bounds.
@@ -77,6 +81,8 @@ macro_rules! knobs {
             $(#[doc = $what] pub(crate) $field: $type,)*
             /// Who may log in; nobody in here means ANONYMOUS.
             pub(crate) users: Vec<User>,
+            /// What holds for which address, as the file says it.
+            address: Vec<address::AddressRule>,
             /// The keys that a file or a flag gave.
             given: Vec<&'static str>,
         }
@@ -86,6 +92,7 @@ macro_rules! knobs {
                 Self {
                     $($field: $default.parse().expect("a default is a value of its type"),)*
                     users: Vec::new(),
+                    address: Vec::new(),
                     given: Vec::new(),
                 }
             }
@@ -98,6 +105,9 @@ macro_rules! knobs {
                     self.$field = value;
                     self.given.push($key);
                 })*
+                if !layer.address.is_empty() {
+                    self.address = layer.address;
+                }
                 if !layer.users.is_empty() {
                     self.users = layer.users;
                 }
@@ -260,6 +270,14 @@ impl Config {
         Ok(config)
     }
 
+    /// What holds for which address.
+    ///
+    /// # Errors
+    /// The pattern, and what is wrong with what is said of it.
+    pub(crate) fn address_settings(&self) -> Result<broker::settings::Settings, Failure> {
+        address::settings(&self.address).map_err(|what| Failure::new(Cause::ConfigInvalid, what))
+    }
+
     /// Whether a file or a flag gave this key, so that a contradiction is worth an error.
     pub(crate) fn is_given(&self, key: &str) -> bool {
         self.given.contains(&key)
@@ -284,6 +302,7 @@ impl Config {
             )));
         }
         self.check_users().map_err(invalid)?;
+        self.address_settings()?;
         self.check_tls().map_err(invalid)?;
         match self.durability {
             Durability::Async | Durability::Sync => {}

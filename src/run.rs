@@ -295,6 +295,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         Durability::Replicated => Level::Replicated,
         Durability::ReplicatedSync => Level::ReplicatedSync,
     };
+    let settings = Arc::new(config.address_settings()?);
     let shard = |shard| ShardConfig {
         shard: ShardId(shard),
         shards: geometry.shards,
@@ -306,7 +307,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         segments_max: u64::from(segments_max(config, directory)),
         disk_bound: journal::Config::default().write_bound,
         clock: driver::wall_clock(),
-        settings: Arc::default(),
+        settings: settings.clone(),
         canaries: broker::canary::Canaries::default(),
     };
     Ok((0..geometry.shards).map(shard).collect())

@@ -22,6 +22,7 @@ use std::ops::Range;
 
 use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Value, Writer, code, read_code};
 pub use crate::composites::{Header, Properties};
+use crate::definitions::Timestamp;
 pub use crate::polymorphic::MessageId;
 
 /// The priority of a message that states none [3.2.1].
@@ -142,23 +143,58 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
     }
 }
 
+/// What a message asks of a broker beside being kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// The header's fields; all absent where there is no header.
+    pub header: Header,
+    /// Where the properties begin; 0 where there are none, or they are first.
+    properties_at: usize,
+}
+
+impl Survey {
+    /// The time at which the message expires, as its properties say it, if they do [3.2.4].
+    #[must_use]
+    pub fn absolute_expiry_time(&self, message: &[u8]) -> Option<Timestamp> {
+        const FIELD: usize = 8;
+        let mut reader = Reader::new(message.get(self.properties_at..)?);
+        if Section::read_descriptor(&mut reader).ok()? != Section::Properties {
+            return None;
+        }
+        // Most properties end before it: they are not looked through.
+        let list = reader.list().ok().filter(|list| list.len() > FIELD)?;
+        match list.iter().nth(FIELD) {
+            Some(Value::Timestamp(unix_ms)) => Some(Timestamp(unix_ms)),
+            Some(_) | None => None,
+        }
+    }
+}
+
 /// Whether a message is one: as [`Sections::scan`] and [`Sections::message_annotations`] say, for
-/// those who want to know no more.
+/// those who want to know little more.
 ///
 /// # Errors
 /// As both.
-pub fn check(message: &[u8]) -> Result<(), DecodeError> {
+pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
+    let mut survey = Survey::default();
     let mut reader = Reader::new(message);
     let mut last = reader.take_exactly(&DURABLE).then_some(Section::Header);
+    if last.is_some() {
+        survey.header.durable = Some(true);
+    }
     while !reader.is_empty() {
         if last < Some(Section::Data) && is_one_data_section(reader.rest()) {
-            return Ok(());
+            return Ok(survey);
         }
+        let at = reader.position();
         match next_section(&mut reader, &mut last)? {
-            Section::Header => drop(read_header(&mut reader)?),
+            Section::Header => survey.header = read_header(&mut reader)?,
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
+            Section::Properties => {
+                survey.properties_at = at;
+                Section::Properties.skip(&mut reader)?;
+            }
             section @ (Section::DeliveryAnnotations
-            | Section::Properties
             | Section::ApplicationProperties
             | Section::Data
             | Section::Sequence
@@ -166,7 +202,7 @@ pub fn check(message: &[u8]) -> Result<(), DecodeError> {
             | Section::Footer) => section.skip(&mut reader)?,
         }
     }
-    Ok(())
+    Ok(survey)
 }
 
 /// The end of most messages.
@@ -425,7 +461,11 @@ mod tests {
             }
             let scanned = Sections::scan(&message)
                 .and_then(|found| found.message_annotations(&message).map(|_| found));
-            assert_eq!(check(&message).is_ok(), scanned.is_ok(), "{message:x?}");
+            let survey = check(&message);
+            assert_eq!(survey.is_ok(), scanned.is_ok(), "{message:x?}");
+            if let (Ok(survey), Ok(found)) = (survey, &scanned) {
+                assert_eq!(survey.header, found.header_fields, "{message:x?}");
+            }
             match scanned {
                 Ok(found) => {
                     good += 1;
@@ -455,6 +495,27 @@ mod tests {
                     assert_eq!(short, general);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_expiry_is_found_wherever_the_properties_are() {
+        let properties = |absolute_expiry_time| {
+            let mut out = Vec::new();
+            let properties =
+                Properties { subject: Some("s"), absolute_expiry_time, ..Properties::default() };
+            properties.write_described(&mut Writer::new(&mut out));
+            out
+        };
+        for expiry in [None, Some(Timestamp(0)), Some(Timestamp(-7)), Some(Timestamp(i64::MAX))] {
+            for before in [&[][..], HEADER, MESSAGE_ANNOTATIONS] {
+                let message = [before, &properties(expiry), DATA].concat();
+                let survey = check(&message).unwrap();
+                assert_eq!(survey.absolute_expiry_time(&message), expiry);
+            }
+        }
+        for without in [DATA, PROPERTIES, HEADER] {
+            assert_eq!(check(without).unwrap().absolute_expiry_time(without), None);
         }
     }
 

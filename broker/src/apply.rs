@@ -78,6 +78,9 @@ pub struct State {
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
+    /// When messages expire, by queue: each queue once, with a time that is not after its next.
+    expiring: BTreeSet<(u64, QueueId)>,
+    expiring_at: BTreeMap<QueueId, u64>,
     /// Copies that are hidden, by their place; whence each came.
     arrivals: BTreeMap<(QueueId, Sequence), Origin>,
     live: FlatMap<u64, u64>,
@@ -116,7 +119,8 @@ pub struct Stored {
 
 /// What the optional parts of a message's record say to its queue.
 fn traits_of(parts: &Parts<'_>) -> Traits {
-    Traits { priority: parts.priority.unwrap_or(PRIORITY_DEFAULT) }
+    let priority = parts.priority.unwrap_or(PRIORITY_DEFAULT);
+    Traits { priority, expiry_unix_ms: parts.expiry_unix_ms }
 }
 
 impl State {
@@ -128,6 +132,8 @@ impl State {
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             unfinished: BTreeMap::new(),
+            expiring: BTreeSet::new(),
+            expiring_at: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             live: FlatMap::default(),
             witness: BTreeMap::new(),
@@ -167,6 +173,9 @@ impl State {
         let Some(queue) = self.queues.remove(id) else { return };
         self.witnessed = None;
         self.arrivals.retain(|(queue, _), _| *queue != id);
+        if let Some(at) = self.expiring_at.remove(&id) {
+            self.expiring.remove(&(at, id));
+        }
         for (_, lsn, len) in queue.live_messages() {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
@@ -258,6 +267,9 @@ impl State {
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message, traits);
+        if traits.expiry_unix_ms.is_some() {
+            self.note_expiry(id);
+        }
         *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
         self.witnessed(lsn, Fact::NextSequence(id));
         match origin {
@@ -265,6 +277,38 @@ impl State {
             Some(origin) => {
                 self.arrivals.insert((id, sequence), origin);
                 Ok(Effect::Arrived(id, sequence))
+            }
+        }
+    }
+
+    /// When some message expires next, and in which queue; it may be gone by then.
+    pub fn next_expiry(&self) -> Option<(u64, QueueId)> {
+        self.expiring.first().copied()
+    }
+
+    /// Up to `count_max` messages of the queue that is next expire, if their time is over.
+    pub fn expire_next(&mut self, unix_ms: u64, count_max: usize) -> Option<QueueId> {
+        let (at, id) = self.expiring.first().copied().filter(|(at, _)| *at <= unix_ms)?;
+        self.expiring.remove(&(at, id));
+        self.expiring_at.remove(&id);
+        if let Some(queue) = self.queues.get_mut(id) {
+            queue.expire(unix_ms, count_max);
+        }
+        self.note_expiry(id);
+        Some(id)
+    }
+
+    /// The next expiry of this queue may be sooner than what is known.
+    fn note_expiry(&mut self, id: QueueId) {
+        let next = self.queues.get_mut(id).and_then(|queue| queue.next_expiry());
+        let known = self.expiring_at.get(&id).copied();
+        if let Some(next) = next
+            && known.is_none_or(|known| next < known)
+        {
+            self.expiring_at.insert(id, next);
+            self.expiring.insert((next, id));
+            if let Some(known) = known {
+                self.expiring.remove(&(known, id));
             }
         }
     }

@@ -13,6 +13,8 @@ pub enum Canary {
     SettlementRecycledEarly,
     /// The head is recycled without copying the queues' next sequences.
     SequenceReused,
+    /// Nothing expires.
+    NeverExpires,
     /// A message is settled when its move is sent, not when its copy is committed.
     SettledBeforeMoved,
     /// A copy is shown when it is committed, not when its origin is settled.

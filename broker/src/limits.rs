@@ -65,6 +65,8 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
+/// Messages of one queue that expire in one step.
+pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;
 /// How long a message waits before it is moved again when it was not taken.

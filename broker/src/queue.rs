@@ -43,11 +43,13 @@ use crate::settings::AddressSettings;
 
 mod browse;
 mod death;
+mod expiry;
 mod index;
 
 use browse::Browser;
 use death::Dying;
 pub use death::Leaving;
+use expiry::Expiring;
 use index::{Index, Slot};
 
 /// The priority of a message that states none [3.2.1].
@@ -132,11 +134,13 @@ impl Place {
 pub struct Traits {
     /// Its priority, at most 9.
     pub priority: u8,
+    /// When it expires, milliseconds since 1970.
+    pub expiry_unix_ms: Option<u64>,
 }
 
 impl Default for Traits {
     fn default() -> Self {
-        Self { priority: PRIORITY_DEFAULT }
+        Self { priority: PRIORITY_DEFAULT, expiry_unix_ms: None }
     }
 }
 
@@ -200,6 +204,7 @@ pub struct Queue {
     newest_first: bool,
     settings: Arc<AddressSettings>,
     dying: Dying,
+    expiring: Expiring,
     /// Counters; see [`QueueCounters`].
     pub counters: QueueCounters,
 }
@@ -224,6 +229,7 @@ impl Queue {
             newest_first: false,
             settings: Arc::default(),
             dying: Dying::default(),
+            expiring: Expiring::default(),
             counters: QueueCounters::default(),
         }
     }
@@ -298,6 +304,9 @@ impl Queue {
         self.index
             .push(sequence, Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message });
         self.counts[SlotState::Reserved as usize] += 1;
+        if let Some(unix_ms) = traits.expiry_unix_ms {
+            self.expiring.insert(sequence, unix_ms);
+        }
     }
 
     /// The message is committed: consumers may see it. A message that was settled meanwhile stays
@@ -312,6 +321,9 @@ impl Queue {
                 let place = Place { rank: slot.rank, sequence };
                 self.requeued.insert(place);
                 self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+            }
+            if self.expiring.is_overdue(sequence) {
+                self.expire_one(sequence);
             }
         }
     }
@@ -462,6 +474,7 @@ impl Queue {
         self.touched.remove(&sequence);
         self.excluded.remove(&sequence);
         self.dying.forget(sequence);
+        self.expiring.forget(sequence);
         self.counters.settled += 1;
         Some(Archived { lsn: slot.lsn, memory_bytes: Self::memory_bytes(slot.message.len()) })
     }
@@ -628,8 +641,14 @@ impl Queue {
         let Some(slot) = self.index.get(sequence) else { return };
         let place = Place { rank: slot.rank, sequence };
         self.touched.insert(sequence);
-        self.requeued.insert(place);
-        self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+        // What was to be moved before it was ever handed out lies ahead of the cursor still.
+        if sequence < self.cursor || slot.rank != RANK_DEFAULT {
+            self.requeued.insert(place);
+            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+        }
+        if self.expiring.is_overdue(sequence) {
+            self.expire_one(sequence);
+        }
     }
 
     fn state(&self, sequence: Sequence) -> Option<SlotState> {
@@ -740,7 +759,12 @@ mod tests {
         let mut queue = Queue::new(QueueId(1));
         for (n, priority) in [4, 0, 9, 4, 9, 0, 200].into_iter().enumerate() {
             let sequence = Sequence(n as u64);
-            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+            queue.reserve(
+                sequence,
+                Lsn(n as u64),
+                Bytes::new(),
+                Traits { priority, ..Traits::default() },
+            );
             queue.commit(sequence);
         }
         queue.attach(link(1));
@@ -759,7 +783,12 @@ mod tests {
         let mut queue = Queue::new(QueueId(1));
         for (n, priority) in [1, 4].into_iter().enumerate() {
             let sequence = Sequence(n as u64);
-            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+            queue.reserve(
+                sequence,
+                Lsn(n as u64),
+                Bytes::new(),
+                Traits { priority, ..Traits::default() },
+            );
         }
         queue.commit(Sequence(0));
         queue.attach(link(1));
@@ -779,7 +808,12 @@ mod tests {
         let mut queue = Queue::new(QueueId(1));
         for (n, priority) in [4, 0, 9, 4].into_iter().enumerate() {
             let sequence = Sequence(n as u64);
-            queue.reserve(sequence, Lsn(n as u64), Bytes::new(), Traits { priority });
+            queue.reserve(
+                sequence,
+                Lsn(n as u64),
+                Bytes::new(),
+                Traits { priority, ..Traits::default() },
+            );
             queue.commit(sequence);
         }
         let taken: Vec<u64> =

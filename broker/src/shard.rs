@@ -302,7 +302,7 @@ impl Shard {
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
         let steps = earlier(self.pressing.lifts_at, self.purges.due());
         let pauses = self.pausing.first().map(|(at, _)| *at);
-        let steps = earlier(steps, earlier(pauses, self.moves_due()));
+        let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
         earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
 
@@ -325,6 +325,7 @@ impl Shard {
         self.step_creations(now);
         self.step_temporaries(now);
         self.step_pauses(now);
+        self.step_expiry(now);
         self.step_moves(now);
         self.step_dispatch(now);
         self.step_purges(now);
@@ -340,6 +341,7 @@ impl Shard {
             || self.journal_moved()
             || !self.dirty_queues.is_empty()
             || !self.dirty_conns.is_empty()
+            || self.has_to_move()
             || (waits && !self.actions.is_empty())
     }
 

@@ -189,6 +189,7 @@ impl Found {
             letter,
             name,
             origin: record.parts.origin,
+            doom: record.kind == RecordKind::DeliveryCount && !record.payload.is_empty(),
         };
         Self { flags: record.flags, written }
     }

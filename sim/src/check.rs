@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use broker::clock::WallClock;
 use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
 use crate::hits::Hits;
@@ -23,6 +24,7 @@ mod commit;
 mod count;
 mod creation;
 mod early;
+mod expiry;
 mod holder;
 mod moved;
 mod order;
@@ -80,6 +82,8 @@ pub struct Written {
     pub name: Option<String>,
     /// Whence it was moved.
     pub origin: Option<Origin>,
+    /// It says that its message has to go: nothing failed.
+    pub doom: bool,
 }
 
 /// A queue's state as an operator is shown it.
@@ -114,6 +118,8 @@ pub enum Seen {
         queue: usize,
         /// Sent settled: nothing is promised.
         settled: bool,
+        /// When it expires, if it does.
+        expiry_unix_ms: Option<u64>,
     },
     /// The broker accepted it.
     Accepted(LetterId),
@@ -195,6 +201,8 @@ pub struct Letter {
     pub copy: Option<Written>,
     /// The record of that copy's settlement.
     pub copy_settled: Option<Written>,
+    /// When it expires, if it does.
+    pub expiry_unix_ms: Option<u64>,
 }
 
 /// What every checker may know.
@@ -212,10 +220,14 @@ pub struct Facts {
     pub names: Vec<String>,
     /// Starts of the broker.
     pub incarnation: u64,
+    /// The time of day when the world began, and when that was.
+    pub clock: Option<WallClock>,
     /// A second member is in the in-sync set.
     pub backup: bool,
     /// The log may get full: what dies may have to stay.
     pub tight: bool,
+    /// The queues are drained although something was still on its way to another.
+    pub disordered: bool,
     /// Failed deliveries after which a message goes to the dead letters.
     pub attempts_max: u32,
     /// How long what is answered before it is written may wait: the flush window, and a slack.
@@ -308,6 +320,7 @@ impl Default for Checks {
             facts: Facts::default(),
             checks: vec![
                 Box::new(attempts::Attempts),
+                Box::new(expiry::Expiry),
                 Box::new(moved::Moved::default()),
                 Box::new(commit::Commit),
                 Box::new(count::Count::default()),
@@ -358,7 +371,8 @@ impl Checks {
     fn learn(&mut self, seen: &Seen) {
         let facts = &mut self.facts;
         match seen {
-            Seen::Sent { letter, link, queue, .. } => {
+            Seen::Sent { letter, link, queue, expiry_unix_ms, .. } => {
+                let expiry_unix_ms = *expiry_unix_ms;
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
                 let new = Letter {
                     link,
@@ -368,6 +382,7 @@ impl Checks {
                     settled: None,
                     copy: None,
                     copy_settled: None,
+                    expiry_unix_ms,
                 };
                 facts.letters.insert(*letter, new);
             }

@@ -26,7 +26,9 @@ use crate::wire::{Endpoint, Heard, Hello, Verdict};
 pub struct Desk {
     next_letter: u64,
     next_link: u64,
-    sizes: BTreeMap<LetterId, usize>,
+    sizes: BTreeMap<LetterId, (usize, Option<u64>)>,
+    /// The time of day.
+    pub unix_ms: u64,
     delivered: BTreeSet<LetterId>,
     /// Letters sent.
     pub sent: u64,
@@ -40,10 +42,10 @@ impl Desk {
         LinkKey(self.next_link)
     }
 
-    fn letter(&mut self, size: usize) -> LetterId {
+    fn letter(&mut self, size: usize, expiry_unix_ms: Option<u64>) -> LetterId {
         self.next_letter += 1;
         let id = LetterId(self.next_letter);
-        self.sizes.insert(id, size);
+        self.sizes.insert(id, (size, expiry_unix_ms));
         id
     }
 
@@ -51,8 +53,8 @@ impl Desk {
     fn recognise(&self, message: &[u8]) -> Result<(LetterId, u32, bool), String> {
         let (header, forwarded) = letter::bare(message)?;
         let id = letter::find(forwarded).ok_or("a delivery that is no letter")?;
-        let size = self.sizes.get(&id).ok_or_else(|| format!("{id:?} was never sent"))?;
-        let sent = letter::write(id, *size);
+        let known = self.sizes.get(&id).ok_or_else(|| format!("{id:?} was never sent"))?;
+        let sent = letter::write(id, known.0, known.1);
         let (_, expected) = letter::bare(&sent)?;
         if expected != forwarded {
             return Err(format!("{id:?} came back changed"));
@@ -95,6 +97,8 @@ pub struct Habits {
     pub diligence: u32,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// Of a thousand letters, so many expire.
+    pub mortal: u32,
     /// Of a thousand links that consume, so many take what died.
     pub undertakes: u32,
 }
@@ -530,14 +534,19 @@ impl Client {
                 self.rng.between(14, 600)
             };
             let settled = self.rng.chance(self.habits.presettled);
-            let letter = desk.letter(size as usize);
+            let size = size as usize;
+            let mortal = self.rng.chance(self.habits.mortal);
+            let lives_ms = mortal.then(|| self.rng.between(1, 60));
+            let expiry_unix_ms = lives_ms.map(|lives_ms| desk.unix_ms + lives_ms);
+            let letter = desk.letter(size, expiry_unix_ms);
             desk.sent += 1;
-            let id = endpoint.send(handle, letter::write(letter, size as usize), settled);
+            let id = endpoint.send(handle, letter::write(letter, size, expiry_unix_ms), settled);
             let Some(link) = self.links.get_mut(&handle) else { return };
             if !settled {
                 link.unanswered.insert(id, letter);
             }
-            out.push(Seen::Sent { letter, link: link.key, queue: link.queue, settled });
+            let (link, queue) = (link.key, link.queue);
+            out.push(Seen::Sent { letter, link, queue, settled, expiry_unix_ms });
         }
     }
 

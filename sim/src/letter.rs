@@ -9,6 +9,7 @@
 use amqp::message::{Header, Properties, Sections, write_header};
 
 use amqp::codec::{Composite, Writer};
+use amqp::definitions::Timestamp;
 
 use crate::rng::Rng;
 
@@ -19,16 +20,18 @@ pub struct LetterId(pub u64);
 const MARK: &[u8; 6] = b"LETTER";
 const DATA_CODE: u64 = 0x75;
 
-/// The encoded message of this number, with about so many bytes in its body.
-pub fn write(id: LetterId, bytes: usize) -> Vec<u8> {
+/// The encoded message of this number, with about so many bytes in its body, which may expire.
+pub fn write(id: LetterId, bytes: usize, expiry_unix_ms: Option<u64>) -> Vec<u8> {
     let mut rng = Rng::stream(id.0, "letter", bytes as u64);
     let mut out = Vec::with_capacity(bytes + 64);
     if rng.chance(500) {
         let header = Header { durable: Some(rng.chance(500)), ..Header::default() };
         write_header(&header, &mut out);
     }
-    if rng.chance(300) {
-        let properties = Properties { subject: Some("letter"), ..Properties::default() };
+    if rng.chance(300) || expiry_unix_ms.is_some() {
+        let absolute_expiry_time = expiry_unix_ms.map(|unix_ms| Timestamp(unix_ms as i64));
+        let subject = Some("letter");
+        let properties = Properties { subject, absolute_expiry_time, ..Properties::default() };
         properties.write_described(&mut Writer::new(&mut out));
     }
     let mut body = Vec::with_capacity(bytes);
@@ -72,9 +75,9 @@ mod tests {
         for number in 0..50 {
             let id = LetterId(number);
             for bytes in [0, 100, 70_000] {
-                let message = write(id, bytes);
+                let message = write(id, bytes, None);
                 assert_eq!(find(&message), Some(id));
-                assert_eq!(message, write(id, bytes));
+                assert_eq!(message, write(id, bytes, None));
                 let (header, forwarded) = bare(&message).expect("a sound message");
                 assert_eq!(find(forwarded), Some(id));
                 assert_eq!(header.delivery_count, None);

@@ -27,7 +27,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 14] = [
+    pub const ALL: [(&'static str, Self); 15] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -41,6 +41,7 @@ impl Canary {
             Self::Broker(broker::canary::Canary::SettlementRecycledEarly),
         ),
         ("sequence-reused", Self::Broker(broker::canary::Canary::SequenceReused)),
+        ("never-expires", Self::Broker(broker::canary::Canary::NeverExpires)),
         ("settled-before-moved", Self::Broker(broker::canary::Canary::SettledBeforeMoved)),
         ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
@@ -147,7 +148,7 @@ impl Plan {
         let delay_max = Duration::from_micros(rng.between(20, 2000));
         let tick_max = Duration::from_micros(rng.between(200, 4000));
         let attempts_max = *rng.pick(&[1, 2, 3, 10]);
-        Self {
+        let mut plan = Self {
             shards: rng.between(2, 4) as u16,
             levels,
             backup,
@@ -165,7 +166,12 @@ impl Plan {
             queues,
             settings: settings(&mut rng, attempts_max),
             attempts_max,
+        };
+        // What has expired waits for room, and only a purge makes it: not where room may be short.
+        if !plan.is_tight() && rng.chance(700) {
+            plan.clients.iter_mut().for_each(|client| client.mortal = 250);
         }
+        plan
     }
 
     /// Whether log or memory may get full: then what dies may have to stay.
@@ -236,6 +242,7 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         cuts: *rng.pick(&[0, 5, 20]),
         diligence: if starved { 100 } else { 600 },
         queues: queues.to_vec(),
-        undertakes: *rng.pick(&[0, 100, 300]),
+        mortal: 0,
+        undertakes: *rng.pick(&[100, 300, 600]),
     }
 }

@@ -231,6 +231,7 @@ impl World {
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
         checks.facts.tight = plan.is_tight();
+        checks.facts.clock = Some(WallClock { at: base, unix_ms: UNIX_MS });
         checks.facts.attempts_max = plan.attempts_max;
         checks.facts.early_bound = plan.journal.flush_window + ASYNC_SLACK;
         checks.facts.names.clone_from(&plan.queues);
@@ -433,8 +434,13 @@ impl World {
             Phase::Work => return self.work_is_done(),
             Phase::Leave if self.is_quiet() && self.serves() => {
                 // What still waits for the log is not at its place in the order yet.
-                let is_back = |queue: &QueueView| queue.uncommitted == 0 && queue.away == 0;
-                if self.queues()?.iter().all(is_back) {
+                // With a full disk a move may wait for those who come to drain.
+                let patience = self.phase_since + Duration::from_secs(10);
+                let stuck = self.plan.is_tight() && self.now > patience;
+                self.checks.facts.disordered |= stuck;
+                let is_back =
+                    |queue: &QueueView| stuck || queue.uncommitted == 0 && queue.away == 0;
+                if self.queues()?.is_some_and(|queues| queues.iter().all(is_back)) {
                     self.enter(Phase::Drain, Mode::Drain);
                 }
             }
@@ -480,7 +486,7 @@ impl World {
         if !self.serves() || !self.clients.iter().all(Client::is_idle) {
             return Ok(false);
         }
-        let queues = self.queues()?;
+        let Some(queues) = self.queues()? else { return Ok(false) };
         Ok(queues.iter().all(|queue| queue.messages == 0))
     }
 
@@ -505,7 +511,7 @@ impl World {
             }
         }
         let left: Vec<QueueView> =
-            self.queues()?.into_iter().filter(|queue| queue.messages > 0).collect();
+            self.queues()?.into_iter().flatten().filter(|queue| queue.messages > 0).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("at rest, messages are left: {left:?}")) }
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 #[cfg(test)]
 use super::Applies;
-use super::knobs;
+use super::{address, knobs};
 
 /// `docs/operating/configuration.md`, which a test keeps fresh.
 #[cfg(test)]
@@ -30,6 +30,7 @@ pub(crate) fn page() -> String {
             knob.key, knob.default, knob.bounds, applies, knob.what, knob.why
         ));
     }
+    page.push_str(&address::page());
     page.push_str(
         "\n## Users\n\n\
          Without users everybody may connect (SASL ANONYMOUS, or no SASL). With at least one,\n\
@@ -58,6 +59,7 @@ pub(crate) fn schema() -> Value {
         );
     }
     let text = json!({ "type": "string" });
+    properties.insert("address".to_owned(), address::schema());
     properties.insert(
         "users".to_owned(),
         json!({

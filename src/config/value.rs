@@ -154,6 +154,28 @@ impl fmt::Display for Span {
     }
 }
 
+/// A factor, 1 to 100, in steps of a hundredth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Multiplier(u32);
+
+impl Multiplier {
+    /// In per cent.
+    pub(crate) fn percent(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Multiplier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse::<f64>() {
+            Ok(factor) if (1.0..=100.0).contains(&factor) => Ok(Self((factor * 100.0) as u32)),
+            Ok(_) | Err(_) => Err(format!("`{text}`: a multiplier is 1 to 100")),
+        }
+    }
+}
+
 /// How long to wait for something that may never come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
@@ -385,6 +407,10 @@ impl<'de> Deserialize<'de> for Scalar {
             }
 
             fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
                 Ok(Scalar(value.to_string()))
             }
 

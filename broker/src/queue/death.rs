@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{NotHeld, Queue, SlotState};
+use super::{Expiring, NotHeld, Queue, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::settings::AddressSettings;
@@ -41,9 +41,16 @@ pub(super) struct Dying {
     delayed: BTreeSet<(Instant, Sequence)>,
     /// The queue is its own dead-letter address.
     is_grave: bool,
+    /// The queue is its own expiry address.
+    keeps_expired: bool,
 }
 
 impl Dying {
+    /// This is why the message has to go.
+    pub(super) fn doom(&mut self, sequence: Sequence, reason: Reason) {
+        self.doomed.insert(sequence, reason);
+    }
+
     /// The message is gone.
     pub(super) fn forget(&mut self, sequence: Sequence) {
         if !self.doomed.is_empty() {
@@ -69,6 +76,10 @@ impl Queue {
     /// What holds for this queue, from now on. Of what was recovered, whatever has to go goes.
     pub fn adopt(&mut self, name: &str, settings: Arc<AddressSettings>) {
         self.dying.is_grave = settings.dead_letter_address == name;
+        self.dying.keeps_expired = settings.expiry_address == name;
+        if self.dying.keeps_expired {
+            self.expiring = Expiring::default();
+        }
         self.settings = settings;
         let over = |count: u32| self.is_over(count);
         let due: Vec<(Sequence, Reason)> = self
@@ -87,6 +98,11 @@ impl Queue {
                 self.leave(sequence);
             }
         }
+    }
+
+    /// Whether it is where expired messages go: nothing expires here.
+    pub fn keeps_expired(&self) -> bool {
+        self.dying.keeps_expired
     }
 
     /// What holds for it.
@@ -255,7 +271,7 @@ impl Queue {
         }
     }
 
-    fn leave(&mut self, sequence: Sequence) {
+    pub(super) fn leave(&mut self, sequence: Sequence) {
         self.change(sequence, SlotState::Moving);
         self.dying.leaving.push_back(sequence);
     }
@@ -362,11 +378,13 @@ mod tests {
         let leaving = std::iter::from_fn(|| queue.poll_leaving());
         let leaving: Vec<_> = leaving.map(|leaving| (leaving.sequence.0, leaving.reason)).collect();
         assert_eq!(leaving, [(0, Reason::Attempts), (2, Reason::Rejected)]);
+        // Offered again, each is back in its place.
+        queue.offer_again(Sequence(2));
         queue.offer_again(Sequence(0));
         queue.attach(LINK);
         queue.add_credit(LINK, 9, false);
         let offered: Vec<u64> =
             std::iter::from_fn(|| queue.dispatch()).map(|d| d.sequence.0).collect();
-        assert_eq!(offered, [0, 1]);
+        assert_eq!(offered, [0, 1, 2]);
     }
 }

@@ -39,7 +39,7 @@ use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
 
 use super::{Phase, Shard};
 use crate::canary::Canary;
-use crate::limits::{MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX};
+use crate::limits::{EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX};
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
@@ -109,6 +109,33 @@ impl Shard {
     /// Something in this queue may have to be moved.
     pub(super) fn may_leave(&mut self, id: QueueId) {
         if self.state.queue(id).is_some_and(Queue::has_leaving) {
+            self.moves.waiting.insert(id);
+        }
+    }
+
+    /// When something may expire next. Who stops lets nothing expire.
+    pub(super) fn expiry_due(&self) -> Option<Instant> {
+        let (unix_ms, _) = self.state.next_expiry()?;
+        self.lets_expire().then(|| self.config.clock.when(unix_ms))
+    }
+
+    fn lets_expire(&self) -> bool {
+        matches!(self.phase, Phase::Serving) && !self.config.canaries.has(Canary::NeverExpires)
+    }
+
+    /// Whether something may be sent on its way at once.
+    pub(super) fn has_to_move(&self) -> bool {
+        let room = self.moves.under_way.len() < MOVES_MAX;
+        room && !self.moves.waiting.is_empty() && matches!(self.phase, Phase::Serving)
+    }
+
+    /// What is over goes, before anything is dispatched.
+    pub(super) fn step_expiry(&mut self, now: Instant) {
+        if self.state.next_expiry().is_none() || !self.lets_expire() {
+            return;
+        }
+        let unix_ms = self.config.clock.unix_ms(now);
+        while let Some(id) = self.state.expire_next(unix_ms, EXPIRE_STEP) {
             self.moves.waiting.insert(id);
         }
     }
@@ -219,7 +246,7 @@ impl Shard {
         let message = std::mem::take(&mut moving.message);
         let origin = Origin { shard: self.config.shard, queue: id, sequence };
         let priority = self.state.queue(id).map_or(0, |queue| queue.priority(sequence));
-        let (whence, traits) = (Whence::Moved(origin), Traits { priority });
+        let (whence, traits) = (Whence::Moved(origin), Traits { priority, ..Traits::default() });
         self.post(home, Mail::Publish { queue, whence, message, traits });
         if self.config.canaries.has(Canary::SettledBeforeMoved) {
             self.settle_moved(now, id, sequence, Answer::Nobody);

@@ -338,6 +338,8 @@ impl Shard {
                     self.hand_out(now, next);
                 }
             }
+            // What came back may have expired meanwhile.
+            self.may_leave(id);
             while let Some((consumer, unused)) =
                 self.state.queue_mut(id).and_then(Queue::poll_drained)
             {

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
-use amqp::message;
+use amqp::message::{self, Survey};
 use bytes::Bytes;
 use journal::limits::BACKLOG_BYTES_MAX;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
@@ -35,7 +35,7 @@ use crate::limits::{
 };
 use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{PRIORITY_DEFAULT, Queue, Traits};
+use crate::queue::{PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
 
 /// A message as it came off a link.
 #[derive(Debug)]
@@ -138,14 +138,19 @@ impl Shard {
         let (LinkPhase::Open, End::Producer(producer)) = (&found.phase, &mut found.end) else {
             return;
         };
-        if let Some(refusal) = refuse_transfer(is_stopping, &transfer) {
-            self.counters.refused_total += 1;
-            if !transfer.settled {
-                self.refuse_delivery(key, transfer.delivery, &refusal);
+        let survey = match survey(is_stopping, &transfer) {
+            Ok(survey) => survey,
+            Err(refusal) => {
+                self.counters.refused_total += 1;
+                if !transfer.settled {
+                    self.refuse_delivery(key, transfer.delivery, &refusal);
+                }
+                // All others top the credit up when they are answered.
+                return self.grant(key);
             }
-            // All others top the credit up when they are answered.
-            return self.grant(key);
-        }
+        };
+        let unix_ms = || self.config.clock.unix_ms(now);
+        let traits = traits_of(&survey, &transfer.message, unix_ms);
         // One that was sent settled is answered too, though its client hears nothing of it: it
         // counts until its home has taken it, or credit would bound nothing.
         let (queue, home, message) = (found.queue, found.home, transfer.message);
@@ -154,9 +159,9 @@ impl Shard {
         conn.unaccepted_bytes += bytes;
         if producer.relay.is_some() {
             let settled = transfer.settled;
-            return self.relay(now, key, Relayed { token, settled, message });
+            return self.relay(now, key, Relayed { token, settled, message, traits });
         }
-        let (whence, traits) = (Whence::Producer(self.here(key), token), Traits::default());
+        let whence = Whence::Producer(self.here(key), token);
         self.publish_at(now, home, Publish { queue, whence, message, traits });
     }
 
@@ -241,15 +246,20 @@ impl Shard {
     /// Appends a message, and takes its bytes: of one that is not in the log they stay.
     fn append_message(&mut self, now: Instant, publish: &mut Publish) -> Result<(), Untaken> {
         let Publish { queue: id, whence, message, traits } = publish;
-        let (id, whence, traits) = (*id, *whence, *traits);
+        let (id, whence, mut traits) = (*id, *whence, *traits);
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
-        let sequence = self.state.queue(id).ok_or(Refusal::QueueGone)?.next_sequence();
+        let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
+        let sequence = queue.next_sequence();
+        if traits.expiry_unix_ms.is_some() && queue.keeps_expired() {
+            traits.expiry_unix_ms = None;
+        }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, message);
         record.level = level;
         if traits.priority != PRIORITY_DEFAULT {
             record.parts.priority = Some(traits.priority);
         }
+        record.parts.expiry_unix_ms = traits.expiry_unix_ms;
         let mut level = level;
         let mut origin = None;
         if let Whence::Moved(from) = whence {
@@ -409,19 +419,32 @@ impl Shard {
     }
 }
 
-fn refuse_transfer(is_stopping: bool, transfer: &Transfer) -> Option<Refusal> {
+/// Looks a message over, or says why it is not taken.
+fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
     if is_stopping {
-        return Some(Refusal::Stopping);
+        return Err(Refusal::Stopping);
     }
     if transfer.message_format != 0 {
-        return Some(Refusal::NotBuilt(format!(
+        return Err(Refusal::NotBuilt(format!(
             "message format {} is not built; send format 0",
             transfer.message_format
         )));
     }
     message::check(&transfer.message)
-        .err()
-        .map(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
+        .map_err(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
+}
+
+/// What a queue has to know of a message. Of `ttl` and absolute expiry the sooner counts [3.2.1,
+/// 3.2.4]; in both 0 means never, as clients mean it.
+fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Traits {
+    let by_ttl = survey.header.ttl.filter(|ttl| *ttl > 0);
+    let by_ttl = by_ttl.map(|ttl| unix_ms().saturating_add(u64::from(ttl)));
+    let absolute = survey.absolute_expiry_time(message).filter(|at| at.0 != 0);
+    let absolute = absolute.map(|at| u64::try_from(at.0).unwrap_or(0));
+    Traits {
+        priority: survey.header.priority_or_default().min(PRIORITY_MAX),
+        expiry_unix_ms: by_ttl.into_iter().chain(absolute).min(),
+    }
 }
 
 /// How an append that failed is told.

@@ -46,6 +46,8 @@ pub(super) struct Relayed {
     /// Its sender has settled it, and hears of nothing.
     pub(super) settled: bool,
     pub(super) message: Bytes,
+    /// What its queue has to know of it.
+    pub(super) traits: Traits,
 }
 
 impl Relay {
@@ -128,8 +130,8 @@ impl Shard {
         (queue, home): (QueueId, ShardId),
         relayed: Relayed,
     ) {
-        let Relayed { token, settled: _, message } = relayed;
-        let (whence, traits) = (Whence::Producer(self.here(key), token), Traits::default());
+        let Relayed { token, settled: _, message, traits } = relayed;
+        let whence = Whence::Producer(self.here(key), token);
         self.publish_at(now, home, Publish { queue, whence, message, traits });
     }
 

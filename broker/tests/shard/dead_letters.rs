@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use amqp::codec::Value;
 use amqp::delivery::Outcome;
-use amqp::message::Sections;
+use amqp::message::{Header, Sections, write_header};
 use broker::queue::SlotState;
 use broker::settings::{Said, Settings};
 use journal::{Level, ShardId};
@@ -232,4 +232,66 @@ fn a_pause_after_a_failure_holds_and_a_purge_ends_it() {
     host.lose(at);
     host.pass(Duration::from_millis(10));
     assert_eq!(host.messages(), 0);
+}
+
+/// A message with a header that says how long it lives, and perhaps its priority.
+fn mortal(ttl_ms: u32, priority: Option<u8>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let header = Header { ttl: Some(ttl_ms), priority, ..Header::default() };
+    write_header(&header, &mut out);
+    out.extend(message(10));
+    out
+}
+
+#[test]
+fn what_has_expired_is_not_delivered_and_is_found_elsewhere() {
+    for crash in [false, true] {
+        let mut host = Host::new(Wish::default());
+        let at = host.connect(0);
+        let sender = host.sender(at, "q");
+        for ttl_ms in [100, 0] {
+            let bytes = mortal(ttl_ms, None);
+            host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+            host.settle();
+        }
+        if crash {
+            // It expires while nobody is there.
+            host.now += Duration::from_secs(1);
+            host.crash();
+        }
+        host.pass(Duration::from_secs(1));
+        let other = host.connect(0);
+        host.receiver(other, "q", 10);
+        assert_eq!(host.deliveries(other).len(), 1, "ttl 0 is for ever");
+        assert_eq!(count(&host, "ExpiryQueue", SlotState::Available), 1);
+        assert_eq!(host.messages(), 2);
+    }
+}
+
+#[test]
+fn a_higher_priority_overtakes_and_keeps_it_through_a_restart_and_among_the_dead() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    for priority in [None, Some(9), Some(0), Some(9)] {
+        let bytes = mortal(1_000_000, priority);
+        host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+        host.settle();
+    }
+    host.crash();
+    let at = host.connect(0);
+    host.receiver(at, "q", 10);
+    let priority = |(_, _, message): (_, _, Vec<u8>)| {
+        Sections::scan(&message).expect("a message").header_fields.priority
+    };
+    let got: Vec<Option<u8>> = host.deliveries(at).into_iter().map(priority).collect();
+    assert_eq!(got, [Some(9), Some(9), None, Some(0)]);
+    for (link, delivery, _) in host.deliveries(at) {
+        host.clients[at].amqp.settle(link, delivery, rejected());
+    }
+    host.pass(Duration::from_millis(10));
+    let other = host.connect(0);
+    host.receiver(other, "DLQ", 10);
+    let got: Vec<Option<u8>> = host.deliveries(other).into_iter().map(priority).collect();
+    assert_eq!(got, [Some(9), Some(9), None, Some(0)]);
 }

@@ -133,6 +133,8 @@ pub(crate) enum Writes {
 }
 
 pub(crate) struct Host {
+    /// When it is [`UNIX_MS`].
+    base: Instant,
     pub(crate) now: Instant,
     pub(crate) wish: Wish,
     node: NodeSuperblock,
@@ -168,8 +170,10 @@ impl Host {
     pub(crate) fn stopped(wish: Wish) -> Self {
         let mut disk = Disk::default();
         let node = disk.format(wish.shards);
+        let now = start();
         Self {
-            now: start(),
+            base: now,
+            now,
             wish,
             node,
             disk,
@@ -216,10 +220,14 @@ impl Host {
             backup: self.wish.backup,
             segments_max: u64::from(self.wish.segments_max),
             disk_bound: Duration::from_secs(30),
-            clock: WallClock { at: self.now, unix_ms: UNIX_MS },
+            clock: WallClock { at: self.now, unix_ms: self.unix_ms() },
             settings: Arc::new(self.wish.settings.clone()),
             canaries: broker::canary::Canaries::default(),
         }
+    }
+
+    fn unix_ms(&self) -> u64 {
+        UNIX_MS + self.now.duration_since(self.base).as_millis() as u64
     }
 
     pub(crate) fn start(&mut self) {

@@ -33,7 +33,7 @@ impl Check for Count {
             Seen::Judged { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 *self.told.entry(*letter).or_default() += 1;
             }
-            Seen::Written(record) if record.kind == RecordKind::DeliveryCount => {
+            Seen::Written(record) if record.kind == RecordKind::DeliveryCount && !record.doom => {
                 let logged = self.logged.entry((record.queue, record.sequence)).or_default();
                 logged.push((record.shard, record.end));
             }

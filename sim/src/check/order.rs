@@ -28,7 +28,8 @@ impl Check for Order {
             return Ok(());
         };
         let key = (*link, facts.letter(*letter)?.link);
-        for (counts, newest) in [(*first_acquirer, &mut self.first), (*alone, &mut self.alone)] {
+        let alone = *alone && !facts.disordered;
+        for (counts, newest) in [(*first_acquirer, &mut self.first), (alone, &mut self.alone)] {
             if counts
                 && let Some(before) = newest.insert(key, *letter)
                 && before >= *letter

@@ -19,8 +19,9 @@ use crate::wire::Verdict;
 /// When each was confirmed.
 #[derive(Debug, Default)]
 pub(super) struct Settlement {
-    confirmed: BTreeMap<LetterId, Instant>,
-    rejected: BTreeMap<LetterId, Instant>,
+    /// And at which level: a message that moves may change it.
+    confirmed: BTreeMap<LetterId, (Instant, Level)>,
+    rejected: BTreeMap<LetterId, (Instant, Level)>,
 }
 
 impl Check for Settlement {
@@ -32,22 +33,23 @@ impl Check for Settlement {
         match seen {
             Seen::Confirmed { letter, verdict } if verdict.is_final() => {
                 let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
-                self.confirmed.entry(*letter).or_insert(at);
+                self.confirmed.entry(*letter).or_insert((at, facts.level(*letter)));
             }
             Seen::Confirmed { letter, verdict: Verdict::Rejected } if !facts.tight => {
                 let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
-                self.rejected.entry(*letter).or_insert(at);
+                self.rejected.entry(*letter).or_insert((at, facts.level(*letter)));
             }
             Seen::Delivered { letter, grave, .. } => {
                 let rejected = self.rejected.get(letter).filter(|_| !grave);
-                let Some(at) = self.confirmed.get(letter).or(rejected) else { return Ok(()) };
+                let known = self.confirmed.get(letter).or(rejected);
+                let Some((at, level)) = known else { return Ok(()) };
                 // Sent before the confirmation, to a link that was on its way out: it crossed it.
                 let sent = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
                 if sent <= *at {
                     return Ok(());
                 }
                 let at_risk = facts.at_risk(*at);
-                if facts.level(*letter) != Level::Async || !at_risk {
+                if *level != Level::Async || !at_risk {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }
             }

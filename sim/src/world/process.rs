@@ -305,7 +305,7 @@ impl World {
         if std::mem::take(&mut self.starts_cut) >= 3 {
             self.draw_crash();
         }
-        let queues = self.queues()?;
+        let Some(queues) = self.queues()? else { return Ok(()) };
         self.backup.fill(BackupMarks::default());
         self.see(&Seen::Ready { queues })?;
         if self.phase == Phase::Work && self.rng.chance(self.plan.crash_at_ready) {
@@ -392,9 +392,14 @@ impl World {
         Ok(*stats)
     }
 
-    pub(super) fn queues(&mut self) -> Result<Vec<QueueView>, String> {
+    /// All queues; `None` if the process ended while it was asked.
+    pub(super) fn queues(&mut self) -> Result<Option<Vec<QueueView>>, String> {
         let mut views = Vec::new();
+        let process = self.process;
         for shard in (0..self.plan.shards).map(ShardId) {
+            if self.process != process || self.node.is_none() {
+                return Ok(None);
+            }
             let AdminReply::Queues(queues) = self.ask(shard, AdminRequest::Queues)? else {
                 return Err("queues were asked for".to_owned());
             };
@@ -412,7 +417,7 @@ impl World {
                 next_sequence: queue.next_sequence,
             }));
         }
-        Ok(views)
+        Ok(Some(views))
     }
 
     // ---- The disk ------------------------------------------------------------------------------

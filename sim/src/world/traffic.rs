@@ -25,6 +25,7 @@ impl World {
         let next = Duration::from_nanos(self.rng.between(max / 10, max));
         self.after(next, Due::Tick(client));
         let mut seen = Vec::new();
+        self.desk.unix_ms = self.clock().unix_ms;
         let wish = self.clients[client].tick(&mut self.desk, &mut self.hits, &mut seen);
         self.see_all(&seen, None)?;
         match wish {
