@@ -55,7 +55,7 @@ pub(super) struct Moves {
     waiting: BTreeSet<QueueId>,
     /// What was not taken, by the time of its next try.
     retries: BTreeSet<(Instant, QueueId, Sequence)>,
-    /// Names that shard 0 was asked to provide, and when it is asked again.
+    /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
     /// Failures in a row of what was not taken.
     failures: BTreeMap<(QueueId, Sequence), u32>,
@@ -90,6 +90,13 @@ impl Moves {
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
+    }
+
+    /// What waits until there is a queue of this name.
+    fn waiting_for(&self, name: &str) -> Vec<(QueueId, Sequence)> {
+        let waits = |moving: &Move| moving.stage == Stage::Provided && moving.to == name;
+        let found = self.under_way.iter().filter(|(_, moving)| waits(moving));
+        found.map(|(place, _)| *place).collect()
     }
 
     /// When something is to be tried again.
@@ -153,7 +160,7 @@ impl Shard {
                 self.moves.waiting.insert(id);
             }
         }
-        self.ask_again(now);
+        self.give_up_waiting(now);
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
             self.set_off(now, id, sequence);
         }
@@ -215,11 +222,19 @@ impl Shard {
         self.post(ShardId(0), Mail::Provide { shard: self.config.shard, name });
     }
 
-    fn ask_again(&mut self, now: Instant) {
+    /// Nobody has provided these queues, as where the catalogue's log is full: what waits for them
+    /// was not taken.
+    fn give_up_waiting(&mut self, now: Instant) {
         let due = |(_, at): &(&String, &Instant)| **at <= now;
         let names: Vec<String> =
             self.moves.asked.iter().filter(due).map(|(name, _)| name.clone()).collect();
-        names.into_iter().for_each(|name| self.ask_for(now, name));
+        for name in names {
+            self.moves.asked.remove(&name);
+            for (queue, sequence) in self.moves.waiting_for(&name) {
+                let origin = Origin { shard: self.config.shard, queue, sequence };
+                self.not_moved(now, origin, &Refusal::DiskFull);
+            }
+        }
     }
 
     /// A queue is known: what waited for it goes.
@@ -227,14 +242,7 @@ impl Shard {
         if self.moves.asked.remove(name).is_none() {
             return;
         }
-        let waits = |moving: &Move| moving.stage == Stage::Provided && moving.to == name;
-        let due: Vec<(QueueId, Sequence)> = self
-            .moves
-            .under_way
-            .iter()
-            .filter(|(_, moving)| waits(moving))
-            .map(|(place, _)| *place)
-            .collect();
+        let due = self.moves.waiting_for(name);
         due.into_iter().for_each(|(id, sequence)| self.send_move(now, id, sequence));
     }
 
