@@ -30,7 +30,7 @@ const TLS_PORT: u16 = 5671;
 /// Whom to load.
 #[derive(Args, Clone, Debug)]
 pub struct Peer {
-    /// Any AMQP 1.0 broker: amqp[s]://HOST:PORT, or amqp[s]://USER:PASSWORD@HOST:PORT
+    /// Any AMQP 1.0 broker: `amqp://HOST:PORT` or `amqps:`, with `USER:PASSWORD@` before the host
     #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672",
           value_parser = parse_target)]
     pub broker: Target,

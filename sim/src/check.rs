@@ -197,12 +197,53 @@ pub struct Letter {
     pub incarnation: u64,
     /// The record of its settlement.
     pub settled: Option<Written>,
-    /// Its newest record in a queue that it was moved to.
-    pub copy: Option<Written>,
-    /// The record of that copy's settlement.
-    pub copy_settled: Option<Written>,
+    /// Its records in the queues that it was moved to, the newest last. A crash can take that one,
+    /// and the one before is what there is again.
+    pub copies: Vec<Copied>,
     /// When it expires, if it does.
     pub expiry_unix_ms: Option<u64>,
+}
+
+/// A letter in a queue that it was moved to.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// Its record there.
+    pub written: Written,
+    /// The record of that copy's settlement.
+    pub settled: Option<Written>,
+}
+
+impl Letter {
+    /// Where it was moved to last.
+    pub fn copy(&self) -> Option<&Written> {
+        self.copies.last().map(|copy| &copy.written)
+    }
+
+    fn is_copied(&mut self, written: Written) {
+        let place = |written: &Written| (written.queue, written.sequence);
+        self.copies.retain(|copy| place(&copy.written) != place(&written));
+        self.copies.push(Copied { written, settled: None });
+    }
+
+    fn is_settled(&mut self, settled: Written) {
+        let here = |copy: &&mut Copied| {
+            (copy.written.queue, copy.written.sequence) == (settled.queue, settled.sequence)
+        };
+        match self.copies.iter_mut().find(here) {
+            Some(copy) => copy.settled = Some(settled),
+            None => self.settled = Some(settled),
+        }
+    }
+
+    /// What a crash has cut off was never written.
+    fn is_cut(&mut self, is_lost: impl Fn(&Written) -> bool) {
+        self.written.take_if(|at| is_lost(at));
+        self.settled.take_if(|at| is_lost(at));
+        self.copies.retain(|copy| !is_lost(&copy.written));
+        for copy in &mut self.copies {
+            copy.settled.take_if(|at| is_lost(at));
+        }
+    }
 }
 
 /// What every checker may know.
@@ -245,7 +286,7 @@ impl Facts {
     /// The level of a letter's queue. One that was never written may be at `async`, and lost.
     pub fn level(&self, id: LetterId) -> Level {
         let Some(letter) = self.letters.get(&id) else { return Level::Sync };
-        if let Some(copy) = &letter.copy {
+        if let Some(copy) = letter.copy() {
             return self.queues.get(&copy.queue).map_or(Level::Sync, |creation| creation.level);
         }
         if let Some(written) = &letter.written {
@@ -380,8 +421,7 @@ impl Checks {
                     written: None,
                     incarnation,
                     settled: None,
-                    copy: None,
-                    copy_settled: None,
+                    copies: Vec::new(),
                     expiry_unix_ms,
                 };
                 facts.letters.insert(*letter, new);
@@ -390,7 +430,7 @@ impl Checks {
                 if let Some(letter) = written.letter.and_then(|id| facts.letters.get_mut(&id)) {
                     match written.origin {
                         None => letter.written = Some(written.clone()),
-                        Some(_) => letter.copy = Some(written.clone()),
+                        Some(_) => letter.is_copied(written.clone()),
                     }
                     letter.incarnation = facts.incarnation;
                 }
@@ -402,11 +442,7 @@ impl Checks {
                     && let Some(id) = facts.places.get(&place)
                     && let Some(letter) = facts.letters.get_mut(id)
                 {
-                    let is_copy = |copy: &Written| (copy.queue, copy.sequence) == place;
-                    match letter.copy.as_ref().is_some_and(is_copy) {
-                        true => letter.copy_settled = Some(written.clone()),
-                        false => letter.settled = Some(written.clone()),
-                    }
+                    letter.is_settled(written.clone());
                 }
                 if written.kind == RecordKind::QueueCreate && written.name.is_some() {
                     facts.queues.entry(written.queue).or_insert_with(|| written.clone());
@@ -414,14 +450,7 @@ impl Checks {
             }
             Seen::Recovered { shard, end } => {
                 for letter in facts.letters.values_mut() {
-                    for record in [
-                        &mut letter.written,
-                        &mut letter.settled,
-                        &mut letter.copy,
-                        &mut letter.copy_settled,
-                    ] {
-                        record.take_if(|at| at.shard == *shard && at.end > *end);
-                    }
+                    letter.is_cut(|at| at.shard == *shard && at.end > *end);
                 }
                 facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
             }

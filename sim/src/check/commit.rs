@@ -40,7 +40,7 @@ impl Check for Commit {
 
 fn message(facts: &Facts, id: LetterId, what: &str, grave: bool) -> Result<(), String> {
     let letter = facts.letter(id)?;
-    let Some(written) = (if grave { &letter.copy } else { &letter.written }) else {
+    let Some(written) = (if grave { letter.copy() } else { letter.written.as_ref() }) else {
         let harmless = facts.level(id) == Level::Async;
         return harmless.then_some(()).ok_or_else(|| format!("{id:?} was {what}, never written"));
     };
@@ -55,7 +55,7 @@ fn settlement(facts: &Facts, id: LetterId) -> Result<(), String> {
         return Ok(());
     }
     let letter = facts.letter(id)?;
-    let settled = if letter.copy.is_some() { &letter.copy_settled } else { &letter.settled };
+    let settled = letter.copies.last().map_or(&letter.settled, |copy| &copy.settled);
     let Some(settled) = settled else {
         return Err(format!("{id:?} was confirmed, its settlement never written"));
     };

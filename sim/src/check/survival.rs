@@ -62,7 +62,7 @@ impl Check for Survival {
             // At `async`, what a crash met in its flush window, or in a write under way, may be
             // gone; what was recovered may not.
             let known = facts.letter(*letter)?;
-            let record = known.copy.as_ref().or(known.written.as_ref());
+            let record = known.copy().or(known.written.as_ref());
             if *level != Level::Async || record.is_some() || !facts.at_risk(*at) {
                 return Err(format!("{letter:?} was {what} and is lost; its record: {record:?}"));
             }
