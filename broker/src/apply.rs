@@ -329,6 +329,7 @@ impl State {
             && let Some(queue) = self.queues.get_mut(id)
         {
             queue.commit(sequence);
+            queue.adopt_one(sequence);
         }
     }
 

@@ -513,6 +513,13 @@ impl Queue {
         }
     }
 
+    /// A message that nobody holds goes: no consumer may find it in its place.
+    fn withdraw(&mut self, sequence: Sequence) {
+        if let Some(slot) = self.index.get(sequence) {
+            self.requeued.remove(&Place { rank: slot.rank, sequence });
+        }
+    }
+
     /// The first message in order that some consumer with credit may have, and that consumer's
     /// place.
     fn next_match(&mut self) -> Option<(Place, usize)> {

@@ -569,7 +569,9 @@ impl Journal {
             | RecordKind::Decide => return None,
         };
         let is_granted = claimed < self.granted && self.commit.open_fits(bytes);
-        if !is_granted || record.level == Level::Async || record.parts.is_some() {
+        let is_whole = record.payload.len() <= self.fragment_bytes_max;
+        let is_plain = record.level != Level::Async && !record.parts.is_some();
+        if !is_granted || !is_whole || !is_plain {
             return None;
         }
         let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: false });

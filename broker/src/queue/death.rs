@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{Expiring, NotHeld, Queue, SlotState};
+use super::{Expiring, NotHeld, Queue, Slot, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::settings::AddressSettings;
@@ -81,23 +81,29 @@ impl Queue {
             self.expiring = Expiring::default();
         }
         self.settings = settings;
-        let over = |count: u32| self.is_over(count);
-        let due: Vec<(Sequence, Reason)> = self
-            .index
-            .iter()
-            .filter(|(_, slot)| slot.state == SlotState::Available)
-            .filter_map(|(sequence, slot)| {
-                let doomed = self.dying.doomed.get(&sequence).copied();
-                let reason = doomed.or(over(slot.delivery_count).then_some(Reason::Attempts))?;
-                Some((sequence, reason))
-            })
-            .collect();
-        for (sequence, reason) in due {
-            if reason != Reason::Rejected || self.buries_elsewhere() {
-                self.dying.doomed.insert(sequence, reason);
-                self.leave(sequence);
-            }
+        let has_to_go = |(sequence, slot): (Sequence, &Slot)| {
+            self.reason_to_go(sequence, slot).map(|_| sequence)
+        };
+        let due: Vec<Sequence> = self.index.iter().filter_map(has_to_go).collect();
+        due.into_iter().for_each(|sequence| self.adopt_one(sequence));
+    }
+
+    /// What a copy brings with it: one that had to go before a crash goes, now that it has landed.
+    pub fn adopt_one(&mut self, sequence: Sequence) {
+        let slot = self.index.get(sequence);
+        let Some(reason) = slot.and_then(|slot| self.reason_to_go(sequence, slot)) else { return };
+        if reason != Reason::Rejected || self.buries_elsewhere() {
+            self.dying.doomed.insert(sequence, reason);
+            self.leave(sequence);
         }
+    }
+
+    fn reason_to_go(&self, sequence: Sequence, slot: &Slot) -> Option<Reason> {
+        if slot.state != SlotState::Available {
+            return None;
+        }
+        let doomed = self.dying.doomed.get(&sequence).copied();
+        doomed.or(self.is_over(slot.delivery_count).then_some(Reason::Attempts))
     }
 
     /// Whether it is where expired messages go: nothing expires here.
@@ -259,6 +265,7 @@ impl Queue {
         match self.state(sequence) {
             // Reserved is what came here as a copy itself, and was moved on.
             Some(SlotState::Available | SlotState::Reserved) => {
+                self.withdraw(sequence);
                 self.change(sequence, SlotState::Moving);
                 true
             }
@@ -272,6 +279,7 @@ impl Queue {
     }
 
     pub(super) fn leave(&mut self, sequence: Sequence) {
+        self.withdraw(sequence);
         self.change(sequence, SlotState::Moving);
         self.dying.leaving.push_back(sequence);
     }

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use journal::Sequence;
 
-use super::{Place, Queue, SlotState};
+use super::{Queue, SlotState};
 use crate::moved::Reason;
 
 /// What expires, and what should have.
@@ -76,9 +76,9 @@ impl Queue {
 
     /// A message that could be delivered leaves instead.
     pub(super) fn expire_one(&mut self, sequence: Sequence) {
-        let Some(slot) = self.index.get(sequence) else { return };
-        let place = Place { rank: slot.rank, sequence };
-        self.requeued.remove(&place);
+        if self.index.get(sequence).is_none() {
+            return;
+        }
         self.expiring.forget(sequence);
         self.dying.doom(sequence, Reason::Expired);
         self.leave(sequence);

@@ -324,6 +324,7 @@ impl Shard {
         self.state.land(copy.queue, copy.sequence);
         self.counters.moved_in_total += 1;
         self.dirty_queues.insert(copy.queue);
+        self.may_leave(copy.queue);
     }
 }
 

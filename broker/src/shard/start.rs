@@ -131,6 +131,9 @@ impl Shard {
             }
             self.state.forget_queue(id);
         }
+        if let Some(journal) = &mut self.journal {
+            journal.set_unsettled(self.state.messages());
+        }
         self.report.messages = self.state.messages();
         self.serve_if_complete(now);
     }

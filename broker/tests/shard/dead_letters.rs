@@ -46,6 +46,18 @@ fn delivered(wish: Wish, bytes: usize) -> (Host, usize, amqp::link::LinkId) {
     (host, at, receiver)
 }
 
+/// The same with a message of this priority.
+fn delivered_at(wish: Wish, priority: Option<u8>) -> (Host, usize) {
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let bytes = mortal(1_000_000, priority);
+    host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+    host.settle();
+    host.receiver(at, "q", 10);
+    (host, at)
+}
+
 fn judge(host: &mut Host, at: usize, outcome: Outcome) {
     let (link, delivery, _) = host.deliveries(at).pop().expect("something was delivered");
     host.clients[at].amqp.settle(link, delivery, outcome);
@@ -137,10 +149,17 @@ fn in_the_queue_for_the_dead_failures_count_and_rejection_is_the_end() {
 #[test]
 fn whenever_the_power_goes_the_message_is_in_one_place() {
     let mut ends = Vec::new();
-    for level in [Level::Async, Level::Sync] {
+    for (level, priority) in [
+        (Level::Async, None),
+        (Level::Sync, None),
+        (Level::Sync, Some(9)),
+        (Level::Sync, Some(0)),
+        (Level::Async, Some(9)),
+    ] {
         for kept in 0..12 {
             for held in [None, Some((ShardId(0), ShardId(1))), Some((ShardId(1), ShardId(0)))] {
-                let (mut host, at, _) = delivered(Wish { shards: 2, level, ..Wish::default() }, 10);
+                let wish = Wish { shards: 2, level, ..Wish::default() };
+                let (mut host, at) = delivered_at(wish, priority);
                 let other = host.connect(1);
                 host.sender(other, "DLQ");
                 host.pass(Duration::from_millis(300));
@@ -160,6 +179,12 @@ fn whenever_the_power_goes_the_message_is_in_one_place() {
                 let places = ["q", "DLQ"].map(|name| count(&host, name, SlotState::Available));
                 assert_eq!(places[0] + places[1], 1, "{level:?} {kept} {held:?}");
                 ends.push(places[1]);
+                // Who looks for it where it died finds it only if it is there.
+                let after = host.connect(0);
+                host.receiver(after, "q", 10);
+                host.pass(Duration::from_millis(10));
+                assert_eq!(host.deliveries(after).len() as u64, places[0]);
+                host.lose(after);
                 host.crash();
                 assert_eq!(host.messages(), 1);
             }
