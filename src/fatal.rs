@@ -14,6 +14,7 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Declares the causes once: variant, status, name in scripts, what it means, what to do.
 macro_rules! causes {
@@ -135,8 +136,15 @@ impl Failure {
     }
 
     /// Log it and end the process now, from any thread. Nothing is flushed: the journal needs no
-    /// goodbye, and after a failed write nothing may be sent any more.
+    /// goodbye, and after a failed write nothing may be sent any more. The first cause is the
+    /// process's: what fails because it ends (a write that a signal cuts short, say) is none.
     pub(crate) fn die(&self) -> ! {
+        static DYING: AtomicBool = AtomicBool::new(false);
+        if DYING.swap(true, Ordering::Relaxed) {
+            loop {
+                std::thread::park();
+            }
+        }
         self.log();
         crate::log::flush();
         std::process::exit(i32::from(self.cause.status()))

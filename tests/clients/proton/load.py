@@ -299,7 +299,9 @@ class Consumer(Role):
             self.again()
 
     def on_connection_closed(self, event):
-        if event.connection == self.conn and self.closing == "close":
+        # A close with an error is no answer to ours: the two have crossed.
+        answered = event.connection.remote_condition is None
+        if event.connection == self.conn and self.closing == "close" and answered:
             self.confirm("close")
 
     def again(self):
