@@ -456,10 +456,9 @@ impl Queue {
     /// The log has a settlement of this message: whatever it was, it is going (recovery; before,
     /// its consumer has said so). False if it was gone before.
     pub fn settle_from_log(&mut self, sequence: Sequence) -> bool {
-        let Some(slot) = self.index.get_mut(sequence) else { return false };
-        if slot.state != SlotState::Settling {
-            self.requeued.remove(&Place { rank: slot.rank, sequence });
-            step(slot, &mut self.counts, SlotState::Settling);
+        let Some(state) = self.state(sequence) else { return false };
+        if state != SlotState::Settling {
+            self.take_away(sequence, SlotState::Settling);
         }
         true
     }
@@ -513,11 +512,12 @@ impl Queue {
         }
     }
 
-    /// A message that nobody holds goes: no consumer may find it in its place.
-    fn withdraw(&mut self, sequence: Sequence) {
+    /// A message that nobody holds is on its way out: no consumer finds it in its place.
+    fn take_away(&mut self, sequence: Sequence, to: SlotState) {
         if let Some(slot) = self.index.get(sequence) {
             self.requeued.remove(&Place { rank: slot.rank, sequence });
         }
+        self.change(sequence, to);
     }
 
     /// The first message in order that some consumer with credit may have, and that consumer's
@@ -710,6 +710,13 @@ mod tests {
         queue
     }
 
+    /// A message of this priority, not committed.
+    fn reserve(queue: &mut Queue, n: u64, priority: u8) -> Sequence {
+        let traits = Traits { priority, ..Traits::default() };
+        queue.reserve(Sequence(n), Lsn(n), Bytes::new(), traits);
+        Sequence(n)
+    }
+
     fn drain_to(queue: &mut Queue) -> Vec<(u32, u64)> {
         std::iter::from_fn(|| queue.dispatch())
             .map(|d| (d.consumer.key.slot, d.sequence.0))
@@ -764,14 +771,8 @@ mod tests {
     #[test]
     fn priorities_go_out_from_the_highest_each_in_its_order() {
         let mut queue = Queue::new(QueueId(1));
-        for (n, priority) in [4, 0, 9, 4, 9, 0, 200].into_iter().enumerate() {
-            let sequence = Sequence(n as u64);
-            queue.reserve(
-                sequence,
-                Lsn(n as u64),
-                Bytes::new(),
-                Traits { priority, ..Traits::default() },
-            );
+        for (n, priority) in (0..).zip([4, 0, 9, 4, 9, 0, 200]) {
+            let sequence = reserve(&mut queue, n, priority);
             queue.commit(sequence);
         }
         queue.attach(link(1));
@@ -788,14 +789,8 @@ mod tests {
     #[test]
     fn an_exclusion_from_a_low_priority_hides_nothing_fresh() {
         let mut queue = Queue::new(QueueId(1));
-        for (n, priority) in [1, 4].into_iter().enumerate() {
-            let sequence = Sequence(n as u64);
-            queue.reserve(
-                sequence,
-                Lsn(n as u64),
-                Bytes::new(),
-                Traits { priority, ..Traits::default() },
-            );
+        for (n, priority) in (0..).zip([1, 4]) {
+            reserve(&mut queue, n, priority);
         }
         queue.commit(Sequence(0));
         queue.attach(link(1));
@@ -813,14 +808,8 @@ mod tests {
     #[test]
     fn a_purge_takes_every_priority_below_its_mark() {
         let mut queue = Queue::new(QueueId(1));
-        for (n, priority) in [4, 0, 9, 4].into_iter().enumerate() {
-            let sequence = Sequence(n as u64);
-            queue.reserve(
-                sequence,
-                Lsn(n as u64),
-                Bytes::new(),
-                Traits { priority, ..Traits::default() },
-            );
+        for (n, priority) in (0..).zip([4, 0, 9, 4]) {
+            let sequence = reserve(&mut queue, n, priority);
             queue.commit(sequence);
         }
         let taken: Vec<u64> =

@@ -554,20 +554,11 @@ impl Journal {
     #[inline]
     fn append_granted(&mut self, record: &Record<'_>, due: Instant) -> Option<Appended> {
         let bytes = RECORD_HEADER_BYTES + record.payload.len();
-        let claimed = match record.kind {
-            RecordKind::Message => block_ceil(bytes) as u64 + SETTLE_BYTES,
-            RecordKind::Settle => 0,
-            RecordKind::DeliveryCount
-            | RecordKind::Reference
-            | RecordKind::QueueCreate
-            | RecordKind::QueueDelete
-            | RecordKind::NextSequence
-            | RecordKind::NextQueueId
-            | RecordKind::AddressCreate
-            | RecordKind::AddressDelete
-            | RecordKind::Prepare
-            | RecordKind::Decide => return None,
-        };
+        let is_settle = record.kind == RecordKind::Settle;
+        if !is_settle && record.kind != RecordKind::Message {
+            return None;
+        }
+        let claimed = if is_settle { 0 } else { block_ceil(bytes) as u64 + SETTLE_BYTES };
         let is_granted = claimed < self.granted && self.commit.open_fits(bytes);
         let is_whole = record.payload.len() <= self.fragment_bytes_max;
         let is_plain = record.level != Level::Async && !record.parts.is_some();
@@ -575,7 +566,7 @@ impl Journal {
             return None;
         }
         let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: false });
-        if record.kind == RecordKind::Settle {
+        if is_settle {
             self.space.count_settled();
         } else {
             self.granted -= SETTLE_BYTES;

@@ -170,8 +170,7 @@ pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failur
     }
     let mut pooled: BTreeMap<String, Option<Block>> = BTreeMap::new();
     let rounds = run.rounds(&plan, &mut pooled)?;
-    let names: Vec<String> = run.contenders.iter().map(|one| one.name.clone()).collect();
-    let ratios: BTreeMap<String, Ratio> = pairings(&names)
+    let ratios: BTreeMap<String, Ratio> = pairings(&run.names())
         .into_iter()
         .filter_map(|(over, under)| {
             Some((format!("{over}/{under}"), ratio(&rounds, &over, &under, options.seed)?))
@@ -335,6 +334,10 @@ impl Run<'_> {
         Ok(rates)
     }
 
+    fn names(&self) -> Vec<String> {
+        self.contenders.iter().map(|one| one.name.clone()).collect()
+    }
+
     /// Rounds until enough are clean, or the time is up.
     fn rounds(
         &mut self,
@@ -347,7 +350,7 @@ impl Run<'_> {
         let mut chance = Chance::new(self.options.seed);
         let mut order: Vec<usize> = (0..self.contenders.len()).collect();
         let mut rounds: Vec<Round> = Vec::new();
-        let names: Vec<String> = self.contenders.iter().map(|one| one.name.clone()).collect();
+        let names = self.names();
         let mut clean = 0;
         while clean < plan.pairs && (clean == 0 || started.elapsed() < planned * 3) {
             if rounds.len() > 3 * plan.pairs {

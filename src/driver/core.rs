@@ -369,7 +369,7 @@ impl Core {
             let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
             self.count_abandoned(usize::from(full));
         } else {
-            let conn = self.sockets.add(socket, shard, peer);
+            let conn = self.sockets.add(socket, shard, peer, None);
             let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
             self.handle(now, shard, accepted);
         }
@@ -525,7 +525,7 @@ impl Core {
             Ok(socket) => return self.ring.close(socket),
             Err(error) => return tracing::info!("a connection was lost on its way: {error}"),
         };
-        let conn = self.sockets.adopt(socket, to, peer, tls);
+        let conn = self.sockets.add(socket, to, peer, tls);
         self.handle(now, to, Event::Moved { conn, moving });
         self.take_kept(now, socket, &bytes);
         self.ring.start_receive(socket);

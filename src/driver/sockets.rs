@@ -188,9 +188,15 @@ impl Sockets {
         }
     }
 
-    /// A connection that `shard` is to serve.
-    pub(super) fn add(&mut self, socket: SocketId, shard: ShardId, peer: SocketAddr) -> ConnId {
-        self.enter(socket, shard, peer, None)
+    /// A connection that `shard` is to serve; over TLS, one whose handshake is over.
+    pub(super) fn add(
+        &mut self,
+        socket: SocketId,
+        shard: ShardId,
+        peer: SocketAddr,
+        tls: Option<Box<Channel>>,
+    ) -> ConnId {
+        self.enter(Phase::Serving, socket, shard, peer, tls)
     }
 
     /// A connection that `shard` is to serve after its TLS handshake. Where there are too many, the
@@ -209,7 +215,7 @@ impl Sockets {
         {
             full |= self.break_off(ring, oldest);
         }
-        self.enter(socket, shard, peer, Some(Box::new(Channel::new())));
+        self.enter(Phase::Securing, socket, shard, peer, Some(Box::new(Channel::new())));
         self.securing += 1;
         self.handshakes.push_back((now + HANDSHAKE_WITHIN, socket));
         full
@@ -217,6 +223,7 @@ impl Sockets {
 
     fn enter(
         &mut self,
+        phase: Phase,
         socket: SocketId,
         shard: ShardId,
         peer: SocketAddr,
@@ -229,7 +236,6 @@ impl Sockets {
         if self.entries.len() <= slot {
             self.entries.resize_with(slot + 1, || None);
         }
-        let phase = if tls.is_some() { Phase::Securing } else { Phase::Serving };
         let (sends, peer_ended, leaving) = (0, false, None);
         let entry = Entry { socket, conn, shard, peer, tls, phase, sends, peer_ended, leaving };
         // A connection from another core may get a slot of which the ring has let go in this very
@@ -413,21 +419,6 @@ impl Sockets {
         };
         let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
         Some(Carried { to, stream, peer: entry.peer, tls: entry.tls, moving, bytes })
-    }
-
-    /// A connection that comes from another core, for `shard` to serve.
-    pub(super) fn adopt(
-        &mut self,
-        socket: SocketId,
-        shard: ShardId,
-        peer: SocketAddr,
-        tls: Option<Box<Channel>>,
-    ) -> ConnId {
-        let conn = self.enter(socket, shard, peer, tls);
-        if let Some(entry) = self.entry_mut(conn) {
-            entry.phase = Phase::Serving;
-        }
-        conn
     }
 
     /// A connection that moves arrives at another shard of this core, and is read again.
@@ -614,7 +605,7 @@ mod tests {
                 break socket;
             }
         };
-        let conn = sockets.add(socket, ShardId(0), addr);
+        let conn = sockets.add(socket, ShardId(0), addr, None);
         ring.start_receive(socket);
         Bench { ring, sockets, socket, conn, client }
     }
@@ -645,8 +636,8 @@ mod tests {
         assert_eq!(bench.sockets.socket(first), None);
         let mut other = Sockets::new(1, 2);
         let peer = "127.0.0.1:1".parse().expect("an address");
-        let second = bench.sockets.add(bench.socket, ShardId(0), peer);
-        let third = other.add(bench.socket, ShardId(1), peer);
+        let second = bench.sockets.add(bench.socket, ShardId(0), peer, None);
+        let third = other.add(bench.socket, ShardId(1), peer, None);
         assert!(first != second && second != third && first != third);
     }
 
@@ -734,7 +725,7 @@ mod tests {
         // Closed at once, as after a last send to a peer that has ended.
         assert!(bench.sockets.lost(&mut bench.ring, socket).is_some());
         let addr = client.local_addr().expect("bound");
-        let again = bench.sockets.adopt(socket, ShardId(0), addr, None);
+        let again = bench.sockets.add(socket, ShardId(0), addr, None);
         assert_eq!(bench.sockets.len(), 1, "one left, one came");
         assert_eq!(bench.sockets.socket(bench.conn), None);
         assert_eq!(bench.sockets.socket(again), Some(socket));

@@ -265,8 +265,7 @@ impl Queue {
         match self.state(sequence) {
             // Reserved is what came here as a copy itself, and was moved on.
             Some(SlotState::Available | SlotState::Reserved) => {
-                self.withdraw(sequence);
-                self.change(sequence, SlotState::Moving);
+                self.take_away(sequence, SlotState::Moving);
                 true
             }
             Some(SlotState::Moving) => {
@@ -279,8 +278,7 @@ impl Queue {
     }
 
     pub(super) fn leave(&mut self, sequence: Sequence) {
-        self.withdraw(sequence);
-        self.change(sequence, SlotState::Moving);
+        self.take_away(sequence, SlotState::Moving);
         self.dying.leaving.push_back(sequence);
     }
 }

@@ -76,9 +76,6 @@ impl Queue {
 
     /// A message that could be delivered leaves instead.
     pub(super) fn expire_one(&mut self, sequence: Sequence) {
-        if self.index.get(sequence).is_none() {
-            return;
-        }
         self.expiring.forget(sequence);
         self.dying.doom(sequence, Reason::Expired);
         self.leave(sequence);

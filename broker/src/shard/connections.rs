@@ -293,7 +293,6 @@ impl Shard {
         if !matches!(link.phase, LinkPhase::Resolving) {
             return;
         }
-        let (conn, id) = (link.conn, link.id);
         let queue = queue.and_then(|found| {
             let link = self.links.get(asker.key).ok_or(Refusal::QueueGone)?;
             self.may_attach(link, found.0).map(|()| found)
@@ -308,11 +307,24 @@ impl Shard {
                 self.tie(asker.key);
                 self.opened_link(now, asker.key);
             }
-            Err(refusal) => {
-                self.remove_link(asker.key);
-                self.engine(conn, |amqp| amqp.refuse_link(id, error_of(&refusal)));
-            }
+            Err(refusal) => self.refuse_attach(asker.key, &refusal),
         }
+    }
+
+    /// There is no queue for a link that resolves.
+    pub(super) fn refuse_attach(&mut self, key: LinkKey, refusal: &Refusal) {
+        let Some(link) = self.links.get(key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        self.remove_link(key);
+        self.engine(conn, |amqp| amqp.refuse_link(id, error_of(refusal)));
+    }
+
+    /// A link that works is ended from our side.
+    pub(super) fn expel_link(&mut self, key: LinkKey, why: &Refusal) {
+        let Some(link) = self.links.get(key) else { return };
+        let (conn, id) = (link.conn, link.id);
+        self.engine(conn, |amqp| amqp.detach(id, true, Some(error_of(why))));
+        self.retire(key, Farewell::Gone);
     }
 
     /// Nothing stands in a link's way any more: it is accepted, and works.

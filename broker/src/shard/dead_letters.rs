@@ -182,15 +182,15 @@ impl Shard {
             Reason::Expired => &queue.settings().expiry_address,
         };
         let Some(record) = self.state.catalogue.get(id) else { return };
-        let unix_ms = self.config.clock.unix_ms(now);
-        let death = Death { queue: &record.name, reason, unix_ms, delivery_count };
-        // A message that can't be read any more (an older version took it) is moved as it is.
-        let message = moved(&message, &death).unwrap_or(message);
         if to.is_empty() || *to == record.name {
             self.counters.dropped_total += 1;
             self.settle_moved(now, id, sequence, Answer::Nobody);
             return;
         }
+        let unix_ms = self.config.clock.unix_ms(now);
+        let death = Death { queue: &record.name, reason, unix_ms, delivery_count };
+        // A message that can't be read any more (an older version took it) is moved as it is.
+        let message = moved(&message, &death).unwrap_or(message);
         let moving = Move { to: to.clone(), message, reason, stage: Stage::Committing };
         self.moves.under_way.insert((id, sequence), moving);
         let Some(journal) = &self.journal else { return };

@@ -24,7 +24,7 @@ use journal::limits::BACKLOG_BYTES_MAX;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
 
 use super::connections::error_of;
-use super::link::{End, Farewell, LinkPhase};
+use super::link::{End, LinkPhase};
 use super::relay::Relayed;
 use super::{Phase, Shard};
 use crate::apply::Stored;
@@ -189,8 +189,7 @@ impl Shard {
         if hears {
             self.engine(conn, |amqp| amqp.settle(id, delivery, outcome));
         } else {
-            self.engine(conn, |amqp| amqp.detach(id, true, Some(error_of(refusal))));
-            self.retire(key, Farewell::Gone);
+            self.expel_link(key, refusal);
         }
     }
 
@@ -248,6 +247,11 @@ impl Shard {
         let Publish { queue: id, whence, message, traits } = publish;
         let (id, whence, mut traits) = (*id, *whence, *traits);
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
+        let (level, origin) = match whence {
+            Whence::Producer(..) => (level, None),
+            // A move crosses logs: each step is committed everywhere, whatever the queue's level.
+            Whence::Moved(origin) => (Level::ReplicatedSync, Some(origin)),
+        };
         let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
         let sequence = queue.next_sequence();
         if traits.expiry_unix_ms.is_some() && queue.keeps_expired() {
@@ -260,15 +264,7 @@ impl Shard {
             record.parts.priority = Some(traits.priority);
         }
         record.parts.expiry_unix_ms = traits.expiry_unix_ms;
-        let mut level = level;
-        let mut origin = None;
-        if let Whence::Moved(from) = whence {
-            // A move crosses logs: each step is committed everywhere, whatever the queue's level.
-            origin = Some(from);
-            level = Level::ReplicatedSync;
-            record.parts.origin = origin;
-            record.level = level;
-        }
+        record.parts.origin = origin;
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
         let appended = match journal.append(now, &record, urgency) {
             Ok(appended) => appended,

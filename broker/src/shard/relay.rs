@@ -20,9 +20,8 @@ use bytes::Bytes;
 use journal::{QueueId, ShardId};
 
 use super::Shard;
-use super::connections::error_of;
 use super::ingress::Publish;
-use super::link::{End, Farewell};
+use super::link::End;
 use crate::catalogue::{AddressError, queue_name};
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::queue::Traits;
@@ -137,12 +136,12 @@ impl Shard {
 
     /// There is no queue for a message: its sender hears what an attach would have met.
     fn unroutable(&mut self, key: LinkKey, relayed: &Relayed, refusal: Refusal) {
-        let Some(link) = self.links.get(key) else { return };
+        if self.links.get(key).is_none() {
+            return;
+        }
         self.counters.refused_total += 1;
         if relayed.settled {
-            let (conn, id) = (link.conn, link.id);
-            self.engine(conn, |amqp| amqp.detach(id, true, Some(error_of(&refusal))));
-            self.retire(key, Farewell::Gone);
+            self.expel_link(key, &refusal);
         } else {
             let link: LinkRef = self.here(key);
             let token = relayed.token;

@@ -129,10 +129,7 @@ impl Shard {
                 )));
                 return;
             }
-            self.state.forget_queue(id);
-        }
-        if let Some(journal) = &mut self.journal {
-            journal.set_unsettled(self.state.messages());
+            self.forget_queue(id);
         }
         self.report.messages = self.state.messages();
         self.serve_if_complete(now);

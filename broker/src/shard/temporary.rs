@@ -26,7 +26,7 @@ use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId
 
 use super::creation::Creation;
 use super::ingress::refusal_of;
-use super::link::{End, Farewell, Link, LinkPhase, Tie};
+use super::link::{End, Link, LinkPhase, Tie};
 use super::{Phase, Shard, terms};
 use crate::apply::Effect;
 use crate::catalogue::{QueueRecord, Temporary, temporary_name};
@@ -118,12 +118,7 @@ impl Shard {
                 }
                 self.opened_link(now, asker.key);
             }
-            (Some(link), Err(refusal)) => {
-                let (conn, id) = (link.conn, link.id);
-                self.remove_link(asker.key);
-                let error = super::connections::error_of(&refusal);
-                self.engine(conn, |amqp| amqp.refuse_link(id, error));
-            }
+            (Some(_), Err(refusal)) => self.refuse_attach(asker.key, &refusal),
             // The link went meanwhile, and the queue goes after it.
             (None, Ok(queue)) => {
                 self.post(self.config.shard, Mail::Untied { queue, maker: true });
@@ -174,10 +169,7 @@ impl Shard {
         for key in keys {
             let Some(link) = self.links.get(key) else { continue };
             if matches!(link.phase, LinkPhase::Open) {
-                let (conn, id) = (link.conn, link.id);
-                let error = super::connections::error_of(&Refusal::QueueGone);
-                self.engine(conn, |amqp| amqp.detach(id, true, Some(error)));
-                self.retire(key, Farewell::Gone);
+                self.expel_link(key, &Refusal::QueueGone);
             }
         }
     }
@@ -297,13 +289,17 @@ impl Shard {
             return;
         }
         self.temporaries.lives.remove(id);
+        self.forget_queue(id);
+        self.abandon_purge(id);
+        self.post(ShardId(0), Mail::Delete(id));
+    }
+
+    /// A queue goes with its messages. The room that was set aside for their settlements is free.
+    pub(super) fn forget_queue(&mut self, id: QueueId) {
         if let (Some(journal), Some(queue)) = (&mut self.journal, self.state.queue(id)) {
-            // Room was set aside for settlements that will not come.
             let unsettled = queue.live() - queue.count(SlotState::Settling);
             journal.set_unsettled(journal.usage().unsettled.saturating_sub(unsettled));
         }
         self.state.forget_queue(id);
-        self.abandon_purge(id);
-        self.post(ShardId(0), Mail::Delete(id));
     }
 }

@@ -123,6 +123,15 @@ pub(crate) struct Client {
     pub(crate) closed: bool,
 }
 
+impl Client {
+    fn hear(&mut self, now: Instant, bytes: &[u8]) {
+        self.amqp.handle_bytes(now, bytes);
+        while let Some(event) = self.amqp.poll_event() {
+            self.heard.push(event);
+        }
+    }
+}
+
 /// What the disk does with the writes of batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Writes {
@@ -366,10 +375,7 @@ impl Host {
         let now = self.now;
         let client = &mut self.clients[conn.0 as usize];
         for buf in std::mem::take(&mut client.unread) {
-            client.amqp.handle_bytes(now, &buf);
-            while let Some(event) = client.amqp.poll_event() {
-                client.heard.push(event);
-            }
+            client.hear(now, &buf);
         }
         client.shard = usize::from(to.0);
         client.paused = false;
@@ -400,10 +406,7 @@ impl Host {
             && let Some(buf) = client.unread.pop_front()
         {
             self.moved = true;
-            client.amqp.handle_bytes(now, &buf);
-            while let Some(event) = client.amqp.poll_event() {
-                client.heard.push(event);
-            }
+            client.hear(now, &buf);
             if !client.closed {
                 self.shards[client.shard].handle(now, Event::Sent { conn, buf });
             }
@@ -460,7 +463,7 @@ impl Host {
         self.clients[at].session.expect("it has one")
     }
 
-    fn link(name: &str, queue: &str, receiver: bool) -> NewLink {
+    pub(crate) fn link(name: &str, queue: &str, receiver: bool) -> NewLink {
         let (source, target) = if receiver { (queue, "client") } else { ("client", queue) };
         NewLink {
             name: name.to_owned(),

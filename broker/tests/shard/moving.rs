@@ -51,21 +51,9 @@ fn what_is_pipelined_behind_the_attach_is_served_there() {
     let session = host.session(at);
     let client = &mut host.clients[at].amqp;
     client.begin().expect("another session");
-    let link = amqp::link::NewLink {
-        name: "from-q".to_owned(),
-        source: amqp::link::LinkSource::at("q"),
-        target: amqp::link::LinkTarget::at("client"),
-        ..amqp::link::NewLink::default()
-    };
-    let receiver = client.attach_receiver(session, link.clone()).expect("attached");
-    client.grant_credit(receiver, 3);
-    let back = amqp::link::NewLink { name: "to-q".to_owned(), ..link };
-    let back = amqp::link::NewLink {
-        source: amqp::link::LinkSource::at("client"),
-        target: amqp::link::LinkTarget::at("q"),
-        ..back
-    };
-    let sender = client.attach_sender(session, back).expect("attached");
+    let receiver = client.attach_receiver(session, Host::link("from-q", "q", true));
+    client.grant_credit(receiver.expect("attached"), 3);
+    let sender = client.attach_sender(session, Host::link("to-q", "q", false)).expect("attached");
     host.settle();
     assert_eq!(host.clients[at].shard, 0);
     assert!(host.send(at, sender, 10, false));
@@ -80,12 +68,7 @@ fn what_comes_before_the_host_knows_of_the_move_is_not_lost() {
     let at = host.connect_to_move(1);
     let session = host.session(at);
     let conn = broker::ConnId(at as u64);
-    let link = amqp::link::NewLink {
-        name: "to-q".to_owned(),
-        source: amqp::link::LinkSource::at("client"),
-        target: amqp::link::LinkTarget::at("q"),
-        ..amqp::link::NewLink::default()
-    };
+    let link = Host::link("to-q", "q", false);
     host.clients[at].amqp.attach_sender(session, link).expect("attached");
     let mut bytes = Vec::new();
     while host.clients[at].amqp.poll_transmit(&mut bytes) {}
