@@ -148,25 +148,31 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
 pub struct Survey {
     /// The header's fields; all absent where there is no header.
     pub header: Header,
-    /// Where the properties begin; 0 where there are none, or they are first.
-    properties_at: usize,
+    /// Where the properties begin, if there are any.
+    properties_at: Option<usize>,
 }
 
 impl Survey {
     /// The time at which the message expires, as its properties say it, if they do [3.2.4].
     #[must_use]
+    #[inline]
     pub fn absolute_expiry_time(&self, message: &[u8]) -> Option<Timestamp> {
-        const FIELD: usize = 8;
-        let mut reader = Reader::new(message.get(self.properties_at..)?);
-        if Section::read_descriptor(&mut reader).ok()? != Section::Properties {
-            return None;
-        }
-        // Most properties end before it: they are not looked through.
-        let list = reader.list().ok().filter(|list| list.len() > FIELD)?;
-        match list.iter().nth(FIELD) {
-            Some(Value::Timestamp(unix_ms)) => Some(Timestamp(unix_ms)),
-            Some(_) | None => None,
-        }
+        expiry_of(message.get(self.properties_at?..)?)
+    }
+}
+
+/// The expiry that the properties at the start of `rest` say.
+fn expiry_of(rest: &[u8]) -> Option<Timestamp> {
+    const FIELD: usize = 8;
+    let mut reader = Reader::new(rest);
+    if Section::read_descriptor(&mut reader).ok()? != Section::Properties {
+        return None;
+    }
+    // Most properties end before it: they are not looked through.
+    let list = reader.list().ok().filter(|list| list.len() > FIELD)?;
+    match list.iter().nth(FIELD) {
+        Some(Value::Timestamp(unix_ms)) => Some(Timestamp(unix_ms)),
+        Some(_) | None => None,
     }
 }
 
@@ -175,7 +181,19 @@ impl Survey {
 ///
 /// # Errors
 /// As both.
+#[inline(always)]
 pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
+    if let Some(rest) = message.strip_prefix(&DURABLE)
+        && is_one_data_section(rest)
+    {
+        // What most messages are.
+        let header = Header { durable: Some(true), ..Header::default() };
+        return Ok(Survey { header, properties_at: None });
+    }
+    check_sections(message)
+}
+
+fn check_sections(message: &[u8]) -> Result<Survey, DecodeError> {
     let mut survey = Survey::default();
     let mut reader = Reader::new(message);
     let mut last = reader.take_exactly(&DURABLE).then_some(Section::Header);
@@ -191,7 +209,7 @@ pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
             Section::Header => survey.header = read_header(&mut reader)?,
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
             Section::Properties => {
-                survey.properties_at = at;
+                survey.properties_at = Some(at);
                 Section::Properties.skip(&mut reader)?;
             }
             section @ (Section::DeliveryAnnotations

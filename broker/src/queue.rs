@@ -295,6 +295,7 @@ impl Queue {
     ///
     /// # Panics
     /// If the sequence was given before: FIFO and settlement rest on that.
+    #[inline(always)]
     pub fn reserve(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
         assert!(sequence >= self.next, "sequence {sequence:?} of {:?} given twice", self.id);
         self.next = Sequence(sequence.0 + 1);

@@ -215,6 +215,7 @@ impl Shard {
         }
     }
 
+    #[inline]
     fn append_or_park(&mut self, now: Instant, mut publish: Publish) -> bool {
         match self.append_message(now, &mut publish) {
             Ok(()) => true,
@@ -416,6 +417,7 @@ impl Shard {
 }
 
 /// Looks a message over, or says why it is not taken.
+#[inline(always)]
 fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
     if is_stopping {
         return Err(Refusal::Stopping);
@@ -432,6 +434,7 @@ fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
 
 /// What a queue has to know of a message. Of `ttl` and absolute expiry the sooner counts [3.2.1,
 /// 3.2.4]; in both 0 means never, as clients mean it.
+#[inline]
 fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Traits {
     let by_ttl = survey.header.ttl.filter(|ttl| *ttl > 0);
     let by_ttl = by_ttl.map(|ttl| unix_ms().saturating_add(u64::from(ttl)));
@@ -439,7 +442,10 @@ fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Trai
     let absolute = absolute.map(|at| u64::try_from(at.0).unwrap_or(0));
     Traits {
         priority: survey.header.priority_or_default().min(PRIORITY_MAX),
-        expiry_unix_ms: by_ttl.into_iter().chain(absolute).min(),
+        expiry_unix_ms: match (by_ttl, absolute) {
+            (Some(by_ttl), Some(absolute)) => Some(by_ttl.min(absolute)),
+            (by_ttl, absolute) => by_ttl.or(absolute),
+        },
     }
 }
 
