@@ -34,6 +34,8 @@ const EXIT_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct Start<'a> {
     pub(crate) exe: PathBuf,
     pub(crate) data: &'a Path,
+    /// Where it listens; a free port where the test does not care.
+    pub(crate) listen: Option<SocketAddr>,
     pub(crate) output: PathBuf,
     pub(crate) durability: &'a str,
     pub(crate) args: Vec<String>,
@@ -57,6 +59,7 @@ impl<'a> Start<'a> {
         Self {
             exe: PathBuf::from(env!("CARGO_BIN_EXE_laelaps")),
             data,
+            listen: None,
             output: data.with_extension("log"),
             durability: "sync",
             args: vec!["--segment-size".into(), "4194304".into()],
@@ -95,7 +98,7 @@ impl<'a> Start<'a> {
     }
 
     fn spawn(&self) -> Broker {
-        let (amqp, admin) = (free_port(), free_port());
+        let (amqp, admin) = (self.listen.unwrap_or_else(free_port), free_port());
         let child = self.command(amqp, admin).spawn().expect("the broker can be started");
         Broker { child, output: self.output.clone(), amqp, admin }
     }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::{Broker, Scratch, Start, built};
-use crate::load::{Client, fetched};
+use crate::load::Client;
 use crate::message::{
     Header, data, durable, header, kept, number, numbered, pattern, samples, to, to_hex,
 };
 use crate::remote::{BOTH, Remote};
+use crate::table::java;
 
 /// A broker with a directory of its own.
 struct World {
@@ -463,11 +464,9 @@ fn the_admin_api_counts_what_is_there() {
 }
 
 fn jms(args: &[&str], broker: &Broker) -> Vec<Value> {
-    let (classes, libraries) = (fetched("jms/classes"), fetched("jms/lib"));
-    let path = format!("{}:{}/*", classes.display(), libraries.display());
     let url = format!("amqp://{}", broker.amqp);
-    let output = Command::new("java")
-        .args(["-cp", &path, "JmsClient", args[0], &url])
+    let output = java("jms", "JmsClient")
+        .args([args[0], &url])
         .args(&args[1..])
         .output()
         .expect("java can be started");

@@ -7,6 +7,7 @@
 //!   power_fs  the file system that loses what was not synced (tests/powerfs)
 //!   perf      the harness that is shipped, against the real broker
 //!   authority  certificates for tests
+//!   table     each foreign client and what works with it, as docs/operating/clients.md says
 //!   kill, power, interop, exits, damage, engine, place, tls, hostile   the tests
 //! ```
 //!
@@ -34,4 +35,5 @@ mod place;
 mod power;
 mod power_fs;
 mod remote;
+mod table;
 mod tls;

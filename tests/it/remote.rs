@@ -1,7 +1,10 @@
 //! A foreign client on strings: one step out, one answer back (`tests/clients/README.md`).
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,20 +14,36 @@ use crate::message::{from_hex, to_hex};
 
 pub(crate) const BOTH: [Client; 2] = [Client::Proton, Client::Rhea];
 
+/// No step may take longer, whatever a library waits for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+
 pub(crate) struct Remote {
     child: Child,
     input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    answers: mpsc::Receiver<String>,
 }
 
 impl Remote {
     pub(crate) fn start(client: Client) -> Self {
-        let mut command = client.command("remote");
+        Self::spawn(client.command("remote"))
+    }
+
+    /// Any program that takes steps and answers each with a line.
+    pub(crate) fn spawn(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{client:?}: {error}"));
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let input = child.stdin.take().expect("its input is piped");
         let output = BufReader::new(child.stdout.take().expect("its output is piped"));
-        Self { child, input, output }
+        let (lines, answers) = mpsc::channel();
+        thread::spawn(move || {
+            // It ends with the client, or with the test that no longer listens.
+            for line in output.lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, input, answers }
     }
 
     /// A client that is connected to the broker.
@@ -36,16 +55,16 @@ impl Remote {
 
     pub(crate) fn step(&mut self, step: Value) -> Value {
         writeln!(self.input, "{step}").expect("the client listens");
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("the client answers");
+        let line = self.answers.recv_timeout(ANSWER_WITHIN);
+        let line = line.unwrap_or_else(|error| panic!("{}: {error}", brief(&step)));
         serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{step}: {error}: the client said `{line}`"))
+            .unwrap_or_else(|error| panic!("{}: {error}: the client said `{line}`", brief(&step)))
     }
 
     /// A step that must not end in an error.
     pub(crate) fn ok(&mut self, step: Value) -> Value {
         let answer = self.step(step.clone());
-        assert!(answer.get("error").is_none(), "{step} failed: {answer}");
+        assert!(answer.get("error").is_none(), "{} failed: {answer}", brief(&step));
         answer
     }
 
@@ -89,6 +108,14 @@ impl Remote {
         messages.map(|each| from_hex(each["hex"].as_str().expect("a string"))).collect()
     }
 
+    /// What has come, as the library reads it: `text` or `body`, `reply_to`, `annotations` ...
+    pub(crate) fn read(&mut self, name: &str, count: usize, within_ms: u64) -> Vec<Value> {
+        let step = json!({"do": "take", "name": name, "count": count, "within_ms": within_ms,
+            "read": true});
+        let mut answer = self.ok(step);
+        serde_json::from_value(answer["messages"].take()).expect("a list")
+    }
+
     pub(crate) fn settle(&mut self, delivery: &str, outcome: &str) {
         self.ok(json!({"do": "settle", "delivery": delivery, "outcome": outcome}));
     }
@@ -103,6 +130,11 @@ impl Remote {
         self.child.kill().expect("a child of ours can be killed");
         self.child.wait().expect("a child can be waited for");
     }
+}
+
+/// A step as a message of a failure shows it: some carry megabytes.
+fn brief(step: &Value) -> String {
+    step.to_string().chars().take(300).collect()
 }
 
 impl Drop for Remote {

@@ -8,7 +8,9 @@ import select
 import sys
 import time
 
-from proton import Condition, Data, Delivery, Described, Endpoint, Link, SASL, symbol, ulong
+import proton
+from proton import Condition, Data, Delivery, Described, Endpoint, Link, Message, SSLDomain
+from proton import symbol, ulong
 from proton.handlers import MessagingHandler
 from proton.reactor import Container, LinkOption
 
@@ -65,6 +67,7 @@ class Remote(MessagingHandler):
         self.deliveries = {}
         self.failure = None
         self.gone = False
+        self.reconnects = False
         self.tags = 0
         self.detached = set()
 
@@ -84,7 +87,13 @@ class Remote(MessagingHandler):
     def on_transport_closed(self, event):
         if event.transport.condition:
             self.failure = event.transport.condition
-        self.gone = True
+        self.gone = not self.reconnects
+
+    def on_link_remote_open(self, event):
+        """After a reconnect Proton attaches again; the credit is the program's to give again."""
+        link = event.link
+        if self.reconnects and link.is_receiver and link.credit < link.asked:
+            link.flow(link.asked - link.credit)
 
     def on_connection_error(self, event):
         self.failure = event.connection.remote_condition
@@ -102,15 +111,13 @@ class Remote(MessagingHandler):
     # -- the loop
 
     def run(self):
-        self.container = Container(self)
-        self.container.timeout = POLL_S
-        self.container.start()
         while True:
             ready, _, _ = select.select([sys.stdin], [], [], 0)
             if not ready:
-                self.container.process()
-                if self.conn is None:
+                if self.conn is None or self.gone:
                     time.sleep(POLL_S)
+                else:
+                    self.container.process()
                 continue
             line = sys.stdin.readline()
             if not line:
@@ -130,19 +137,35 @@ class Remote(MessagingHandler):
 
     # -- the steps
 
+    def do_about(self, step):
+        return {"version": ".".join(str(each) for each in proton.VERSION)}
+
     def do_connect(self, step):
+        if self.conn is not None and not self.gone:
+            self.do_close({"within_ms": 1000})
         self.failure, self.gone, self.links, self.inbox = None, False, {}, {}
-        options = {}
+        # A container without a connection ends for ever, so each connection has one of its own.
+        self.container = Container(self)
+        self.container.timeout = POLL_S
+        self.container.start()
+        self.reconnects = "failover" in step
+        urls = [f"amqp://127.0.0.1:{port}" for port in step.get("failover", [step["port"]])]
+        options = {} if self.reconnects else {"reconnect": False}
+        if "tls_ca" in step:
+            urls = [f"amqps://localhost:{step['port']}"]
+            trust = SSLDomain(SSLDomain.MODE_CLIENT)
+            trust.set_trusted_ca_db(step["tls_ca"])
+            trust.set_peer_authentication(SSLDomain.VERIFY_PEER_NAME)
+            options["ssl_domain"] = trust
         if "user" in step:
-            options = {"user": step["user"], "password": step["password"]}
+            options.update(user=step["user"], password=step["password"])
         if "container" in step:
             self.container.container_id = step["container"]
         if "idle_ms" in step:
             options["heartbeat"] = step["idle_ms"] / 1000
         self.container.allow_insecure_mechs = True
         self.conn = self.container.connect(
-            f"amqp://127.0.0.1:{step['port']}",
-            reconnect=False,
+            urls=urls,
             allowed_mechs=step.get("mechs", "PLAIN" if "user" in step else "ANONYMOUS"),
             **options,
         )
@@ -171,8 +194,9 @@ class Remote(MessagingHandler):
         link = self.container.create_receiver(
             self.session, step.get("from"), name=step["name"], options=Options(step, False)
         )
-        if step.get("credit"):
-            link.flow(step["credit"])
+        link.asked = step.get("credit", 0)
+        if link.asked:
+            link.flow(link.asked)
         return self.opened(link, step)
 
     def opened(self, link, step):
@@ -211,12 +235,13 @@ class Remote(MessagingHandler):
         self.deliveries[step.get("as", f"t{self.tags}")] = delivery
         if step.get("settled"):
             delivery.settle()
+        encoded = bytes.fromhex(step["hex"]) if "hex" in step else made(step).encode()
         if step.get("abort"):
-            link.stream(bytes.fromhex(step["hex"]))
+            link.stream(encoded)
             self.container.process()
             delivery.abort()
             return {"state": "aborted"}
-        link.stream(bytes.fromhex(step["hex"]))
+        link.stream(encoded)
         link.advance()
         if step.get("settled"):
             self.container.process()
@@ -250,7 +275,8 @@ class Remote(MessagingHandler):
         messages = []
         for at, (delivery, data) in enumerate(self.inbox.pop(name, [])):
             self.deliveries[f"{step.get('as', name)}:{at}"] = delivery
-            messages.append({"hex": data.hex(), "tag": str(delivery.tag)})
+            tag = str(delivery.tag)
+            messages.append(read(data) if "read" in step else {"hex": data.hex(), "tag": tag})
         return {"messages": messages}
 
     def do_settle(self, step):
@@ -306,6 +332,7 @@ class Remote(MessagingHandler):
         return {"answered": answered}
 
     def do_close(self, step):
+        self.reconnects = False
         self.conn.close()
         self.wait(lambda: self.conn.state & Endpoint.REMOTE_CLOSED or self.gone, step)
         answered = bool(self.conn.state & Endpoint.REMOTE_CLOSED)
@@ -323,6 +350,35 @@ class Remote(MessagingHandler):
         """Lets the connection be for a while, and says whether it is still there."""
         self.wait(lambda: self.gone, {"within_ms": step["ms"]})
         return {"open": not self.gone}
+
+
+def made(step):
+    """A message as an application makes it."""
+    if "body" in step:
+        message = Message(body=bytes.fromhex(step["body"]), inferred=True)
+    else:
+        message = Message(body=step["text"])
+    message.durable = step.get("durable", False)
+    message.reply_to = step.get("reply_to")
+    message.correlation_id = step.get("correlation")
+    return message
+
+
+def read(data):
+    """A message as an application reads it."""
+    message = Message()
+    message.decode(data)
+    annotations = message.annotations or {}
+    answer = {
+        "reply_to": message.reply_to,
+        "correlation": message.correlation_id,
+        "annotations": {str(key): str(value) for key, value in annotations.items()},
+    }
+    if isinstance(message.body, str):
+        answer["text"] = message.body
+    else:
+        answer["body"] = bytes(message.body).hex()
+    return answer
 
 
 def closed(link):

@@ -3,6 +3,7 @@
 // The steps are described in tests/clients/README.md.
 'use strict';
 
+const fs = require('fs');
 const readline = require('readline');
 const rhea = require('rhea');
 const codec = require('rhea/lib/message.js');
@@ -35,13 +36,32 @@ class Remote {
         });
     }
 
+    async about() {
+        return { version: require('rhea/package.json').version };
+    }
+
     async connect(step) {
+        if (this.connection && !this.gone) await this.close({ within_ms: 1000 });
         const container = rhea.create_container({ id: step.container || `rhea-${process.pid}` });
         this.links = {};
         this.inbox = {};
         this.gone = false;
         this.failure = null;
-        const options = { host: '127.0.0.1', port: step.port, reconnect: false };
+        const options = { host: '127.0.0.1', port: step.port, reconnect: Boolean(step.failover) };
+        this.reconnects = options.reconnect;
+        if (step.failover) {
+            let next = 0;
+            options.connection_details = () => {
+                const port = step.failover[next++ % step.failover.length];
+                return { ...options, port };
+            };
+        }
+        if (step.tls_ca) {
+            Object.assign(options, {
+                transport: 'tls', host: 'localhost', servername: 'localhost',
+                ca: [fs.readFileSync(step.tls_ca)],
+            });
+        }
         if (step.user !== undefined) {
             options.username = step.user;
             options.password = step.password;
@@ -56,7 +76,7 @@ class Remote {
         connection.on('connection_error', (c) => { this.failure = said(c.connection.error); });
         connection.on('connection_close', () => { this.closed = true; });
         connection.on('disconnected', (c) => {
-            this.gone = true;
+            this.gone = !this.reconnects;
             if (c.error && !this.failure) {
                 const { condition, message, description } = c.error;
                 const said = description || message;
@@ -146,6 +166,12 @@ class Remote {
         });
         receiver.on('receiver_drained', () => { receiver.is_drained = true; });
         receiver.on('settled', ({ delivery }) => { delivery.by_peer = true; });
+        // After a reconnect rhea attaches again; the credit is the program's to give again.
+        receiver.on('receiver_open', () => {
+            if (this.reconnects && receiver.credit < step.credit) {
+                receiver.add_credit(step.credit - receiver.credit);
+            }
+        });
         if (step.credit) receiver.add_credit(step.credit);
         return this.opened(receiver, step);
     }
@@ -163,7 +189,9 @@ class Remote {
         }
         if (link.ended) return { error: link.errored };
         const tag = step.tag || `t${++this.tags}`;
-        const delivery = link.send(Buffer.from(step.hex, 'hex'), Buffer.from(tag), 0);
+        const delivery = step.hex === undefined
+            ? link.send(made(step), Buffer.from(tag))
+            : link.send(Buffer.from(step.hex, 'hex'), Buffer.from(tag), 0);
         this.deliveries[step.as || tag] = delivery;
         if (step.settled) {
             delivery.update(true);
@@ -199,6 +227,7 @@ class Remote {
         await this.wait(() => inbox().length >= step.count || this.gone, step);
         const messages = inbox().map(({ message, delivery }, at) => {
             this.deliveries[`${step.as || step.name}:${at}`] = delivery;
+            if (step.read) return read(message);
             return { hex: message.raw.toString('hex'), tag: String(delivery.tag) };
         });
         this.inbox[step.name] = [];
@@ -251,6 +280,7 @@ class Remote {
     }
 
     async close(step) {
+        this.reconnects = false;
         this.connection.close();
         await this.wait(() => this.closed || this.gone, step);
         const answered = this.closed;
@@ -267,6 +297,30 @@ class Remote {
         await this.wait(() => this.gone, { within_ms: step.ms });
         return { open: !this.gone };
     }
+}
+
+// A message as an application makes it.
+function made(step) {
+    const message = { durable: Boolean(step.durable), body: step.text };
+    if (step.body !== undefined) {
+        message.body = rhea.message.data_section(Buffer.from(step.body, 'hex'));
+    }
+    if (step.reply_to) message.reply_to = step.reply_to;
+    if (step.correlation) message.correlation_id = step.correlation;
+    return message;
+}
+
+// A message as an application reads it.
+function read(message) {
+    const { reply_to, correlation_id, message_annotations } = message;
+    const annotations = {};
+    for (const [name, value] of Object.entries(message_annotations || {})) {
+        annotations[name] = String(value);
+    }
+    const answer = { reply_to, correlation: correlation_id, annotations };
+    if (typeof message.body === 'string') answer.text = message.body;
+    else answer.body = message.body.content.toString('hex');
+    return answer;
 }
 
 function said(error) {
