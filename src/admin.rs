@@ -19,7 +19,8 @@
 //! `Host` names (DNS rebinding). No secret is in any answer.
 //!
 //! Failure: `{"error": why}` below `/api`, whoever refuses, the router included. A shard that does
-//! not answer within [`ANSWER_WITHIN`] makes it 503 with its number.
+//! not answer within [`ANSWER_WITHIN`] makes it 503 with its number. A purge is answered when all is
+//! gone, which takes as long as the queue is deep: it has turns of its own, and [`PURGE_WITHIN`].
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -52,11 +53,18 @@ const REQUESTS_MAX: usize = 16;
 /// A shard answers within this, or the request fails.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// Purges that are waited for at the same time.
+const PURGES_MAX: usize = 4;
+
+/// A purge that takes longer goes on, but nobody hears of its end.
+const PURGE_WITHIN: Duration = Duration::from_secs(600);
+
 /// What a handler has at hand.
 #[derive(Clone)]
 struct Desk {
     node: Arc<Node>,
     turns: Arc<Semaphore>,
+    purges: Arc<Semaphore>,
     on_loopback: bool,
 }
 
@@ -81,7 +89,9 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> Result<(), Failur
     let on_loopback = listener.local_addr().map_err(refused)?.ip().is_loopback();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
-    let app = app(Desk { node, turns: Arc::new(Semaphore::new(REQUESTS_MAX)), on_loopback });
+    let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let purges = Arc::new(Semaphore::new(PURGES_MAX));
+    let app = app(Desk { node, turns, purges, on_loopback });
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
@@ -174,21 +184,26 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
 
 impl Desk {
     /// Ask one shard.
-    async fn ask(&self, shard: ShardId, request: AdminRequest) -> Result<AdminReply, Refused> {
+    async fn ask(
+        &self,
+        shard: ShardId,
+        request: AdminRequest,
+        within: Duration,
+    ) -> Result<AdminReply, Refused> {
         let unavailable = |why| Refused(StatusCode::SERVICE_UNAVAILABLE, why);
         let Some(inbox) = self.node.inbox_of(shard) else {
             return Err(unavailable(self.node.stage().reason().to_owned()));
         };
         let (answer, answered) = oneshot::channel();
         inbox.put(Input::Admin { shard, request, answer });
-        match tokio::time::timeout(ANSWER_WITHIN, answered).await {
+        match tokio::time::timeout(within, answered).await {
             Ok(Ok(AdminReply::Failed(why))) => Err(Refused(StatusCode::CONFLICT, why)),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(unavailable(format!("shard {} is gone", shard.0))),
             Err(_) => Err(unavailable(format!(
                 "shard {} did not answer within {} s",
                 shard.0,
-                ANSWER_WITHIN.as_secs()
+                within.as_secs()
             ))),
         }
     }
@@ -196,6 +211,14 @@ impl Desk {
     /// Ask every shard, in order.
     async fn ask_all(&self, request: AdminRequest) -> Result<Vec<AdminReply>, Refused> {
         let _turn = self.turns.acquire().await.map_err(|_| closed())?;
+        self.ask_each(request, ANSWER_WITHIN).await
+    }
+
+    async fn ask_each(
+        &self,
+        request: AdminRequest,
+        within: Duration,
+    ) -> Result<Vec<AdminReply>, Refused> {
         match self.node.stage() {
             Stage::Ready | Stage::Draining => {}
             Stage::Locking | Stage::Recovering => {
@@ -205,7 +228,7 @@ impl Desk {
         }
         let mut replies = Vec::new();
         for shard in 0..self.node.shards() {
-            replies.push(self.ask(ShardId(shard), request.clone()).await?);
+            replies.push(self.ask(ShardId(shard), request.clone(), within).await?);
         }
         Ok(replies)
     }
@@ -330,7 +353,9 @@ async fn peek(
 
 async fn purge(State(desk): State<Desk>, name: InPath<String>) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
-    for reply in desk.ask_all(AdminRequest::Purge { queue: name.clone() }).await? {
+    let _turn = desk.purges.acquire().await.map_err(|_| closed())?;
+    let request = AdminRequest::Purge { queue: name.clone() };
+    for reply in desk.ask_each(request, PURGE_WITHIN).await? {
         let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
         if let Some(count) = count {
             tracing::info!(queue = name, count, "purged by an operator");

@@ -105,6 +105,12 @@ pub(crate) fn connection(server: &Server, command: &ConnectionCommand) -> Result
     Ok(())
 }
 
+/// A question is answered within this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// And a command that takes as long as a queue is deep (the broker's own bound is below this).
+const CARRIED_OUT_WITHIN: Duration = Duration::from_secs(660);
+
 /// Columns of a table: heading and key.
 type Columns = &'static [(&'static str, &'static str)];
 
@@ -146,12 +152,13 @@ enum Method {
 }
 
 impl Server {
-    fn agent(&self) -> ureq::Agent {
+    fn agent(&self, within: Duration) -> ureq::Agent {
         ureq::Agent::config_builder()
             .http_status_as_error(false)
             // The broker is near; a proxy that the environment names would reach another machine.
             .proxy(None)
-            .timeout_global(Some(Duration::from_secs(30)))
+            .timeout_connect(Some(ANSWER_WITHIN))
+            .timeout_global(Some(within))
             .build()
             .into()
     }
@@ -162,14 +169,14 @@ impl Server {
 
     fn get(&self, path: &str) -> Result<Value, Failure> {
         let url = self.url(path);
-        self.read(&url, self.agent().get(&url).call())
+        self.read(&url, self.agent(ANSWER_WITHIN).get(&url).call())
     }
 
     fn send(&self, method: Method, path: &str) -> Result<Value, Failure> {
         let url = self.url(path);
         let answer = match method {
-            Method::Post => self.agent().post(&url).send_empty(),
-            Method::Delete => self.agent().delete(&url).call(),
+            Method::Post => self.agent(CARRIED_OUT_WITHIN).post(&url).send_empty(),
+            Method::Delete => self.agent(ANSWER_WITHIN).delete(&url).call(),
         };
         self.read(&url, answer)
     }
