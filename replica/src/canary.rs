@@ -1,0 +1,41 @@
+//! Rules that a test may break on purpose, to see that the checkers notice.
+//!
+//! A canary can be named only where the feature `canary` is on; without it every question below is
+//! answered by a constant, and no build that is released has the feature.
+
+/// A rule of the pair or of its voters, broken.
+#[cfg_attr(
+    not(feature = "canary"),
+    expect(unreachable_pub, reason = "exported where the feature is on")
+)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// A voter answers others before its own write has ended.
+    VoteBeforeSync,
+    /// A voter whose disk was lost takes the place that its members' list gives to the old disk.
+    VoteFromAmnesia,
+    /// A read is answered from what this voter has applied, without asking the others.
+    ReadStale,
+    /// A lost race is answered as won.
+    CasUnchecked,
+}
+
+/// Which rule is broken, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Canaries {
+    #[cfg(feature = "canary")]
+    pub(crate) broken: Option<Canary>,
+}
+
+impl Canaries {
+    #[cfg(feature = "canary")]
+    pub(crate) fn has(self, canary: Canary) -> bool {
+        self.broken == Some(canary)
+    }
+
+    #[cfg(not(feature = "canary"))]
+    #[expect(clippy::unused_self, reason = "the same question with and without the feature")]
+    pub(crate) const fn has(self, _canary: Canary) -> bool {
+        false
+    }
+}

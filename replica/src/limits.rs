@@ -1,0 +1,87 @@
+//! Every bound of the voters and of the pair's record, checked against each other at compile time.
+//!
+//! What is marked *format* is read by every later version and never changes; the rest are choices.
+
+use std::time::Duration;
+
+/// Fewest voters: with less no machine may fail.
+pub const VOTERS_MIN: usize = 3;
+
+/// Most voters: more only make each answer slower.
+pub const VOTERS_MAX: usize = 7;
+
+/// Most pairs that one ensemble of voters serves.
+pub const PAIRS_MAX: usize = 64;
+
+/// Longest value of a register. *Format.*
+pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+
+/// Most bytes of all values together: the whole state travels as one snapshot.
+pub const STATE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes that a register takes in a snapshot beside its value.
+pub const REGISTER_HEAD_BYTES: usize = 28;
+
+/// Most members of a pair that the record names.
+pub const MEMBERS_MAX: usize = 2;
+
+/// Most reigns that the record remembers; the oldest go first.
+pub const REIGNS_MAX: usize = 32;
+
+/// Longest address in the record.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+
+/// Most bytes of parts of the record that this version does not know and keeps.
+pub const CARRIED_BYTES_MAX: usize = 8 * 1024;
+
+/// Most questions of clients that wait at one voter.
+pub const QUESTIONS_MAX: usize = 256;
+
+/// Most entries in one message between voters.
+pub const ENTRIES_MAX: usize = 64;
+
+/// Bytes of entries in one message between voters, one entry more or less.
+pub const APPEND_BYTES_MAX: usize = 256 * 1024;
+
+/// Most messages of others that wait while a voter writes; what comes beyond is dropped, as a
+/// network may, and sent again.
+pub const INBOX_MAX: usize = 256;
+
+/// Longest frame between voters, or between a client and a voter.
+pub const FRAME_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Bytes of a voter's log at which it is written anew from a snapshot.
+pub const WAL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Unit of a voter's log: every record begins at a multiple. *Format.*
+pub const WAL_BLOCK_BYTES: usize = 4096;
+
+/// The voters' unit of time.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// Ticks between two heartbeats of a leader.
+pub const HEARTBEAT_TICKS: usize = 2;
+
+/// Ticks without a leader before a voter stands for election: at least this, and less than twice
+/// as much. It is far below any lease, so that a lost leader of the voters costs no broker its
+/// role.
+pub const ELECTION_TICKS: usize = 10;
+
+/// How long a client waits for the answer to one question before its outcome counts as unknown.
+pub const QUESTION_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Most questions that a client has open.
+pub const CLIENT_QUESTIONS_MAX: usize = 64;
+
+const _: () = {
+    assert!(VOTERS_MIN % 2 == 1 && VOTERS_MAX % 2 == 1 && VOTERS_MIN < VOTERS_MAX);
+    assert!(VALUE_BYTES_MAX + REGISTER_HEAD_BYTES <= STATE_BYTES_MAX);
+    // The whole state, or the longest run of entries, fits into a frame.
+    assert!(STATE_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
+    assert!(APPEND_BYTES_MAX + 2 * VALUE_BYTES_MAX + ENTRIES_MAX * 64 + 4096 <= FRAME_BYTES_MAX);
+    // The watermarks of all shards, with everything else that a record may hold, fit into a value.
+    let watermark = journal::limits::SHARDS_MAX as usize * 16;
+    let members = MEMBERS_MAX * (2 * ADDRESS_BYTES_MAX + 128);
+    assert!(watermark + members + REIGNS_MAX * 16 + CARRIED_BYTES_MAX + 1024 <= VALUE_BYTES_MAX);
+    assert!(HEARTBEAT_TICKS * 3 <= ELECTION_TICKS);
+};
