@@ -12,7 +12,8 @@
 //!   Delayed ──── its time has come ──▶ Available
 //!   Moving  ──── the copy stands ────▶ Settling          (or Available: nobody takes the copy)
 //! ```
-//! What dies, and what waits after a failure, is in `queue/death.rs`.
+//! Who gets what is in `queue/dispatch.rs`; what dies, and what waits after a failure, in
+//! `queue/death.rs`.
 //!
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
@@ -37,18 +38,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
-use crate::limits::{EXCLUSIONS_MAX, SLOT_BYTES};
+use crate::limits::SLOT_BYTES;
 use crate::mail::LinkRef;
 use crate::settings::AddressSettings;
 
 mod browse;
 mod death;
+mod dispatch;
 mod expiry;
 mod index;
 
 use browse::Browser;
 use death::Dying;
 pub use death::Leaving;
+use dispatch::Consumer;
+pub use dispatch::Dispatched;
 use expiry::Expiring;
 use index::{Index, Slot};
 
@@ -91,25 +95,6 @@ impl SlotState {
     }
 }
 
-/// Someone who takes messages.
-#[derive(Debug)]
-struct Consumer {
-    link: LinkRef,
-    credit: u32,
-    drain: bool,
-    /// What it holds, in no order.
-    held: Vec<Sequence>,
-    /// What is requeued before this is excluded for it: nothing there is looked at again.
-    looked_at: Place,
-}
-
-impl Consumer {
-    /// A message came back that it may not have looked at.
-    fn look_again(&mut self, place: Place) {
-        self.looked_at = self.looked_at.min(place);
-    }
-}
-
 /// A message's place in the order of dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
@@ -142,21 +127,6 @@ impl Default for Traits {
     fn default() -> Self {
         Self { priority: PRIORITY_DEFAULT, expiry_unix_ms: None }
     }
-}
-
-/// What a queue hands to a consumer.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Dispatched {
-    /// To whom.
-    pub consumer: LinkRef,
-    /// Which message.
-    pub sequence: Sequence,
-    /// Its bytes as received.
-    pub message: Bytes,
-    /// Failed deliveries so far.
-    pub delivery_count: u32,
-    /// Nobody can have seen it before.
-    pub first_acquirer: bool,
 }
 
 /// What left the index for good.
@@ -264,11 +234,6 @@ impl Queue {
         self.payload_bytes
     }
 
-    /// Consumers attached.
-    pub fn consumers(&self) -> usize {
-        self.consumers.len()
-    }
-
     /// What a message of this length counts against the memory bound.
     pub fn memory_bytes(message_len: usize) -> u64 {
         SLOT_BYTES + message_len as u64
@@ -335,113 +300,6 @@ impl Queue {
         self.counters = QueueCounters::default();
     }
 
-    /// A consumer attaches, without credit.
-    pub fn attach(&mut self, link: LinkRef) {
-        if self.consumer(link).is_none() {
-            self.consumers.push(Consumer {
-                link,
-                credit: 0,
-                drain: false,
-                held: Vec::new(),
-                looked_at: Place::FIRST,
-            });
-        }
-    }
-
-    /// More credit for a consumer or browser; others are ignored (their detach is on its way).
-    pub fn add_credit(&mut self, link: LinkRef, more: u32, drain: bool) {
-        if let Some(at) = self.consumer(link) {
-            let consumer = &mut self.consumers[at];
-            consumer.credit = consumer.credit.saturating_add(more);
-            consumer.drain |= drain;
-        } else {
-            self.add_browser_credit(link, more, drain);
-        }
-    }
-
-    /// A consumer or browser goes. What it held is available again, each at its own place.
-    pub fn detach(&mut self, link: LinkRef) {
-        let Some(at) = self.consumer(link) else { return self.detach_browser(link) };
-        let consumer = self.consumers.remove(at);
-        if self.turn > at {
-            self.turn -= 1;
-        }
-        for sequence in consumer.held {
-            self.make_available_again(sequence);
-        }
-    }
-
-    /// The next message for the next consumer in turn, while there are both.
-    pub fn dispatch(&mut self) -> Option<Dispatched> {
-        if !self.consumers.iter().any(|consumer| consumer.credit > 0) {
-            return None;
-        }
-        let (place, at) = self.next_match()?;
-        let sequence = place.sequence;
-        self.take_out(place);
-        self.turn = at + 1;
-        let consumer = &mut self.consumers[at];
-        let slot = self.index.get_mut(sequence).expect("it was matched");
-        consumer.credit -= 1;
-        slot.held_at = u32::try_from(consumer.held.len()).expect("bounded by its credit");
-        consumer.held.push(sequence);
-        step(slot, &mut self.counts, SlotState::Acquired);
-        self.counters.delivered += 1;
-        let first = sequence >= self.recovered_end && !self.touched.contains(&sequence);
-        Some(Dispatched {
-            consumer: consumer.link,
-            sequence,
-            message: slot.message.clone(),
-            delivery_count: slot.delivery_count,
-            first_acquirer: first,
-        })
-    }
-
-    /// A consumer or browser that asked to be drained and can get nothing more now, with its unused
-    /// credit. Call it when `dispatch` and `browse` have no more.
-    pub fn poll_drained(&mut self) -> Option<(LinkRef, u32)> {
-        let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.drain) else {
-            return self.poll_drained_browser();
-        };
-        consumer.drain = false;
-        Some((consumer.link, std::mem::take(&mut consumer.credit)))
-    }
-
-    /// A consumer has settled what it holds; the settlement is to be appended.
-    ///
-    /// # Errors
-    /// [`NotHeld`] if this consumer does not hold it: settled already, or requeued.
-    pub fn settle(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
-        self.give_up(link, sequence, SlotState::Settling)?;
-        Ok(())
-    }
-
-    /// A consumer gives back what it holds.
-    ///
-    /// # Errors
-    /// [`NotHeld`] as in [`Self::settle`].
-    pub fn release(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
-        self.give_up(link, sequence, SlotState::Available)?;
-        self.requeue(sequence);
-        Ok(())
-    }
-
-    /// This consumer does not get this message again. A message remembers the newest few of those;
-    /// links that are gone need no care, since their references name nobody else.
-    pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {
-        let links = self.excluded.entry(sequence).or_default();
-        if links.contains(&link) {
-            return;
-        }
-        if links.len() == EXCLUSIONS_MAX {
-            links.remove(0);
-            let rank = self.index.get(sequence).map_or(RANK_DEFAULT, |slot| slot.rank);
-            let place = Place { rank, sequence };
-            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
-        }
-        links.push(link);
-    }
-
     /// The oldest available message leaves the order for its settlement (purge).
     pub fn take_for_purge(&mut self, below: Sequence) -> Option<Sequence> {
         let place = match self.requeued.iter().find(|place| place.sequence < below) {
@@ -496,15 +354,6 @@ impl Queue {
         self.index.iter().map(|(sequence, slot)| (sequence, slot.lsn, slot.message.len()))
     }
 
-    /// The links that consume from it.
-    pub fn links(&self) -> impl Iterator<Item = LinkRef> + '_ {
-        self.consumers.iter().map(|consumer| consumer.link)
-    }
-
-    fn consumer(&self, link: LinkRef) -> Option<usize> {
-        self.consumers.iter().position(|consumer| consumer.link == link)
-    }
-
     /// A message leaves the order.
     fn take_out(&mut self, place: Place) {
         // What is fresh is not requeued; most often nothing is.
@@ -519,64 +368,6 @@ impl Queue {
             self.requeued.remove(&Place { rank: slot.rank, sequence });
         }
         self.change(sequence, to);
-    }
-
-    /// The first message in order that some consumer with credit may have, and that consumer's
-    /// place.
-    fn next_match(&mut self) -> Option<(Place, usize)> {
-        if self.newest_first
-            && let Some(fresh) = self.next_fresh()
-        {
-            return Some(fresh);
-        }
-        let found = match self.requeued.first().copied() {
-            None => None,
-            Some(first) => match self.next_consumer(first.sequence) {
-                Some(at) => Some((first, at)),
-                None => self.next_not_excluded(),
-            },
-        };
-        // What is requeued lies behind the cursor, or has a rank of its own.
-        match found {
-            Some((place, _)) if place.rank > RANK_DEFAULT => self.next_fresh().or(found),
-            Some(_) => found,
-            None => self.next_fresh(),
-        }
-    }
-
-    fn next_fresh(&mut self) -> Option<(Place, usize)> {
-        let fresh = self.fresh()?;
-        self.next_consumer(fresh.sequence).map(|at| (fresh, at))
-    }
-
-    /// The first requeued message that some consumer with credit is not excluded from. Each
-    /// consumer looks at each of its exclusions once, not each time.
-    fn next_not_excluded(&mut self) -> Option<(Place, usize)> {
-        let Self { consumers, requeued, excluded, turn, .. } = self;
-        let count = consumers.len();
-        let mut best: Option<(Place, usize)> = None;
-        for at in (0..count).map(|step| (*turn + step) % count) {
-            let consumer = &mut consumers[at];
-            if consumer.credit == 0 {
-                continue;
-            }
-            let bars = |place: &Place| {
-                excluded.get(&place.sequence).is_some_and(|links| links.contains(&consumer.link))
-            };
-            let found = requeued.range(consumer.looked_at..).find(|place| !bars(place));
-            // What comes back from behind this place makes it look again.
-            consumer.looked_at = match (found, requeued.last()) {
-                (Some(found), _) => *found,
-                (None, Some(last)) => last.next(),
-                (None, None) => consumer.looked_at,
-            };
-            if let Some(found) = found
-                && best.is_none_or(|(place, _)| *found < place)
-            {
-                best = Some((*found, at));
-            }
-        }
-        best
     }
 
     /// The first available message of the usual priority that was never handed out. What lies
@@ -602,41 +393,6 @@ impl Queue {
         }
         self.cursor = from;
         found
-    }
-
-    fn next_consumer(&self, sequence: Sequence) -> Option<usize> {
-        let excluded = self.excluded.get(&sequence);
-        let count = self.consumers.len();
-        (0..count).map(|step| (self.turn + step) % count).find(|at| {
-            let consumer = &self.consumers[*at];
-            consumer.credit > 0 && excluded.is_none_or(|links| !links.contains(&consumer.link))
-        })
-    }
-
-    /// A consumer holds a message no longer, which becomes what is said.
-    fn give_up(
-        &mut self,
-        link: LinkRef,
-        sequence: Sequence,
-        to: SlotState,
-    ) -> Result<&Slot, NotHeld> {
-        let at = self.consumer(link).ok_or(NotHeld)?;
-        let held = &mut self.consumers[at].held;
-        let slot = self.index.get(sequence).ok_or(NotHeld)?;
-        let held_at = slot.held_at as usize;
-        // What a slot says is of no meaning unless it is acquired: the list decides.
-        if held.get(held_at) != Some(&sequence) {
-            return Err(NotHeld);
-        }
-        assert_eq!(slot.state, SlotState::Acquired, "{sequence:?} held, not acquired");
-        held.swap_remove(held_at);
-        if let Some(moved) = held.get(held_at) {
-            let moved = self.index.get_mut(*moved).expect("what is held is live");
-            moved.held_at = held_at as u32;
-        }
-        let slot = self.index.get_mut(sequence).ok_or(NotHeld)?;
-        step(slot, &mut self.counts, to);
-        Ok(slot)
     }
 
     fn make_available_again(&mut self, sequence: Sequence) {
@@ -698,11 +454,11 @@ mod tests {
     use super::*;
     use crate::mail::LinkKey;
 
-    fn link(slot: u32) -> LinkRef {
+    pub(super) fn link(slot: u32) -> LinkRef {
         LinkRef { shard: ShardId(0), key: LinkKey { slot, generation: 0 } }
     }
 
-    fn queue_of(count: u64) -> Queue {
+    pub(super) fn queue_of(count: u64) -> Queue {
         let mut queue = Queue::new(QueueId(1));
         for n in 0..count {
             queue.reserve(Sequence(n), Lsn(n * 100), Bytes::from(vec![n as u8]), Traits::default());
@@ -712,13 +468,13 @@ mod tests {
     }
 
     /// A message of this priority, not committed.
-    fn reserve(queue: &mut Queue, n: u64, priority: u8) -> Sequence {
+    pub(super) fn reserve(queue: &mut Queue, n: u64, priority: u8) -> Sequence {
         let traits = Traits { priority, ..Traits::default() };
         queue.reserve(Sequence(n), Lsn(n), Bytes::new(), traits);
         Sequence(n)
     }
 
-    fn drain_to(queue: &mut Queue) -> Vec<(u32, u64)> {
+    pub(super) fn drain_to(queue: &mut Queue) -> Vec<(u32, u64)> {
         std::iter::from_fn(|| queue.dispatch())
             .map(|d| (d.consumer.key.slot, d.sequence.0))
             .collect()
@@ -738,17 +494,6 @@ mod tests {
         assert_eq!(drain_to(&mut queue), [(1, 0), (1, 1)]);
         queue.commit(Sequence(2));
         assert_eq!(drain_to(&mut queue), [(1, 2)]);
-    }
-
-    #[test]
-    fn consumers_take_turns_within_their_credit() {
-        let mut queue = queue_of(5);
-        queue.attach(link(1));
-        queue.attach(link(2));
-        queue.add_credit(link(1), 1, false);
-        queue.add_credit(link(2), 3, false);
-        assert_eq!(drain_to(&mut queue), [(1, 0), (2, 1), (2, 2), (2, 3)]);
-        assert_eq!(queue.count(SlotState::Available), 1);
     }
 
     #[test]
@@ -788,25 +533,6 @@ mod tests {
     }
 
     #[test]
-    fn an_exclusion_from_a_low_priority_hides_nothing_fresh() {
-        let mut queue = Queue::new(QueueId(1));
-        for (n, priority) in (0..).zip([1, 4]) {
-            reserve(&mut queue, n, priority);
-        }
-        queue.commit(Sequence(0));
-        queue.attach(link(1));
-        queue.attach(link(2));
-        queue.add_credit(link(1), 9, false);
-        assert_eq!(drain_to(&mut queue), [(1, 0)]);
-        queue.release(link(1), Sequence(0)).unwrap();
-        queue.exclude(link(1), Sequence(0));
-        queue.commit(Sequence(1));
-        assert_eq!(drain_to(&mut queue), [(1, 1)]);
-        queue.add_credit(link(2), 9, false);
-        assert_eq!(drain_to(&mut queue), [(2, 0)]);
-    }
-
-    #[test]
     fn a_purge_takes_every_priority_below_its_mark() {
         let mut queue = Queue::new(QueueId(1));
         for (n, priority) in (0..).zip([4, 0, 9, 4]) {
@@ -817,54 +543,6 @@ mod tests {
             std::iter::from_fn(|| queue.take_for_purge(Sequence(3))).map(|s| s.0).collect();
         assert_eq!(taken, [2, 1, 0]);
         assert_eq!(queue.count(SlotState::Available), 1);
-    }
-
-    #[test]
-    fn an_excluded_consumer_does_not_block_the_others() {
-        let mut queue = queue_of(2);
-        queue.attach(link(1));
-        queue.attach(link(2));
-        queue.add_credit(link(1), 1, false);
-        queue.dispatch().unwrap();
-        queue.release(link(1), Sequence(0)).unwrap();
-        queue.exclude(link(1), Sequence(0));
-        queue.add_credit(link(1), 5, false);
-        assert_eq!(drain_to(&mut queue), [(1, 1)]);
-        queue.add_credit(link(2), 1, false);
-        assert_eq!(drain_to(&mut queue), [(2, 0)]);
-    }
-
-    #[test]
-    fn exclusions_cost_one_look_each_and_keep_the_order() {
-        let count = 20_000;
-        let mut queue = queue_of(count);
-        queue.attach(link(1));
-        queue.attach(link(2));
-        queue.add_credit(link(1), 2 * count as u32, false);
-        for n in 0..count {
-            // Each comes back at once; the next look must not begin at the first again.
-            assert_eq!(queue.dispatch().unwrap().sequence, Sequence(n));
-            queue.release(link(1), Sequence(n)).unwrap();
-            queue.exclude(link(1), Sequence(n));
-        }
-        assert_eq!(queue.dispatch(), None);
-        queue.add_credit(link(2), 2, false);
-        assert_eq!(drain_to(&mut queue), [(2, 0), (2, 1)]);
-        queue.detach(link(2));
-        assert_eq!(queue.dispatch(), None);
-        queue.attach(link(3));
-        queue.add_credit(link(3), 3, false);
-        assert_eq!(drain_to(&mut queue), [(3, 0), (3, 1), (3, 2)]);
-    }
-
-    #[test]
-    fn drain_takes_the_unused_credit_back() {
-        let mut queue = queue_of(1);
-        queue.attach(link(1));
-        queue.add_credit(link(1), 5, true);
-        assert_eq!(drain_to(&mut queue), [(1, 0)]);
-        assert_eq!(queue.poll_drained(), Some((link(1), 4)));
-        assert_eq!(queue.poll_drained(), None);
     }
 
     #[test]

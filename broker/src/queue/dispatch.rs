@@ -1,0 +1,354 @@
+//! Who gets which message: consumers, their credit, and what they hold.
+//!
+//! ```text
+//!   requeued, by place ─┐
+//!                       ├─▶ the first that some consumer with credit may have ─▶ Acquired, held
+//!   fresh, from cursor ─┘      by turns; passing over who is excluded from it        │
+//!                                                                                    ▼
+//!                               settled, released, failed, or its consumer goes: given up
+//! ```
+//! Invariants: a consumer is handed a message only under credit; what it holds is in `held`, where
+//! the slot says; each consumer looks at each of its exclusions once.
+
+use bytes::Bytes;
+use journal::Sequence;
+
+use super::{NotHeld, Place, Queue, RANK_DEFAULT, Slot, SlotState, step};
+use crate::limits::EXCLUSIONS_MAX;
+use crate::mail::LinkRef;
+
+/// Someone who takes messages.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    link: LinkRef,
+    credit: u32,
+    drain: bool,
+    /// What it holds, in no order.
+    held: Vec<Sequence>,
+    /// What is requeued before this is excluded for it: nothing there is looked at again.
+    looked_at: Place,
+}
+
+impl Consumer {
+    /// A message came back that it may not have looked at.
+    pub(super) fn look_again(&mut self, place: Place) {
+        self.looked_at = self.looked_at.min(place);
+    }
+}
+
+/// What a queue hands to a consumer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Dispatched {
+    /// To whom.
+    pub consumer: LinkRef,
+    /// Which message.
+    pub sequence: Sequence,
+    /// Its bytes as received.
+    pub message: Bytes,
+    /// Failed deliveries so far.
+    pub delivery_count: u32,
+    /// Nobody can have seen it before.
+    pub first_acquirer: bool,
+}
+
+impl Queue {
+    /// Consumers attached.
+    pub fn consumers(&self) -> usize {
+        self.consumers.len()
+    }
+
+    /// A consumer attaches, without credit.
+    pub fn attach(&mut self, link: LinkRef) {
+        if self.consumer(link).is_none() {
+            self.consumers.push(Consumer {
+                link,
+                credit: 0,
+                drain: false,
+                held: Vec::new(),
+                looked_at: Place::FIRST,
+            });
+        }
+    }
+
+    /// More credit for a consumer or browser; others are ignored (their detach is on its way).
+    pub fn add_credit(&mut self, link: LinkRef, more: u32, drain: bool) {
+        if let Some(at) = self.consumer(link) {
+            let consumer = &mut self.consumers[at];
+            consumer.credit = consumer.credit.saturating_add(more);
+            consumer.drain |= drain;
+        } else {
+            self.add_browser_credit(link, more, drain);
+        }
+    }
+
+    /// A consumer or browser goes. What it held is available again, each at its own place.
+    pub fn detach(&mut self, link: LinkRef) {
+        let Some(at) = self.consumer(link) else { return self.detach_browser(link) };
+        let consumer = self.consumers.remove(at);
+        if self.turn > at {
+            self.turn -= 1;
+        }
+        for sequence in consumer.held {
+            self.make_available_again(sequence);
+        }
+    }
+
+    /// The next message for the next consumer in turn, while there are both.
+    pub fn dispatch(&mut self) -> Option<Dispatched> {
+        if !self.consumers.iter().any(|consumer| consumer.credit > 0) {
+            return None;
+        }
+        let (place, at) = self.next_match()?;
+        let sequence = place.sequence;
+        self.take_out(place);
+        self.turn = at + 1;
+        let consumer = &mut self.consumers[at];
+        let slot = self.index.get_mut(sequence).expect("it was matched");
+        consumer.credit -= 1;
+        slot.held_at = u32::try_from(consumer.held.len()).expect("bounded by its credit");
+        consumer.held.push(sequence);
+        step(slot, &mut self.counts, SlotState::Acquired);
+        self.counters.delivered += 1;
+        let first = sequence >= self.recovered_end && !self.touched.contains(&sequence);
+        Some(Dispatched {
+            consumer: consumer.link,
+            sequence,
+            message: slot.message.clone(),
+            delivery_count: slot.delivery_count,
+            first_acquirer: first,
+        })
+    }
+
+    /// A consumer or browser that asked to be drained and can get nothing more now, with its unused
+    /// credit. Call it when `dispatch` and `browse` have no more.
+    pub fn poll_drained(&mut self) -> Option<(LinkRef, u32)> {
+        let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.drain) else {
+            return self.poll_drained_browser();
+        };
+        consumer.drain = false;
+        Some((consumer.link, std::mem::take(&mut consumer.credit)))
+    }
+
+    /// A consumer has settled what it holds; the settlement is to be appended.
+    ///
+    /// # Errors
+    /// [`NotHeld`] if this consumer does not hold it: settled already, or requeued.
+    pub fn settle(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
+        self.give_up(link, sequence, SlotState::Settling)?;
+        Ok(())
+    }
+
+    /// A consumer gives back what it holds.
+    ///
+    /// # Errors
+    /// [`NotHeld`] as in [`Self::settle`].
+    pub fn release(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
+        self.give_up(link, sequence, SlotState::Available)?;
+        self.requeue(sequence);
+        Ok(())
+    }
+
+    /// This consumer does not get this message again. A message remembers the newest few of those;
+    /// links that are gone need no care, since their references name nobody else.
+    pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {
+        let links = self.excluded.entry(sequence).or_default();
+        if links.contains(&link) {
+            return;
+        }
+        if links.len() == EXCLUSIONS_MAX {
+            links.remove(0);
+            let rank = self.index.get(sequence).map_or(RANK_DEFAULT, |slot| slot.rank);
+            let place = Place { rank, sequence };
+            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+        }
+        links.push(link);
+    }
+
+    /// The links that consume from it.
+    pub fn links(&self) -> impl Iterator<Item = LinkRef> + '_ {
+        self.consumers.iter().map(|consumer| consumer.link)
+    }
+
+    fn consumer(&self, link: LinkRef) -> Option<usize> {
+        self.consumers.iter().position(|consumer| consumer.link == link)
+    }
+
+    /// The first message in order that some consumer with credit may have, and that consumer's
+    /// place.
+    fn next_match(&mut self) -> Option<(Place, usize)> {
+        if self.newest_first
+            && let Some(fresh) = self.next_fresh()
+        {
+            return Some(fresh);
+        }
+        let found = match self.requeued.first().copied() {
+            None => None,
+            Some(first) => match self.next_consumer(first.sequence) {
+                Some(at) => Some((first, at)),
+                None => self.next_not_excluded(),
+            },
+        };
+        // What is requeued lies behind the cursor, or has a rank of its own.
+        match found {
+            Some((place, _)) if place.rank > RANK_DEFAULT => self.next_fresh().or(found),
+            Some(_) => found,
+            None => self.next_fresh(),
+        }
+    }
+
+    fn next_fresh(&mut self) -> Option<(Place, usize)> {
+        let fresh = self.fresh()?;
+        self.next_consumer(fresh.sequence).map(|at| (fresh, at))
+    }
+
+    /// The first requeued message that some consumer with credit is not excluded from. Each
+    /// consumer looks at each of its exclusions once, not each time.
+    fn next_not_excluded(&mut self) -> Option<(Place, usize)> {
+        let Self { consumers, requeued, excluded, turn, .. } = self;
+        let count = consumers.len();
+        let mut best: Option<(Place, usize)> = None;
+        for at in (0..count).map(|step| (*turn + step) % count) {
+            let consumer = &mut consumers[at];
+            if consumer.credit == 0 {
+                continue;
+            }
+            let bars = |place: &Place| {
+                excluded.get(&place.sequence).is_some_and(|links| links.contains(&consumer.link))
+            };
+            let found = requeued.range(consumer.looked_at..).find(|place| !bars(place));
+            // What comes back from behind this place makes it look again.
+            consumer.looked_at = match (found, requeued.last()) {
+                (Some(found), _) => *found,
+                (None, Some(last)) => last.next(),
+                (None, None) => consumer.looked_at,
+            };
+            if let Some(found) = found
+                && best.is_none_or(|(place, _)| *found < place)
+            {
+                best = Some((*found, at));
+            }
+        }
+        best
+    }
+
+    fn next_consumer(&self, sequence: Sequence) -> Option<usize> {
+        let excluded = self.excluded.get(&sequence);
+        let count = self.consumers.len();
+        (0..count).map(|step| (self.turn + step) % count).find(|at| {
+            let consumer = &self.consumers[*at];
+            consumer.credit > 0 && excluded.is_none_or(|links| !links.contains(&consumer.link))
+        })
+    }
+
+    /// A consumer holds a message no longer, which becomes what is said.
+    pub(super) fn give_up(
+        &mut self,
+        link: LinkRef,
+        sequence: Sequence,
+        to: SlotState,
+    ) -> Result<&Slot, NotHeld> {
+        let at = self.consumer(link).ok_or(NotHeld)?;
+        let held = &mut self.consumers[at].held;
+        let slot = self.index.get(sequence).ok_or(NotHeld)?;
+        let held_at = slot.held_at as usize;
+        // What a slot says is of no meaning unless it is acquired: the list decides.
+        if held.get(held_at) != Some(&sequence) {
+            return Err(NotHeld);
+        }
+        assert_eq!(slot.state, SlotState::Acquired, "{sequence:?} held, not acquired");
+        held.swap_remove(held_at);
+        if let Some(moved) = held.get(held_at) {
+            let moved = self.index.get_mut(*moved).expect("what is held is live");
+            moved.held_at = held_at as u32;
+        }
+        let slot = self.index.get_mut(sequence).ok_or(NotHeld)?;
+        step(slot, &mut self.counts, to);
+        Ok(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use journal::QueueId;
+
+    use super::*;
+    use crate::queue::tests::{drain_to, link, queue_of, reserve};
+
+    #[test]
+    fn consumers_take_turns_within_their_credit() {
+        let mut queue = queue_of(5);
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 1, false);
+        queue.add_credit(link(2), 3, false);
+        assert_eq!(drain_to(&mut queue), [(1, 0), (2, 1), (2, 2), (2, 3)]);
+        assert_eq!(queue.count(SlotState::Available), 1);
+    }
+
+    #[test]
+    fn an_exclusion_from_a_low_priority_hides_nothing_fresh() {
+        let mut queue = Queue::new(QueueId(1));
+        for (n, priority) in (0..).zip([1, 4]) {
+            reserve(&mut queue, n, priority);
+        }
+        queue.commit(Sequence(0));
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 9, false);
+        assert_eq!(drain_to(&mut queue), [(1, 0)]);
+        queue.release(link(1), Sequence(0)).unwrap();
+        queue.exclude(link(1), Sequence(0));
+        queue.commit(Sequence(1));
+        assert_eq!(drain_to(&mut queue), [(1, 1)]);
+        queue.add_credit(link(2), 9, false);
+        assert_eq!(drain_to(&mut queue), [(2, 0)]);
+    }
+
+    #[test]
+    fn an_excluded_consumer_does_not_block_the_others() {
+        let mut queue = queue_of(2);
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 1, false);
+        queue.dispatch().unwrap();
+        queue.release(link(1), Sequence(0)).unwrap();
+        queue.exclude(link(1), Sequence(0));
+        queue.add_credit(link(1), 5, false);
+        assert_eq!(drain_to(&mut queue), [(1, 1)]);
+        queue.add_credit(link(2), 1, false);
+        assert_eq!(drain_to(&mut queue), [(2, 0)]);
+    }
+
+    #[test]
+    fn exclusions_cost_one_look_each_and_keep_the_order() {
+        let count = 20_000;
+        let mut queue = queue_of(count);
+        queue.attach(link(1));
+        queue.attach(link(2));
+        queue.add_credit(link(1), 2 * count as u32, false);
+        for n in 0..count {
+            // Each comes back at once; the next look must not begin at the first again.
+            assert_eq!(queue.dispatch().unwrap().sequence, Sequence(n));
+            queue.release(link(1), Sequence(n)).unwrap();
+            queue.exclude(link(1), Sequence(n));
+        }
+        assert_eq!(queue.dispatch(), None);
+        queue.add_credit(link(2), 2, false);
+        assert_eq!(drain_to(&mut queue), [(2, 0), (2, 1)]);
+        queue.detach(link(2));
+        assert_eq!(queue.dispatch(), None);
+        queue.attach(link(3));
+        queue.add_credit(link(3), 3, false);
+        assert_eq!(drain_to(&mut queue), [(3, 0), (3, 1), (3, 2)]);
+    }
+
+    #[test]
+    fn drain_takes_the_unused_credit_back() {
+        let mut queue = queue_of(1);
+        queue.attach(link(1));
+        queue.add_credit(link(1), 5, true);
+        assert_eq!(drain_to(&mut queue), [(1, 0)]);
+        assert_eq!(queue.poll_drained(), Some((link(1), 4)));
+        assert_eq!(queue.poll_drained(), None);
+    }
+}
