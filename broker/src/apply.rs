@@ -286,16 +286,15 @@ impl State {
         self.expiring.first().copied()
     }
 
-    /// Up to `count_max` messages of the queue that is next expire, if their time is over.
-    pub fn expire_next(&mut self, unix_ms: u64, count_max: usize) -> Option<QueueId> {
+    /// Up to `count_max` messages of the queue that is next expire, if their time is over. Gives
+    /// the queue, and how many were looked at.
+    pub fn expire_next(&mut self, unix_ms: u64, count_max: usize) -> Option<(QueueId, usize)> {
         let (at, id) = self.expiring.first().copied().filter(|(at, _)| *at <= unix_ms)?;
         self.expiring.remove(&(at, id));
         self.expiring_at.remove(&id);
-        if let Some(queue) = self.queues.get_mut(id) {
-            queue.expire(unix_ms, count_max);
-        }
+        let count = self.queues.get_mut(id).map_or(0, |queue| queue.expire(unix_ms, count_max));
         self.note_expiry(id);
-        Some(id)
+        Some((id, count))
     }
 
     /// The next expiry of this queue may be sooner than what is known.

@@ -65,7 +65,8 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
-/// Messages of one queue that expire in one step.
+/// Messages that expire, and moves that begin, in one step of a shard; the next step is in the next
+/// turn.
 pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;

@@ -142,6 +142,8 @@ pub struct Shard {
     dirty_conns: VecDeque<ConnId>,
     unfinished: unfinished::Unfinished,
     dirty_queues: Dirty,
+    /// Where messages could meet credit, but others have to expire before.
+    overdue_queues: Vec<QueueId>,
     creations: Creations,
     temporaries: Temporaries,
     parked: ingress::Parked,
@@ -189,6 +191,7 @@ impl Shard {
             dirty_conns: VecDeque::new(),
             unfinished: unfinished::Unfinished::default(),
             dirty_queues: Dirty::default(),
+            overdue_queues: Vec::new(),
             creations: Creations::default(),
             temporaries: Temporaries::default(),
             parked: ingress::Parked::default(),

@@ -54,12 +54,12 @@ impl Queue {
         self.expiring.due.first().map(|(unix_ms, _)| *unix_ms)
     }
 
-    /// Up to `count_max` messages whose time is over by now expire.
-    pub fn expire(&mut self, unix_ms: u64, count_max: usize) {
-        for _ in 0..count_max {
-            let Some((at, sequence)) = self.expiring.due.first().copied() else { return };
+    /// Up to `count_max` messages whose time is over by now expire. Gives how many were looked at.
+    pub fn expire(&mut self, unix_ms: u64, count_max: usize) -> usize {
+        for count in 0..count_max {
+            let Some((at, sequence)) = self.expiring.due.first().copied() else { return count };
             if at > unix_ms {
-                return;
+                return count;
             }
             self.expiring.due.pop_first();
             match self.state(sequence) {
@@ -72,6 +72,7 @@ impl Queue {
                 }
             }
         }
+        count_max
     }
 
     /// A message that could be delivered leaves instead.

@@ -55,6 +55,7 @@ impl Shard {
             spare: Vec::new(),
             stalled: false,
             may_move,
+            owns_queues: false,
             dirty: false,
             deadline: None,
             ending: Vec::new(),
@@ -490,6 +491,9 @@ impl Shard {
             self.forget_unfinished(conn.unfinished_bytes);
             if let Some(at) = conn.deadline {
                 self.deadlines.remove(&(at, id));
+            }
+            if conn.owns_queues {
+                self.orphan(id);
             }
         }
         self.actions.push_back(Action::Close(id));

@@ -158,7 +158,11 @@ impl Shard {
         let id = record.id;
         self.state.open_queue(id);
         if let Some(temporary) = record.temporary {
-            self.temporaries.begin(id, temporary.policy);
+            self.temporaries.begin(id, temporary);
+            // Its owner may have gone before its queue came.
+            if !self.conns.contains_key(temporary.owner.1) {
+                self.orphan(temporary.owner.1);
+            }
         }
         self.adopt_queue(id, &record.name);
         self.state.catalogue.insert(record);

@@ -39,7 +39,8 @@ use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
 
 use super::{Phase, Shard};
 use crate::canary::Canary;
-use crate::limits::{EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX};
+use crate::event::earlier;
+use crate::limits::{EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PURGE_PAUSE};
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
@@ -55,6 +56,8 @@ pub(super) struct Moves {
     waiting: BTreeSet<QueueId>,
     /// What was not taken, by the time of its next try.
     retries: BTreeSet<(Instant, QueueId, Sequence)>,
+    /// When the next may begin, if many have begun in one turn.
+    begin_at: Option<Instant>,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
     /// Failures in a row of what was not taken.
@@ -102,7 +105,7 @@ impl Moves {
     /// When something is to be tried again.
     fn due(&self) -> Option<Instant> {
         let retry = self.retries.first().map(|(at, _, _)| *at);
-        crate::event::earlier(retry, self.asked.values().copied().min())
+        earlier(earlier(retry, self.begin_at), self.asked.values().copied().min())
     }
 }
 
@@ -132,19 +135,34 @@ impl Shard {
 
     /// Whether something may be sent on its way at once.
     pub(super) fn has_to_move(&self) -> bool {
-        let room = self.moves.under_way.len() < MOVES_MAX;
+        let room = self.moves.under_way.len() < MOVES_MAX && self.moves.begin_at.is_none();
         room && !self.moves.waiting.is_empty() && matches!(self.phase, Phase::Serving)
     }
 
-    /// What is over goes, before anything is dispatched.
+    /// What is over goes, before anything is dispatched: so much at once, the rest in the next
+    /// turn.
     pub(super) fn step_expiry(&mut self, now: Instant) {
-        if self.state.next_expiry().is_none() || !self.lets_expire() {
+        while let Some(id) = self.overdue_queues.pop() {
+            self.dirty_queues.insert(id);
+        }
+        if self.expiry_due().is_none_or(|due| now < due) {
             return;
         }
         let unix_ms = self.config.clock.unix_ms(now);
-        while let Some(id) = self.state.expire_next(unix_ms, EXPIRE_STEP) {
+        let mut left = EXPIRE_STEP;
+        while left > 0
+            && let Some((id, count)) = self.state.expire_next(unix_ms, left)
+        {
+            left = left.saturating_sub(count.max(1));
             self.moves.waiting.insert(id);
         }
+    }
+
+    /// Whether messages of this queue should have expired and have not: until they have, none of
+    /// its messages is handed out.
+    pub(super) fn is_overdue(&self, now: Instant, id: QueueId) -> bool {
+        let next = self.state.queue(id).and_then(Queue::next_expiry);
+        next.is_some_and(|unix_ms| unix_ms <= self.config.clock.unix_ms(now))
     }
 
     pub(super) fn step_moves(&mut self, now: Instant) {
@@ -164,14 +182,26 @@ impl Shard {
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
             self.set_off(now, id, sequence);
         }
-        while self.moves.under_way.len() < MOVES_MAX
-            && let Some(id) = self.moves.waiting.first().copied()
-        {
+        self.begin_moves(now);
+    }
+
+    /// As many as may be under way, and so many in one turn: what is dropped is under way never.
+    fn begin_moves(&mut self, now: Instant) {
+        if self.moves.begin_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.moves.begin_at = None;
+        for _ in 0..EXPIRE_STEP {
+            if self.moves.under_way.len() >= MOVES_MAX {
+                return;
+            }
+            let Some(id) = self.moves.waiting.first().copied() else { return };
             match self.state.queue_mut(id).and_then(Queue::poll_leaving) {
                 Some(leaving) => self.begin_move(now, id, leaving),
                 None => drop(self.moves.waiting.remove(&id)),
             }
         }
+        self.moves.begin_at = Some(now + PURGE_PAUSE);
     }
 
     fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving) {

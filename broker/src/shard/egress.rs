@@ -328,7 +328,13 @@ impl Shard {
         if self.config.canaries.has(Canary::OrderByLsn) {
             self.state.break_order();
         }
+        // Most often nothing is.
+        let are_overdue = self.expiry_due().is_some_and(|due| due <= now);
         while let Some(id) = self.dirty_queues.pop_first() {
+            if are_overdue && self.is_overdue(now, id) {
+                self.overdue_queues.push(id);
+                continue;
+            }
             while let Some(next) = self.state.queue_mut(id).and_then(Queue::dispatch) {
                 self.counters.delivered_total += 1;
                 self.hand_out(now, next);

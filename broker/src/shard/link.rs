@@ -48,6 +48,8 @@ pub(crate) struct Conn {
     pub(crate) stalled: bool,
     /// It has attached to nothing yet, and its host can carry it.
     pub(crate) may_move: bool,
+    /// It has asked for temporary queues.
+    pub(crate) owns_queues: bool,
     /// It is in `dirty_conns`.
     pub(crate) dirty: bool,
     /// Its entry in `deadlines`.

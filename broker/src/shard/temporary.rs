@@ -53,10 +53,14 @@ pub(super) struct Temporaries {
 #[derive(Debug)]
 struct Life {
     policy: LifetimePolicy,
+    /// The connection that alone may consume from it.
+    owner: ConnId,
     /// Links to it.
     ties: u32,
     /// The link that it was made for is gone.
     maker_gone: bool,
+    /// The owner is gone: nobody will ever consume what the queue holds.
+    owner_gone: bool,
 }
 
 impl Temporaries {
@@ -71,8 +75,10 @@ impl Temporaries {
     }
 
     /// A queue's life begins, with its maker.
-    pub(super) fn begin(&mut self, queue: QueueId, policy: LifetimePolicy) {
-        self.lives.insert(queue, Life { policy, ties: 1, maker_gone: false });
+    pub(super) fn begin(&mut self, queue: QueueId, temporary: Temporary) {
+        let Temporary { policy, owner: (_, owner) } = temporary;
+        let life = Life { policy, owner, ties: 1, maker_gone: false, owner_gone: false };
+        self.lives.insert(queue, life);
     }
 
     /// One more link to a queue.
@@ -98,6 +104,7 @@ impl Shard {
         if let Some(conn) = self.conns.get_mut(conn) {
             // Its queue is here, and knows it by its number here.
             conn.may_move = false;
+            conn.owns_queues = true;
         }
         let temporary = Temporary { policy, owner: (self.config.shard, conn) };
         self.post(ShardId(0), Mail::Make { asker: self.here(key), temporary });
@@ -275,15 +282,23 @@ impl Shard {
         }
     }
 
-    /// Lets a queue go if its policy says so.
+    /// A connection that has made queues is gone.
+    pub(super) fn orphan(&mut self, owner: ConnId) {
+        let lives = &mut self.temporaries.lives;
+        lives.values_mut().filter(|l| l.owner == owner).for_each(|life| life.owner_gone = true);
+        let orphans: Vec<QueueId> = self.temporaries.lives.keys().collect();
+        orphans.into_iter().for_each(|queue| self.end_life(queue));
+    }
+
+    /// Lets a queue go if its policy says so, or nobody could ever empty it for that.
     pub(super) fn end_life(&mut self, id: QueueId) {
         let Some(life) = self.temporaries.lives.get(id) else { return };
         let is_empty = self.state.queue(id).is_none_or(|queue| queue.live() == 0);
         let is_over = match life.policy {
             LifetimePolicy::OnClose => life.maker_gone,
             LifetimePolicy::OnNoLinks => life.ties == 0,
-            LifetimePolicy::OnNoMessages => life.maker_gone && is_empty,
-            LifetimePolicy::OnNoLinksOrMessages => life.ties == 0 && is_empty,
+            LifetimePolicy::OnNoMessages => life.maker_gone && (is_empty || life.owner_gone),
+            LifetimePolicy::OnNoLinksOrMessages => life.ties == 0 && (is_empty || life.owner_gone),
         };
         if !is_over {
             return;

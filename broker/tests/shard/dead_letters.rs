@@ -294,6 +294,32 @@ fn what_has_expired_is_not_delivered_and_is_found_elsewhere() {
 }
 
 #[test]
+fn what_expires_together_goes_in_steps_and_nothing_of_it_is_delivered_meanwhile() {
+    let said = Said { expiry_address: Some(String::new()), ..Said::default() };
+    let wish = Wish { settings: settings(said), segments_max: 200, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let count_max = 1000;
+    for ttl_ms in std::iter::repeat_n(100, count_max).chain([0]) {
+        let bytes = mortal(ttl_ms, None);
+        host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+        host.settle();
+    }
+    host.now += Duration::from_secs(1);
+    host.writes = Writes::Held;
+    host.event(0, broker::Event::Timer);
+    host.settle();
+    let left = count(&host, "q", SlotState::Available) as usize;
+    assert!(left > count_max / 2 && left < count_max, "{left} are left after one turn");
+    host.receiver(at, "q", 10_000);
+    assert_eq!(host.deliveries(at).len(), 0, "none is delivered while others should be gone");
+    host.let_go();
+    host.pass(Duration::from_millis(20));
+    assert_eq!((host.messages(), host.deliveries(at).len()), (1, 1), "that without an end");
+}
+
+#[test]
 fn a_higher_priority_overtakes_and_keeps_it_through_a_restart_and_among_the_dead() {
     let mut host = Host::new(Wish::default());
     let at = host.connect(0);

@@ -174,6 +174,32 @@ fn item_27_each_policy_ends_a_queue_when_it_says() {
 }
 
 #[test]
+fn a_queue_that_only_its_lost_owner_could_empty_goes_with_it() {
+    for policy in [LifetimePolicy::OnNoMessages, LifetimePolicy::OnNoLinksOrMessages] {
+        for maker_first in [true, false] {
+            let mut host = Host::new(Wish { shards: 2, ..Wish::default() });
+            let at = host.connect(1);
+            let maker = make(&mut host, at, Role::Receiver, Some(policy));
+            let (name, _) = node(&host, at, maker);
+            let other = host.connect(0);
+            let sender = host.sender(other, &name);
+            assert!(host.send(other, sender, 10, false));
+            if maker_first {
+                detach(&mut host, at, maker);
+                assert!(exists(&host, &name), "its owner may come back for the message");
+            }
+            host.lose(at);
+            let lives_on = policy == LifetimePolicy::OnNoLinksOrMessages;
+            assert_eq!(exists(&host, &name), lives_on, "{policy:?}: the other has a link");
+            host.lose(other);
+            assert!(!exists(&host, &name), "{policy:?}");
+            host.pass(std::time::Duration::from_millis(10));
+            host.assert_clean();
+        }
+    }
+}
+
+#[test]
 fn item_27_others_may_send_to_a_temporary_queue_and_not_consume() {
     let mut host = Host::new(Wish { shards: 2, ..Wish::default() });
     let at = host.connect(1);
