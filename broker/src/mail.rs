@@ -320,6 +320,13 @@ pub enum Refusal {
     NotBuilt(String),
 }
 
+impl Refusal {
+    /// Whether something is full: only consumers can make room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::MemoryFull | Self::DiskFull)
+    }
+}
+
 /// Every level, weakest first; its place is its code.
 pub const LEVELS: [Level; 4] =
     [Level::Async, Level::Sync, Level::Replicated, Level::ReplicatedSync];

@@ -50,7 +50,7 @@ mod index;
 
 use browse::Browser;
 use death::Dying;
-pub use death::Leaving;
+pub use death::{Again, Leaving};
 use dispatch::Consumer;
 pub use dispatch::Dispatched;
 use expiry::Expiring;
@@ -438,7 +438,7 @@ fn step(slot: &mut Slot, counts: &mut [u64; STATES], to: SlotState) {
         Acquired => matches!(from, Available),
         Counting => matches!(from, Acquired),
         Delayed => matches!(from, Counting),
-        Moving => matches!(from, Reserved | Available | Counting | Delayed),
+        Moving => matches!(from, Reserved | Available | Acquired | Counting | Delayed),
         Settling => !matches!(from, Settling),
     };
     assert!(legal, "the message at {}: {from:?} cannot become {to:?}", slot.lsn);

@@ -150,6 +150,9 @@ pub struct Shard {
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
     moves: dead_letters::Moves,
+    /// Bytes of messages that are in no queue and in no log: copies on their way to other queues,
+    /// and what waits at a relay.
+    aside_bytes: u64,
     /// When pauses after failed deliveries end, by queue; at least the next of each queue.
     pausing: BTreeSet<(Instant, QueueId)>,
     purges: Purges,
@@ -198,6 +201,7 @@ impl Shard {
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
             moves: dead_letters::Moves::default(),
+            aside_bytes: 0,
             pausing: BTreeSet::new(),
             purges: Purges::default(),
             pressing: ingress::Pressure::default(),

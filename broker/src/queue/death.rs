@@ -66,10 +66,17 @@ pub struct Leaving {
     pub sequence: Sequence,
     /// Why.
     pub reason: Reason,
-    /// Its bytes as received.
-    pub message: Bytes,
-    /// Failed deliveries.
-    pub delivery_count: u32,
+}
+
+/// What becomes of a message that nobody took, when its move is to be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// It leaves.
+    Leaves,
+    /// A consumer has it, and may settle it.
+    Held,
+    /// It is gone.
+    Gone,
 }
 
 impl Queue {
@@ -224,17 +231,56 @@ impl Queue {
     /// The next message that has to be moved: the caller sees it through.
     pub fn poll_leaving(&mut self) -> Option<Leaving> {
         let sequence = self.dying.leaving.pop_front()?;
-        let slot = self.index.get(sequence).expect("what is moving is live");
+        assert_eq!(self.state(sequence), Some(SlotState::Moving), "what is leaving is moving");
         let reason = self.dying.doomed.get(&sequence).copied().unwrap_or(Reason::Attempts);
-        let (message, delivery_count) = (slot.message.clone(), slot.delivery_count);
-        Some(Leaving { sequence, reason, message, delivery_count })
+        Some(Leaving { sequence, reason })
     }
 
-    /// Nobody took a moving message: it is to be tried again.
-    pub fn leave_again(&mut self, sequence: Sequence) {
-        if self.state(sequence) == Some(SlotState::Moving) {
-            self.dying.leaving.push_back(sequence);
+    /// The bytes of a moving message as received, and its failed deliveries.
+    pub fn moving(&self, sequence: Sequence) -> Option<(&Bytes, u32)> {
+        let slot = self.index.get(sequence).filter(|slot| slot.state == SlotState::Moving)?;
+        Some((&slot.message, slot.delivery_count))
+    }
+
+    /// Nobody took a moving message, and perhaps it was offered again: it is tried again, if no
+    /// consumer has it.
+    pub fn leave_again(&mut self, sequence: Sequence) -> Again {
+        match self.state(sequence) {
+            Some(SlotState::Moving) => {
+                self.dying.leaving.push_back(sequence);
+                Again::Leaves
+            }
+            Some(SlotState::Available) => {
+                self.leave(sequence);
+                Again::Leaves
+            }
+            Some(
+                SlotState::Reserved
+                | SlotState::Acquired
+                | SlotState::Counting
+                | SlotState::Delayed,
+            ) => Again::Held,
+            Some(SlotState::Settling) | None => Again::Gone,
         }
+    }
+
+    /// Whether the log says already that the message has to go.
+    pub fn is_doomed(&self, sequence: Sequence) -> bool {
+        self.dying.doomed.contains_key(&sequence)
+    }
+
+    /// A consumer gives back what it was offered though it has to go: the next try to move it will.
+    ///
+    /// # Errors
+    /// [`NotHeld`] as in [`Self::settle`].
+    pub fn give_back(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
+        self.give_up(link, sequence, SlotState::Moving).map(|_| ())
+    }
+
+    /// A message that nobody took goes for good: its settlement is to be appended. False if
+    /// consumers can get it, or have it.
+    pub fn take_refused(&mut self, sequence: Sequence) -> bool {
+        self.state(sequence) == Some(SlotState::Moving) && self.settle_moving(sequence)
     }
 
     /// Nobody can take a moving message: consumers may have it meanwhile.
@@ -333,7 +379,8 @@ mod tests {
         assert_eq!(fail(&mut queue, now), 3);
         assert_eq!(queue.dispatch(), None);
         let leaving = queue.poll_leaving().unwrap();
-        assert_eq!((leaving.reason, leaving.delivery_count), (Reason::Attempts, 3));
+        assert_eq!(leaving.reason, Reason::Attempts);
+        assert_eq!(queue.moving(ONE), Some((&Bytes::from_static(b"m"), 3)));
         assert_eq!(queue.poll_leaving(), None);
         assert!(queue.settle_moving(ONE));
         assert!(queue.archive(ONE).is_some());

@@ -422,6 +422,9 @@ impl Shard {
     pub(super) fn remove_link(&mut self, key: LinkKey) {
         let Some(link) = self.links.remove(key) else { return };
         self.untie(&link);
+        if let End::Producer(Producer { relay: Some(relay), .. }) = &link.end {
+            self.aside_bytes -= relay.memory_bytes();
+        }
         let Some(conn) = self.conns.get_mut(link.conn) else { return };
         conn.links.remove(link.id);
         if let End::Producer(producer) = link.end {

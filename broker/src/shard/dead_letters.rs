@@ -24,27 +24,31 @@
 //! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
 //! another message: a sequence that was lost with the tail of a log is given again.
 //!
-//! Who takes no copy says so. With disk or memory full there, the message is offered to consumers
-//! again, who alone can make room (but one that has expired is not), and moves after its next
-//! failure; otherwise it stays hidden and is tried again, later and later.
+//! Who takes no copy says so, and the move is tried again, later and later. Where disk, memory or
+//! the other queue is full, the message is offered to consumers between two tries, who alone can
+//! make room (but one that has expired is not); that it fails again is neither counted nor written:
+//! the log knows already that it has to go.
 //!
 //! Invariants: at most [`MOVES_MAX`] are under way; each is in `under_way` from 1 to 9 or until it
-//! is given up; a move is sent again only after a refusal, so there is never a second copy.
+//! is refused; a move is sent again only after a refusal, so there is never a second copy; copies
+//! count as memory until their destination has answered; what was refused is in `refused` and,
+//! once, in `retries` until it moves or is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
 
 use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
-use crate::limits::{EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PURGE_PAUSE};
+use crate::limits::{
+    EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PRESSURE_LOG_EVERY, PURGE_PAUSE,
+};
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{Leaving, Queue, Traits};
+use crate::queue::{Again, Leaving, Queue, Traits};
 
 /// What is on its way to other queues.
 #[derive(Debug, Default)]
@@ -60,8 +64,10 @@ pub(super) struct Moves {
     begin_at: Option<Instant>,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
-    /// Failures in a row of what was not taken.
-    failures: BTreeMap<(QueueId, Sequence), u32>,
+    /// What was not taken, until it is or is gone.
+    refused: BTreeMap<(QueueId, Sequence), Refused>,
+    /// When it was last told in the log that what has expired cannot go.
+    logged: Option<Instant>,
     /// Hidden copies that the other shards have of ours, until we serve.
     arrivals: Vec<(Origin, CopyRef)>,
     /// Shards that have told them.
@@ -73,10 +79,18 @@ pub(super) struct Moves {
 struct Move {
     /// The name of the queue that it goes to.
     to: String,
-    /// As it will be there.
-    message: Bytes,
     reason: Reason,
     stage: Stage,
+    /// What the copy counts against the memory bound while it is sent.
+    memory_bytes: u64,
+}
+
+/// A message that nobody took.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    /// How often in a row.
+    times: u32,
+    retry_at: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,9 +187,10 @@ impl Shard {
             && at <= now
         {
             self.moves.retries.pop_first();
-            if let Some(queue) = self.state.queue_mut(id) {
-                queue.leave_again(sequence);
-                self.moves.waiting.insert(id);
+            match self.state.queue_mut(id).map(|queue| queue.leave_again(sequence)) {
+                Some(Again::Leaves) => drop(self.moves.waiting.insert(id)),
+                Some(Again::Held) => self.retry_later(now, (id, sequence)),
+                Some(Again::Gone) | None => drop(self.moves.refused.remove(&(id, sequence))),
             }
         }
         self.give_up_waiting(now);
@@ -205,7 +220,7 @@ impl Shard {
     }
 
     fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving) {
-        let Leaving { sequence, reason, message, delivery_count } = leaving;
+        let Leaving { sequence, reason } = leaving;
         let Some(queue) = self.state.queue(id) else { return };
         let to = match reason {
             Reason::Rejected | Reason::Attempts => &queue.settings().dead_letter_address,
@@ -217,11 +232,7 @@ impl Shard {
             self.settle_moved(now, id, sequence, Answer::Nobody);
             return;
         }
-        let unix_ms = self.config.clock.unix_ms(now);
-        let death = Death { queue: &record.name, reason, unix_ms, delivery_count };
-        // A message that can't be read any more (an older version took it) is moved as it is.
-        let message = moved(&message, &death).unwrap_or(message);
-        let moving = Move { to: to.clone(), message, reason, stage: Stage::Committing };
+        let moving = Move { to: to.clone(), reason, stage: Stage::Committing, memory_bytes: 0 };
         self.moves.under_way.insert((id, sequence), moving);
         let Some(journal) = &self.journal else { return };
         let (end, effect) = (journal.appended(), crate::apply::Effect::None);
@@ -239,7 +250,7 @@ impl Shard {
         let Some(moving) = self.moves.under_way.get_mut(&(id, sequence)) else { return };
         let to = moving.to.clone();
         if self.state.catalogue.named(&to).is_some() {
-            return self.send_move(now, id, sequence);
+            return self.send_move(now, (id, sequence));
         }
         moving.stage = Stage::Provided;
         if !self.moves.asked.contains_key(&to) {
@@ -273,19 +284,31 @@ impl Shard {
             return;
         }
         let due = self.moves.waiting_for(name);
-        due.into_iter().for_each(|(id, sequence)| self.send_move(now, id, sequence));
+        due.into_iter().for_each(|place| self.send_move(now, place));
     }
 
-    fn send_move(&mut self, now: Instant, id: QueueId, sequence: Sequence) {
+    fn send_move(&mut self, now: Instant, (id, sequence): (QueueId, Sequence)) {
+        let room = self.config.memory_bytes_max.saturating_sub(self.memory_bytes());
         let Some(moving) = self.moves.under_way.get_mut(&(id, sequence)) else { return };
         let Some(record) = self.state.catalogue.named(&moving.to) else { return };
-        let (queue, home) = (record.id, record.home);
-        moving.stage = Stage::Sent;
-        let message = std::mem::take(&mut moving.message);
+        let (to, home) = (record.id, record.home);
+        let Some(queue) = self.state.queue(id) else { return };
+        let Some((message, delivery_count)) = queue.moving(sequence) else { return };
         let origin = Origin { shard: self.config.shard, queue: id, sequence };
-        let priority = self.state.queue(id).map_or(0, |queue| queue.priority(sequence));
+        if Queue::memory_bytes(message.len()) > room {
+            return self.not_moved(now, origin, &Refusal::MemoryFull);
+        }
+        let Some(record) = self.state.catalogue.get(id) else { return };
+        let unix_ms = self.config.clock.unix_ms(now);
+        let death = Death { queue: &record.name, reason: moving.reason, unix_ms, delivery_count };
+        // A message that can't be read any more (an older version took it) is moved as it is.
+        let message = moved(message, &death).unwrap_or_else(|_| message.clone());
+        let priority = queue.priority(sequence);
+        moving.stage = Stage::Sent;
+        moving.memory_bytes = Queue::memory_bytes(message.len());
+        self.aside_bytes += moving.memory_bytes;
         let (whence, traits) = (Whence::Moved(origin), Traits { priority, ..Traits::default() });
-        self.post(home, Mail::Publish { queue, whence, message, traits });
+        self.post(home, Mail::Publish { queue: to, whence, message, traits });
         if self.config.canaries.has(Canary::SettledBeforeMoved) {
             self.settle_moved(now, id, sequence, Answer::Nobody);
         }
@@ -307,8 +330,10 @@ impl Shard {
         sequence: Sequence,
         answer: Answer,
     ) -> bool {
-        self.moves.under_way.remove(&(id, sequence));
-        self.moves.failures.remove(&(id, sequence));
+        self.end_move((id, sequence));
+        if let Some(refused) = self.moves.refused.remove(&(id, sequence)) {
+            self.moves.retries.remove(&(refused.retry_at, id, sequence));
+        }
         let moving = self.state.queue_mut(id).is_some_and(|queue| queue.settle_moving(sequence));
         if moving {
             let level = Level::ReplicatedSync;
@@ -317,25 +342,76 @@ impl Shard {
         moving
     }
 
+    /// A message is not on its way any more, and what its copy took is free.
+    fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
+        let moving = self.moves.under_way.remove(&place)?;
+        self.aside_bytes -= moving.memory_bytes;
+        Some(moving)
+    }
+
     /// The copy was not taken.
     pub(super) fn not_moved(&mut self, now: Instant, origin: Origin, refusal: &Refusal) {
         let place = (origin.queue, origin.sequence);
-        let Some(moving) = self.moves.under_way.remove(&place) else { return };
+        let Some(moving) = self.end_move(place) else { return };
         self.counters.move_failures_total += 1;
-        let Some(queue) = self.state.queue_mut(place.0) else { return };
-        let full = matches!(refusal, Refusal::DiskFull | Refusal::MemoryFull);
-        if full && moving.reason != Reason::Expired {
+        let times = self.moves.refused.get(&place).map_or(0, |refused| refused.times) + 1;
+        self.moves.refused.insert(place, Refused { times, retry_at: now });
+        self.retry_later(now, place);
+        let is_expired = moving.reason == Reason::Expired;
+        if refusal.is_full() && is_expired {
+            self.log_stuck(now, place.0, &moving.to);
+        } else if refusal.is_full()
+            && times > 1
+            && let Some(queue) = self.state.queue_mut(place.0)
+        {
             queue.offer_again(place.1);
-            self.moves.failures.remove(&place);
             self.dirty_queues.insert(place.0);
-            return;
         }
-        let failures = self.moves.failures.entry(place).or_insert(0);
-        let pause = retry_after(*failures);
-        *failures = failures.saturating_add(1);
-        self.moves.retries.insert((now + pause, place.0, place.1));
         let name = self.state.catalogue.get(place.0).map_or("", |record| &record.name);
         tracing::debug!(queue = name, to = moving.to, ?refusal, "a message could not be moved");
+    }
+
+    /// What was refused is tried again, the later the more often it was.
+    fn retry_later(&mut self, now: Instant, place: (QueueId, Sequence)) {
+        let Some(refused) = self.moves.refused.get_mut(&place) else { return };
+        refused.retry_at = now + retry_after(refused.times);
+        self.moves.retries.insert((refused.retry_at, place.0, place.1));
+    }
+
+    /// Says what an operator can do where nobody else can do anything.
+    fn log_stuck(&mut self, now: Instant, id: QueueId, to: &str) {
+        if self.moves.logged.is_some_and(|at| now < at + PRESSURE_LOG_EVERY) {
+            return;
+        }
+        self.moves.logged = Some(now);
+        let name = self.state.catalogue.get(id).map_or("", |record| &record.name);
+        tracing::warn!(
+            queue = name,
+            to,
+            "expired messages find no room where they go: consume other messages, purge this \
+             queue, or give the broker more room"
+        );
+    }
+
+    /// Messages that nobody takes leave the queue for their settlement (purge), at most so many.
+    pub(super) fn take_refused(
+        &mut self,
+        id: QueueId,
+        below: Sequence,
+        count_max: usize,
+    ) -> Vec<Sequence> {
+        let Moves { refused, under_way, .. } = &self.moves;
+        let of_queue = refused.range((id, Sequence(0))..(id, below)).map(|(place, _)| *place);
+        let idle: Vec<_> =
+            of_queue.filter(|place| !under_way.contains_key(place)).take(count_max).collect();
+        let Some(queue) = self.state.queue_mut(id) else { return Vec::new() };
+        let taken: Vec<_> = idle.into_iter().filter(|(_, s)| queue.take_refused(*s)).collect();
+        for (id, sequence) in &taken {
+            if let Some(refused) = self.moves.refused.remove(&(*id, *sequence)) {
+                self.moves.retries.remove(&(refused.retry_at, *id, *sequence));
+            }
+        }
+        taken.into_iter().map(|(_, sequence)| sequence).collect()
     }
 }
 
@@ -406,6 +482,6 @@ impl Shard {
     }
 }
 
-fn retry_after(failures: u32) -> Duration {
-    MOVE_RETRY_MIN.saturating_mul(1 << failures.min(16)).min(MOVE_RETRY_MAX)
+fn retry_after(times: u32) -> Duration {
+    MOVE_RETRY_MIN.saturating_mul(1 << (times - 1).min(16)).min(MOVE_RETRY_MAX)
 }

@@ -383,6 +383,11 @@ impl Shard {
         };
         let held = match outcome {
             Outcome::Accepted => queue.settle(consumer, sequence).map(|()| Next::Settle),
+            Outcome::Rejected | Outcome::Modified { delivery_failed: true, .. }
+                if queue.is_doomed(sequence) =>
+            {
+                queue.give_back(consumer, sequence).map(|()| Next::Nothing)
+            }
             Outcome::Rejected if queue.buries_elsewhere() => {
                 queue.reject(consumer, sequence).map(|count| {
                     queue.counters.rejected += 1;

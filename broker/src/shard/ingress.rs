@@ -193,11 +193,16 @@ impl Shard {
         }
     }
 
+    /// What counts against the memory bound.
+    #[inline(always)]
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.state.memory_bytes() + self.parked.bytes + self.aside_bytes
+    }
+
     /// A message for a queue that lives here. While the journal cannot take it, it waits, in order.
     #[inline(always)]
     pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
-        let memory = self.state.memory_bytes() + self.parked.bytes + publish.memory_bytes();
-        if memory > self.config.memory_bytes_max {
+        if self.memory_bytes() + publish.memory_bytes() > self.config.memory_bytes_max {
             self.refuse_publish(publish.whence, Refusal::MemoryFull);
         } else if self.parked.queue.is_empty() {
             self.append_or_park(now, publish);
@@ -360,7 +365,7 @@ impl Shard {
         let Pressure { on, until, full_until, .. } = self.pressing;
         let sixteenths = if on { RELIEF_SIXTEENTHS } else { PRESSURE_SIXTEENTHS };
         let bound = self.config.memory_bytes_max / 16 * sixteenths;
-        let memory = self.state.memory_bytes() > bound;
+        let memory = self.memory_bytes() > bound;
         let packed = self.journal.as_ref().is_some_and(|j| j.room() != Room::Plenty);
         let behind = self.parked.is_behind(now)
             || self.journal.as_ref().is_some_and(|j| j.backlog_bytes() > BACKLOG_BYTES_MAX / 2);
@@ -384,7 +389,7 @@ impl Shard {
     fn log_pressure(&mut self, now: Instant) {
         let Pressure { on, memory, full, logged, .. } = self.pressing;
         let shard = self.config.shard.0;
-        let memory_bytes = self.state.memory_bytes();
+        let memory_bytes = self.memory_bytes();
         let what = if on { "withheld" } else { "given again" };
         if logged.is_some_and(|at| now < at + PRESSURE_LOG_EVERY) {
             tracing::debug!(shard, memory, full, memory_bytes, "producers' credit is {what}");

@@ -2,7 +2,7 @@
 //!
 //! A purge works in steps of `PURGE_STEP` settlements, so that a long queue never stalls the loop,
 //! and is answered when the last of them is committed. It takes what was available when it was
-//! asked for: messages at consumers and later ones stay.
+//! asked for, and what no other queue takes: messages at consumers and later ones stay.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -164,7 +164,7 @@ impl Shard {
             moved_in_total: self.counters.moved_in_total,
             move_failures_total: self.counters.move_failures_total,
             dropped_total: self.counters.dropped_total,
-            memory_bytes: self.state.memory_bytes(),
+            memory_bytes: self.memory_bytes(),
             memory_bytes_max: self.config.memory_bytes_max,
             memory_pressure: self.pressing.memory,
             journal_segments_max: self.config.segments_max,
@@ -225,15 +225,15 @@ impl Shard {
 
     fn step_purge(&mut self, now: Instant, id: QueueId) {
         let Some(level) = self.state.catalogue.get(id).map(|record| record.level) else { return };
-        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
-        let below = purge.below;
-        let mut taken = Vec::with_capacity(PURGE_STEP);
+        let Some(below) = self.purges.by_queue.get(&id).map(|purge| purge.below) else { return };
+        let mut taken = self.take_refused(id, below, PURGE_STEP);
         if let Some(queue) = self.state.queue_mut(id) {
             while taken.len() < PURGE_STEP {
                 let Some(sequence) = queue.take_for_purge(below) else { break };
                 taken.push(sequence);
             }
         }
+        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
         purge.count += taken.len() as u64;
         purge.ended = taken.len() < PURGE_STEP;
         let ended = purge.ended;

@@ -9,8 +9,9 @@
 //!                    where the sender cannot hear that, its link is detached with it
 //! ```
 //! Invariants: messages of one link to one queue keep their order, also while its name is resolved;
-//! what waits for a name was sent under credit and counts as unaccepted, like all that waits for an
-//! answer. The rules are those of "Using the AMQP Anonymous Terminus for Message Routing" 1.0.
+//! what waits for a name was sent under credit, counts as unaccepted, like all that waits for an
+//! answer, and against the memory bound. The rules are those of "Using the AMQP Anonymous Terminus
+//! for Message Routing" 1.0.
 
 use std::time::Instant;
 
@@ -24,7 +25,7 @@ use super::ingress::Publish;
 use super::link::End;
 use crate::catalogue::{AddressError, queue_name};
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token, Whence};
-use crate::queue::Traits;
+use crate::queue::{Queue, Traits};
 
 /// What a relaying link remembers: messages whose queue is looked up, or created.
 #[derive(Debug, Default)]
@@ -49,18 +50,30 @@ pub(super) struct Relayed {
     pub(super) traits: Traits,
 }
 
+impl Relayed {
+    fn memory_bytes(&self) -> u64 {
+        Queue::memory_bytes(self.message.len())
+    }
+}
+
 impl Relay {
-    /// Lets a message wait if others wait for its queue.
-    fn join(&mut self, name: &str, relayed: Relayed) -> Option<Relayed> {
-        let Some(of_name) = self.unresolved.iter_mut().find(|other| other.name == name) else {
-            return Some(relayed);
-        };
-        of_name.messages.push(relayed);
-        None
+    /// What the messages that wait here count against the memory bound.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.unresolved.iter().flat_map(|of| &of.messages).map(Relayed::memory_bytes).sum()
     }
 
-    fn begin(&mut self, name: &str, relayed: Relayed) {
+    fn waits_for(&self, name: &str) -> bool {
+        self.unresolved.iter().any(|other| other.name == name)
+    }
+
+    /// Lets a message wait for its queue; whether it is the first.
+    fn wait(&mut self, name: &str, relayed: Relayed) -> bool {
+        if let Some(of_name) = self.unresolved.iter_mut().find(|other| other.name == name) {
+            of_name.messages.push(relayed);
+            return false;
+        }
         self.unresolved.push(Unresolved { name: name.to_owned(), messages: vec![relayed] });
+        true
     }
 
     fn take(&mut self, name: &str) -> Vec<Relayed> {
@@ -94,12 +107,18 @@ impl Shard {
         };
         let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));
         let asker = self.here(key);
+        let memory_bytes = relayed.memory_bytes();
+        let is_room = self.memory_bytes() + memory_bytes <= self.config.memory_bytes_max;
         let Some(relay) = self.relay_mut(key) else { return };
-        let Some(relayed) = relay.join(name, relayed) else { return };
-        match known {
+        match known.filter(|_| !relay.waits_for(name)) {
             Some(queue) => self.relay_to(now, key, queue, relayed),
+            None if !is_room => self.unroutable(key, &relayed, Refusal::MemoryFull),
             None => {
-                relay.begin(name, relayed);
+                let asks = relay.wait(name, relayed);
+                self.aside_bytes += memory_bytes;
+                if !asks {
+                    return;
+                }
                 self.post(ShardId(0), Mail::Resolve { asker, name: name.to_owned() });
             }
         }
@@ -115,6 +134,7 @@ impl Shard {
     ) {
         let messages = self.relay_mut(key).map(|relay| relay.take(name)).unwrap_or_default();
         for relayed in messages {
+            self.aside_bytes -= relayed.memory_bytes();
             match result {
                 Ok(queue) => self.relay_to(now, key, *queue, relayed),
                 Err(refusal) => self.unroutable(key, &relayed, refusal.clone()),

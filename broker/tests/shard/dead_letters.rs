@@ -237,6 +237,82 @@ fn what_cannot_be_moved_stays_and_is_offered_again() {
 }
 
 #[test]
+fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
+    for outcome in [rejected(), FAILED] {
+        let said = Said { delivery_attempts_max: Some(1), ..Said::default() };
+        let wish =
+            Wish { shards: 2, memory_bytes_max: 4000, settings: settings(said), ..Wish::default() };
+        let (mut host, at, _) = delivered(wish, 1000);
+        let other = host.connect(1);
+        let full = host.sender(other, "DLQ");
+        for _ in 0..3 {
+            host.send(other, full, 1000, false);
+        }
+        judge(&mut host, at, outcome.clone());
+        let appended = host.stats(0).journal_appended_lsn;
+        let mut judged = 1;
+        for _ in 0..1000 {
+            host.pass(Duration::from_millis(10));
+            if host.deliveries(at).len() > judged {
+                judged += 1;
+                judge(&mut host, at, outcome.clone());
+            }
+        }
+        assert!(judged > 3 && judged < 12, "offered {judged} times in ten seconds");
+        assert_eq!(host.stats(0).journal_appended_lsn, appended, "the log knows it already");
+        host.receiver(other, "DLQ", 10);
+        for (link, delivery, _) in host.deliveries(other) {
+            host.clients[other].amqp.settle(link, delivery, Outcome::Accepted);
+        }
+        host.pass(Duration::from_secs(5));
+        let (_, _, got) = host.deliveries(other).pop().expect("it is moved");
+        let sections = Sections::scan(&got).expect("a message");
+        let map = sections.message_annotations(&got).expect("sound").expect("there");
+        let once = (outcome == FAILED).then_some(Value::Uint(1));
+        assert_eq!(map.get("x-opt-DEATH-ATTEMPTS"), once, "each failure counts once");
+        assert_eq!(host.messages(), 1);
+    }
+}
+
+#[test]
+fn a_copy_on_its_way_counts_as_memory() {
+    let (mut host, at, _) = delivered(Wish { shards: 2, ..Wish::default() }, 1000);
+    let other = host.connect(1);
+    host.sender(other, "DLQ");
+    let before = host.stats(0).memory_bytes;
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_millis(10));
+    assert!(host.stats(0).memory_bytes > before + 1000);
+    host.mail_held = None;
+    host.pass(Duration::from_millis(10));
+    assert_eq!(host.stats(0).memory_bytes, 0);
+}
+
+#[test]
+fn a_purge_frees_a_log_that_is_full_of_what_has_expired() {
+    let mut host = Host::new(Wish { segments_max: 5, ..Wish::default() });
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let bytes = mortal(60_000, None);
+    while host.outcomes(at).iter().all(|outcome| *outcome == Outcome::Accepted) {
+        host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+        host.settle();
+    }
+    host.pass(Duration::from_secs(120));
+    let stuck = count(&host, "q", SlotState::Moving);
+    assert!(stuck > 20, "{stuck} find no room");
+    let other = host.connect(0);
+    host.receiver(other, "q", 10);
+    assert_eq!(host.deliveries(other).len(), 0, "nobody gets what has expired");
+    host.ask(0, broker::admin::AdminRequest::Purge { queue: "q".to_owned() });
+    host.pass(Duration::from_secs(10));
+    let kept = count(&host, "ExpiryQueue", SlotState::Available);
+    assert_eq!((host.messages(), host.fatal.take()), (kept, None));
+    assert!(!host.stats(0).journal_full);
+}
+
+#[test]
 fn a_pause_after_a_failure_holds_and_a_purge_ends_it() {
     let said = Said {
         redelivery_delay: Some(Duration::from_secs(1)),

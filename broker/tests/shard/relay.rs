@@ -204,3 +204,32 @@ fn a_relay_that_goes_while_a_name_is_looked_up_leaves_nothing() {
     assert_eq!(host.count(at, |event| matches!(event, Amqp::Detached { .. })), 1);
     assert_eq!(host.messages(), 1);
 }
+
+#[test]
+fn what_waits_for_its_queue_counts_as_memory_and_is_bounded_by_it() {
+    for stays in [true, false] {
+        let mut host = Host::new(Wish { shards: 2, memory_bytes_max: 2_000, ..Wish::default() });
+        let at = host.connect(1);
+        let link = relay(&mut host, at, LinkSource::default());
+        host.mail_held = Some((ShardId(0), ShardId(1)));
+        for byte in 0..30 {
+            send(&mut host, at, link, &letter(Some("new"), byte), false);
+        }
+        host.settle();
+        let waiting = host.stats(1).memory_bytes;
+        assert!(waiting > 1_000 && waiting <= 2_000, "{waiting} bytes wait");
+        let refused = conditions(&host, at);
+        assert!(refused.iter().all(|c| *c == Some(Condition::ResourceLimitExceeded)));
+        if !stays {
+            host.lose(at);
+            assert_eq!(host.stats(1).memory_bytes, 0);
+        }
+        host.mail_held = None;
+        host.settle();
+        if stays {
+            assert_eq!(host.outcomes(at).len(), 30);
+            assert_eq!(host.messages() as usize, 30 - refused.len());
+            assert_eq!(host.stats(1).memory_bytes, waiting, "now as messages of the queue");
+        }
+    }
+}
