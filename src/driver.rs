@@ -29,7 +29,6 @@
 //! sent; a lost ring does the same. A core that cannot start reports why.
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
@@ -48,6 +47,7 @@ use crate::tls::Tls;
 
 mod cold;
 mod core;
+mod crowds;
 mod directory;
 mod disk;
 mod sockets;
@@ -57,6 +57,7 @@ pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_fail
 pub(crate) use tls::Shaken;
 
 use cold::Cold;
+use crowds::{Crowds, Limits, MOVERS_MAX};
 use tls::Handshakes;
 
 /// Letters that wait between two cores before the sender keeps them.
@@ -162,9 +163,9 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
     let cold = Cold::start(plan.directory.files())?;
     let handshakes = plan.tls.map(|tls| Handshakes::start(tls, cores)).transpose()?;
     let ports = net::mesh::mesh(u16::try_from(cores).unwrap_or(u16::MAX), MAILBOX_LETTERS);
-    let sockets_max = sockets_max(cores);
+    let limits = limits(cores);
     let all_have_rings = Arc::new(Barrier::new(cores));
-    let crowds: Arc<[AtomicUsize]> = (0..cores).map(|_| AtomicUsize::new(0)).collect();
+    let crowds = Arc::new(Crowds::new(cores, plan.shards.len(), limits));
     let mut hosted: Vec<Vec<ShardConfig>> = (0..cores).map(|_| Vec::new()).collect();
     for shard in plan.shards {
         hosted[core_of(shard.shard, cores)].push(shard);
@@ -173,7 +174,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
         let setup = core::Setup {
             core,
             cores,
-            sockets_max,
+            sockets_max: limits.sockets_max,
             pin: cpus.pin.then(|| cpus.affinity[core % cpus.affinity.len()]),
             shards,
             store: plan.directory.store(),
@@ -195,9 +196,9 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
 /// Descriptors beside sockets and journal files: admin API, epolls, log, what libraries open.
 const DESCRIPTORS_ELSE: u64 = 512;
 
-/// How many connections a core may hold. They must not use up the descriptors: a journal that
-/// cannot open its next segment is poisoned.
-fn sockets_max(cores: usize) -> usize {
+/// How many connections a core may hold, and how many be on their way to it. They must not use up
+/// the descriptors: a journal that cannot open its next segment is poisoned.
+fn limits(cores: usize) -> Limits {
     let limit = net::limit::raise_open_files().unwrap_or_else(|error| {
         tracing::warn!("the limit on open files cannot be raised: {error}");
         crate::machine::soft_limit("Max open files").unwrap_or(1024)
@@ -205,7 +206,10 @@ fn sockets_max(cores: usize) -> usize {
     let cores = cores as u64;
     let kept = cores * u64::from(disk::FILES_MAX + core::FILES_SPARE) + DESCRIPTORS_ELSE;
     let sockets = limit.saturating_sub(kept).max(limit / 4) / cores;
-    usize::try_from(sockets).unwrap_or(usize::MAX).clamp(1, sockets::SOCKETS_MAX)
+    let sockets = usize::try_from(sockets).unwrap_or(usize::MAX);
+    let movers_max = (sockets / 8).clamp(1, MOVERS_MAX);
+    let sockets_max = sockets.saturating_sub(movers_max).clamp(1, sockets::SOCKETS_MAX);
+    Limits { sockets_max, movers_max }
 }
 
 fn spawn(core: usize, setup: core::Setup, reports: Sender<Report>) -> Result<(), Failure> {

@@ -67,6 +67,13 @@ pub enum Event<'a> {
         /// The connection.
         conn: ConnId,
     },
+    /// The host can't carry this connection much longer: say goodbye, while it still can.
+    MustEnd {
+        /// The connection.
+        conn: ConnId,
+        /// Why, for the peer.
+        why: &'static str,
+    },
     /// The answer to `Action::Authenticate`.
     Authenticated {
         /// The connection that waits for it.

@@ -245,6 +245,11 @@ impl Shard {
             && self.moves.is_empty()
     }
 
+    /// Connections that it serves; at most [`limits::CONNECTIONS_MAX`](crate::limits).
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
     /// Links of connections that this shard knows, for the checker of leaks.
     pub fn links(&self) -> usize {
         self.links.len()
@@ -267,6 +272,7 @@ impl Shard {
             }
             Event::ConnectionLost { conn } => self.connection_lost(now, conn),
             Event::PeerEnded { conn } => self.peer_ended(now, conn),
+            Event::MustEnd { conn, why } => self.must_end(conn, why),
             Event::Authenticated { conn, verdict } => self.authenticated(now, conn, verdict),
             Event::Disk(done) => match &mut self.phase {
                 Phase::Recovering(recovery) => {

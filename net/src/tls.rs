@@ -13,19 +13,40 @@
 //! part of a record waits inside; `send` encrypts at once and keeps nothing, once the handshake is
 //! over. So what a session holds is bounded by a record and what one call is given.
 //!
+//! Keys wear out: those of AES-GCM seal 2^24 records. Under TLS 1.3 `rustls` changes them in time
+//! by itself. Under TLS 1.2 it would say `close_notify`, drop all that is sent from then on and
+//! report success; so records are counted here, [`TlsSession::is_worn`] asks for a new connection
+//! while there is time for a goodbye, and at the end `send` fails.
+//!
 //! Failure: a [`rustls::Error`] is final; the alert for the peer is then waiting to be flushed.
 
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
+    SupportedCipherSuite,
+};
+
+/// Bytes of plaintext that a record holds at most [RFC 5246, 6.2.1].
+const RECORD_BYTES_MAX: usize = 1 << 14;
+
+/// Records that TLS itself seals with the keys of TLS 1.2: `Finished`, and alerts.
+const OWN_RECORDS: u64 = 8;
+
+/// From the last of so many parts of its keys' life on, a session is worn.
+const WORN_SHARE: u64 = 16;
 
 /// One connection's TLS.
 #[derive(Debug)]
 pub struct TlsSession {
     connection: Connection,
     peer_ended: bool,
+    /// Records sealed by `send`.
+    records: u64,
+    /// How many there may be; known when the handshake is over.
+    records_max: Option<u64>,
 }
 
 impl TlsSession {
@@ -51,7 +72,7 @@ impl TlsSession {
     fn new(mut connection: Connection) -> Self {
         // Whoever calls bounds what it gives; a limit here would cut it silently.
         connection.set_buffer_limit(None);
-        Self { connection, peer_ended: false }
+        Self { connection, peer_ended: false, records: 0, records_max: None }
     }
 
     /// Whether keys are still being agreed on.
@@ -62,6 +83,12 @@ impl TlsSession {
     /// Whether the peer has said that it sends nothing more.
     pub fn has_peer_ended(&self) -> bool {
         self.peer_ended
+    }
+
+    /// Whether its keys seal only few records more, a sixteenth of what they could: whoever uses it
+    /// should say goodbye, and connect again.
+    pub fn is_worn(&self) -> bool {
+        self.records_max.is_some_and(|max| self.records >= max - max / WORN_SHARE)
     }
 
     /// The protocol version and cipher suite agreed on, for the log.
@@ -90,6 +117,9 @@ impl TlsSession {
             let taken = self.connection.read_tls(&mut bytes);
             taken.map_err(|error| rustls::Error::General(error.to_string()))?;
             self.peer_ended |= self.connection.process_new_packets()?.peer_has_closed();
+            if self.records_max.is_none() {
+                self.records_max = records_max(&self.connection);
+            }
             let mut reader = self.connection.reader();
             // An error is only that there is none, or none any more.
             while let Ok(piece) = reader.fill_buf()
@@ -107,8 +137,13 @@ impl TlsSession {
     /// that.
     ///
     /// # Errors
-    /// The session has failed before.
+    /// The session has failed before, or its keys are used up: nothing was sent.
     pub fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), rustls::Error> {
+        self.records += plain.len().div_ceil(RECORD_BYTES_MAX) as u64;
+        if self.records_max.is_some_and(|max| self.records > max) {
+            let why = "the keys of this TLS 1.2 connection have sealed all records that they may";
+            return Err(rustls::Error::General(why.to_owned()));
+        }
         let written = self.connection.writer().write_all(plain);
         written.map_err(|error| rustls::Error::General(error.to_string()))?;
         self.flush(out);
@@ -128,4 +163,16 @@ impl TlsSession {
         self.connection.send_close_notify();
         self.flush(out);
     }
+}
+
+/// How many records `send` may seal, if the handshake is over.
+fn records_max(connection: &Connection) -> Option<u64> {
+    let suite = connection.negotiated_cipher_suite().filter(|_| !connection.is_handshaking())?;
+    Some(match suite {
+        SupportedCipherSuite::Tls12(suite) => {
+            suite.common.confidentiality_limit.saturating_sub(OWN_RECORDS)
+        }
+        // Its keys are changed on the way.
+        SupportedCipherSuite::Tls13(_) => u64::MAX,
+    })
 }

@@ -21,11 +21,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
+use broker::limits::CONNECTIONS_MAX;
 use broker::{Action, ConnId, Event, Mail, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
 use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES, WRITES_KEPT};
@@ -40,10 +41,11 @@ use net::{
 use tokio::sync::oneshot;
 
 use super::cold::Cold;
+use super::crowds::Crowds;
 use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
-use super::sockets::{Carried, Departure, Inbound, Leaving, Served, Sockets};
-use super::tls::{Channel, Complaints, Handshakes, Shaken, Step};
+use super::sockets::{Carried, Departure, Inbound, Leaving, Sending, Served, Sockets};
+use super::tls::{Complaints, Handshakes, Shaken, Step};
 use super::{InboxOf, Report, clock, wall_clock};
 use crate::auth::{Authenticator, Job};
 use crate::fatal::{Cause, Failure};
@@ -79,6 +81,10 @@ const WRITERS_MAX: u16 = 64;
 /// The shards are told the time of day this often, while anything happens.
 const TIME_OF_DAY_EVERY: Duration = Duration::from_secs(10);
 
+/// What a peer hears whose TLS keys are nearly used up.
+const WORN: &str = "this connection has sent nearly all that its TLS 1.2 keys may protect; connect \
+                    again, or use TLS 1.3, where keys are changed";
+
 /// Trouble with accepting is logged once in this time.
 const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
 
@@ -109,6 +115,8 @@ enum Over {
     Broken,
     /// Its TLS did: the peer is owed the alert.
     Garbled,
+    /// Its TLS keys are nearly used up: the peer is owed a goodbye.
+    Worn,
 }
 
 /// What a core is made of.
@@ -137,8 +145,8 @@ pub(super) struct Setup {
     pub(super) handshakes: Option<Handshakes>,
     /// Its place in the mesh.
     pub(super) port: MeshPort<Letter>,
-    /// How many connections each core has.
-    pub(super) crowds: Arc<[AtomicUsize]>,
+    /// How many connections each core and each shard has.
+    pub(super) crowds: Arc<Crowds>,
     /// Where the cores meet when each has its ring.
     pub(super) all_have_rings: Arc<Barrier>,
     /// To the thread that starts us.
@@ -153,8 +161,7 @@ struct Core {
     port: MeshPort<Letter>,
     shards: Vec<Shard>,
     sockets: Sockets,
-    sockets_max: usize,
-    crowds: Arc<[AtomicUsize]>,
+    crowds: Arc<Crowds>,
     disk: Disk,
     inputs: Receiver<Input>,
     inbox: Inbox,
@@ -212,7 +219,8 @@ impl Core {
             engine: setup.engine,
             writers_max: u16::try_from(writers).unwrap_or(u16::MAX).clamp(1, WRITERS_MAX),
             files_max: FILES_MAX + FILES_SPARE,
-            sockets_max: setup.sockets_max,
+            // What no shard would take stays with the kernel.
+            sockets_max: setup.sockets_max.min(setup.shards.len() * CONNECTIONS_MAX),
             ..RingConfig::default()
         };
         let mut ring = Ring::new(config).map_err(refused)?;
@@ -245,7 +253,6 @@ impl Core {
             port: setup.port,
             shards,
             sockets: Sockets::new(setup.core, setup.cores),
-            sockets_max: setup.sockets_max,
             crowds: setup.crowds,
             disk: Disk::new(setup.store.files, setup.cold, inbox.clone()),
             inputs,
@@ -295,7 +302,7 @@ impl Core {
             self.arrive_here(now);
             self.take_inputs(now);
             self.take_time(now);
-            self.crowds[self.core].store(self.sockets.len(), Ordering::Relaxed);
+            self.tell_crowds();
             self.poll_shards(now);
             self.tell_over(now);
             self.post_held();
@@ -363,8 +370,7 @@ impl Core {
             self.ring.close(socket);
             return;
         }
-        let shard = self.shards[self.next_shard].id();
-        self.next_shard = (self.next_shard + 1) % self.shards.len();
+        let shard = self.shard_with_room();
         if tls {
             let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
             self.count_abandoned(usize::from(full));
@@ -376,19 +382,23 @@ impl Core {
         self.ring.start_receive(socket);
     }
 
+    /// The shard that serves the next connection: each in turn, but those that are full.
+    fn shard_with_room(&mut self) -> ShardId {
+        let count = self.shards.len();
+        let in_turn = (0..count).map(|step| (self.next_shard + step) % count);
+        let with_room = in_turn.clone().find(|at| self.shards[*at].connections() < CONNECTIONS_MAX);
+        let next = with_room.unwrap_or(self.next_shard);
+        self.next_shard = (next + 1) % count;
+        self.shards[next].id()
+    }
+
     /// Bytes came: for a shard, or for a handshake.
     fn received(&mut self, now: Instant, socket: SocketId, lease: &RecvLease) {
         let bytes = self.ring.bytes(lease);
-        match self.sockets.inbound(socket) {
-            Inbound::Plain(Served { conn, shard }) => {
-                let shard = shard_of(&mut self.shards, shard);
-                shard.handle(now, Event::Received { conn, bytes });
-            }
-            Inbound::Sealed(served, channel) => {
-                let (opened, ended) = open(&mut self.shards, now, served, channel, bytes);
-                self.opened(now, socket, opened, ended);
-            }
-            Inbound::Handshake => match self.sockets.gather(socket, bytes, &self.inbox) {
+        match hand_on(&mut self.sockets, &mut self.shards, now, socket, bytes) {
+            HandedOn::Done => {}
+            HandedOn::Opened(opened, ended) => self.opened(now, socket, opened, ended),
+            HandedOn::Handshake => match self.sockets.gather(socket, bytes, &self.inbox) {
                 Ok(work) => {
                     if let (Some(work), Some(handshakes)) = (work, &self.handshakes) {
                         handshakes.go_on(work);
@@ -399,8 +409,6 @@ impl Core {
                     self.over.push((socket, Over::Broken));
                 }
             },
-            Inbound::Leaving(kept) => kept.extend_from_slice(bytes),
-            Inbound::Nobody => {}
         }
     }
 
@@ -409,15 +417,9 @@ impl Core {
         if bytes.is_empty() {
             return;
         }
-        match self.sockets.inbound(socket) {
-            Inbound::Plain(Served { conn, shard }) => {
-                self.handle(now, shard, Event::Received { conn, bytes });
-            }
-            Inbound::Sealed(served, channel) => {
-                let (opened, ended) = open(&mut self.shards, now, served, channel, bytes);
-                self.opened(now, socket, opened, ended);
-            }
-            Inbound::Handshake | Inbound::Leaving(_) | Inbound::Nobody => {}
+        match hand_on(&mut self.sockets, &mut self.shards, now, socket, bytes) {
+            HandedOn::Opened(opened, ended) => self.opened(now, socket, opened, ended),
+            HandedOn::Done | HandedOn::Handshake => {}
         }
     }
 
@@ -519,7 +521,7 @@ impl Core {
 
     /// A connection comes from another core. One that can't be taken is closed by its drop.
     fn arrive(&mut self, now: Instant, carried: Carried) {
-        let Carried { to, stream, peer, tls, moving, bytes } = carried;
+        let Carried { to, stream, peer, tls, moving, bytes, peer_ended, room } = carried;
         let socket = match self.ring.adopt(stream) {
             Ok(socket) if self.sockets.has_room(socket) => socket,
             Ok(socket) => return self.ring.close(socket),
@@ -527,8 +529,14 @@ impl Core {
         };
         let conn = self.sockets.add(socket, to, peer, tls);
         self.handle(now, to, Event::Moved { conn, moving });
+        if let Some(room) = room {
+            room.take();
+        }
         self.take_kept(now, socket, &bytes);
         self.ring.start_receive(socket);
+        if peer_ended {
+            self.over.push((socket, Over::Ended));
+        }
     }
 
     /// Connections come from another shard of this core.
@@ -536,6 +544,9 @@ impl Core {
         for conn in std::mem::take(&mut self.arriving) {
             if let Some(landed) = self.sockets.land(&mut self.ring, conn) {
                 self.handle(now, landed.to, Event::Moved { conn, moving: landed.moving });
+                if let Some(room) = landed.room {
+                    room.take();
+                }
                 self.take_kept(now, landed.socket, &landed.bytes);
                 if landed.peer_ended {
                     self.over.push((landed.socket, Over::Ended));
@@ -544,13 +555,11 @@ impl Core {
         }
     }
 
-    /// Whether a connection may move to this shard. A core that is full takes no new ones either,
-    /// whom the kernel would give to another core if they could be told beforehand: so a part of
-    /// its room is kept for them.
-    fn has_room(&self, to: ShardId) -> bool {
-        let core = core_of(to, self.cores);
-        let crowd = self.crowds[core].load(Ordering::Relaxed);
-        core == self.core || crowd < self.sockets_max / 4 * 3
+    fn tell_crowds(&self) {
+        self.crowds.tell_core(self.core, self.sockets.len());
+        for shard in &self.shards {
+            self.crowds.tell_shard(shard.id(), shard.connections());
+        }
     }
 
     fn depart(&mut self, departure: Option<Departure>) {
@@ -639,7 +648,7 @@ impl Core {
 
     fn act(&mut self, now: Instant, from: ShardId, action: Action) {
         match action {
-            Action::Send { conn, buf } => self.sockets.send(&mut self.ring, conn, buf),
+            Action::Send { conn, buf } => self.send(now, conn, buf),
             Action::PauseReceive(conn) => {
                 if let Some(socket) = self.sockets.socket(conn) {
                     self.ring.pause_receive(socket);
@@ -653,10 +662,11 @@ impl Core {
             Action::Close(conn) => self.sockets.finish(&mut self.ring, now, conn),
             Action::Move { conn, to, moving } => {
                 // Where there is no room it comes back as it went, and is served from here.
-                let to = if self.has_room(to) { to } else { from };
+                let room = self.crowds.book(self.core, to);
+                let to = if room.is_some() { to } else { from };
                 let here = core_of(to, self.cores) == self.core;
-                let departure =
-                    self.sockets.leave(&mut self.ring, conn, Leaving { to, moving, here });
+                let leaving = Leaving { to, moving, here, room };
+                let departure = self.sockets.leave(&mut self.ring, now, conn, leaving);
                 self.depart(departure);
             }
             Action::Authenticate { conn, user, password } => {
@@ -677,6 +687,22 @@ impl Core {
             Action::Ready(report) => self.report(Report::Ready(report)),
             Action::Drained => self.report(Report::Drained),
             Action::Fatal(fatal) => Failure::from(fatal).die(),
+        }
+    }
+
+    fn send(&mut self, now: Instant, conn: ConnId, buf: Vec<u8>) {
+        match self.sockets.send(&mut self.ring, conn, buf) {
+            Sending::Well => {}
+            Sending::Worn(socket) => self.over.push((socket, Over::Worn)),
+            Sending::Failed { socket, peer, why } => {
+                let known = |(other, how): &(_, _)| {
+                    *other == socket && matches!(how, Over::Garbled | Over::Broken)
+                };
+                if !self.over.iter().any(known) {
+                    self.complaints.say(now, peer, &why);
+                    self.over.push((socket, Over::Garbled));
+                }
+            }
         }
     }
 
@@ -709,11 +735,13 @@ impl Core {
                 Over::Ended => self.sockets.ended(&mut self.ring, socket),
                 Over::Broken => self.sockets.lost(&mut self.ring, socket),
                 Over::Garbled => self.sockets.fail(&mut self.ring, now, socket),
+                Over::Worn => self.sockets.served(socket),
             };
             if let Some(Served { conn, shard }) = served {
                 let event = match how {
                     Over::Ended => Event::PeerEnded { conn },
                     Over::Broken | Over::Garbled => Event::ConnectionLost { conn },
+                    Over::Worn => Event::MustEnd { conn, why: WORN },
                 };
                 self.handle(now, shard, event);
                 told = true;
@@ -745,18 +773,43 @@ fn pin_batch_buffers(ring: &mut Ring, core: usize, buffers: usize) {
     }
 }
 
-/// Opens the records of a connection for its shard; what came of it, and whether its peer ended.
-fn open(
+/// What became of bytes from a socket.
+enum HandedOn {
+    /// They went to a shard, or are kept, or dropped.
+    Done,
+    /// They were records, opened for a shard: what TLS has to say or why it failed, and whether the
+    /// peer has ended.
+    Opened(Result<Vec<u8>, String>, bool),
+    /// They are of a handshake, and still to be taken.
+    Handshake,
+}
+
+/// Hands bytes from a socket on to whom they belong.
+fn hand_on(
+    sockets: &mut Sockets,
     shards: &mut [Shard],
     now: Instant,
-    served: Served,
-    channel: &mut Channel,
+    socket: SocketId,
     bytes: &[u8],
-) -> (Result<Vec<u8>, String>, bool) {
-    let Served { conn, shard } = served;
-    let shard = shard_of(shards, shard);
-    let opened = channel.open(bytes, |bytes| shard.handle(now, Event::Received { conn, bytes }));
-    (opened, channel.has_peer_ended())
+) -> HandedOn {
+    match sockets.inbound(socket) {
+        Inbound::Plain(Served { conn, shard }) => {
+            shard_of(shards, shard).handle(now, Event::Received { conn, bytes });
+            HandedOn::Done
+        }
+        Inbound::Sealed(Served { conn, shard }, channel) => {
+            let shard = shard_of(shards, shard);
+            let hear = |bytes: &[u8]| shard.handle(now, Event::Received { conn, bytes });
+            let opened = channel.open(bytes, hear);
+            HandedOn::Opened(opened, channel.has_peer_ended())
+        }
+        Inbound::Handshake => HandedOn::Handshake,
+        Inbound::Leaving(kept) => {
+            kept.extend_from_slice(bytes);
+            HandedOn::Done
+        }
+        Inbound::Nobody => HandedOn::Done,
+    }
 }
 
 /// The shard of this number, among those of a core.

@@ -8,7 +8,8 @@
 //!      │                           └──── deadline ──────────┴──── deadline ──────────┤
 //!      ├── a failed send: the shard is told once ────────────────────────────────────┘
 //!      └──Action::Move──▶ Leaving ──last Sent──▶ Serving, by another shard of this core
-//!                                           └──▶ HandedOver ──▶ Serving, by another core
+//!                            │              └──▶ HandedOver ──▶ Serving, by another core
+//!                            └── deadline ──▶ Closing
 //! ```
 //! A close is polite: what is under way is sent, our half is ended, and what the peer still sends
 //! is read and dropped until it ends its half too, or [`LINGER`] is over. Closing at once would
@@ -37,11 +38,15 @@ use broker::{ConnId, Moving};
 use journal::ShardId;
 use net::{Ring, SocketId};
 
+use super::crowds::Room;
 use super::tls::{Channel, HANDSHAKE_WITHIN, HANDSHAKES_MAX, Work};
 use crate::node::Inbox;
 
 /// How long a peer may take to read our goodbye and to end its half.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a peer may take to read what is under way when its connection is to move.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Connections that a core may hold: half of what a `ConnId` has room for, since a socket that is
 /// being closed keeps its slot.
@@ -90,6 +95,8 @@ pub(super) struct Leaving {
     pub(super) moving: Box<Moving>,
     /// It is a shard of this core.
     pub(super) here: bool,
+    /// Its room there; none where it comes back to where it was.
+    pub(super) room: Option<Room>,
 }
 
 /// A connection that moves has no send under way any more.
@@ -116,6 +123,10 @@ pub(super) struct Carried {
     pub(super) moving: Box<Moving>,
     /// What was received on the way.
     pub(super) bytes: Vec<u8>,
+    /// Its peer has ended its half, by its socket or by TLS.
+    pub(super) peer_ended: bool,
+    /// Its room there.
+    pub(super) room: Option<Room>,
 }
 
 /// A connection that has come to another shard of its core.
@@ -131,6 +142,8 @@ pub(super) struct Landed {
     pub(super) bytes: Vec<u8>,
     /// Its peer has ended its half on the way.
     pub(super) peer_ended: bool,
+    /// Its room there.
+    pub(super) room: Option<Room>,
 }
 
 /// The connections of a core.
@@ -141,6 +154,8 @@ pub(super) struct Sockets {
     departed: Vec<Entry>,
     /// Who must be closed by when, in order, since all linger equally long.
     deadlines: VecDeque<(Instant, SocketId)>,
+    /// Who must have had its last send by when, to move, in order; most have left by now.
+    departures: VecDeque<(Instant, SocketId)>,
     /// Who must be secured by when, in order; some of them are by now, or gone.
     handshakes: VecDeque<(Instant, SocketId)>,
     /// How many are in `Securing`.
@@ -164,6 +179,24 @@ pub(super) enum Inbound<'a> {
     Nobody,
 }
 
+/// How a send began.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// It is under way, or nobody is there.
+    Well,
+    /// It is under way; of this connection's TLS keys little is left.
+    Worn(SocketId),
+    /// TLS refused: nothing is under way.
+    Failed {
+        /// Whose send it was.
+        socket: SocketId,
+        /// Who is at its other end.
+        peer: SocketAddr,
+        /// What TLS says.
+        why: String,
+    },
+}
+
 /// A connection and who serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Served {
@@ -181,6 +214,7 @@ impl Sockets {
             count: 0,
             departed: Vec::new(),
             deadlines: VecDeque::new(),
+            departures: VecDeque::new(),
             handshakes: VecDeque::new(),
             securing: 0,
             serial: core as u64,
@@ -339,7 +373,6 @@ impl Sockets {
     }
 
     /// Who is served over this socket, if anybody still is.
-    #[cfg(test)]
     pub(super) fn served(&self, socket: SocketId) -> Option<Served> {
         let entry = self.entries.get(socket.slot())?.as_ref()?;
         let serving = entry.socket == socket && entry.phase == Phase::Serving;
@@ -357,17 +390,22 @@ impl Sockets {
     }
 
     /// Send for a connection; the bytes of one that is gone are dropped.
-    pub(super) fn send(&mut self, ring: &mut Ring, conn: ConnId, buf: Vec<u8>) {
-        if let Some(entry) = self.entry_mut(conn)
-            && entry.phase == Phase::Serving
-        {
-            entry.sends += 1;
-            let buf = match &mut entry.tls {
-                None => buf,
-                Some(tls) => tls.seal(buf, entry.sends),
-            };
-            ring.send(entry.socket, buf);
+    pub(super) fn send(&mut self, ring: &mut Ring, conn: ConnId, buf: Vec<u8>) -> Sending {
+        let Some(entry) = self.entry_mut(conn) else { return Sending::Well };
+        if entry.phase != Phase::Serving {
+            return Sending::Well;
         }
+        let socket = entry.socket;
+        let (buf, worn) = match &mut entry.tls {
+            None => (buf, false),
+            Some(tls) => match tls.seal(buf, entry.sends + 1) {
+                Ok(records) => (records, tls.wears_out()),
+                Err(why) => return Sending::Failed { socket, peer: entry.peer, why },
+            },
+        };
+        entry.sends += 1;
+        ring.send(socket, buf);
+        if worn { Sending::Worn(socket) } else { Sending::Well }
     }
 
     /// A send has ended well: whom to tell, with the buffer that goes home; and what it lets a
@@ -396,14 +434,24 @@ impl Sockets {
     pub(super) fn leave(
         &mut self,
         ring: &mut Ring,
+        now: Instant,
         conn: ConnId,
         leaving: Leaving,
     ) -> Option<Departure> {
+        let entry = self.begin_leaving(ring, now, conn)?;
+        entry.leaving = Some(Box::new((leaving, Vec::new())));
+        departure(entry)
+    }
+
+    fn begin_leaving(&mut self, ring: &mut Ring, now: Instant, conn: ConnId) -> Option<&mut Entry> {
         let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Serving)?;
         entry.phase = Phase::Leaving;
-        entry.leaving = Some(Box::new((leaving, Vec::new())));
-        ring.pause_receive(entry.socket);
-        departure(entry)
+        let (socket, sends) = (entry.socket, entry.sends);
+        ring.pause_receive(socket);
+        if sends > 0 {
+            self.departures.push_back((now + LEAVE_WITHIN, socket));
+        }
+        self.entry_mut(conn)
     }
 
     /// The ring has let go of a connection that moves.
@@ -417,19 +465,20 @@ impl Sockets {
                 self.entries[socket.slot()].take()?
             }
         };
-        let (Leaving { to, moving, .. }, bytes) = *entry.leaving?;
-        Some(Carried { to, stream, peer: entry.peer, tls: entry.tls, moving, bytes })
+        let (Leaving { to, moving, room, here: _ }, bytes) = *entry.leaving?;
+        let Entry { peer, tls, peer_ended, .. } = entry;
+        Some(Carried { to, stream, peer, tls, moving, bytes, peer_ended, room })
     }
 
     /// A connection that moves arrives at another shard of this core, and is read again.
     pub(super) fn land(&mut self, ring: &mut Ring, conn: ConnId) -> Option<Landed> {
         let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Leaving)?;
-        let (Leaving { to, moving, .. }, bytes) = *entry.leaving.take()?;
+        let (Leaving { to, moving, room, here: _ }, bytes) = *entry.leaving.take()?;
         (entry.phase, entry.shard) = (Phase::Serving, to);
         // The shard is told, as if it had ended just now.
         let (socket, peer_ended) = (entry.socket, std::mem::take(&mut entry.peer_ended));
         ring.start_receive(socket);
-        Some(Landed { to, socket, moving, bytes, peer_ended })
+        Some(Landed { to, socket, moving, bytes, peer_ended, room })
     }
 
     /// How many there are, those that are being closed among them.
@@ -504,13 +553,13 @@ impl Sockets {
         }
     }
 
-    /// When the next goodbye or handshake must be over.
+    /// When the next goodbye, departure or handshake must be over.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let fronts = [self.deadlines.front(), self.handshakes.front()];
+        let fronts = [self.deadlines.front(), self.departures.front(), self.handshakes.front()];
         fronts.into_iter().flatten().map(|(at, _)| *at).min()
     }
 
-    /// Close those whose goodbye or handshake took too long; how many handshakes.
+    /// Close those whose goodbye, departure or handshake took too long; how many handshakes.
     pub(super) fn handle_timeout(&mut self, ring: &mut Ring, now: Instant) -> usize {
         let mut late = 0;
         while let Some((at, socket)) = self.handshakes.front().copied()
@@ -518,6 +567,18 @@ impl Sockets {
         {
             self.handshakes.pop_front();
             late += usize::from(self.break_off(ring, socket));
+        }
+        while let Some((at, socket)) = self.departures.front().copied()
+            && at <= now
+        {
+            self.departures.pop_front();
+            // No shard knows of it any more.
+            if let Some(entry) = self.entry_of(socket)
+                && entry.phase == Phase::Leaving
+                && entry.sends > 0
+            {
+                close(ring, entry);
+            }
         }
         while let Some((at, socket)) = self.deadlines.front().copied()
             && at <= now
@@ -715,6 +776,21 @@ mod tests {
                 break;
             }
         }
+    }
+
+    #[test]
+    fn a_connection_that_cannot_leave_because_its_peer_does_not_read_is_closed_in_time() {
+        let mut bench = bench();
+        let now = clock();
+        bench.sockets.send(&mut bench.ring, bench.conn, vec![7; 64 << 20]);
+        assert!(bench.sockets.begin_leaving(&mut bench.ring, now, bench.conn).is_some());
+        assert_eq!(bench.sockets.poll_timeout(), Some(now + LEAVE_WITHIN));
+        bench.sockets.handle_timeout(&mut bench.ring, now + LEAVE_WITHIN);
+        let mut heard = Vec::new();
+        while !heard.iter().any(|what| matches!(what, Completion::Closed { .. })) {
+            bench.ring.wait(Some(Duration::from_millis(10)), &mut heard).expect("a wait");
+        }
+        assert_eq!(bench.sockets.poll_timeout(), None);
     }
 
     #[test]

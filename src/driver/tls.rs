@@ -70,6 +70,8 @@ pub(super) struct Channel {
     lent: Option<(Vec<u8>, u32)>,
     /// The server's first answer was made, or is being made.
     answered: bool,
+    /// The shard was told that its keys are nearly used up.
+    worn: bool,
     /// Nobody waits for the handshake any more.
     abandoned: Arc<AtomicBool>,
 }
@@ -99,6 +101,7 @@ impl Channel {
             spare: Vec::new(),
             lent: None,
             answered: false,
+            worn: false,
             abandoned: Arc::default(),
         }
     }
@@ -128,17 +131,20 @@ impl Channel {
     }
 
     /// Makes records of a shard's buffer; `sends` are under way once they are. A session that has
-    /// failed makes none: the connection is on its way out.
-    pub(super) fn seal(&mut self, plain: Vec<u8>, sends: u32) -> Vec<u8> {
+    /// failed, or whose keys are used up, makes none, and says why.
+    pub(super) fn seal(&mut self, plain: Vec<u8>, sends: u32) -> Result<Vec<u8>, String> {
         let mut records = std::mem::take(&mut self.spare);
-        if let Some(session) = &mut self.session
-            && session.send(&plain, &mut records).is_err()
-        {
-            records.clear();
-        }
+        let session = self.session.as_mut().expect("it is home once the handshake is over");
+        session.send(&plain, &mut records).map_err(|error| error.to_string())?;
         assert!(self.lent.is_none(), "a shard has one send under way at a time");
         self.lent = Some((plain, sends));
-        records
+        Ok(records)
+    }
+
+    /// Whether its keys are nearly used up; once.
+    pub(super) fn wears_out(&mut self) -> bool {
+        let worn = self.session.as_ref().is_some_and(|session| session.is_worn());
+        worn && !std::mem::replace(&mut self.worn, true)
     }
 
     /// A send has ended: the shard's buffer, if it was all of it.

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amqp::connection::Sasl;
+use amqp::connection::{Config, Connection, Event, Sasl, Side};
 use amqp::delivery::Outcome;
+use amqp::link::{LinkSource, LinkTarget, NewLink};
 use perf::client::{Client, ClientError, data_of, durable_message};
 use perf::tls::{TlsArguments, TlsClient};
 
@@ -132,6 +133,66 @@ fn a_connection_over_tls_moves_with_its_keys() {
         client.close().expect("closed in order");
     }
     assert_eq!(metric(&world.broker, "tls_handshakes_total"), 24);
+    assert!(world.broker.stop().success());
+}
+
+fn link() -> NewLink {
+    NewLink {
+        name: "ended".to_owned(),
+        source: LinkSource::at("client"),
+        target: LinkTarget::at("one-queue"),
+        ..NewLink::default()
+    }
+}
+
+/// The attach makes it move, and the end that TLS says comes with it: who serves it then must hear
+/// of that end, since the socket says nothing.
+#[test]
+fn an_end_by_tls_is_heard_although_the_connection_moves() {
+    let scratch = Scratch::new("tls-end");
+    let authority = Authority::new(scratch.path(), "a");
+    let args = ["--threads", "2", "--shards", "2"];
+    let world = world("data", scratch, &authority.server("localhost"), &args);
+    let tls = TlsClient::new(&authority.trusting(None), "localhost").expect("sound files");
+    for _ in 0..12 {
+        let mut stream = TcpStream::connect(world.amqps).expect("connected");
+        stream.set_read_timeout(Some(WAIT)).expect("bounded");
+        let mut session = tls.session().expect("begun");
+        let config = Config { sasl: Sasl::Anonymous, ..Config::default() };
+        let mut amqp = Connection::new(config, Side::Client, Instant::now());
+        let mut begun = None;
+        loop {
+            let (mut plain, mut records) = (Vec::new(), Vec::new());
+            amqp.poll_transmit(&mut plain);
+            session.send(&plain, &mut records).expect("not failed");
+            if let Some(at) = begun {
+                amqp.attach_sender(at, link()).expect("open");
+                plain.clear();
+                amqp.poll_transmit(&mut plain);
+                session.send(&plain, &mut records).expect("not failed");
+                session.end(&mut records);
+                stream.write_all(&records).expect("sent");
+                break;
+            }
+            stream.write_all(&records).expect("sent");
+            let mut bytes = [0; 4096];
+            let count = stream.read(&mut bytes).expect("an answer");
+            session
+                .receive(&bytes[..count], |piece| amqp.handle_bytes(Instant::now(), piece))
+                .expect("tls");
+            while let Some(event) = amqp.poll_event() {
+                if let Event::Opened(_) = event {
+                    amqp.begin().expect("open");
+                } else if let Event::SessionBegun { session } = event {
+                    begun = Some(session);
+                }
+            }
+        }
+        // An answer or none; then the end, long before the silence would be noticed.
+        let asked = Instant::now();
+        stream.read_to_end(&mut Vec::new()).expect("an orderly end");
+        assert!(asked.elapsed() < WAIT, "the broker waits for more, as nothing told it of the end");
+    }
     assert!(world.broker.stop().success());
 }
 

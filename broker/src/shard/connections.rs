@@ -103,6 +103,14 @@ impl Shard {
         }
     }
 
+    /// The host can't carry it much longer.
+    pub(super) fn must_end(&mut self, id: ConnId, why: &str) {
+        let ends = |conn: &Conn| conn.goodbye || conn.close_wanted || conn.over;
+        if self.conns.get(id).is_some_and(|conn| !ends(conn)) {
+            self.say_goodbye(id, why);
+        }
+    }
+
     pub(super) fn authenticated(&mut self, now: Instant, id: ConnId, verdict: AuthVerdict) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.amqp.sasl_outcome(match verdict {

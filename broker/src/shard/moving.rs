@@ -19,10 +19,12 @@
 //! say and not sent, travels in the engine.
 //!
 //! Failure: a host whose socket breaks meanwhile drops what it carries, and nobody misses it. A
-//! shard that serves no more closes what arrives.
+//! shard that serves no more, or is full, closes what arrives with an error; a host asks for room
+//! ([`Shard::connections`]) before it sends one away.
 
 use std::time::Instant;
 
+use amqp::error::{Condition, Error};
 use journal::{QueueId, ShardId};
 
 use super::Shard;
@@ -74,9 +76,17 @@ impl Shard {
 
     /// A connection has come, under the number that its host gives it here.
     pub(super) fn moved(&mut self, now: Instant, id: ConnId, moving: Moving) {
-        if !self.is_serving() || self.conns.len() >= CONNECTIONS_MAX {
-            self.actions.push_back(Action::Close(id));
-            return;
+        if !self.is_serving() {
+            return self.turn_away(
+                id,
+                moving,
+                Condition::ConnectionForced,
+                "the broker is stopping",
+            );
+        }
+        if self.conns.len() >= CONNECTIONS_MAX {
+            let why = "the shard of this queue has as many connections as it takes";
+            return self.turn_away(id, moving, Condition::ResourceLimitExceeded, why);
         }
         let Moving { mut conn, mut link, name, bytes } = moving;
         assert!(matches!(link.phase, LinkPhase::Resolving) && conn.links.is_empty());
@@ -94,6 +104,18 @@ impl Shard {
         if !bytes.is_empty() {
             self.received(now, id, &bytes);
         }
+    }
+
+    /// A connection that has come is not served: its peer hears why, and that is all.
+    fn turn_away(&mut self, id: ConnId, moving: Moving, condition: Condition, why: &str) {
+        let Moving { mut conn, .. } = moving;
+        tracing::info!(conn = id.0, peer = %conn.peer, "connection turned away: {why}");
+        conn.amqp.close(Some(Error::new(condition, why)));
+        let mut buf = Vec::new();
+        if conn.amqp.poll_transmit(&mut buf) {
+            self.actions.push_back(Action::Send { conn: id, buf });
+        }
+        self.actions.push_back(Action::Close(id));
     }
 
     /// Bytes came for a connection that is not here: one whose `Move` waits to be taken gets them.

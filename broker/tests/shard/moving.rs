@@ -92,7 +92,7 @@ fn a_queue_that_is_created_is_where_its_first_connection_is() {
 }
 
 #[test]
-fn one_that_arrives_where_nobody_serves_any_more_is_closed() {
+fn one_that_arrives_where_nobody_serves_any_more_hears_why() {
     let mut host = two_shards();
     let at = host.connect_to_move(1);
     host.writes = Writes::Held;
@@ -100,5 +100,47 @@ fn one_that_arrives_where_nobody_serves_any_more_is_closed() {
     host.sender(at, "q");
     host.pass(Duration::from_millis(10));
     assert!(host.clients[at].closed);
+    assert_eq!(closed_with(&host, at), ["amqp:connection:forced"]);
     assert_eq!(host.shards.iter().map(broker::Shard::links).sum::<usize>(), 0);
+}
+
+/// The host asks for room before it carries one away; but who comes all the same hears why it is
+/// not served.
+#[test]
+fn one_that_arrives_where_all_is_taken_hears_why() {
+    let mut host = two_shards();
+    let at = host.connect_to_move(1);
+    for number in 0..broker::limits::CONNECTIONS_MAX as u64 {
+        let (conn, peer) = (broker::ConnId(1 << 32 | number), String::new());
+        host.event(0, broker::Event::Accepted { conn, peer, may_move: false });
+    }
+    host.sender(at, "q");
+    assert!(host.clients[at].closed);
+    assert_eq!(closed_with(&host, at), ["amqp:resource-limit-exceeded"]);
+    assert_eq!(host.shards[0].connections(), broker::limits::CONNECTIONS_MAX);
+}
+
+/// A host that can't carry a connection much longer has it closed with its reason, once.
+#[test]
+fn one_that_must_end_hears_why() {
+    let mut host = two_shards();
+    let at = host.connect(0);
+    for _ in 0..2 {
+        let conn = broker::ConnId(at as u64);
+        host.event(0, broker::Event::MustEnd { conn, why: "worn out" });
+        host.settle();
+    }
+    assert_eq!(closed_with(&host, at), ["amqp:connection:forced"]);
+    host.clients[at].amqp.close(None);
+    host.settle();
+    assert!(host.clients[at].closed);
+}
+
+/// The conditions of the closes that a client has heard.
+fn closed_with(host: &Host, at: usize) -> Vec<String> {
+    let condition = |event: &Amqp| {
+        let Amqp::CloseReceived { error: Some(error) } = event else { return None };
+        Some(error.condition.as_str().to_owned())
+    };
+    host.clients[at].heard.iter().filter_map(condition).collect()
 }

@@ -5,6 +5,7 @@
 //!   disk       durable writes in flight, registered memory, files that come and go
 //!   crossing   mail and doorbells between rings, where a lost wake-up would hang
 //!   storm      random commands under seeds; the books must balance
+//!   tls        sessions whose keys wear out
 //!   refused    what a process hears that may not have io_uring
 //! ```
 //!
@@ -36,6 +37,7 @@ mod disk;
 mod refused;
 mod sockets;
 mod storm;
+mod tls;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
