@@ -19,8 +19,9 @@
 //! `Host` names (DNS rebinding). No secret is in any answer.
 //!
 //! Failure: `{"error": why}` below `/api`, whoever refuses, the router included. A shard that does
-//! not answer within [`ANSWER_WITHIN`] makes it 503 with its number. A purge is answered when all is
-//! gone, which takes as long as the queue is deep: it has turns of its own, and [`PURGE_WITHIN`].
+//! not answer within [`ANSWER_WITHIN`] makes it 503 with its number. A purge is answered when all
+//! is gone, which takes as long as the queue is deep: it has turns of its own, and
+//! [`PURGE_WITHIN`].
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;

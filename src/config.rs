@@ -17,14 +17,15 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::auth::PasswordHash;
 use crate::fatal::{Cause, Failure};
 
 mod address;
 mod page;
+mod user;
 mod value;
 
 pub(crate) use page::schema;
+pub(crate) use user::{CertificateName, Role, User, access};
 pub(crate) use value::{
     Bytes, COUNT_MAX, Count, Directory, Durability, EngineChoice, LogFormat, OptionalFile,
     OptionalListen, Patience, Share, Span,
@@ -73,6 +74,9 @@ macro_rules! knobs {
             #[arg(skip)]
             #[serde(default)]
             address: Vec<address::AddressRule>,
+            #[arg(skip)]
+            #[serde(default)]
+            roles: Vec<Role>,
         }
 
         /// The configuration: complete and within its bounds.
@@ -83,6 +87,8 @@ macro_rules! knobs {
             pub(crate) users: Vec<User>,
             /// What holds for which address, as the file says it.
             address: Vec<address::AddressRule>,
+            /// What users may do; without any, everything.
+            pub(crate) roles: Vec<Role>,
             /// The keys that a file or a flag gave.
             given: Vec<&'static str>,
         }
@@ -93,6 +99,7 @@ macro_rules! knobs {
                     $($field: $default.parse().expect("a default is a value of its type"),)*
                     users: Vec::new(),
                     address: Vec::new(),
+                    roles: Vec::new(),
                     given: Vec::new(),
                 }
             }
@@ -110,6 +117,9 @@ macro_rules! knobs {
                 }
                 if !layer.users.is_empty() {
                     self.users = layer.users;
+                }
+                if !layer.roles.is_empty() {
+                    self.roles = layer.roles;
                 }
             }
 
@@ -176,6 +186,11 @@ knobs! {
                    default_missing_value = "true");
         "Refuse TLS clients without a certificate of tls-client-ca";
         "Clients with passwords and clients with certificates can share a port.";
+    "allow-plain-without-tls" allow_plain_without_tls: bool = "false" one of (["true", "false"]);
+        Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
+                   default_missing_value = "true");
+        "Let clients off loopback send passwords in the clear (SASL PLAIN without TLS)";
+        "Whoever sees the network would see the passwords.";
     "admin" admin: SocketAddr = "127.0.0.1:8161" like "an IP address and port";
         Start; arg(value_name = "ADDR:PORT");
         "Where health, metrics and management answer by HTTP";
@@ -244,20 +259,6 @@ knobs! {
         "An open broker is found within hours.";
 }
 
-/// One who may log in.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct User {
-    /// The name, at most 255 bytes.
-    pub(crate) name: String,
-    /// What `laelaps user hash` printed.
-    #[serde(rename = "password-hash")]
-    pub(crate) password_hash: PasswordHash,
-}
-
-/// A user's name has at most so many bytes.
-const USER_NAME_BYTES_MAX: usize = 255;
-
 impl Config {
     /// Defaults, under the file if there is one, under the flags; checked as a whole.
     pub(crate) fn load(file: Option<&Path>, flags: Layer) -> Result<Self, Failure> {
@@ -320,18 +321,12 @@ impl Config {
     }
 
     fn check_users(&self) -> Result<(), String> {
-        let mut names: Vec<&str> = self.users.iter().map(|user| user.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("users: `{}` is there twice", twice[0]));
+        user::check(&self.users, &self.roles)?;
+        let certificates = self.users.iter().any(|user| !user.certificates.is_empty());
+        if certificates && self.tls_client_ca.0.is_none() {
+            return Err("users: certificates need tls-client-ca".to_owned());
         }
-        match names.iter().find(|name| name.is_empty() || name.len() > USER_NAME_BYTES_MAX) {
-            Some(name) => Err(format!(
-                "users: a name has 1 to {USER_NAME_BYTES_MAX} bytes, but this has {}",
-                name.len()
-            )),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Files without a listener, or a listener without its files, are a mistake.
@@ -354,6 +349,17 @@ impl Config {
             return Ok(());
         }
         let exposed = |message| Err(Failure::new(Cause::Exposed, message));
+        if !self.listen.ip().is_loopback()
+            && !self.users.is_empty()
+            && !crate::auth::is_usable_in_clear(self)
+        {
+            return exposed(format!(
+                "listen is {}, off loopback, where nobody could log in: passwords are not sent in \
+                 the clear; use tls-listen, give every user a SCRAM hash, or set \
+                 allow-plain-without-tls",
+                self.listen
+            ));
+        }
         let ports = [("listen", Some(self.listen)), ("tls-listen", self.tls_listen.0)];
         for (key, addr) in ports {
             if let Some(addr) = addr.filter(|addr| !addr.ip().is_loopback())
@@ -401,6 +407,7 @@ fn toml_error(text: &str, error: &toml::de::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::HashFor;
 
     fn parse(text: &str) -> Result<Config, Failure> {
         let layer = toml::from_str(text)
@@ -466,6 +473,11 @@ mod tests {
             ("idle-timeout = \"0\"", "idle-timeout"),
             ("durability = \"synch\"", "replicated-sync"),
             ("[[users]]\nname = \"a\"", "password-hash"),
+            ("[[users]]\nname = \"a\"\ncertificates = [\"cn:a\"]", "tls-client-ca"),
+            ("[[users]]\nname = \"a\"\ncertificates = [\"a\"]", "cn:"),
+            ("[[roles]]\nname = \"a\"\nsend = [\"a.#\"]", "no users"),
+            ("[[roles]]\nname = \"a\"\nsend = [\"a.#.b\"]", "last word"),
+            ("[[roles]]\nname = \"a\"\ntake = [\"a\"]", "take"),
         ] {
             let failure = parse(text).expect_err(text);
             assert_eq!(failure.cause, Cause::ConfigInvalid, "{text}");
@@ -485,9 +497,14 @@ mod tests {
         assert_eq!(cause("listen = \"[::]:5672\""), Cause::Exposed);
         assert_eq!(cause("admin = \"0.0.0.0:8161\""), Cause::Exposed);
         parse("listen = \"0.0.0.0:5672\"\ninsecure = true").expect("meant");
-        let hash = crate::auth::hash("secret").expect("hashed");
-        let user = format!("[[users]]\nname = \"app\"\npassword-hash = \"{hash}\"\n");
-        parse(&format!("listen = \"0.0.0.0:5672\"\n{user}")).expect("users log in");
+        let hashed = |wanted| crate::auth::hash("secret", wanted).expect("hashed");
+        let user = |hash| format!("[[users]]\nname = \"app\"\npassword-hash = \"{hash}\"\n");
+        let scram = user(hashed(HashFor::ScramSha256));
+        parse(&format!("listen = \"0.0.0.0:5672\"\n{scram}")).expect("users log in");
+        let user = user(hashed(HashFor::Argon2id));
+        assert_eq!(cause(&format!("listen = \"0.0.0.0:5672\"\n{user}")), Cause::Exposed);
+        let allowed = "allow-plain-without-tls = true\nlisten = \"0.0.0.0:5672\"\n";
+        parse(&format!("{allowed}{user}")).expect("meant");
         assert_eq!(cause(&format!("{user}{user}")), Cause::ConfigInvalid);
     }
 }

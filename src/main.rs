@@ -116,7 +116,11 @@ enum ConfigCommand {
 #[derive(Subcommand)]
 enum UserCommand {
     /// Read a password from standard input and print its hash for `password-hash`
-    Hash,
+    Hash {
+        /// For which log-ins
+        #[arg(long = "for", value_enum, value_name = "KIND", default_value = "argon2id")]
+        wanted: auth::HashFor,
+    },
 }
 
 fn main() -> ExitCode {
@@ -134,7 +138,7 @@ fn main() -> ExitCode {
             output::line(format_args!("{:#}", config::schema()));
             Ok(())
         }
-        Command::User(UserCommand::Hash) => hash_password(),
+        Command::User(UserCommand::Hash { wanted }) => hash_password(wanted),
         Command::Queue { command, server } => admin_client::queue(&server, &command),
         Command::Connection { command, server } => admin_client::connection(&server, &command),
         Command::Journal(command) => journal_cli::run(&command),
@@ -159,7 +163,7 @@ fn main() -> ExitCode {
 const PASSWORD_BYTES_MAX: u64 = 1024;
 
 /// One line of standard input, never a flag: flags are seen by every process of the machine.
-fn hash_password() -> Result<(), Failure> {
+fn hash_password(wanted: auth::HashFor) -> Result<(), Failure> {
     let mut password = String::new();
     let wrong = |why: &str| Failure::new(Cause::Command, format!("standard input: {why}"));
     std::io::stdin()
@@ -174,7 +178,7 @@ fn hash_password() -> Result<(), Failure> {
     if password.len() as u64 > PASSWORD_BYTES_MAX || password.contains('\n') {
         return Err(wrong("a password is one line of at most 1024 bytes"));
     }
-    output::line(auth::hash(password)?);
+    output::line(auth::hash(password, wanted)?);
     Ok(())
 }
 

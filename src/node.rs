@@ -23,6 +23,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use journal::{DiskDone, ShardId};
 use tokio::sync::oneshot;
 
+use crate::auth::Conversation;
 use crate::driver::Shaken;
 use crate::tls::Tls;
 
@@ -46,6 +47,8 @@ pub(crate) enum Input {
         conn: ConnId,
         /// Whether user and password belong together.
         verdict: AuthVerdict,
+        /// What its log-in keeps until its next message.
+        conversation: Option<Box<Conversation>>,
     },
     /// Cold file work is done.
     Cold {

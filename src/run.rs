@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amqp::connection::Sasl;
+use amqp::sasl::Mechanisms;
 use broker::ShardConfig;
 use broker::event::RecoveryReport;
 use crossbeam::channel::{Receiver, after, bounded, never, select};
@@ -94,7 +95,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let write_bound = journal.write_bound;
     let driver = driver::start(Plan {
         journal,
-        authenticator: Authenticator::start(config.users.clone())?,
+        authenticator: Authenticator::start(config)?,
         directory,
         shards,
         cpus,
@@ -278,17 +279,18 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
     let tag_seed = getrandom::u64().map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
     })?;
-    let open = config.users.is_empty();
     let amqp = amqp::connection::Config {
         container_id: "laelaps".to_owned(),
         idle_time_out: Some(config.idle_timeout.0),
         // Who does not answer our goodbye must not hold up a stop.
         close_timeout: (config.drain.0 / 2).clamp(CLOSE_WITHIN_MIN, CLOSE_WITHIN_MAX),
         max_message_size: config.max_message_size.0,
-        sasl: Sasl::Server { anonymous: open, plain: !open, bare: open },
+        // Each connection's own is made where it comes from (`auth.rs`).
+        sasl: Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: true },
         tag_seed,
         ..amqp::connection::Config::default()
     };
+    let access = crate::config::access(&config.users, &config.roles);
     let level = match config.durability {
         Durability::Async => Level::Async,
         Durability::Sync => Level::Sync,
@@ -308,6 +310,7 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         disk_bound: journal::Config::default().write_bound,
         clock: driver::wall_clock(),
         settings: settings.clone(),
+        access: access.clone(),
         canaries: broker::canary::Canaries::default(),
     };
     Ok((0..geometry.shards).map(shard).collect())
@@ -487,7 +490,7 @@ impl Started<'_> {
             file_system = self.storage.file_system,
             volatile = self.facts.volatile,
             durability = self.facts.durability,
-            login = if self.config.users.is_empty() { "anonymous" } else { "plain" },
+            login = if self.config.users.is_empty() { "anonymous" } else { "users" },
             recovered = self.recovered.iter().map(|report| report.messages).sum::<u64>(),
             records = self.recovered.iter().map(|report| report.records).sum::<u64>(),
             torn = if torn.is_empty() { "nothing".to_owned() } else { torn.join("; ") },

@@ -32,9 +32,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::objects::{oid_registry, oid2abbrev};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::config::Config;
+use crate::config::{CertificateName, Config};
 use crate::fatal::{Cause, Failure};
 
 /// How often the files are looked at.
@@ -83,6 +84,8 @@ struct Files {
 pub(crate) struct Tls {
     files: Files,
     served: RwLock<Arc<ServerConfig>>,
+    /// Names in client certificates, and whom they stand for.
+    names: Vec<(CertificateName, String)>,
     /// What `/metrics` says.
     pub(crate) figures: Figures,
 }
@@ -113,7 +116,13 @@ impl Tls {
         let built = files.build(&contents).map_err(unusable)?;
         let figures = Figures::default();
         figures.certificate_not_after.store(built.not_after, Ordering::Relaxed);
-        let tls = Arc::new(Self { files, served: RwLock::new(Arc::new(built.config)), figures });
+        let of_user = |user: &crate::config::User| {
+            let name = user.name.clone();
+            user.certificates.clone().into_iter().map(move |known| (known, name.clone()))
+        };
+        let names = config.users.iter().flat_map(of_user).collect();
+        let served = RwLock::new(Arc::new(built.config));
+        let tls = Arc::new(Self { files, served, names, figures });
         let seen = contents.fingerprint();
         let watched = Arc::clone(&tls);
         std::thread::Builder::new()
@@ -129,6 +138,32 @@ impl Tls {
     /// What the next handshake is made with.
     pub(crate) fn served(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.served.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The user whom a client's certificate names, which was verified; none where it names nobody.
+    ///
+    /// # Errors
+    /// It names two users: better nobody than the wrong one.
+    pub(crate) fn user_of(
+        &self,
+        certificates: &[CertificateDer<'_>],
+    ) -> Result<Option<String>, String> {
+        let Some(certificate) = certificates.first().filter(|_| !self.names.is_empty()) else {
+            return Ok(None);
+        };
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+            return Err("its certificate cannot be read".to_owned());
+        };
+        let mut found: Option<&String> = None;
+        for (name, user) in &self.names {
+            if has_name(&certificate, name) {
+                if let Some(other) = found.filter(|other| *other != user) {
+                    return Err(format!("its certificate names two users, `{other}` and `{user}`"));
+                }
+                found = Some(user);
+            }
+        }
+        Ok(found.cloned())
     }
 
     fn watch(&self, mut taken: Fingerprint) -> ! {
@@ -293,6 +328,34 @@ fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
         roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(roots)
+}
+
+fn has_name(certificate: &X509Certificate<'_>, wanted: &CertificateName) -> bool {
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let alternatives = alternatives.map(|names| &names.value.general_names[..]).unwrap_or_default();
+    let any = |fits: &dyn Fn(&GeneralName<'_>) -> bool| alternatives.iter().any(fits);
+    match wanted {
+        CertificateName::Subject(parts) => {
+            let shown = certificate.subject().iter_attributes().map(|attribute| {
+                let kind = oid2abbrev(attribute.attr_type(), oid_registry()).ok()?;
+                Some((kind.to_owned(), attribute.as_str().ok()?.to_owned()))
+            });
+            shown.collect::<Option<Vec<_>>>().is_some_and(|shown| shown == *parts)
+        }
+        CertificateName::CommonName(name) => certificate
+            .subject()
+            .iter_common_name()
+            .any(|attribute| attribute.as_str().is_ok_and(|shown| shown == name)),
+        CertificateName::Dns(name) => any(
+            &|shown| matches!(shown, GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name)),
+        ),
+        CertificateName::Uri(name) => {
+            any(&|shown| matches!(shown, GeneralName::URI(uri) if uri == name))
+        }
+        CertificateName::Email(name) => {
+            any(&|shown| matches!(shown, GeneralName::RFC822Name(mail) if mail == name))
+        }
+    }
 }
 
 /// When a certificate ends, in seconds since 1970; none where it cannot be read.

@@ -30,6 +30,7 @@ use crate::delivery::{DeliveryId, Outcome};
 use crate::error::Error;
 use crate::frame::MAX_FRAME_SIZE_MIN;
 use crate::link::{AcceptLink, Link, LinkId, NewLink};
+use crate::sasl::{Mechanism, Mechanisms};
 use crate::session::{Session, SessionId};
 
 mod event;
@@ -42,7 +43,7 @@ mod slots;
 pub(crate) mod state;
 mod transfers;
 
-pub use event::{CloseReason, Event, Password, RemoteOpen, SaslCode, SaslPlain};
+pub use event::{CloseReason, Event, Password, RemoteOpen, SaslCode, SaslPlain, SaslScram};
 
 use slots::Slots;
 use state::{ConnectionState, LinkState, SessionState};
@@ -141,15 +142,15 @@ pub enum Sasl {
     /// Server: these mechanisms are offered, at least one; a bare AMQP header is taken only where
     /// `bare` says so.
     Server {
-        /// Offer ANONYMOUS.
-        anonymous: bool,
-        /// Offer PLAIN.
-        plain: bool,
+        /// These are offered, the strongest first.
+        mechanisms: Mechanisms,
         /// Take clients without a SASL layer.
         bare: bool,
     },
     /// Client: choose ANONYMOUS.
     Anonymous,
+    /// Client: choose EXTERNAL, as the user that the certificate below names.
+    External,
     /// Client: choose PLAIN.
     Plain {
         /// Who.
@@ -206,8 +207,10 @@ pub struct Connection {
     input_since: Instant,
     /// The next frame waits for a `detach` or `end` that the host owes.
     stalled: bool,
-    /// PLAIN came without credentials, and they were asked for.
-    plain_challenged: bool,
+    /// The mechanism that the client chose.
+    mechanism: Option<Mechanism>,
+    /// SCRAM's first message has come.
+    scram_begun: bool,
     /// `Closed` was told: the host wants nothing more.
     over: bool,
     out: Vec<u8>,
@@ -251,10 +254,10 @@ impl Connection {
         assert!(!windows.contains(&0), "a session that may receive nothing");
         let fits = match (&config.sasl, side) {
             (Sasl::None, Side::Client | Side::Server) => true,
-            (Sasl::Server { anonymous, plain, bare: _ }, Side::Server) => *anonymous || *plain,
-            (Sasl::Anonymous | Sasl::Plain { .. }, Side::Client) => true,
+            (Sasl::Server { mechanisms, bare: _ }, Side::Server) => *mechanisms != Mechanisms::NONE,
+            (Sasl::Anonymous | Sasl::External | Sasl::Plain { .. }, Side::Client) => true,
             (Sasl::Server { .. }, Side::Client) => false,
-            (Sasl::Anonymous | Sasl::Plain { .. }, Side::Server) => false,
+            (Sasl::Anonymous | Sasl::External | Sasl::Plain { .. }, Side::Server) => false,
         };
         assert!(fits, "the SASL settings are those of the other side, or offer nothing");
         let deadline = now + config.handshake_timeout;
@@ -271,7 +274,8 @@ impl Connection {
             input: Vec::new(),
             input_since: now,
             stalled: false,
-            plain_challenged: false,
+            mechanism: None,
+            scram_begun: false,
             over: false,
             out: Vec::new(),
             events: VecDeque::new(),
@@ -396,10 +400,23 @@ impl Connection {
 
     // Commands. A command for what is gone does nothing.
 
-    /// Server: answers `SaslPlain` or `SaslAnonymous`.
+    /// Server: answers any event of SASL.
     pub fn sasl_outcome(&mut self, code: SaslCode) {
+        self.sasl_outcome_with(code, None);
+    }
+
+    /// Server: as `sasl_outcome`, with what the mechanism has to say at its end.
+    pub fn sasl_outcome_with(&mut self, code: SaslCode, additional_data: Option<&[u8]>) {
         if self.side == Side::Server && self.state == ConnectionState::SaslPending {
-            self.answer_sasl(code);
+            self.answer_sasl(code, additional_data);
+            self.resume_input();
+        }
+    }
+
+    /// Server: answers the first `SaslScram`; a second one brings the client's proof.
+    pub fn sasl_challenge(&mut self, challenge: &[u8]) {
+        if self.side == Side::Server && self.state == ConnectionState::SaslPending {
+            self.challenge(challenge);
             self.resume_input();
         }
     }

@@ -25,6 +25,67 @@ pub enum SaslBody<'a> {
     Outcome(SaslOutcome<'a>),
 }
 
+/// How a client may log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mechanism {
+    /// By the certificate that it showed below (RFC 4422, appendix A).
+    External = 1,
+    /// By a proof that it knows the password, with SHA-512 (RFC 5802).
+    ScramSha512 = 2,
+    /// By a proof that it knows the password, with SHA-256 (RFC 7677).
+    ScramSha256 = 4,
+    /// By the password itself (RFC 4616).
+    Plain = 8,
+    /// As nobody (RFC 4505).
+    Anonymous = 16,
+}
+
+impl Mechanism {
+    /// Every mechanism, the strongest first, as they are offered.
+    pub const ALL: [Self; 5] =
+        [Self::External, Self::ScramSha512, Self::ScramSha256, Self::Plain, Self::Anonymous];
+
+    /// Its registered name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::External => "EXTERNAL",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::Plain => "PLAIN",
+            Self::Anonymous => "ANONYMOUS",
+        }
+    }
+}
+
+/// Some mechanisms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mechanisms(u8);
+
+impl Mechanisms {
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// ANONYMOUS alone.
+    pub const ANONYMOUS: Self = Self(Mechanism::Anonymous as u8);
+
+    /// This one too, if so.
+    #[must_use]
+    pub const fn with(self, mechanism: Mechanism, offered: bool) -> Self {
+        if offered { Self(self.0 | mechanism as u8) } else { self }
+    }
+
+    /// Whether this one is among them.
+    pub const fn has(self, mechanism: Mechanism) -> bool {
+        self.0 & mechanism as u8 != 0
+    }
+
+    /// Those among them, the strongest first.
+    pub fn iter(self) -> impl Iterator<Item = Mechanism> {
+        Mechanism::ALL.into_iter().filter(move |mechanism| self.has(*mechanism))
+    }
+}
+
 const MECHANISMS: u64 = SaslMechanisms::SPEC.code;
 const INIT: u64 = SaslInit::SPEC.code;
 const CHALLENGE: u64 = SaslChallenge::SPEC.code;

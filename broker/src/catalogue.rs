@@ -210,6 +210,9 @@ pub fn queue_name(text: &str) -> Result<&str, AddressError> {
 /// What the names of temporary queues begin with.
 const TEMPORARY_PREFIX: &str = "$temp.";
 
+/// What a pattern must fit that speaks of all temporary queues: `$temp.#` does, and `#`.
+pub const TEMPORARY_NODES: &str = "$temp";
+
 /// The name of a new temporary queue. Ids are given once, so names are; who was not told one cannot
 /// guess it without knowing the secret.
 pub fn temporary_name(id: QueueId, secret: u64) -> String {

@@ -12,8 +12,10 @@
 use std::fmt;
 use std::time::Instant;
 
+use amqp::connection::{SaslPlain, SaslScram};
 use journal::{DiskDone, DiskOp, ShardId};
 
+use crate::access::LogIn;
 use crate::admin::{AdminId, AdminReply, AdminRequest};
 use crate::mail::Mail;
 use crate::pending::BackupMarks;
@@ -34,6 +36,8 @@ pub enum Event<'a> {
         peer: String,
         /// The host can carry it to another shard, if `Move` asks for that.
         may_move: bool,
+        /// How it may log in.
+        login: LogIn,
     },
     /// A connection has come from another shard of this node, by its `Move`.
     Moved {
@@ -108,10 +112,17 @@ pub enum Event<'a> {
 }
 
 /// What became of a log-in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthVerdict {
-    /// The password is the user's.
-    Accepted,
+    /// The client knows the user's password.
+    Accepted {
+        /// Who it is.
+        user: String,
+        /// What the mechanism has to say at its end; nothing for PLAIN.
+        last_word: Vec<u8>,
+    },
+    /// SCRAM: the client is to answer this.
+    Challenge(Vec<u8>),
     /// Unknown user or wrong password; the peer is not told which.
     Refused,
     /// It could not be verified now (too many at once); the peer may try again.
@@ -145,14 +156,12 @@ pub enum Action {
         /// What goes with it. If its socket breaks on the way, drop it.
         moving: Box<Moving>,
     },
-    /// Verify a password somewhere else than on a shard's thread.
+    /// Verify a log-in somewhere else than on a shard's thread.
     Authenticate {
         /// The connection that waits.
         conn: ConnId,
-        /// The user's name as the peer gave it.
-        user: String,
-        /// The password; never logged.
-        password: Secret,
+        /// What the peer gave.
+        attempt: Attempt,
     },
     /// A disk operation. Each `Write` is made with data sync.
     Disk(DiskOp),
@@ -190,14 +199,14 @@ pub struct RecoveryReport {
     pub truncated: Option<String>,
 }
 
-/// A password on its way to be verified. It never shows in a log.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
+/// What a peer gave to log in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// A name and a password, as PLAIN says them.
+    Plain(Box<SaslPlain>),
+    /// A message of SCRAM, the first or the second; what the first one left behind is the host's
+    /// to keep with the connection.
+    Scram(Box<SaslScram>),
 }
 
 /// Why the process must end. Each cause has an exit status of its own.

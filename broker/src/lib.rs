@@ -13,6 +13,7 @@
 //! events in the same order give the same actions, always.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admin;
 pub mod apply;
 pub mod canary;
@@ -23,6 +24,7 @@ mod flat_map;
 pub mod limits;
 pub mod mail;
 pub mod moved;
+pub mod pattern;
 pub mod pending;
 pub mod queue;
 pub mod settings;

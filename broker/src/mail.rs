@@ -101,6 +101,8 @@ pub enum Mail {
         asker: LinkRef,
         /// The queue's name.
         name: String,
+        /// The user of that link may have it created.
+        may_create: bool,
     },
     /// The answer to `Resolve`; its queue is in the asker's read map already.
     Resolved {
@@ -318,6 +320,8 @@ pub enum Refusal {
     Address(String),
     /// The message asks for something that is not built.
     NotBuilt(String),
+    /// The user may not do that.
+    Unauthorized(String),
 }
 
 impl Refusal {

@@ -40,6 +40,7 @@ mod connections;
 mod creation;
 mod dead_letters;
 mod egress;
+mod identity;
 mod ingress;
 mod link;
 mod moving;
@@ -52,7 +53,7 @@ mod temporary;
 mod terms;
 mod unfinished;
 
-use creation::Creations;
+use creation::{Creations, Wish};
 use link::{Conn, Links};
 pub use moving::Moving;
 use operator::{Counters, Purges};
@@ -74,6 +75,8 @@ pub struct ShardConfig {
     pub memory_bytes_max: u64,
     /// A template for each connection; its SASL setting says which mechanisms are offered.
     pub amqp: amqp::connection::Config,
+    /// What each user may do.
+    pub access: crate::access::Access,
     /// There is a backup in the in-sync set: levels 2 and 3 wait for it.
     pub backup: bool,
     /// Segments allowed, for the operator's eyes.
@@ -263,7 +266,9 @@ impl Shard {
         // That bytes were taken stirs only a connection that has more to say.
         self.stirred |= !matches!(event, Event::Sent { .. });
         match event {
-            Event::Accepted { conn, peer, may_move } => self.accepted(now, conn, peer, may_move),
+            Event::Accepted { conn, peer, may_move, login } => {
+                self.accepted(now, connections::Arrival { conn, peer, may_move, login });
+            }
             Event::Moved { conn, moving } => self.moved(now, conn, *moving),
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
             Event::Sent { conn, buf } => {
@@ -426,7 +431,9 @@ impl Shard {
 
     fn handle_mail(&mut self, now: Instant, mail: Mail) {
         match mail {
-            Mail::Resolve { asker, name } => self.resolve(now, asker, name),
+            Mail::Resolve { asker, name, may_create } => {
+                self.resolve(now, asker, Wish { name, may_create });
+            }
             Mail::Resolved { asker, name, result } => self.resolved(now, asker, &name, result),
             Mail::Make { asker, temporary } => self.make_queue(now, asker, temporary),
             Mail::Made { asker, result } => self.made(now, asker, result),

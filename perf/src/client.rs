@@ -377,7 +377,11 @@ impl Client {
                 | Event::SendReady { .. }
                 | Event::Drained { .. } => {}
                 // A client asks for links; a broker that asks for one gets no answer.
-                Event::AttachReceived { .. } | Event::SaslPlain(_) | Event::SaslAnonymous => {}
+                Event::AttachReceived { .. }
+                | Event::SaslPlain(_)
+                | Event::SaslExternal { .. }
+                | Event::SaslScram(_)
+                | Event::SaslAnonymous => {}
             }
         }
     }

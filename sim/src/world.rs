@@ -376,7 +376,15 @@ impl World {
                 let (shard, peer) = (pipe.shard, format!("client-{}", pipe.client));
                 let may_move = self.rng.chance(700);
                 self.flush_to_broker(conn);
-                self.tell(shard, Event::Accepted { conn, peer, may_move })
+                self.tell(
+                    shard,
+                    Event::Accepted {
+                        conn,
+                        peer,
+                        may_move,
+                        login: broker::access::LogIn::default(),
+                    },
+                )
             }
             Due::Tick(client) => self.tick(client),
             Due::Poll(shard) => self.poll(shard),

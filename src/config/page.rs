@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 #[cfg(test)]
 use super::Applies;
-use super::{address, knobs};
+use super::{address, knobs, user};
 
 /// `docs/operating/configuration.md`, which a test keeps fresh.
 #[cfg(test)]
@@ -31,17 +31,7 @@ pub(crate) fn page() -> String {
         ));
     }
     page.push_str(&address::page());
-    page.push_str(
-        "\n## Users\n\n\
-         Without users everybody may connect (SASL ANONYMOUS, or no SASL). With at least one,\n\
-         every client logs in by SASL PLAIN. Off loopback that sends passwords in the clear: use\n\
-         `tls-listen`.\n\n\
-         ```toml\n\
-         [[users]]\n\
-         name = \"app\"\n\
-         password-hash = \"$argon2id$v=19$m=19456,t=2,p=1$...\"  # laelaps user hash < file\n\
-         ```\n",
-    );
+    page.push_str(&user::page());
     page
 }
 
@@ -58,21 +48,8 @@ pub(crate) fn schema() -> Value {
             }),
         );
     }
-    let text = json!({ "type": "string" });
     properties.insert("address".to_owned(), address::schema());
-    properties.insert(
-        "users".to_owned(),
-        json!({
-            "description": "Who may log in by SASL PLAIN; nobody means ANONYMOUS.",
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": false,
-                "required": ["name", "password-hash"],
-                "properties": { "name": text, "password-hash": text },
-            },
-        }),
-    );
+    properties.extend(user::schema());
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Laelaps configuration",
@@ -94,6 +71,9 @@ mod tests {
     #[test]
     fn the_schema_has_every_knob() {
         let schema = schema();
+        for table in ["address", "users", "roles"] {
+            assert_eq!(schema["properties"][table]["type"], "array", "{table}");
+        }
         for knob in knobs() {
             assert!(schema["properties"][knob.key].is_object(), "{}", knob.key);
         }

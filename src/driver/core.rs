@@ -47,7 +47,7 @@ use super::disk::{Disk, FILES_MAX};
 use super::sockets::{Carried, Departure, Inbound, Leaving, Sending, Served, Sockets};
 use super::tls::{Complaints, Handshakes, Shaken, Step};
 use super::{InboxOf, Report, clock, wall_clock};
-use crate::auth::{Authenticator, Job};
+use crate::auth::{Answer, Authenticator, Job};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, Input, core_of};
 
@@ -375,9 +375,14 @@ impl Core {
             let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
             self.count_abandoned(usize::from(full));
         } else {
+            let Some(login) = self.authenticator.log_in(peer, false, None) else {
+                // The configuration was refused unless this is meant: other ports are for them.
+                self.complaints.say_no_way(now, peer, "passwords are for TLS, or loopback");
+                return self.ring.close(socket);
+            };
             let conn = self.sockets.add(socket, shard, peer, None);
-            let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
-            self.handle(now, shard, accepted);
+            let peer = peer.to_string();
+            self.handle(now, shard, Event::Accepted { conn, peer, may_move: true, login });
         }
         self.ring.start_receive(socket);
     }
@@ -469,11 +474,17 @@ impl Core {
             Step::Failed(_) => {
                 self.sockets.fail(&mut self.ring, now, socket);
             }
-            Step::Done { plain } => {
+            Step::Done { plain, user } => {
+                let Some(login) = self.authenticator.log_in(peer, true, user) else {
+                    let why = "its certificate names no user, and nobody has a password";
+                    self.complaints.say_no_way(now, peer, why);
+                    self.sockets.fail(&mut self.ring, now, socket);
+                    return;
+                };
                 let Some(Served { conn, shard }) = self.sockets.secured(conn) else { return };
                 let serving = shard_of(&mut self.shards, shard);
-                let accepted = Event::Accepted { conn, peer: peer.to_string(), may_move: true };
-                serving.handle(now, accepted);
+                let peer = peer.to_string();
+                serving.handle(now, Event::Accepted { conn, peer, may_move: true, login });
                 if !plain.is_empty() {
                     serving.handle(now, Event::Received { conn, bytes: &plain });
                 }
@@ -580,8 +591,9 @@ impl Core {
                     self.questions.insert(id, answer);
                     self.handle(now, shard, Event::Admin { id, request });
                 }
-                Input::Verdict { shard, conn, verdict } => {
-                    if self.sockets.socket(conn).is_some() {
+                Input::Verdict { shard, conn, verdict, conversation } => {
+                    if let Some(kept) = self.sockets.conversation(conn) {
+                        *kept = conversation;
                         self.handle(now, shard, Event::Authenticated { conn, verdict });
                     }
                 }
@@ -669,12 +681,17 @@ impl Core {
                 let departure = self.sockets.leave(&mut self.ring, now, conn, leaving);
                 self.depart(departure);
             }
-            Action::Authenticate { conn, user, password } => {
+            Action::Authenticate { conn, attempt } => {
+                let Some(peer) = self.sockets.socket(conn).and_then(|s| self.sockets.peer(s))
+                else {
+                    return;
+                };
+                let conversation = self.sockets.conversation(conn).and_then(Option::take);
                 let inbox = self.inbox.clone();
-                let answer = Box::new(move |verdict| {
-                    inbox.put(Input::Verdict { shard: from, conn, verdict });
+                let answer: Answer = Box::new(move |verdict, conversation| {
+                    inbox.put(Input::Verdict { shard: from, conn, verdict, conversation });
                 });
-                self.authenticator.verify(Job { user, password, answer });
+                self.authenticator.verify(Job { peer, attempt, conversation, answer });
             }
             Action::Disk(op) => self.disk.submit(&mut self.ring, from, op),
             Action::Mail { to, mail } => self.post(Letter::Mail { from, to, mail }),

@@ -40,6 +40,7 @@ use net::{Ring, SocketId};
 
 use super::crowds::Room;
 use super::tls::{Channel, HANDSHAKE_WITHIN, HANDSHAKES_MAX, Work};
+use crate::auth::Conversation;
 use crate::node::Inbox;
 
 /// How long a peer may take to read our goodbye and to end its half.
@@ -78,6 +79,8 @@ struct Entry {
     shard: ShardId,
     peer: SocketAddr,
     tls: Option<Box<Channel>>,
+    /// Between two messages of a log-in.
+    conversation: Option<Box<Conversation>>,
     phase: Phase,
     sends: u32,
     /// It will send nothing more.
@@ -270,8 +273,18 @@ impl Sockets {
         if self.entries.len() <= slot {
             self.entries.resize_with(slot + 1, || None);
         }
-        let (sends, peer_ended, leaving) = (0, false, None);
-        let entry = Entry { socket, conn, shard, peer, tls, phase, sends, peer_ended, leaving };
+        let entry = Entry {
+            socket,
+            conn,
+            shard,
+            peer,
+            tls,
+            conversation: None,
+            phase,
+            sends: 0,
+            peer_ended: false,
+            leaving: None,
+        };
         // A connection from another core may get a slot of which the ring has let go in this very
         // turn: the last completion of who had it is on its way.
         match self.entries[slot].replace(entry) {
@@ -382,6 +395,12 @@ impl Sockets {
     /// Who is at the other end of this socket.
     pub(super) fn peer(&mut self, socket: SocketId) -> Option<SocketAddr> {
         self.entry_of(socket).map(|entry| entry.peer)
+    }
+
+    /// Where the log-in of a connection keeps what it needs between two messages.
+    pub(super) fn conversation(&mut self, conn: ConnId) -> Option<&mut Option<Box<Conversation>>> {
+        let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Serving)?;
+        Some(&mut entry.conversation)
     }
 
     /// The socket of a connection that a shard serves.

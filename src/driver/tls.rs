@@ -32,6 +32,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::tls::TlsSession;
 
 use crate::fatal::{Cause, Failure};
+use crate::log::Ration;
 use crate::node::{Inbox, Input};
 use crate::tls::{Tls, count};
 
@@ -244,6 +245,8 @@ pub(super) enum Step {
     Done {
         /// Plaintext that the peer sent with its last word.
         plain: Vec<u8>,
+        /// The user whom its certificate names.
+        user: Option<String>,
     },
     /// It failed, and why.
     Failed(String),
@@ -315,7 +318,10 @@ fn shake(tls: &Tls, work: Work) -> Shaken {
         Err(error) => Step::Failed(error.to_string()),
         Ok(()) if session.has_peer_ended() => Step::Failed("the peer ended it".to_owned()),
         Ok(()) if session.is_handshaking() => Step::More,
-        Ok(()) => Step::Done { plain },
+        Ok(()) => match tls.user_of(session.peer_certificates()) {
+            Ok(user) => Step::Done { plain, user },
+            Err(why) => Step::Failed(why),
+        },
     };
     let figures = &tls.figures;
     match step {
@@ -326,28 +332,27 @@ fn shake(tls: &Tls, work: Work) -> Shaken {
     Shaken { conn, peer, session: Some(session), out, step }
 }
 
-/// Refused handshakes in the log, so that a flood of them is a line and not a flood of lines.
+/// Refused connections in the log, so that a flood of them is a few lines and a number.
 #[derive(Debug, Default)]
-pub(super) struct Complaints {
-    since: Option<Instant>,
-    said: u32,
-    kept: u64,
-}
+pub(super) struct Complaints(Ration<COMPLAINTS_PER_SECOND>);
 
 impl Complaints {
     /// A handshake was refused, or a connection broke the protocol later.
     pub(super) fn say(&mut self, now: Instant, peer: SocketAddr, why: &str) {
-        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
-            if self.kept > 0 {
-                tracing::info!("{} more TLS connections were refused", self.kept);
+        self.tell(now, peer, "TLS connection refused", why);
+    }
+
+    /// A client has no way to log in.
+    pub(super) fn say_no_way(&mut self, now: Instant, peer: SocketAddr, why: &str) {
+        self.tell(now, peer, "connection refused, it cannot log in", why);
+    }
+
+    fn tell(&mut self, now: Instant, peer: SocketAddr, what: &str, why: &str) {
+        if let Some(left_out) = self.0.line(now) {
+            if left_out > 0 {
+                tracing::info!("{left_out} more connections were refused");
             }
-            *self = Self { since: Some(now), said: 0, kept: 0 };
-        }
-        if self.said < COMPLAINTS_PER_SECOND {
-            self.said += 1;
-            tracing::info!(%peer, "TLS connection refused: {why}");
-        } else {
-            self.kept += 1;
+            tracing::info!(%peer, "{what}: {why}");
         }
     }
 }

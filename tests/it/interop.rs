@@ -4,13 +4,11 @@
 //! neither end of a test knows our codec. Unless it says otherwise, a test runs with Proton and
 //! with rhea, on a queue of its own.
 
-use std::fs;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Broker, Scratch, Start, built};
+use crate::harness::{Broker, Scratch, Start};
 use crate::load::Client;
 use crate::message::{
     Header, data, durable, header, kept, number, numbered, pattern, samples, to, to_hex,
@@ -324,55 +322,6 @@ fn an_aborted_delivery_leaves_no_trace() {
     remote.send("s", &numbered(1));
     remote.receiver("r", "aborted", 10);
     assert_eq!(numbers(&remote.take_some("r", 2, 500)), [1]);
-}
-
-#[test]
-#[ignore = "needs the foreign clients: tests/run interop"]
-fn users_log_in_with_their_password_only() {
-    let scratch = Scratch::new("sasl");
-    let config = scratch.join("laelaps.toml");
-    let user = format!("[[users]]\nname = \"app\"\npassword-hash = \"{}\"\n", hash("secret"));
-    fs::write(&config, user).expect("a file can be written");
-    let data = scratch.join("data");
-    let mut start = Start::new(&data);
-    start.args.extend(["--config".into(), config.to_string_lossy().into_owned()]);
-    let broker = start.ready();
-    for client in BOTH {
-        let connect = |user: Option<(&str, &str)>| match user {
-            Some((user, password)) => {
-                json!({"do": "connect", "port": broker.amqp.port(), "user": user,
-                    "password": password})
-            }
-            None => json!({"do": "connect", "port": broker.amqp.port()}),
-        };
-        let mut remote = Remote::start(client);
-        remote.ok(connect(Some(("app", "secret"))));
-        remote.sender("s", "sasl");
-        remote.send("s", &numbered(1));
-        for wrong in [Some(("app", "Secret")), Some(("nobody", "secret")), Some(("app", "")), None]
-        {
-            let mut remote = Remote::start(client);
-            let answer = remote.step(connect(wrong));
-            assert!(!answer["error"].is_null(), "{client:?}: {wrong:?} got in: {answer}");
-        }
-    }
-    let said = broker.said();
-    assert!(!said.contains("secret") && !said.contains("Secret"), "a password is in the log");
-}
-
-fn hash(password: &str) -> String {
-    let mut child = Command::new(built("laelaps"))
-        .args(["user", "hash"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the broker's binary can be started");
-    let mut input = child.stdin.take().expect("its input is piped");
-    std::io::Write::write_all(&mut input, password.as_bytes()).expect("it reads the password");
-    drop(input);
-    let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "user hash: {}", output.status);
-    String::from_utf8(output.stdout).expect("a hash is text").trim().to_owned()
 }
 
 #[test]

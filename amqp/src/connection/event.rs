@@ -1,7 +1,10 @@
 //! What a connection tells its host: one enum, owned data.
 //!
 //! ```text
-//!  SaslPlain | SaslAnonymous -> sasl_outcome         answers wait for the command on the right:
+//!  SaslPlain | SaslExternal
+//!            | SaslAnonymous -> sasl_outcome
+//!  SaslScram                 -> sasl_challenge, then sasl_outcome_with
+//!                                                    answers wait for the command on the right:
 //!  Opened (server)           -> open | close         the host commits settlements first
 //!  AttachReceived            -> accept_link | refuse_link
 //!  DetachReceived            -> detach
@@ -18,6 +21,7 @@ pub use crate::definitions::SaslCode;
 use crate::delivery::{DeliveryId, Outcome};
 use crate::error::Error;
 use crate::link::{LinkId, RemoteAttach};
+use crate::sasl::Mechanism;
 use crate::session::SessionId;
 
 /// An output of [`Connection::poll_event`](super::Connection::poll_event).
@@ -27,6 +31,15 @@ pub enum Event {
     SaslPlain(Box<SaslPlain>),
     /// Server: a client chose ANONYMOUS. Answer with `sasl_outcome`; input waits meanwhile.
     SaslAnonymous,
+    /// Server: a client wants to be the user of its certificate, or says which. Answer with
+    /// `sasl_outcome`; input waits meanwhile.
+    SaslExternal {
+        /// The identity to act as; empty for the certificate's own.
+        authzid: String,
+    },
+    /// Server: a message of SCRAM. Answer the first with `sasl_challenge`, the second with
+    /// `sasl_outcome_with`; or either with a refusal. Input waits meanwhile.
+    SaslScram(Box<SaslScram>),
     /// The peer's open. Server: answer with `open`, or with `close(Some(error))` to refuse; input
     /// waits meanwhile. Client: the connection is up.
     Opened(Box<RemoteOpen>),
@@ -169,6 +182,17 @@ pub struct SaslPlain {
     pub user: String,
     /// The secret.
     pub password: Password,
+}
+
+/// A client's message of SCRAM (RFC 5802).
+#[derive(Debug, PartialEq, Eq)]
+pub struct SaslScram {
+    /// With which hash.
+    pub mechanism: Mechanism,
+    /// It is the client's first: user and nonce. The second is its proof.
+    pub first: bool,
+    /// The message: whoever knows it can try passwords in peace.
+    pub message: Password,
 }
 
 /// A password: never printed, overwritten with zeros when dropped.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  server   <- AMQP.3 header      AMQP.3 header, mechanisms ->        [5.3]
-//!           <- init               (SaslPlain | SaslAnonymous: the host verifies)
+//!           <- init               (Sasl…: the host verifies)
+//!         ( <- response           challenge ->   SCRAM; PLAIN without credentials in its init )
 //!                                 outcome ->                          not ok: over
 //!           <- AMQP.0 header      AMQP.0 header ->                    [2.2]
 //!           <- open               (Opened: the host decides)  open ->
@@ -16,17 +17,14 @@
 use std::time::Duration;
 
 use super::state::{ConnectionEvent, ConnectionState};
-use super::{CloseReason, Connection, Event, RemoteOpen, Sasl, SaslCode, SaslPlain, Side};
-use super::{Password, Slots};
+use super::{CloseReason, Connection, Event, Password, RemoteOpen, Sasl, SaslCode, SaslPlain};
+use super::{SaslScram, Side, Slots};
 use crate::codec::{Multiple, Symbol};
 use crate::error::{Error, Fault, PeerViolation};
 use crate::frame::{self, MAX_FRAME_SIZE_MIN, ProtocolId};
 use crate::link::{borrow_map, borrow_symbols, own_map, own_symbols};
 use crate::performative::{Close, Open, Performative};
-use crate::sasl::{SaslBody, SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome};
-
-const ANONYMOUS: Symbol<'_> = Symbol::new("ANONYMOUS");
-const PLAIN: Symbol<'_> = Symbol::new("PLAIN");
+use crate::sasl::{Mechanism, SaslBody, SaslChallenge, SaslInit, SaslMechanisms, SaslOutcome};
 
 /// The shortest idle-time-out that we promise to keep [2.4.5].
 const IDLE_TIME_OUT_MIN: Duration = Duration::from_millis(100);
@@ -51,7 +49,10 @@ impl Connection {
                 self.out.extend_from_slice(&ProtocolId::Amqp.header());
                 self.write_open();
             }
-            (Side::Client, Sasl::Anonymous | Sasl::Plain { .. } | Sasl::Server { .. }) => {
+            (
+                Side::Client,
+                Sasl::Anonymous | Sasl::External | Sasl::Plain { .. } | Sasl::Server { .. },
+            ) => {
                 self.out.extend_from_slice(&ProtocolId::Sasl.header());
             }
         }
@@ -64,7 +65,9 @@ impl Connection {
             (_, Sasl::Server { bare: true, .. }) if header == Some(ProtocolId::Amqp) => {
                 ProtocolId::Amqp
             }
-            (_, Sasl::Server { .. } | Sasl::Anonymous | Sasl::Plain { .. }) => ProtocolId::Sasl,
+            (_, Sasl::Server { .. } | Sasl::Anonymous | Sasl::External | Sasl::Plain { .. }) => {
+                ProtocolId::Sasl
+            }
         };
         if header != Some(expected) {
             if self.side == Side::Server {
@@ -80,14 +83,10 @@ impl Connection {
             return;
         }
         self.step(ConnectionEvent::SaslHeader);
-        if let Sasl::Server { anonymous, plain, bare: _ } = self.config.sasl {
-            let mechanisms = [PLAIN, ANONYMOUS];
-            let offered = match (plain, anonymous) {
-                (true, true) => &mechanisms[..],
-                (true, false) => &mechanisms[..1],
-                (false, true | false) => &mechanisms[1..],
-            };
-            let sasl_server_mechanisms = Multiple::from(offered);
+        if let Sasl::Server { mechanisms, bare: _ } = self.config.sasl {
+            let offered: Vec<Symbol<'_>> =
+                mechanisms.iter().map(|mechanism| Symbol::new(mechanism.name())).collect();
+            let sasl_server_mechanisms = Multiple::from(&offered[..]);
             let body = SaslBody::Mechanisms(SaslMechanisms { sasl_server_mechanisms });
             frame::write_sasl(&mut self.out, &body);
         }
@@ -97,14 +96,17 @@ impl Connection {
     pub(super) fn on_sasl(&mut self, body: &[u8]) -> Result<(), Fault> {
         match (self.side, self.state, SaslBody::decode(body)?) {
             (Side::Server, ConnectionState::SaslWait, SaslBody::Init(init))
-                if !self.plain_challenged =>
+                if self.mechanism.is_none() =>
             {
                 self.on_sasl_init(&init);
             }
             (Side::Server, ConnectionState::SaslWait, SaslBody::Response(response))
-                if self.plain_challenged =>
+                if self.mechanism.is_some() =>
             {
-                self.on_plain(response.response);
+                // It was challenged: nothing else leads back to this state.
+                if let Some(mechanism) = self.mechanism {
+                    self.on_sasl_message(mechanism, response.response);
+                }
             }
             (Side::Client, ConnectionState::SaslWait, SaslBody::Mechanisms(offered)) => {
                 self.choose_mechanism(&offered);
@@ -132,24 +134,58 @@ impl Connection {
     }
 
     fn on_sasl_init(&mut self, init: &SaslInit<'_>) {
-        let Sasl::Server { anonymous, plain, bare: _ } = self.config.sasl else {
+        let Sasl::Server { mechanisms, bare: _ } = self.config.sasl else {
             return self.finish(CloseReason::SaslFailed(SaslCode::Auth));
         };
-        if plain && init.mechanism == PLAIN {
-            match init.initial_response {
-                Some(response) => self.on_plain(response),
-                None => {
-                    self.plain_challenged = true;
-                    let body = SaslBody::Challenge(SaslChallenge { challenge: &[] });
-                    frame::write_sasl(&mut self.out, &body);
+        let wanted = init.mechanism.as_str();
+        let Some(mechanism) = mechanisms.iter().find(|offered| offered.name() == wanted) else {
+            self.step(ConnectionEvent::SaslStep);
+            return self.answer_sasl(SaslCode::Auth, None);
+        };
+        self.mechanism = Some(mechanism);
+        match (mechanism, init.initial_response) {
+            (Mechanism::Anonymous | Mechanism::External, response) => {
+                self.on_sasl_message(mechanism, response.unwrap_or_default());
+            }
+            (_, Some(response)) => self.on_sasl_message(mechanism, response),
+            (Mechanism::Plain | Mechanism::ScramSha256 | Mechanism::ScramSha512, None) => {
+                self.step(ConnectionEvent::SaslStep);
+                self.challenge(&[]);
+            }
+        }
+    }
+
+    /// Asks the client to go on.
+    pub(super) fn challenge(&mut self, challenge: &[u8]) {
+        frame::write_sasl(&mut self.out, &SaslBody::Challenge(SaslChallenge { challenge }));
+        self.step(ConnectionEvent::SaslMore);
+    }
+
+    /// What the client has to say in its mechanism.
+    fn on_sasl_message(&mut self, mechanism: Mechanism, message: &[u8]) {
+        match mechanism {
+            Mechanism::Anonymous => {
+                self.step(ConnectionEvent::SaslStep);
+                self.events.push_back(Event::SaslAnonymous);
+            }
+            Mechanism::External => {
+                self.step(ConnectionEvent::SaslStep);
+                match std::str::from_utf8(message) {
+                    Ok(authzid) => {
+                        let authzid = authzid.to_owned();
+                        self.events.push_back(Event::SaslExternal { authzid });
+                    }
+                    Err(_) => self.answer_sasl(SaslCode::Auth, None),
                 }
             }
-        } else if anonymous && init.mechanism == ANONYMOUS {
-            self.step(ConnectionEvent::SaslStep);
-            self.events.push_back(Event::SaslAnonymous);
-        } else {
-            self.step(ConnectionEvent::SaslStep);
-            self.answer_sasl(SaslCode::Auth);
+            Mechanism::Plain => self.on_plain(message),
+            Mechanism::ScramSha256 | Mechanism::ScramSha512 => {
+                self.step(ConnectionEvent::SaslStep);
+                let first = !std::mem::replace(&mut self.scram_begun, true);
+                let message = Password::new(message);
+                let scram = SaslScram { mechanism, first, message };
+                self.events.push_back(Event::SaslScram(Box::new(scram)));
+            }
         }
     }
 
@@ -167,17 +203,24 @@ impl Connection {
                     password: Password::new(password),
                 })));
             }
-            (Some(_) | None, Some(_) | None, Some(_) | None) => self.answer_sasl(SaslCode::Auth),
+            (Some(_) | None, Some(_) | None, Some(_) | None) => {
+                self.answer_sasl(SaslCode::Auth, None);
+            }
         }
     }
 
     fn choose_mechanism(&mut self, offered: &SaslMechanisms<'_>) {
         let (mechanism, response) = match &self.config.sasl {
             Sasl::Plain { user, password } => {
-                (PLAIN, [b"\0", user.as_bytes(), b"\0", password.reveal()].concat())
+                let response = [b"\0", user.as_bytes(), b"\0", password.reveal()].concat();
+                (Mechanism::Plain, response)
             }
-            Sasl::None | Sasl::Anonymous | Sasl::Server { .. } => (ANONYMOUS, Vec::new()),
+            Sasl::External => (Mechanism::External, Vec::new()),
+            Sasl::None | Sasl::Anonymous | Sasl::Server { .. } => {
+                (Mechanism::Anonymous, Vec::new())
+            }
         };
+        let mechanism = Symbol::new(mechanism.name());
         if !offered.sasl_server_mechanisms.contains(mechanism.as_str()) {
             return self.finish(CloseReason::SaslFailed(SaslCode::Auth));
         }
@@ -191,8 +234,8 @@ impl Connection {
     }
 
     /// Server: the outcome, by the host or because no host could say yes.
-    pub(super) fn answer_sasl(&mut self, code: SaslCode) {
-        let outcome = SaslOutcome { code, additional_data: None };
+    pub(super) fn answer_sasl(&mut self, code: SaslCode, additional_data: Option<&[u8]>) {
+        let outcome = SaslOutcome { code, additional_data };
         frame::write_sasl(&mut self.out, &SaslBody::Outcome(outcome));
         if code == SaslCode::Ok {
             self.step(ConnectionEvent::SaslDone);

@@ -79,6 +79,7 @@ table! {
     ConnectionState, ConnectionEvent:
     SaslHeader { HeaderWait => SaslWait }
     SaslStep { SaslWait => SaslPending }
+    SaslMore { SaslPending => SaslWait }
     SaslDone { SaslPending => AmqpHeaderWait }
     AmqpHeader { HeaderWait => OpenWait, AmqpHeaderWait => OpenWait }
     RemoteOpenToServer { OpenWait => OpenReceived }

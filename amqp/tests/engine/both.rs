@@ -26,6 +26,7 @@ use amqp::definitions::{DeliveryId, Role, SenderSettleMode};
 use amqp::delivery::Outcome;
 use amqp::error::{AnyCondition, Condition, Error};
 use amqp::link::{AcceptLink, LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::sasl::Mechanisms;
 use amqp::session::SessionId;
 
 const MESSAGE_BYTES_MAX: u64 = 3000;
@@ -104,7 +105,7 @@ pub(crate) fn drive(now: Instant, bytes: &[u8]) -> u32 {
     let [client, server, operations @ ..] = bytes else { return 0 };
     let (client_sasl, server_sasl) = match (client ^ server) & 1 {
         0 => (Sasl::None, Sasl::None),
-        _ => (Sasl::Anonymous, Sasl::Server { anonymous: true, plain: true, bare: false }),
+        _ => (Sasl::Anonymous, Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: false }),
     };
     let client = Config { sasl: client_sasl, ..bounds(*client) };
     let server = Config { sasl: server_sasl, ..bounds(*server) };
@@ -337,7 +338,10 @@ impl End {
 
     fn on_event(&mut self, event: Event, arrived: &mut BTreeMap<u32, (LinkId, u32)>) {
         match event {
-            Event::SaslPlain(_) | Event::SaslAnonymous => self.engine.sasl_outcome(SaslCode::Ok),
+            Event::SaslAnonymous => self.engine.sasl_outcome(SaslCode::Ok),
+            Event::SaslPlain(_) | Event::SaslExternal { .. } | Event::SaslScram(_) => {
+                panic!("only ANONYMOUS is offered: {event:?}")
+            }
             Event::Opened(_) => {
                 self.opened = true;
                 if self.side == Side::Server {

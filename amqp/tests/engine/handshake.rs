@@ -8,11 +8,15 @@ use amqp::definitions::Condition;
 use amqp::error::Error;
 use amqp::frame::{self, ProtocolId};
 use amqp::performative::{Close, Open, Performative};
-use amqp::sasl::{SaslBody, SaslInit, SaslMechanisms, SaslOutcome, SaslResponse};
+use amqp::sasl::{
+    Mechanism, Mechanisms, SaslBody, SaslInit, SaslMechanisms, SaslOutcome, SaslResponse,
+};
 
 use crate::peer::{Peer, begin, config, encode, error, open};
 
-const SERVER_SASL: Sasl = Sasl::Server { anonymous: true, plain: true, bare: false };
+const PLAIN_TOO: Mechanisms = Mechanisms::ANONYMOUS.with(Mechanism::Plain, true);
+
+const SERVER_SASL: Sasl = Sasl::Server { mechanisms: PLAIN_TOO, bare: false };
 
 fn secured() -> Peer {
     let mut peer = Peer::new(Config { sasl: SERVER_SASL, ..config() }, Side::Server);
@@ -117,12 +121,12 @@ fn item_4_a_foreign_header_is_answered_with_the_one_that_fits() {
 
 #[test]
 fn item_4_a_bare_header_is_taken_where_it_is_allowed() {
-    let sasl = Sasl::Server { anonymous: true, plain: false, bare: true };
+    let sasl = Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: true };
     let mut peer = Peer::new(Config { sasl, ..config() }, Side::Server);
     peer.say_bytes(&ProtocolId::Amqp.header());
     assert_eq!(peer.hears(), ["header 0"]);
     let mut peer = Peer::new(
-        Config { sasl: Sasl::Server { anonymous: true, plain: false, bare: true }, ..config() },
+        Config { sasl: Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: true }, ..config() },
         Side::Server,
     );
     peer.say_bytes(&ProtocolId::Sasl.header());
@@ -197,6 +201,89 @@ fn item_6_after_a_failed_outcome_nothing_more_is_taken() {
         assert!(peer.hears().is_empty() && peer.events().is_empty());
         assert!(peer.engine.is_finished());
     }
+}
+
+/// A server that offers what is not a password in the clear.
+fn offering(mechanisms: Mechanisms) -> Peer {
+    let sasl = Sasl::Server { mechanisms, bare: false };
+    let mut peer = Peer::new(Config { sasl, ..config() }, Side::Server);
+    peer.say_bytes(&ProtocolId::Sasl.header());
+    peer
+}
+
+#[test]
+fn item_7_scram_takes_two_messages_and_the_hosts_last_word() {
+    let scram = Mechanisms::NONE
+        .with(Mechanism::ScramSha256, true)
+        .with(Mechanism::ScramSha512, true)
+        .with(Mechanism::Plain, true);
+    // With an initial response, and without one.
+    for asked in [false, true] {
+        let mut peer = offering(scram);
+        let offered = "mechanisms SCRAM-SHA-512 SCRAM-SHA-256 PLAIN";
+        assert_eq!(peer.hears(), ["header 3", offered]);
+        if asked {
+            peer.sasl(&init("SCRAM-SHA-256", None));
+            assert_eq!(peer.hears(), ["challenge"]);
+            peer.sasl(&SaslBody::Response(SaslResponse { response: b"first" }));
+        } else {
+            peer.sasl(&init("SCRAM-SHA-256", Some(b"first")));
+        }
+        let events = peer.events();
+        let [Event::SaslScram(scram)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!((scram.mechanism, scram.first), (Mechanism::ScramSha256, true));
+        assert_eq!(scram.message.reveal(), b"first");
+        peer.engine.sasl_challenge(b"r=x");
+        assert_eq!(peer.hears(), ["challenge"]);
+        peer.sasl(&SaslBody::Response(SaslResponse { response: b"second" }));
+        let events = peer.events();
+        let [Event::SaslScram(scram)] = &events[..] else { panic!("{events:?}") };
+        assert!(!scram.first && scram.message.reveal() == b"second");
+        peer.engine.sasl_outcome_with(SaslCode::Ok, Some(b"v=y"));
+        let said = peer.hears_bytes();
+        let (frame, _) = frame::parse(&said, u32::MAX).expect("sound").expect("whole");
+        let outcome = SaslOutcome { code: SaslCode::Ok, additional_data: Some(b"v=y") };
+        assert_eq!(SaslBody::decode(frame.body), Ok(SaslBody::Outcome(outcome)));
+        peer.say_bytes(&ProtocolId::Amqp.header());
+        assert_eq!(peer.hears(), ["header 0"]);
+    }
+}
+
+#[test]
+fn item_7_nobody_speaks_out_of_turn_in_scram() {
+    let scram = Mechanisms::NONE.with(Mechanism::ScramSha512, true);
+    // A second init, a response to nothing, and a response while the host thinks.
+    let mut peer = offering(scram);
+    peer.sasl(&init("SCRAM-SHA-512", None));
+    peer.sasl(&init("SCRAM-SHA-512", Some(b"first")));
+    assert_eq!(violation(&mut peer), Condition::IllegalState);
+    let mut peer = offering(scram);
+    peer.sasl(&SaslBody::Response(SaslResponse { response: b"second" }));
+    assert_eq!(violation(&mut peer), Condition::IllegalState);
+    let mut peer = offering(scram);
+    peer.sasl(&init("SCRAM-SHA-512", Some(b"first")));
+    peer.sasl(&SaslBody::Response(SaslResponse { response: b"second" }));
+    assert!(matches!(&peer.events()[..], [Event::SaslScram(first)] if first.first), "it waits");
+    // A host that refuses the first message; a late word changes nothing.
+    peer.engine.sasl_outcome(SaslCode::Auth);
+    assert_eq!(closed_reason(&mut peer), CloseReason::SaslFailed(SaslCode::Auth));
+    peer.engine.sasl_challenge(b"r=x");
+    assert_eq!(peer.hears().last().map(String::as_str), Some("outcome auth"));
+}
+
+#[test]
+fn item_7_external_says_whom_the_client_wants_to_be() {
+    let external = Mechanisms::NONE.with(Mechanism::External, true);
+    let mut responses = [None, Some(&b""[..]), Some(b"ann")].into_iter();
+    for wanted in ["", "", "ann"] {
+        let mut peer = offering(external);
+        peer.sasl(&init("EXTERNAL", responses.next().expect("as many")));
+        let wanted = Event::SaslExternal { authzid: wanted.to_owned() };
+        assert_eq!(peer.events(), [wanted]);
+    }
+    let mut peer = offering(external);
+    peer.sasl(&init("EXTERNAL", Some(b"\xff")));
+    assert_eq!(peer.hears()[2..], ["outcome auth"]);
 }
 
 #[test]

@@ -17,8 +17,11 @@ use amqp::connection::{Config, Connection, Event, Password, Sasl, SaslCode, Send
 use amqp::definitions::{DeliveryId, Role};
 use amqp::delivery::Outcome;
 use amqp::link::{AcceptLink, LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::sasl::{Mechanism, Mechanisms};
 
 use crate::peer::{config, start};
+
+const PLAIN_TOO: Mechanisms = Mechanisms::ANONYMOUS.with(Mechanism::Plain, true);
 
 /// splitmix64: the same run for the same seed, on any machine.
 pub(crate) struct Random(u64);
@@ -126,7 +129,7 @@ impl Pair {
         let server = Config {
             sasl: match sasl {
                 0 => Sasl::None,
-                _ => Sasl::Server { anonymous: true, plain: true, bare: false },
+                _ => Sasl::Server { mechanisms: PLAIN_TOO, bare: false },
             },
             ..server
         };

@@ -135,7 +135,7 @@ impl World {
         let recovery = Recovery::new(&node, ShardId(0), &slots, journal::Config::default());
         let amqp = Config {
             container_id: "laelaps".to_owned(),
-            sasl: Sasl::Server { anonymous: true, plain: false, bare: true },
+            sasl: Sasl::Server { mechanisms: amqp::sasl::Mechanisms::ANONYMOUS, bare: true },
             ..Config::default()
         };
         let config = ShardConfig {
@@ -150,6 +150,7 @@ impl World {
             disk_bound: std::time::Duration::from_secs(30),
             clock: broker::clock::WallClock { at: now, unix_ms: 0 },
             settings: std::sync::Arc::default(),
+            access: broker::access::Access::default(),
             canaries: broker::canary::Canaries::default(),
         };
         let client =
@@ -240,6 +241,8 @@ impl World {
                 }
                 Amqp::CreditChanged { .. } | Amqp::SendReady { .. } | Amqp::Drained { .. } => {}
                 Amqp::SaslPlain(_)
+                | Amqp::SaslExternal { .. }
+                | Amqp::SaslScram(_)
                 | Amqp::SaslAnonymous
                 | Amqp::AttachReceived { .. }
                 | Amqp::DetachReceived { .. }
@@ -278,7 +281,12 @@ fn run(workload: Workload, messages: u64, window: u64) -> World {
     };
     let mut world = World::new(workload);
     world.turn(Event::Timer);
-    world.turn(Event::Accepted { conn: CONN, peer: "memory".to_owned(), may_move: true });
+    world.turn(Event::Accepted {
+        conn: CONN,
+        peer: "memory".to_owned(),
+        may_move: true,
+        login: broker::access::LogIn::default(),
+    });
     while world.attached < links {
         world.exchange();
     }

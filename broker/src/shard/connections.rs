@@ -24,15 +24,25 @@ use journal::{QueueId, ShardId};
 use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer, Tie};
 use super::terms::{self, Wanted};
 use super::{Phase, Shard};
-use crate::event::{Action, AuthVerdict, ConnId, Secret};
+use crate::access::{LogIn, Right};
+use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
     CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX,
     UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
+/// A client has come.
+pub(super) struct Arrival {
+    pub(super) conn: ConnId,
+    pub(super) peer: String,
+    pub(super) may_move: bool,
+    pub(super) login: LogIn,
+}
+
 impl Shard {
-    pub(super) fn accepted(&mut self, now: Instant, id: ConnId, peer: String, may_move: bool) {
+    pub(super) fn accepted(&mut self, now: Instant, arrival: Arrival) {
+        let Arrival { conn: id, peer, may_move, login } = arrival;
         if !self.is_serving() || self.conns.len() >= CONNECTIONS_MAX {
             self.actions.push_back(Action::Close(id));
             return;
@@ -40,11 +50,17 @@ impl Shard {
         self.counters.connections_total += 1;
         let mut config = self.config.amqp.clone();
         config.tag_seed ^= id.0;
+        if let Some(sasl) = login.sasl {
+            config.sasl = sasl;
+        }
         let conn = Conn {
             id,
             peer,
             amqp: Connection::new(config, Side::Server, now),
             user: String::new(),
+            rights: None,
+            certificate_user: login.certificate_user,
+            refusal_told: false,
             container_id: String::new(),
             links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
@@ -111,16 +127,6 @@ impl Shard {
         }
     }
 
-    pub(super) fn authenticated(&mut self, now: Instant, id: ConnId, verdict: AuthVerdict) {
-        let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.amqp.sasl_outcome(match verdict {
-            AuthVerdict::Accepted => SaslCode::Ok,
-            AuthVerdict::Refused => SaslCode::Auth,
-            AuthVerdict::Busy => SaslCode::SysTemp,
-        });
-        self.pump(now, id);
-    }
-
     pub(super) fn connection_timeouts(&mut self, now: Instant) {
         while let Some((at, id)) = self.deadlines.first().copied() {
             if at > now {
@@ -152,7 +158,9 @@ impl Shard {
     fn amqp_event(&mut self, now: Instant, id: ConnId, event: Amqp) {
         match event {
             Amqp::SaslAnonymous => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Ok)),
-            Amqp::SaslPlain(plain) => self.verify(id, &plain),
+            Amqp::SaslPlain(plain) => self.plain(id, plain),
+            Amqp::SaslScram(scram) => self.verify(id, Attempt::Scram(scram)),
+            Amqp::SaslExternal { authzid } => self.external(id, &authzid),
             Amqp::Opened(open) => {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.container_id = open.container_id;
@@ -189,26 +197,6 @@ impl Shard {
             }
             Amqp::CloseReceived { .. } => self.close_wanted(id),
             Amqp::Closed { reason } => self.closed(id, &reason),
-        }
-    }
-
-    fn verify(&mut self, id: ConnId, plain: &amqp::connection::SaslPlain) {
-        let own = plain.authzid.is_empty() || plain.authzid == plain.user;
-        let password = std::str::from_utf8(plain.password.reveal());
-        match (own, password) {
-            (true, Ok(password)) => {
-                if let Some(conn) = self.conns.get_mut(id) {
-                    conn.user.clone_from(&plain.user);
-                }
-                self.actions.push_back(Action::Authenticate {
-                    conn: id,
-                    user: plain.user.clone(),
-                    password: Secret(password.to_owned()),
-                });
-            }
-            (false, _) | (_, Err(_)) => {
-                self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Auth));
-            }
         }
     }
 
@@ -268,12 +256,16 @@ impl Shard {
         let asker = self.here(key);
         match self.state.catalogue.named(&name).map(|queue| queue.id) {
             Some(queue) => self.resolved(now, asker, &name, Ok(queue)),
-            None => self.post(ShardId(0), Mail::Resolve { asker, name }),
+            None => {
+                let conn = self.links.get(key).map(|link| link.conn);
+                let may_create = conn.is_some_and(|conn| self.has(conn, Right::Create, &name));
+                self.post(ShardId(0), Mail::Resolve { asker, name, may_create });
+            }
         }
     }
 
     /// What an attach asks for, or why it is refused.
-    fn check_attach(&self, id: ConnId, attach: &RemoteAttach) -> Result<Wanted, Error> {
+    fn check_attach(&mut self, id: ConnId, attach: &RemoteAttach) -> Result<Wanted, Error> {
         let no = |condition, what: &str| Err(Error::new(condition, what));
         if !self.is_serving() {
             return no(Condition::ConnectionForced, "the broker is stopping");
@@ -281,7 +273,9 @@ impl Shard {
         if self.conns.get(id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
             return no(Condition::ResourceLimitExceeded, "too many links on this connection");
         }
-        terms::wanted(attach)
+        let wanted = terms::wanted(attach)?;
+        self.may_have(id, attach, &wanted).map_err(|refusal| error_of(&refusal))?;
+        Ok(wanted)
     }
 
     /// A link's queue was found (or was not).
@@ -675,5 +669,6 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
         Refusal::NotFound(what) => Error::new(Condition::NotFound, what.as_str()),
         Refusal::Address(what) => Error::new(Condition::InvalidField, what.as_str()),
         Refusal::NotBuilt(what) => Error::new(Condition::NotImplemented, what.as_str()),
+        Refusal::Unauthorized(what) => Error::new(Condition::UnauthorizedAccess, what.as_str()),
     }
 }

@@ -30,7 +30,7 @@ use crate::pending::{Answer, Waiting};
 pub(super) struct Creations {
     pub(super) by_name: BTreeMap<String, Creation>,
     /// The journal was behind: they ask again.
-    parked: VecDeque<(LinkRef, String)>,
+    parked: VecDeque<(LinkRef, Wish)>,
 }
 
 impl Creations {
@@ -50,6 +50,14 @@ pub(super) struct Creation {
     pub(super) askers: Vec<LinkRef>,
 }
 
+/// The queue that somebody asks for.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) name: String,
+    /// Its creation is not refused to who asks.
+    pub(super) may_create: bool,
+}
+
 /// Why there is no queue.
 enum Uncreated {
     Busy,
@@ -63,20 +71,24 @@ impl From<Refusal> for Uncreated {
 }
 
 impl Shard {
-    pub(super) fn resolve(&mut self, now: Instant, asker: LinkRef, name: String) {
-        if let Some(creation) = self.creations.by_name.get_mut(&name) {
+    pub(super) fn resolve(&mut self, now: Instant, asker: LinkRef, wish: Wish) {
+        let name = &wish.name;
+        if let Some(creation) = self.creations.by_name.get_mut(name) {
             creation.askers.push(asker);
             return;
         }
-        let result = match self.state.catalogue.named(&name) {
+        let result = match self.state.catalogue.named(name) {
             Some(record) => Ok(record.id),
-            None => match self.create(now, asker.shard, Some(asker), &name) {
+            None if !wish.may_create && !is_temporary(name) => Err(Refusal::Unauthorized(format!(
+                "there is no queue '{name}', and the user may not create it"
+            ))),
+            None => match self.create(now, asker.shard, Some(asker), name) {
                 Ok(()) => return,
-                Err(Uncreated::Busy) => return self.creations.parked.push_back((asker, name)),
+                Err(Uncreated::Busy) => return self.creations.parked.push_back((asker, wish)),
                 Err(Uncreated::Refused(refusal)) => Err(refusal),
             },
         };
-        self.post(asker.shard, Mail::Resolved { asker, name, result });
+        self.post(asker.shard, Mail::Resolved { asker, name: wish.name, result });
     }
 
     /// A shard needs a queue of this name. If it can't be had now, the shard asks again.
@@ -94,8 +106,8 @@ impl Shard {
 
     /// The journal may take again the creations that it could not take before.
     pub(super) fn step_creations(&mut self, now: Instant) {
-        for (asker, name) in std::mem::take(&mut self.creations.parked) {
-            self.resolve(now, asker, name);
+        for (asker, wish) in std::mem::take(&mut self.creations.parked) {
+            self.resolve(now, asker, wish);
         }
     }
 

@@ -476,6 +476,7 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         | Refusal::Address(_)
         | Refusal::NotFound(_)
         | Refusal::NotYours
+        | Refusal::Unauthorized(_)
         | Refusal::NotBuilt(_) => AmqpOutcome::Rejected(Some(Arc::new(error_of(refusal)))),
     }
 }

@@ -10,6 +10,7 @@
 //! `waiting` holds each unsettled transfer once, in order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use amqp::connection::Connection;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use journal::{QueueId, Sequence, ShardId};
 
 use super::sent::Sent;
+use crate::access::Rights;
 use crate::event::ConnId;
 use crate::flat_map::FlatMap;
 use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX};
@@ -32,6 +34,12 @@ pub(crate) struct Conn {
     pub(crate) peer: String,
     pub(crate) amqp: Connection,
     pub(crate) user: String,
+    /// What that user may do; none: everything.
+    pub(crate) rights: Option<Arc<Rights>>,
+    /// The user that its certificate names.
+    pub(crate) certificate_user: Option<String>,
+    /// The log says that this user asked for what it may not do.
+    pub(crate) refusal_told: bool,
     pub(crate) container_id: String,
     pub(crate) links: FlatMap<LinkId, LinkKey>,
     pub(crate) received_bytes: u64,

@@ -23,6 +23,7 @@ use journal::{QueueId, ShardId};
 use super::Shard;
 use super::ingress::Publish;
 use super::link::End;
+use crate::access::Right;
 use crate::catalogue::{AddressError, queue_name};
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::queue::{Queue, Traits};
@@ -105,6 +106,10 @@ impl Shard {
                 return self.unroutable(key, &relayed, Refusal::Address(what.to_owned()));
             }
         };
+        let Some(conn) = self.links.get(key).map(|link| link.conn) else { return };
+        if let Err(refusal) = self.may(conn, Right::Send, name) {
+            return self.unroutable(key, &relayed, refusal);
+        }
         let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));
         let asker = self.here(key);
         let memory_bytes = relayed.memory_bytes();
@@ -119,7 +124,8 @@ impl Shard {
                 if !asks {
                     return;
                 }
-                self.post(ShardId(0), Mail::Resolve { asker, name: name.to_owned() });
+                let may_create = self.has(conn, Right::Create, name);
+                self.post(ShardId(0), Mail::Resolve { asker, name: name.to_owned(), may_create });
             }
         }
     }

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use amqp::connection::{Config, Connection, Event as Amqp, Sasl, Side};
 use amqp::delivery::Outcome;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::sasl::{Mechanism, Mechanisms};
 use amqp::session::SessionId;
+use broker::access::{Access, LogIn};
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
 use broker::clock::WallClock;
 use broker::settings::Settings;
@@ -38,6 +40,7 @@ pub(crate) struct Wish {
     pub(crate) message_bytes_max: u64,
     pub(crate) segments_max: u32,
     pub(crate) settings: Settings,
+    pub(crate) access: Access,
 }
 
 impl Default for Wish {
@@ -50,6 +53,7 @@ impl Default for Wish {
             message_bytes_max: 16 << 20,
             segments_max: 16,
             settings: Settings::default(),
+            access: Access::default(),
         }
     }
 }
@@ -223,7 +227,7 @@ impl Host {
             amqp: Config {
                 container_id: "laelaps".to_owned(),
                 max_message_size: self.wish.message_bytes_max,
-                sasl: Sasl::Server { anonymous: true, plain: false, bare: true },
+                sasl: Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: true },
                 ..Config::default()
             },
             backup: self.wish.backup,
@@ -231,6 +235,7 @@ impl Host {
             disk_bound: Duration::from_secs(30),
             clock: WallClock { at: self.now, unix_ms: self.unix_ms() },
             settings: Arc::new(self.wish.settings.clone()),
+            access: self.wish.access.clone(),
             canaries: broker::canary::Canaries::default(),
         }
     }
@@ -420,19 +425,32 @@ impl Host {
 
     /// A client with a session, connected to this shard, where it stays.
     pub(crate) fn connect(&mut self, shard: usize) -> usize {
-        self.connect_as(shard, false)
+        self.connect_as(shard, false, None)
     }
 
     /// A client with a session, connected to this shard; it may move to its first queue's.
     pub(crate) fn connect_to_move(&mut self, shard: usize) -> usize {
-        self.connect_as(shard, true)
+        self.connect_as(shard, true, None)
     }
 
-    fn connect_as(&mut self, shard: usize, may_move: bool) -> usize {
+    /// A client with a session that has logged in as a user.
+    pub(crate) fn connect_user(&mut self, shard: usize, may_move: bool, user: &str) -> usize {
+        self.connect_as(shard, may_move, Some(user))
+    }
+
+    fn connect_as(&mut self, shard: usize, may_move: bool, user: Option<&str>) -> usize {
         let at = self.clients.len();
+        let mechanisms = Mechanisms::NONE.with(Mechanism::External, true);
+        let (client_sasl, login) = match user {
+            None => (Sasl::Anonymous, LogIn::default()),
+            Some(user) => {
+                let sasl = Some(Sasl::Server { mechanisms, bare: false });
+                (Sasl::External, LogIn { sasl, certificate_user: Some(user.to_owned()) })
+            }
+        };
         let config = Config {
             container_id: format!("client-{at}"),
-            sasl: Sasl::Anonymous,
+            sasl: client_sasl,
             idle_time_out: None,
             ..Config::default()
         };
@@ -447,7 +465,7 @@ impl Host {
             closed: false,
         });
         let peer = format!("memory-{at}");
-        self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer, may_move });
+        self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer, may_move, login });
         self.settle();
         self.clients[at].session = Some(self.begin(at));
         at

@@ -9,6 +9,7 @@ mod moving;
 mod pressure;
 mod recycling;
 mod relay;
+mod rights;
 mod settlements;
 mod stopping;
 mod temporary;

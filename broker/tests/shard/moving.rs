@@ -112,7 +112,8 @@ fn one_that_arrives_where_all_is_taken_hears_why() {
     let at = host.connect_to_move(1);
     for number in 0..broker::limits::CONNECTIONS_MAX as u64 {
         let (conn, peer) = (broker::ConnId(1 << 32 | number), String::new());
-        host.event(0, broker::Event::Accepted { conn, peer, may_move: false });
+        let login = broker::access::LogIn::default();
+        host.event(0, broker::Event::Accepted { conn, peer, may_move: false, login });
     }
     host.sender(at, "q");
     assert!(host.clients[at].closed);

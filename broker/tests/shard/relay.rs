@@ -12,7 +12,7 @@ use journal::{Level, ShardId};
 use crate::host::{Host, Wish, message};
 
 /// A link without a target address.
-fn relay(host: &mut Host, at: usize, source: LinkSource) -> LinkId {
+pub(crate) fn relay(host: &mut Host, at: usize, source: LinkSource) -> LinkId {
     let session = host.session(at);
     let link = NewLink {
         name: format!("relay-{}", host.clients[at].heard.len()),
@@ -26,18 +26,18 @@ fn relay(host: &mut Host, at: usize, source: LinkSource) -> LinkId {
 }
 
 /// A message of one byte to an address, or to none.
-fn letter(to: Option<&str>, byte: u8) -> Vec<u8> {
+pub(crate) fn letter(to: Option<&str>, byte: u8) -> Vec<u8> {
     let mut letter = Vec::new();
     Properties { to, ..Properties::default() }.write_described(&mut Writer::new(&mut letter));
     letter.extend([0x00, 0x53, 0x75, 0xa0, 1, byte]);
     letter
 }
 
-fn send(host: &mut Host, at: usize, link: LinkId, letter: &[u8], settled: bool) {
+pub(crate) fn send(host: &mut Host, at: usize, link: LinkId, letter: &[u8], settled: bool) {
     host.clients[at].amqp.send(link, &[letter], settled).expect("there is credit");
 }
 
-fn conditions(host: &Host, at: usize) -> Vec<Option<Condition>> {
+pub(crate) fn conditions(host: &Host, at: usize) -> Vec<Option<Condition>> {
     let known = |outcome: &Outcome| match outcome {
         Outcome::Rejected(Some(error)) => Condition::from_symbol(error.condition.as_str()),
         Outcome::Rejected(None)

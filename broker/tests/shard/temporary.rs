@@ -9,7 +9,12 @@ use journal::ShardId;
 use crate::host::{Host, Wish, Writes};
 
 /// Asks for a dynamic node, as its receiver or as its sender.
-fn make(host: &mut Host, at: usize, role: Role, policy: Option<LifetimePolicy>) -> LinkId {
+pub(crate) fn make(
+    host: &mut Host,
+    at: usize,
+    role: Role,
+    policy: Option<LifetimePolicy>,
+) -> LinkId {
     let session = host.session(at);
     let properties = policy.map(LifetimePolicy::to_properties);
     let name = format!("dynamic-{}", host.clients[at].heard.len());
@@ -40,7 +45,7 @@ fn make(host: &mut Host, at: usize, role: Role, policy: Option<LifetimePolicy>) 
 }
 
 /// What the answer to an attach says: address and policy of its dynamic node.
-fn node(host: &Host, at: usize, of: LinkId) -> (String, Option<LifetimePolicy>) {
+pub(crate) fn node(host: &Host, at: usize, of: LinkId) -> (String, Option<LifetimePolicy>) {
     let answer = host.clients[at].heard.iter().find_map(|event| {
         let Amqp::Attached { link, attach } = event else { return None };
         (*link == of).then_some(attach)
@@ -69,7 +74,7 @@ fn exists(host: &Host, name: &str) -> bool {
 }
 
 /// The condition with which a link of ours was detached or refused.
-fn told(host: &Host, at: usize, of: LinkId) -> Option<Condition> {
+pub(crate) fn told(host: &Host, at: usize, of: LinkId) -> Option<Condition> {
     host.clients[at].heard.iter().find_map(|event| {
         let (Amqp::DetachReceived { link, error: Some(error), .. }
         | Amqp::Detached { link, error: Some(error) }) = event

@@ -346,7 +346,11 @@ impl Peer {
                 }
             }
             // A client asks for links; a peer that asks for one gets no answer.
-            Event::AttachReceived { .. } | Event::SaslPlain(_) | Event::SaslAnonymous => {}
+            Event::AttachReceived { .. }
+            | Event::SaslPlain(_)
+            | Event::SaslExternal { .. }
+            | Event::SaslScram(_)
+            | Event::SaslAnonymous => {}
         }
         Ok(())
     }

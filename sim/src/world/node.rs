@@ -72,7 +72,10 @@ impl Node {
         }
         let amqp = amqp::connection::Config {
             container_id: "laelaps".to_owned(),
-            sasl: amqp::connection::Sasl::Server { anonymous: true, plain: false, bare: true },
+            sasl: amqp::connection::Sasl::Server {
+                mechanisms: amqp::sasl::Mechanisms::ANONYMOUS,
+                bare: true,
+            },
             max_message_size: 1 << 20,
             ..amqp::connection::Config::default()
         };
@@ -88,6 +91,7 @@ impl Node {
             disk_bound: plan.journal.write_bound,
             clock,
             settings: std::sync::Arc::new(plan.settings.clone()),
+            access: broker::access::Access::default(),
             canaries,
         };
         let count = usize::from(plan.shards);
