@@ -22,6 +22,10 @@ pub enum Canary {
     StaleBatchAccepted,
     /// Recovery leaves out settlements.
     SettleDroppedAtRecovery,
+    /// Recovery takes what another history left behind: the epoch table is not read.
+    EpochTableUnread,
+    /// A backup submits a batch whose durable field exceeds its own durable LSN.
+    FollowerNeverHoldsBack,
 }
 
 /// Which rule is broken, if any.

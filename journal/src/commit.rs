@@ -29,9 +29,12 @@ use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
 use crate::disk::OpId;
 use crate::identity::{Chain, LogSeed};
-use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADER_BYTES, WRITES_KEPT, WRITES_WINDOW_MAX};
+use crate::limits::{
+    BATCH_BYTES_MAX, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, WRITES_KEPT, WRITES_WINDOW_MAX,
+};
 use crate::lsn::{Lsn, Slot, Term};
 use crate::record::Record;
+use crate::sealed::SealedBatch;
 
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -249,6 +252,36 @@ impl Commit {
         open.opens_segment.then_some(chain_before)
     }
 
+    /// Takes a batch that another member sealed.
+    pub(crate) fn take(&mut self, batch: &SealedBatch, slot: Slot) {
+        assert!(self.open.is_none() && batch.first_lsn() >= self.next, "the log only grows");
+        assert_eq!(batch.chain_before(), self.chain, "a batch of this history");
+        let in_segment = batch.first_lsn().0 % self.segment_bytes;
+        let opens_segment = in_segment == SEGMENT_HEADER_BYTES;
+        self.chain = batch.chain_after();
+        self.next = batch.end();
+        self.term = batch.term();
+        self.sealed.push_back(Sealed {
+            slot,
+            offset: if opens_segment { 0 } else { in_segment },
+            buf: batch.image(&self.seed, self.segment_bytes),
+            durable: batch.durable(),
+            end: batch.end(),
+            vouched_until: None,
+        });
+    }
+
+    /// From here on it writes under this term.
+    pub(crate) fn begin(&mut self, term: Term) {
+        assert!(self.is_idle() && term > self.term, "{term:?} after {:?}", self.term);
+        self.term = term;
+    }
+
+    /// The chain after everything sealed.
+    pub(crate) fn chain(&self) -> Chain {
+        self.chain
+    }
+
     /// When the open batch is to be sealed, if a block that is not full may be written after
     /// `patience`. None: when it is full.
     pub(crate) fn seal_at(&self, patience: Option<Duration>) -> Option<Instant> {
@@ -302,7 +335,11 @@ impl Commit {
         let is_taken = self.flights.iter().any(|flight| flight.kept && !flight.done);
         assert!(!kept || (!is_taken && self.flights.len() < WRITES_WINDOW_MAX));
         let vouched = sealed.durable <= self.durable;
-        assert!(vouched || self.canaries.has(Canary::DurableFieldBeyondOwn));
+        assert!(
+            vouched
+                || self.canaries.has(Canary::DurableFieldBeyondOwn)
+                || self.canaries.has(Canary::FollowerNeverHoldsBack)
+        );
         self.flights.push_back(Flight {
             id,
             slot: sealed.slot,

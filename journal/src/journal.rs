@@ -15,6 +15,9 @@
 //! `durable()` stands still, nothing more is taken or written, and the process has to end. A file
 //! system without space for another segment is only a smaller budget.
 
+mod follower;
+
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,7 @@ use crate::canary::Canaries;
 use crate::canary::Canary;
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
+use crate::epochs::EpochTable;
 use crate::fragment;
 use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
@@ -33,8 +37,11 @@ use crate::limits::{
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::record::{Level, Record, RecordFlags, RecordKind};
+use crate::recovery::{LogReader, ReadFrom};
+use crate::sealed::SealedBatch;
 use crate::space::{Claim, Making, Room, Space};
 use crate::superblock::ShardSuperblock;
+pub use follower::{Follower, FollowerRecovery, Refused, Rejoined};
 
 /// The knobs of one shard's journal.
 #[derive(Clone, Debug)]
@@ -211,6 +218,10 @@ pub struct Journal {
     idle_since: Option<Instant>,
     poison: Option<Poison>,
     closing: bool,
+    /// Sealed batches for another member, in the order of the log; none where there is no pair.
+    mirrored: Option<VecDeque<SealedBatch>>,
+    /// How many readers it has had.
+    readers: u32,
 }
 
 /// All that a journal begins with; recovery puts it together.
@@ -244,6 +255,8 @@ impl Journal {
             idle_since: None,
             poison: None,
             closing: false,
+            mirrored: None,
+            readers: 0,
         }
     }
 
@@ -443,6 +456,46 @@ impl Journal {
         // It waits for what is open, which therefore must not wait for company.
         self.commit.force();
         self.keeper.want_head(NewHead { head: head.end_lsn, chain, released: slot, after });
+    }
+
+    /// From now on each batch is also handed out by [`poll_sealed`](Self::poll_sealed) when its
+    /// write begins.
+    pub fn mirror(&mut self) {
+        self.mirrored.get_or_insert_default();
+    }
+
+    /// The next batch whose write has begun. Poll after each [`poll_disk`](Self::poll_disk): what
+    /// waits here is bounded by nothing else.
+    pub fn poll_sealed(&mut self) -> Option<SealedBatch> {
+        self.mirrored.as_mut()?.pop_front()
+    }
+
+    /// Reads what is durable of the log from `from` on. None if the log begins after it, or does
+    /// not reach it.
+    #[must_use]
+    pub fn read(&mut self, from: Lsn) -> Option<LogReader> {
+        let segments = self.space.segments_from(from);
+        let to = self.commit.durable();
+        if segments.is_empty() || from > to || from < self.head() {
+            return None;
+        }
+        self.readers = self.readers.wrapping_add(1) & (u32::MAX >> 1);
+        Some(LogReader::new(ReadFrom {
+            seed: *self.seed(),
+            segment_bytes: self.segment_bytes,
+            segments,
+            epochs: self.epochs().clone(),
+            truncation: self.keeper.truncation(),
+            from,
+            to,
+            number: self.readers,
+        }))
+    }
+
+    /// Which reign wrote which part of it.
+    #[must_use]
+    pub fn epochs(&self) -> &EpochTable {
+        self.keeper.epochs()
     }
 
     /// Takes nothing more; writes what is open and then a mark that the end was clean.
@@ -762,6 +815,12 @@ impl Journal {
         }
         let sealed = self.commit.submit(id, now)?;
         self.idle_since = None;
+        if let Some(mirrored) = &mut self.mirrored {
+            let opens = sealed.offset == 0;
+            let lead = if opens { SEGMENT_HEADER_BYTES as usize } else { 0 };
+            let batch = &sealed.buf.as_slice()[lead..];
+            mirrored.push_back(SealedBatch::of_own(self.commit.seed(), batch));
+        }
         let file = self.segment_file(sealed.slot);
         Some(DiskOp::Write { id, file, offset: sealed.offset, buf: sealed.buf })
     }
@@ -788,6 +847,16 @@ impl Journal {
         let reached = Reached { durable: self.commit.durable(), committed: self.committed };
         let (buf, offset) = self.keeper.submit(id, now, reached)?;
         Some(DiskOp::Write { id, file: FileId::ShardSuperblock(self.shard), offset, buf })
+    }
+
+    /// The superblock alone.
+    fn poll_mark(&mut self, now: Instant) -> Option<DiskOp> {
+        if self.poison.is_some() {
+            return None;
+        }
+        let op = self.poll_superblock(OpId(self.op_next), now)?;
+        self.op_next += 1;
+        Some(op)
     }
 
     fn poll_make(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {

@@ -8,7 +8,7 @@
 //! old head is free only when a superblock with the new head is durable, and a slot just made when
 //! one that counts it is; the head moves on disk only when all is durable and committed that had
 //! been appended when it was given up: what made it dead, and its copies. The durable mark written
-//! is our own durable LSN at that moment, never more. What is wanted while a write is in flight
+//! is our own durable LSN at that moment, never more, or where a cut leaves the log. What is wanted while a write is in flight
 //! goes into the next one. A failure poisons the journal, like that of a batch.
 
 use std::collections::VecDeque;
@@ -16,9 +16,10 @@ use std::time::Instant;
 
 use crate::block_buf::BlockBuf;
 use crate::disk::OpId;
+use crate::epochs::EpochTable;
 use crate::identity::Chain;
-use crate::lsn::{Lsn, Slot};
-use crate::superblock::ShardSuperblock;
+use crate::lsn::{Incarnation, Lsn, Slot};
+use crate::superblock::{ShardSuperblock, Truncation};
 
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -27,6 +28,8 @@ pub(crate) struct Keeper {
     wanted: bool,
     /// Heads that wait for what was appended before them.
     heads: VecDeque<NewHead>,
+    /// The log ends here, whatever was durable beyond.
+    cut_at: Option<Lsn>,
     /// Slots that the next superblock lets go, and those that the one in flight does.
     releasing: Vec<Slot>,
     flight: Option<KeeperFlight>,
@@ -62,7 +65,7 @@ pub(crate) struct KeeperFlight {
 impl Keeper {
     pub(crate) fn new(superblock: ShardSuperblock) -> Self {
         let (heads, releasing) = (VecDeque::new(), Vec::new());
-        Self { superblock, wanted: false, heads, releasing, flight: None }
+        Self { superblock, wanted: false, heads, cut_at: None, releasing, flight: None }
     }
 
     pub(crate) fn head(&self) -> Lsn {
@@ -82,6 +85,27 @@ impl Keeper {
     pub(crate) fn want_made(&mut self, slot: Slot) {
         self.superblock.slots_made = self.superblock.slots_made.max(slot.0 + 1);
         self.releasing.push(slot);
+        self.wanted = true;
+    }
+
+    /// The history of the log, as its next writer knows it.
+    pub(crate) fn epochs(&self) -> &EpochTable {
+        &self.superblock.epochs
+    }
+
+    pub(crate) fn truncation(&self) -> Truncation {
+        self.superblock.truncation
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.superblock.incarnation
+    }
+
+    /// Another history, and where this log is cut to follow it.
+    pub(crate) fn want_epochs(&mut self, epochs: EpochTable, cut_at: Option<Lsn>) {
+        assert!(cut_at.is_none_or(|at| at >= self.superblock.head && self.heads.is_empty()));
+        self.superblock.epochs = epochs;
+        self.cut_at = cut_at;
         self.wanted = true;
     }
 
@@ -127,7 +151,7 @@ impl Keeper {
         }
         self.wanted = false;
         self.superblock.generation += 1;
-        self.superblock.durable = reached.durable;
+        self.superblock.durable = self.cut_at.unwrap_or(reached.durable);
         let (buf, offset) = self.superblock.encode();
         let bytes = u32::try_from(buf.len()).expect("a block");
         let releasing = std::mem::take(&mut self.releasing);

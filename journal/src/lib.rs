@@ -9,6 +9,8 @@
 //!   Format  -> an empty directory becomes a log       (before the first start)
 //!   Recovery -> the records of a log, then a Journal  (each start)
 //!   Journal -> append, commit, recycle                (while it runs)
+//!   Follower -> the same log at a backup: sealed batches go in    (replica)
+//!   LogReader -> sealed batches come out again                    (replica)
 //!   Calibration -> what a disk gives to all this       (tools)
 //!   inspect -> what a segment's bytes say             (offline tools)
 //! ```
@@ -27,6 +29,7 @@ mod calibrate;
 mod canary;
 mod commit;
 mod disk;
+mod epochs;
 mod format;
 mod fragment;
 mod identity;
@@ -37,6 +40,7 @@ pub mod limits;
 mod lsn;
 mod record;
 mod recovery;
+mod sealed;
 mod segment;
 mod space;
 mod superblock;
@@ -49,21 +53,26 @@ pub use calibrate::{
 #[cfg(feature = "canary")]
 pub use canary::Canary;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
+pub use epochs::{EPOCHS_MAX, EpochTable};
 pub use format::{Format, FormatError};
 pub use fragment::{Gather, Gathered};
 pub use identity::{Chain, LogSeed};
 pub use inspect::{BatchState, BatchView, SegmentFile, SegmentView, Verified, verify};
 pub use journal::{
-    AppendError, Appended, Config, Journal, Poison, PoisonCause, SegmentInfo, Urgency, Usage,
+    AppendError, Appended, Config, Follower, FollowerRecovery, Journal, Poison, PoisonCause,
+    Refused, Rejoined, SegmentInfo, Urgency, Usage,
 };
 pub use lsn::{
     Epoch, Incarnation, JournalUuid, LogId, Lsn, QueueId, Sequence, ShardId, Slot, Term,
 };
 pub use record::{Level, Origin, Parts, Record, RecordError, RecordFlags, RecordKind};
-pub use recovery::{Evidence, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated};
+pub use recovery::{
+    Evidence, LogReader, ReadFailed, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated,
+};
+pub use sealed::SealedBatch;
 pub use segment::{SegmentHeader, SegmentRead};
 pub use space::Room;
 pub use superblock::{
-    EPOCHS_MAX, Geometry, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock,
-    SuperblockError, Truncation,
+    Geometry, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock, SuperblockError,
+    Truncation,
 };

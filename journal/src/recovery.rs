@@ -20,8 +20,11 @@
 //! shows writes that were never synced; step 6 calls those of the segments durable, and writes over
 //! the superblock block that would be needed if the other one were only in the cache. Every opening
 //! has a new incarnation, and the truncation covers all that went before it: what was cut off can't
-//! come back. A block that can't be read is neither torn nor damaged: it is an error of its own.
+//! come back. A member of a pair writes no truncation: it may be sent again, as it was, what it cut
+//! off, and the epoch table says which part of the log is whose. A block that can't be read is
+//! neither torn nor damaged: it is an error of its own.
 
+mod reader;
 mod replay;
 mod scan;
 
@@ -42,8 +45,10 @@ use crate::space::{Files, Space};
 use crate::superblock::{
     NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock, SuperblockError, Truncation,
 };
+pub(crate) use reader::ReadFrom;
+pub use reader::{LogReader, ReadFailed};
 use replay::{Candidate, Origin, ReadAt, Replay, Step};
-use scan::{Found, Range, Scan};
+use scan::{Found, History, Range, Scan};
 
 /// How far from its start a file can hold batches beyond the end of the log although its header is
 /// of an older segment: as far as batches can run ahead of the write that brings the header.
@@ -64,7 +69,7 @@ pub struct Recovery {
     seed: LogSeed,
     shard: ShardId,
     segment_bytes: u64,
-    epoch_promised: Epoch,
+    opening: Opening,
     config: Config,
     slots: Vec<SlotFile>,
     stage: Stage,
@@ -78,6 +83,19 @@ pub struct Recovery {
     cut: Option<Truncated>,
     clean: bool,
     outcome: Option<Result<RecoveryOutcome, RecoveryError>>,
+}
+
+/// Under whose term the log goes on.
+#[derive(Clone, Copy, Debug)]
+enum Opening {
+    /// Under a new one of its own: what was cut off at the end never fits again.
+    Alone {
+        /// No older epoch is begun.
+        epoch_promised: Epoch,
+    },
+    /// Under another's, or under a reign that is still to be given: what was cut off may be sent
+    /// again as it was, so no truncation is written. The epoch table says what counts.
+    Member,
 }
 
 #[derive(Debug)]
@@ -251,12 +269,33 @@ impl Recovery {
     /// If the node has no such shard.
     #[must_use]
     pub fn new(node: &NodeSuperblock, shard: ShardId, slots: &[SlotFile], config: Config) -> Self {
+        let opening = Opening::Alone { epoch_promised: node.epoch_promised };
+        Self::open(node, shard, slots, config, opening)
+    }
+
+    /// The same for a member of a pair, whose role is not known yet.
+    pub(crate) fn of_member(
+        node: &NodeSuperblock,
+        shard: ShardId,
+        slots: &[SlotFile],
+        config: Config,
+    ) -> Self {
+        Self::open(node, shard, slots, config, Opening::Member)
+    }
+
+    fn open(
+        node: &NodeSuperblock,
+        shard: ShardId,
+        slots: &[SlotFile],
+        config: Config,
+        opening: Opening,
+    ) -> Self {
         assert!(shard.0 < node.geometry.shards, "{shard:?} of {:?}", node.geometry);
         Self {
             seed: LogSeed::new(node.log_id, shard),
             shard,
             segment_bytes: node.geometry.segment_bytes,
-            epoch_promised: node.epoch_promised,
+            opening,
             config,
             slots: in_order(slots),
             stage: Stage::Superblock,
@@ -511,8 +550,9 @@ impl Recovery {
             head: superblock.head,
             chain: superblock.head_chain,
             truncation: superblock.truncation,
+            epochs: superblock.epochs.clone(),
         };
-        self.replay = Some(Replay::new(&origin, candidates, self.config.canaries()));
+        self.replay = Some(Replay::new(origin, candidates, self.config.canaries()));
         self.stage = Stage::Replay(None);
         self.walk();
     }
@@ -559,8 +599,12 @@ impl Recovery {
             let offset = end.since(Lsn(start));
             ranges.push(Range { slot: tail.slot, offset, end: self.segment_bytes });
         }
-        let truncation = self.superblock().truncation;
-        let mut scan = Scan::new(self.seed, self.segment_bytes, truncation, end, ranges);
+        let history = History {
+            truncation: self.superblock().truncation,
+            epochs: self.superblock().epochs.clone(),
+            canaries: self.config.canaries(),
+        };
+        let mut scan = Scan::new(self.seed, self.segment_bytes, history, end, ranges);
         let is_over = scan.step().is_none();
         self.stage = Stage::Scan(scan);
         if is_over {
@@ -637,8 +681,10 @@ impl Recovery {
         superblock.durable = end;
         superblock.clean = false;
         superblock.incarnation = Incarnation(incarnation.0 + 1);
-        let epoch = superblock.enter_epoch(last.epoch.max(self.epoch_promised), end);
-        superblock.truncation = Truncation { at: end, term: Term { epoch, incarnation } };
+        if let Opening::Alone { epoch_promised } = self.opening {
+            let epoch = superblock.enter_epoch(last.epoch.max(epoch_promised), end);
+            superblock.truncation = Truncation { at: end, term: Term { epoch, incarnation } };
+        }
         self.stage = Stage::Sync(files);
     }
 
@@ -662,9 +708,13 @@ impl Recovery {
         }
         let start = Start {
             seed: self.seed,
-            term: Term {
-                epoch: superblock.truncation.term.epoch,
-                incarnation: superblock.incarnation,
+            term: match self.opening {
+                Opening::Alone { .. } => Term {
+                    epoch: superblock.truncation.term.epoch,
+                    incarnation: superblock.incarnation,
+                },
+                // Nothing is written in it: it is what the next batch must not be older than.
+                Opening::Member => replay.term(),
             },
             segment_bytes: self.segment_bytes,
             writes_in_flight_max: self.config.writes_in_flight_max,

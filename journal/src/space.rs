@@ -143,6 +143,20 @@ impl Space {
         next.chain_before.map(|chain| (next.number, chain))
     }
 
+    /// The segments from the one that holds `lsn` on; none if the log begins after it.
+    pub(crate) fn segments_from(&self, lsn: Lsn) -> Vec<Segment> {
+        let number = lsn.0 / self.segment_bytes;
+        // A place at the very end of a segment is that segment's.
+        let number = if lsn.0.is_multiple_of(self.segment_bytes) { number - 1 } else { number };
+        let from = self.segments.iter().filter(|segment| segment.number >= number);
+        let from: Vec<Segment> = from.copied().collect();
+        if from.first().is_some_and(|first| first.number == number) { from } else { Vec::new() }
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     pub(crate) fn first_lsn(&self, number: u64) -> Lsn {
         Lsn(number * self.segment_bytes + SEGMENT_HEADER_BYTES)
     }

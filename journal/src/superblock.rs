@@ -28,6 +28,7 @@
 use std::fmt;
 
 use crate::block_buf::BlockBuf;
+use crate::epochs::{EPOCHS_MAX, EpochTable};
 use crate::identity::Chain;
 use crate::limits::{
     BLOCK_BYTES, FORMAT_SEGMENTS, FORMAT_VERSION, LSN_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
@@ -38,9 +39,6 @@ use crate::record::{PART_REQUIRED, PartReader, u16_at, u32_at, u64_at};
 
 /// Bytes of a superblock's file.
 pub const SUPERBLOCK_FILE_BYTES: usize = 2 * BLOCK_BYTES;
-
-/// Most reigns that the epoch table keeps; the oldest go first.
-pub const EPOCHS_MAX: usize = 64;
 
 const NODE_MAGIC: [u8; 4] = *b"LLnd";
 const SHARD_MAGIC: [u8; 4] = *b"LLsh";
@@ -218,8 +216,8 @@ pub struct ShardSuperblock {
     pub clean: bool,
     /// Every slot with a smaller number was written through before it was used.
     pub slots_made: u32,
-    /// Where each reign began, oldest first.
-    pub epochs: Vec<(Epoch, Lsn)>,
+    /// Where each reign began.
+    pub epochs: EpochTable,
     carried: Vec<u8>,
 }
 
@@ -238,7 +236,7 @@ impl ShardSuperblock {
             incarnation: Incarnation(0),
             clean: true,
             slots_made: FORMAT_SEGMENTS,
-            epochs: vec![(Epoch(1), start)],
+            epochs: EpochTable::new(Epoch(1), start),
             carried: Vec::new(),
         }
     }
@@ -254,17 +252,17 @@ impl ShardSuperblock {
     ) -> Result<Option<Self>, SuperblockError> {
         let found = newest(file, SHARD_MAGIC, shard.0, |block| {
             let fields = block.get(..SHARD_PARTS_AT).ok_or(SuperblockError::Malformed)?;
-            let (mut epochs, mut carried) = (Vec::new(), Vec::new());
+            let (mut epochs, mut carried) = (None, Vec::new());
             read_parts(&block[SHARD_PARTS_AT..], &mut carried, |code, part| {
                 if code != PART_EPOCHS {
                     return Ok(false);
                 }
                 let (rows, rest) = part.as_chunks::<16>();
-                epochs =
-                    rows.iter().map(|row| (Epoch(u64_at(row, 0)), Lsn(u64_at(row, 8)))).collect();
-                let sound = rest.is_empty() && rows.len() <= EPOCHS_MAX;
-                if sound { Ok(true) } else { Err(SuperblockError::Malformed) }
+                let rows = rows.iter().map(|row| (Epoch(u64_at(row, 0)), Lsn(u64_at(row, 8))));
+                epochs = EpochTable::from_rows(rows.collect()).filter(|_| rest.is_empty());
+                Ok(true)
             })?;
+            let epochs = epochs.ok_or(SuperblockError::Malformed)?;
             let truncation = Truncation {
                 at: Lsn(u64_at(fields, 80)),
                 term: Term {
@@ -296,23 +294,16 @@ impl ShardSuperblock {
 
     /// The epoch that goes on from `lsn`: at least `epoch`, and never back. A new one gets its row.
     pub(crate) fn enter_epoch(&mut self, epoch: Epoch, lsn: Lsn) -> Epoch {
-        let (current, _) = *self.epochs.last().expect("checked when it was read");
-        if epoch <= current {
-            return current;
+        let (current, _) = self.epochs.newest();
+        if epoch > current {
+            self.epochs.enter(epoch, lsn);
         }
-        if self.epochs.len() == EPOCHS_MAX {
-            self.epochs.remove(0);
-        }
-        self.epochs.push((epoch, lsn));
-        epoch
+        current.max(epoch)
     }
 
     /// Whether its fields fit together, and leave room to be counted on.
     fn is_sound(&self) -> bool {
-        let in_order = |pair: &[(Epoch, Lsn)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
-        !self.epochs.is_empty()
-            && self.epochs.windows(2).all(in_order)
-            && self.head <= self.durable
+        self.head <= self.durable
             && self.durable.0 <= LSN_MAX
             && self.truncation.at.0 <= LSN_MAX
             && self.incarnation.0 < u32::MAX
@@ -322,7 +313,7 @@ impl ShardSuperblock {
 
     /// Its block, and where that goes.
     pub(crate) fn encode(&self) -> (BlockBuf, u64) {
-        assert!(self.durable >= self.head && self.epochs.len() <= EPOCHS_MAX);
+        assert!(self.durable >= self.head);
         let mut buf = BlockBuf::zeroed(BLOCK_BYTES);
         let block = buf.as_mut_slice();
         block[56..64].copy_from_slice(&self.head.0.to_le_bytes());
@@ -334,10 +325,10 @@ impl ShardSuperblock {
         block[100..104].copy_from_slice(&self.incarnation.0.to_le_bytes());
         block[104] = u8::from(self.clean);
         block[108..112].copy_from_slice(&self.slots_made.to_le_bytes());
-        let rows = self
-            .epochs
-            .iter()
-            .flat_map(|(epoch, lsn)| epoch.0.to_le_bytes().into_iter().chain(lsn.0.to_le_bytes()));
+        let rows =
+            self.epochs.rows().iter().flat_map(|(epoch, lsn)| {
+                epoch.0.to_le_bytes().into_iter().chain(lsn.0.to_le_bytes())
+            });
         let rows: Vec<u8> = rows.collect();
         let rows_bytes = u16::try_from(rows.len()).expect("bounded by EPOCHS_MAX");
         let end = put_bytes(block, SHARD_PARTS_AT, &PART_EPOCHS.to_le_bytes());
@@ -591,7 +582,7 @@ mod tests {
         for epoch in 2..=100 {
             newer.enter_epoch(Epoch(epoch), Lsn(4096 * epoch));
         }
-        assert_eq!((newer.epochs.len(), newer.epochs[0].0), (EPOCHS_MAX, Epoch(37)));
+        assert_eq!((newer.epochs.rows().len(), newer.epochs.rows()[0].0), (EPOCHS_MAX, Epoch(37)));
         newer.durable = Lsn(4096 * 200);
         let mut read = |bytes: u16| {
             newer.carried = [7, bytes].iter().flat_map(|field| field.to_le_bytes()).collect();
@@ -619,7 +610,7 @@ mod tests {
         let mut shard = ShardSuperblock::first(LOG, ShardId(1), Chain(5));
         shard.durable = Lsn(8192);
         shard.incarnation = Incarnation(3);
-        shard.epochs.push((Epoch(2), Lsn(8192)));
+        shard.epochs.enter(Epoch(2), Lsn(8192));
         let (buf, offset) = shard.encode();
         assert_eq!(offset, 0);
         let mut bytes = buf.as_slice().to_vec();

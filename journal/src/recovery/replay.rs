@@ -1,8 +1,8 @@
 //! Walks over the batches of a log, in order, as far as they prove each other.
 //!
 //! ```text
-//!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, inside
-//!          its segment, vouching for nothing beyond itself; body: checksum   -> its records, go on
+//!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, of the
+//!          epoch that the table has there, inside its segment, vouching for nothing beyond itself; body: checksum   -> its records, go on
 //!   else:  a segment header for the next number that names this chain          -> go on there, if
 //!          its first batch is good; if not, the log ends at X all the same
 //!   else:  the log ends at X (whether rightly, `scan` finds out)
@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use crate::batch::{BatchHeader, BatchRead};
 use crate::block_buf::BlockBuf;
 use crate::canary::{Canaries, Canary};
+use crate::epochs::EpochTable;
 use crate::identity::{Chain, LogSeed};
 use crate::limits::{BATCH_HEADER_BYTES, BLOCK_BYTES, RECOVERY_READ_BYTES, SEGMENT_HEADER_BYTES};
 use crate::lsn::{Lsn, Slot, Term};
@@ -59,6 +60,7 @@ pub(super) struct Replay {
     seed: LogSeed,
     segment_bytes: u64,
     truncation: Truncation,
+    epochs: EpochTable,
     canaries: Canaries,
     candidates: Vec<Candidate>,
     /// Segments that were accepted, head first.
@@ -103,21 +105,23 @@ impl BatchCursor {
 }
 
 /// Where a walk begins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) seed: LogSeed,
     pub(super) segment_bytes: u64,
     pub(super) head: Lsn,
     pub(super) chain: Chain,
     pub(super) truncation: Truncation,
+    pub(super) epochs: EpochTable,
 }
 
 impl Replay {
-    pub(super) fn new(origin: &Origin, candidates: Vec<Candidate>, canaries: Canaries) -> Self {
+    pub(super) fn new(origin: Origin, candidates: Vec<Candidate>, canaries: Canaries) -> Self {
         Self {
             seed: origin.seed,
             segment_bytes: origin.segment_bytes,
             truncation: origin.truncation,
+            epochs: origin.epochs,
             canaries,
             candidates,
             live: VecDeque::new(),
@@ -225,6 +229,13 @@ impl Replay {
         Some((batch.lsn, record))
     }
 
+    /// The whole of the entered batch, header and records, in place of its records.
+    pub(super) fn take_batch(&mut self) -> Option<&[u8]> {
+        let batch = self.batch.take()?;
+        let chunk = self.chunk.as_ref().expect("a batch is entered in a chunk");
+        Some(&chunk.buf.as_slice()[batch.at - BATCH_HEADER_BYTES..batch.end])
+    }
+
     fn decode(&self, batch: BatchCursor) -> Result<(Record<'_>, usize), RecordError> {
         let chunk = self.chunk.as_ref().expect("a batch is entered in a chunk");
         Record::decode(&self.seed, batch.lsn, &chunk.buf.as_slice()[batch.at..batch.end])
@@ -245,7 +256,7 @@ impl Replay {
             header.first_lsn == first_lsn
                 && chained
                 && header.term >= self.term
-                && !self.truncation.covers(first_lsn, header.term)
+                && self.may_hold(first_lsn, header.term)
         });
         let Some(found) = fitting.max_by_key(|candidate| candidate.header.term) else {
             return false;
@@ -302,6 +313,13 @@ impl Replay {
         Here::Batch
     }
 
+    /// Whether what was written there in that term was neither cut off nor of another history.
+    fn may_hold(&self, lsn: Lsn, term: Term) -> bool {
+        let in_epoch =
+            self.epochs.holds(term.epoch, lsn) || self.canaries.has(Canary::EpochTableUnread);
+        in_epoch && !self.truncation.covers(lsn, term)
+    }
+
     fn follows(&self, header: &BatchHeader, segment_end: Lsn) -> bool {
         if self.canaries.has(Canary::StaleBatchAccepted) {
             let offset = |lsn: Lsn| lsn.0 % self.segment_bytes;
@@ -313,7 +331,7 @@ impl Replay {
         header.first_lsn == self.lsn
             && chained
             && header.term >= self.term
-            && !self.truncation.covers(header.first_lsn, header.term)
+            && self.may_hold(header.first_lsn, header.term)
             && header.end() <= segment_end
             && header.durable <= header.first_lsn
     }

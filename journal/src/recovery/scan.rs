@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   end X       |<- rest of the tail ->|<- other files ->|<- start of files with older headers ->|
-//!   each block  a batch header of this log, at its own place, beyond X, not cut off before:
+//!   each block  a batch header of this log, at its own place, beyond X, not cut off before, of
+//!               the epoch that the table has there:
 //!                 its durable field > X   -> X was durable: damage
 //!                 else                    -> written, never promised: it is cut off
 //! ```
@@ -14,6 +15,8 @@
 //! A block inside a batch can't pass for a header: no client knows the seed.
 
 use crate::batch::{BatchHeader, BatchRead};
+use crate::canary::{Canaries, Canary};
+use crate::epochs::EpochTable;
 use crate::identity::LogSeed;
 use crate::limits::{BLOCK_BYTES, RECOVERY_READ_BYTES, block_ceil};
 use crate::lsn::{Incarnation, Lsn, Slot, Term};
@@ -41,11 +44,27 @@ pub(super) struct Range {
     pub(super) end: u64,
 }
 
+/// What of the bytes of this log counts as its history.
+#[derive(Debug)]
+pub(super) struct History {
+    pub(super) truncation: Truncation,
+    pub(super) epochs: EpochTable,
+    pub(super) canaries: Canaries,
+}
+
+impl History {
+    fn excludes(&self, lsn: Lsn, term: Term) -> bool {
+        let of_another =
+            !self.epochs.holds(term.epoch, lsn) && !self.canaries.has(Canary::EpochTableUnread);
+        of_another || self.truncation.covers(lsn, term)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Scan {
     seed: LogSeed,
     segment_bytes: u64,
-    truncation: Truncation,
+    history: History,
     end: Lsn,
     ranges: Vec<Range>,
     cut: Truncated,
@@ -57,7 +76,7 @@ impl Scan {
     pub(super) fn new(
         seed: LogSeed,
         segment_bytes: u64,
-        truncation: Truncation,
+        history: History,
         end: Lsn,
         ranges: Vec<Range>,
     ) -> Self {
@@ -65,7 +84,7 @@ impl Scan {
         Self {
             seed,
             segment_bytes,
-            truncation,
+            history,
             end,
             ranges,
             cut,
@@ -112,7 +131,7 @@ impl Scan {
         }
         self.term_max = self.term_max.max(header.term);
         self.incarnation_max = self.incarnation_max.max(header.term.incarnation);
-        if self.truncation.covers(header.first_lsn, header.term) {
+        if self.history.excludes(header.first_lsn, header.term) {
             return Ok(());
         }
         if header.durable > self.end {

@@ -5,6 +5,8 @@ use std::cell::Cell;
 use journal::Canary;
 
 use crate::crash_matrix::whatever_is_cut_the_promised_is_there as crash_matrix;
+use crate::follower::a_batch_that_says_more_than_this_disk_holds_is_held_back as held_back;
+use crate::follower::evidence_of_a_stale_epoch_proves_nothing_after_the_cut as stale_evidence;
 use crate::recycle::the_log_runs_over_its_slots_many_times_and_recovers_at_each_lap as recycling;
 
 thread_local! {
@@ -40,4 +42,10 @@ fn recycling_catches_what_accepts_the_past_or_forgets_settlements() {
     for canary in [Canary::StaleBatchAccepted, Canary::SettleDroppedAtRecovery] {
         assert!(is_caught(canary, recycling), "{canary:?}");
     }
+}
+
+#[test]
+fn following_catches_what_reads_no_epochs_or_says_more_than_its_disk() {
+    assert!(is_caught(Canary::EpochTableUnread, stale_evidence));
+    assert!(is_caught(Canary::FollowerNeverHoldsBack, held_back));
 }

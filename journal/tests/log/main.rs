@@ -13,6 +13,7 @@ mod damage;
 mod disk;
 mod early;
 mod failure;
+mod follower;
 mod format;
 mod golden;
 mod hostile;
