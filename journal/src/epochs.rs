@@ -11,11 +11,11 @@
 //!                                    ^
 //! ```
 //!
-//! Invariants: epochs rise, and their places don't go back; an epoch has one writer and one opening,
-//! so what two members hold of it agrees as far as both go. That is why logs are compared by
-//! (epoch, place) and never by length: the longer log may be the one with the tail that nobody was
-//! promised. A table keeps the newest [`EPOCHS_MAX`] rows; before its first row any older epoch may
-//! stand. Two tables without a common epoch say nothing: then the log is installed whole.
+//! Invariants: epochs rise, and their places don't go back; an epoch has one writer and one
+//! opening, so what two members hold of it agrees as far as both go. That is why logs are compared
+//! by (epoch, place) and never by length: the longer log may be the one with the tail that nobody
+//! was promised. A table keeps the newest [`EPOCHS_MAX`] rows; before its first row any older epoch
+//! may stand. Two tables without a common epoch say nothing: then the log is installed whole.
 
 use std::fmt;
 

@@ -8,8 +8,9 @@
 //! old head is free only when a superblock with the new head is durable, and a slot just made when
 //! one that counts it is; the head moves on disk only when all is durable and committed that had
 //! been appended when it was given up: what made it dead, and its copies. The durable mark written
-//! is our own durable LSN at that moment, never more, or where a cut leaves the log. What is wanted while a write is in flight
-//! goes into the next one. A failure poisons the journal, like that of a batch.
+//! is our own durable LSN at that moment, or where a cut leaves the log: never more. What is wanted
+//! while a write is in flight goes into the next one. A failure poisons the journal, like that of a
+//! batch.
 
 use std::collections::VecDeque;
 use std::time::Instant;

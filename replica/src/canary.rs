@@ -18,6 +18,14 @@ pub enum Canary {
     ReadStale,
     /// A lost race is answered as won.
     CasUnchecked,
+    /// A backup says that a batch is durable when it has received it (R15).
+    BackupAnswersBeforeFlush,
+    /// Logs are compared by their length, not by epoch and place (R11).
+    CutByLength,
+    /// The live stops waiting for its backup when it asks to put it out of the set (R6).
+    AckBeforeShrink,
+    /// The live waits for its backup only when the voters hold it to be in sync (R8).
+    RequireAfterExpand,
 }
 
 /// Which rule is broken, if any.

@@ -4,6 +4,12 @@
 //!   record    what the voters hold for a pair: epoch, live, in-sync set, ...
 //!   register  read and compare-and-set, linearizable, without a clock: all that is asked of them
 //!   voter     one voter, and the client that asks them
+//!
+//!   wire      what two members say to each other, a stream a shard
+//!   live      the live's side of it: batches from memory or from the log, marks, pressure
+//!   backup    the backup's: joins, writes them as they are, answers
+//!   catchup   where two logs part, and what becomes of what only one has
+//!   in_sync   whom the live waits for, and in which order that changes
 //! ```
 //!
 //! Nothing here does I/O, reads a clock, or draws a random number: the host does, and hands in what
@@ -12,12 +18,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 mod canary;
+pub mod catchup;
 mod codec;
+pub mod in_sync;
 pub mod limits;
+pub mod live;
 mod record;
 mod register;
 pub mod voter;
+pub mod wire;
 
 #[cfg(feature = "canary")]
 pub use canary::Canary;

@@ -1,4 +1,5 @@
-//! Every bound of the voters and of the pair's record, checked against each other at compile time.
+//! Every bound of the voters, of the pair's record and of its stream, checked against each other at
+//! compile time.
 //!
 //! What is marked *format* is read by every later version and never changes; the rest are choices.
 
@@ -84,4 +85,46 @@ const _: () = {
     let members = MEMBERS_MAX * (2 * ADDRESS_BYTES_MAX + 128);
     assert!(watermark + members + REIGNS_MAX * 16 + CARRIED_BYTES_MAX + 1024 <= VALUE_BYTES_MAX);
     assert!(HEARTBEAT_TICKS * 3 <= ELECTION_TICKS);
+};
+
+// ---- The stream between live and backup --------------------------------------------------------
+
+/// Longest body of a frame between members: a batch and what goes before it.
+pub const STREAM_BODY_BYTES_MAX: usize = 160 * 1024;
+
+/// Longest name of a pair.
+pub const PAIR_NAME_BYTES_MAX: usize = 64;
+
+/// Longest explanation of a refusal.
+pub const REASON_BYTES_MAX: usize = 256;
+
+/// Bytes of batches sent to a backup and not received there. It is far below what a follower lets
+/// wait, so that an honest live never overruns one.
+pub const SEND_AHEAD_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Batches sent to a backup and not received there.
+pub const SEND_AHEAD_BATCHES_MAX: usize = 256;
+
+/// Bytes of batches that a live keeps in memory for its backup; older ones are read back.
+pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Bytes that an in-sync backup may be behind before producers are held back.
+pub const LAG_WITHHOLD_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes that an in-sync backup may be behind before nothing more is taken.
+pub const LAG_REFUSE_BYTES: u64 = 2 * LAG_WITHHOLD_BYTES;
+
+/// How long an in-sync backup may make no progress before it is to be put out of the set.
+pub const ACK_PATIENCE: Duration = Duration::from_millis(800);
+
+/// How often a live that sends nothing says that it is there.
+pub const BEAT_EVERY: Duration = Duration::from_millis(50);
+
+/// Silence after which either side gives the connection up.
+pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+const _: () = {
+    assert!(journal::limits::BATCH_BYTES_MAX + 16 <= STREAM_BODY_BYTES_MAX);
+    assert!(SEND_AHEAD_BYTES_MAX * 2 <= journal::limits::BACKLOG_BYTES_MAX);
+    assert!(LAG_REFUSE_BYTES <= journal::limits::BACKLOG_BYTES_MAX);
 };

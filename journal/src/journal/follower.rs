@@ -11,14 +11,14 @@
 //! It is a [`Journal`] that nothing is appended to: the same commit, space and superblock, so that
 //! both members write the same bytes under the same rules.
 //!
-//! Invariants: a batch is taken only where it fits: its place, the chain before it, a term not older,
-//! the epoch that the adopted table has there; so the log is at each moment a prefix of the one that
-//! it follows. No batch is submitted whose durable field exceeds our own durable LSN: what a batch
-//! on our disk proves is true of our disk. A table is adopted, and a cut made, by one write of the
-//! superblock, before any batch of the new history; a log that was cut takes nothing more and is
-//! recovered again, so that nothing of the state outlives what was cut. A reign begins only when
-//! everything received is durable, and its row is durable before its first batch.
-//! A batch that doesn't fit is refused with the reason and changes nothing; a failed write poisons.
+//! Invariants: a batch is taken only where it fits: its place, the chain before it, a term not
+//! older, the epoch that the adopted table has there; so the log is at each moment a prefix of the
+//! one that it follows. No batch is submitted whose durable field exceeds our own durable LSN: what
+//! a batch on our disk proves is true of our disk. A table is adopted, and a cut made, by one write
+//! of the superblock, before any batch of the new history; a log that was cut takes nothing more
+//! and is recovered again, so that nothing of the state outlives what was cut. A reign begins only
+//! when everything received is durable, and its row is durable before its first batch. A batch that
+//! doesn't fit is refused with the reason and changes nothing; a failed write poisons.
 
 use std::collections::VecDeque;
 use std::fmt;

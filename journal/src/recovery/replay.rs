@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   at X:  batch header: this log, this place, this chain, a term not older, not cut off, of the
-//!          epoch that the table has there, inside its segment, vouching for nothing beyond itself; body: checksum   -> its records, go on
+//!          epoch that the table has there, inside its segment, vouching for nothing beyond
+//!          itself; body: checksum                              -> its records, go on
 //!   else:  a segment header for the next number that names this chain          -> go on there, if
 //!          its first batch is good; if not, the log ends at X all the same
 //!   else:  the log ends at X (whether rightly, `scan` finds out)

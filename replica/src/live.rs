@@ -1,0 +1,590 @@
+//! The live's side of one shard's stream: what the backup lacks, from memory or from the log.
+//!
+//! ```text
+//!   journal ─ sealed ─▶ window ████████████████  end
+//!                       ▲ front      ▲ sent      ▲          sent moves on while
+//!   log ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒│                                   sent - received < the bound
+//!       ▲ sent: read back until it meets the window
+//!
+//!   connected ─ Hello ─▶ finding ─ Welcome ─▶ welcomed ─ Ready ─▶ streaming
+//!                         the chain at the common LSN: window, or a reader
+//! ```
+//! One cursor serves catch-up and steady state alike: what the window has left is sent from it,
+//! what it has dropped is read back.
+//!
+//! Invariants: marks belong to a session and begin at nothing (R9); an answer beyond what was sent,
+//! or behind what was answered, ends the session. While the backup is required (it is in the
+//! maximal in-sync set, R6), nothing is committed that it has not made durable: [`Live::committed`]
+//! never passes it, connected or not. Memory is bounded: the window drops what is durable here once
+//! it is full, and what is not is bounded by the journal's backlog. A backup that lags first slows
+//! producers ([`Pressure`]); one that makes no progress for [`ACK_PATIENCE`] is to be put out of
+//! the set, which is said as data ([`LiveEvent::PleaseShrink`]) and changes nothing here until the
+//! voters have it. A fault of the peer ends the session alone.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use journal::{
+    Chain, DiskDone, DiskOp, Epoch, EpochTable, JournalUuid, LogReader, Lsn, ReadFailed,
+    SealedBatch, ShardId,
+};
+
+use crate::canary::Canaries;
+use crate::catchup::{self, Meeting};
+use crate::limits::{
+    ACK_PATIENCE, BEAT_EVERY, LAG_REFUSE_BYTES, LAG_WITHHOLD_BYTES, SEND_AHEAD_BATCHES_MAX,
+    SEND_AHEAD_BYTES_MAX, SILENCE_MAX, WINDOW_BYTES_MAX,
+};
+use crate::wire::{Frame, Hello, Identity, Marks, Reason, Welcome};
+
+/// Where the live's log stands when its reign begins.
+#[derive(Clone, Debug)]
+pub struct Reigning {
+    /// What a backup must have in common with it.
+    pub identity: Identity,
+    /// Whose log.
+    pub shard: ShardId,
+    /// Which reign wrote which part, its own last.
+    pub epochs: EpochTable,
+    /// Where it ends: everything before is durable.
+    pub end: Lsn,
+    /// The chain there.
+    pub chain: Chain,
+}
+
+/// What producers have to feel of a backup that is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Nothing.
+    None,
+    /// No new credit.
+    Withhold,
+    /// Nothing more is appended but what frees space.
+    Refuse,
+}
+
+/// Something for the host, or for who decides on the in-sync set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LiveEvent {
+    /// The required backup makes no progress: put it out of the set. Said again while it lasts.
+    PleaseShrink,
+    /// The session is over: close its connection.
+    Closed {
+        /// Which.
+        session: u64,
+        /// Why.
+        reason: Reason,
+    },
+    /// The peer has seen a newer epoch: this member is not live any more, whatever it believes.
+    Deposed(Epoch),
+    /// A part of the own log that had been durable can't be read: the end of the process.
+    Failed(ReadFailed),
+}
+
+/// A backup that is connected and follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Following {
+    /// Of which connection.
+    pub session: u64,
+    /// Whose disk.
+    pub member: JournalUuid,
+    /// How far it is, in this session.
+    pub marks: Marks,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nothing was heard yet.
+    Connected,
+    /// The chain at the common LSN is being read.
+    Finding {
+        hello: Box<Hello>,
+        from: Lsn,
+    },
+    /// The backup verifies, cuts or adopts.
+    Welcomed {
+        member: JournalUuid,
+    },
+    Streaming {
+        member: JournalUuid,
+    },
+}
+
+#[derive(Debug)]
+struct Peer {
+    session: u64,
+    stage: Stage,
+    /// Everything before was sent, and the chain there.
+    sent: (Lsn, Chain),
+    /// Ends and bytes of what was sent and not received.
+    ahead: VecDeque<(Lsn, u64)>,
+    ahead_bytes: u64,
+    marks: Marks,
+    reader: Option<LogReader>,
+    heard: Instant,
+    beat_due: Instant,
+}
+
+/// One shard's stream, at the live.
+#[derive(Debug)]
+pub struct Live {
+    at: Reigning,
+    window: VecDeque<SealedBatch>,
+    window_bytes: u64,
+    durable: Lsn,
+    required: bool,
+    committed: Lsn,
+    peer: Option<Peer>,
+    session_next: u64,
+    /// A reader is wanted, from here.
+    wanted: Option<Lsn>,
+    stalled_since: Option<Instant>,
+    frames: VecDeque<Frame>,
+    events: VecDeque<LiveEvent>,
+    canaries: Canaries,
+}
+
+impl Live {
+    /// A reign that has begun; `required` where the voters hold the backup to be in sync.
+    #[must_use]
+    pub fn new(now: Instant, at: Reigning, required: bool) -> Self {
+        let durable = at.end;
+        let mut live = Self {
+            at,
+            window: VecDeque::new(),
+            window_bytes: 0,
+            durable,
+            required,
+            committed: Lsn::ZERO,
+            peer: None,
+            session_next: 1,
+            wanted: None,
+            stalled_since: None,
+            frames: VecDeque::new(),
+            events: VecDeque::new(),
+            canaries: Canaries::default(),
+        };
+        live.note_progress(now);
+        live
+    }
+
+    /// Breaks a rule, for a test.
+    #[cfg(feature = "canary")]
+    pub fn break_rule(&mut self, canary: crate::canary::Canary) {
+        self.canaries.broken = Some(canary);
+    }
+
+    /// Takes a batch whose write has begun here.
+    ///
+    /// # Panics
+    /// If it does not follow the one before.
+    pub fn handle_sealed(&mut self, now: Instant, batch: SealedBatch) {
+        assert_eq!(batch.chain_before(), self.at.chain, "batches come in the order of the log");
+        (self.at.end, self.at.chain) = (batch.end(), batch.chain_after());
+        self.window_bytes += batch.bytes().len() as u64;
+        self.window.push_back(batch);
+        self.trim();
+        self.note_stall(now);
+    }
+
+    /// How far the own log is durable.
+    pub fn set_durable(&mut self, lsn: Lsn) {
+        self.durable = self.durable.max(lsn);
+        self.note_committed();
+        self.trim();
+    }
+
+    /// Whether the backup is in the maximal in-sync set. To be relaxed only once the voters have
+    /// the smaller set; to be tightened before they are asked for the larger one.
+    pub fn set_required(&mut self, now: Instant, required: bool) {
+        self.required = required;
+        self.stalled_since = None;
+        self.note_committed();
+        self.note_stall(now);
+    }
+
+    /// A connection was made; one before is of no use any more. Its frames come with this session.
+    pub fn handle_connected(&mut self, now: Instant) -> u64 {
+        if let Some(old) = self.peer.take() {
+            self.close(&old, Reason::Replaced);
+        }
+        self.frames.clear();
+        let session = self.session_next;
+        self.session_next += 1;
+        self.peer = Some(Peer {
+            session,
+            stage: Stage::Connected,
+            sent: (self.at.end, self.at.chain),
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            marks: Marks::default(),
+            reader: None,
+            heard: now,
+            beat_due: now + BEAT_EVERY,
+        });
+        self.note_stall(now);
+        session
+    }
+
+    /// The connection is gone.
+    pub fn handle_disconnected(&mut self, now: Instant, session: u64) {
+        if self.peer.as_ref().is_some_and(|peer| peer.session == session) {
+            self.peer = None;
+            self.wanted = None;
+            self.frames.clear();
+            self.note_stall(now);
+        }
+    }
+
+    /// Takes what the connection of this session said.
+    pub fn handle_frame(&mut self, now: Instant, session: u64, frame: Frame) {
+        let Some(peer) = self.peer.as_mut().filter(|peer| peer.session == session) else { return };
+        peer.heard = now;
+        match frame {
+            Frame::Hello(hello) if matches!(peer.stage, Stage::Connected) => {
+                self.handle_hello(hello);
+            }
+            Frame::Ready { session: named } if named == session => match peer.stage {
+                Stage::Welcomed { member } => {
+                    peer.stage = Stage::Streaming { member };
+                    self.note_stall(now);
+                }
+                Stage::Connected | Stage::Finding { .. } | Stage::Streaming { .. } => {
+                    self.refuse(Reason::Protocol, "ready out of turn");
+                }
+            },
+            Frame::Ack { session: named, marks } if named == session => {
+                self.handle_marks(now, marks);
+            }
+            Frame::Refuse { reason, .. } => {
+                let peer = self.peer.take().expect("it was there");
+                self.close(&peer, reason);
+                self.note_stall(now);
+            }
+            Frame::Hello(_)
+            | Frame::Welcome(_)
+            | Frame::Ready { .. }
+            | Frame::Batch { .. }
+            | Frame::Ack { .. }
+            | Frame::Beat { .. } => self.refuse(Reason::Protocol, "a frame out of turn"),
+        }
+    }
+
+    /// Where the host is to begin a reader of the log, for [`take_reader`](Self::take_reader).
+    pub fn poll_reader(&mut self) -> Option<Lsn> {
+        self.wanted.take()
+    }
+
+    /// The reader that was asked for; none where the log begins after it.
+    pub fn take_reader(&mut self, reader: Option<LogReader>) {
+        let Some(peer) = &mut self.peer else { return };
+        match reader {
+            Some(reader) => {
+                peer.reader = Some(reader);
+                self.find();
+            }
+            None => self.refuse(Reason::TooFarBehind, "the log begins after it"),
+        }
+    }
+
+    /// The reader's next read, with an id that [`LogReader::owns`].
+    pub fn poll_disk(&mut self) -> Option<DiskOp> {
+        self.peer.as_mut()?.reader.as_mut()?.poll_disk()
+    }
+
+    /// Takes the answer to a reader's read; one of a session that is over is dropped.
+    pub fn handle_disk(&mut self, done: DiskDone) {
+        let reader = self.peer.as_mut().and_then(|peer| peer.reader.as_mut());
+        let Some(reader) = reader.filter(|reader| reader.awaits(done.id)) else { return };
+        reader.handle_disk(done);
+        self.find();
+    }
+
+    /// The next frame for the connection of [`session`](Self::session).
+    pub fn poll_frame(&mut self) -> Option<Frame> {
+        if let Some(frame) = self.frames.pop_front() {
+            return Some(frame);
+        }
+        let batch = self.next_batch()?;
+        let committed = self.committed;
+        let peer = self.peer.as_mut()?;
+        let bytes = batch.bytes().len() as u64;
+        peer.sent = (batch.end(), batch.chain_after());
+        peer.ahead.push_back((batch.end(), bytes));
+        peer.ahead_bytes += bytes;
+        Some(Frame::Batch { session: peer.session, committed, batch: batch.bytes().clone() })
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<LiveEvent> {
+        self.events.pop_front()
+    }
+
+    /// Takes the time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.stalled_since.is_some_and(|since| since + ACK_PATIENCE <= now) {
+            self.stalled_since = Some(now);
+            self.events.push_back(LiveEvent::PleaseShrink);
+        }
+        let committed = self.committed;
+        let Some(peer) = &mut self.peer else { return };
+        if peer.heard + SILENCE_MAX <= now {
+            return self.refuse(Reason::Protocol, "nothing was heard");
+        }
+        if peer.beat_due <= now {
+            peer.beat_due = now + BEAT_EVERY;
+            if matches!(peer.stage, Stage::Streaming { .. }) {
+                self.frames.push_back(Frame::Beat { session: peer.session, committed });
+            }
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is next due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let stalled = self.stalled_since.map(|since| since + ACK_PATIENCE);
+        let silence = self.peer.as_ref().map(|peer| peer.heard + SILENCE_MAX);
+        let beat = self.peer.as_ref().map(|peer| peer.beat_due);
+        [stalled, silence, beat].into_iter().flatten().min()
+    }
+
+    /// The connection that is in use.
+    #[must_use]
+    pub fn session(&self) -> Option<u64> {
+        self.peer.as_ref().map(|peer| peer.session)
+    }
+
+    /// The backup, while it follows.
+    #[must_use]
+    pub fn following(&self) -> Option<Following> {
+        let peer = self.peer.as_ref()?;
+        match peer.stage {
+            Stage::Streaming { member } => {
+                Some(Following { session: peer.session, member, marks: peer.marks })
+            }
+            Stage::Connected | Stage::Finding { .. } | Stage::Welcomed { .. } => None,
+        }
+    }
+
+    /// What the commit rule is to take for the backup's marks: none where it isn't required.
+    #[must_use]
+    pub fn marks(&self) -> Option<Marks> {
+        let following = self.following().map(|following| following.marks);
+        self.required.then(|| following.unwrap_or_default())
+    }
+
+    /// Everything below is durable on every member of the maximal in-sync set.
+    #[must_use]
+    pub fn committed(&self) -> Lsn {
+        self.committed
+    }
+
+    /// The log must not be recycled beyond this while a backup still has to read it.
+    #[must_use]
+    pub fn hold(&self) -> Option<Lsn> {
+        let peer = self.peer.as_ref()?;
+        match &peer.stage {
+            Stage::Connected => None,
+            Stage::Finding { from, .. } => Some(*from),
+            Stage::Welcomed { .. } | Stage::Streaming { .. } => Some(peer.sent.0),
+        }
+    }
+
+    /// What producers have to feel.
+    #[must_use]
+    pub fn pressure(&self) -> Pressure {
+        let lag_bytes = self.marks().map_or(0, |marks| {
+            // Before its first answer it counts from what was committed with it.
+            self.at.end.since(marks.durable.max(self.committed))
+        });
+        if lag_bytes >= LAG_REFUSE_BYTES {
+            Pressure::Refuse
+        } else if lag_bytes >= LAG_WITHHOLD_BYTES {
+            Pressure::Withhold
+        } else {
+            Pressure::None
+        }
+    }
+
+    /// The end of what was sealed.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        self.at.end
+    }
+
+    fn handle_hello(&mut self, hello: Box<Hello>) {
+        let differs = self.at.identity.differs(&hello.identity);
+        let differs = differs.or((hello.shard != self.at.shard).then_some(Reason::Shards));
+        if let Some(reason) = differs {
+            return self.refuse(reason, "hello");
+        }
+        let (newest, _) = hello.epochs.newest();
+        if newest > self.at.epochs.newest().0 {
+            self.events.push_back(LiveEvent::Deposed(newest));
+            return self.refuse(Reason::NotLive, "a newer epoch is known");
+        }
+        match catchup::meet(&self.at.epochs, self.at.end, &hello, self.canaries) {
+            Meeting::At(from) => {
+                let peer = self.peer.as_mut().expect("it has said hello");
+                peer.stage = Stage::Finding { hello, from };
+                match self.chain_in_window(from) {
+                    Some(chain) => self.welcome(chain),
+                    None => self.wanted = Some(from),
+                }
+            }
+            Meeting::TooFarBehind => self.refuse(Reason::TooFarBehind, "its log begins later"),
+            Meeting::Diverged => self.refuse(Reason::Diverged, "no common epoch"),
+        }
+    }
+
+    /// The chain at `from`, if what lies there is still in memory.
+    fn chain_in_window(&self, from: Lsn) -> Option<Chain> {
+        if from == self.at.end {
+            return Some(self.at.chain);
+        }
+        let next = self.window.partition_point(|batch| batch.first_lsn() < from);
+        let before = next.checked_sub(1).and_then(|index| self.window.get(index));
+        let before = before.filter(|batch| batch.end() == from).map(SealedBatch::chain_after);
+        before.or_else(|| {
+            let next = self.window.get(next).filter(|batch| batch.first_lsn() == from);
+            next.map(SealedBatch::chain_before)
+        })
+    }
+
+    /// Goes on with what a reader has found.
+    fn find(&mut self) {
+        let Some(peer) = &mut self.peer else { return };
+        let Some(reader) = &mut peer.reader else { return };
+        if !matches!(peer.stage, Stage::Finding { .. }) {
+            return;
+        }
+        // What is handed out here is read again when it is sent: it was read for its chain.
+        while reader.chain_from().is_none() && reader.poll_batch().is_some() {}
+        if let Some(failed) = reader.failed() {
+            self.events.push_back(LiveEvent::Failed(failed));
+        } else if let Some(chain) = reader.chain_from() {
+            peer.reader = None;
+            self.welcome(chain);
+        }
+    }
+
+    fn welcome(&mut self, chain: Chain) {
+        let peer = self.peer.as_mut().expect("it has said hello");
+        let Stage::Finding { hello, from } = &peer.stage else { return };
+        let (from, member) = (*from, hello.member);
+        if hello.end == from && hello.chain != chain {
+            return self.refuse(Reason::Diverged, "another history before the common LSN");
+        }
+        let (epoch, _) = self.at.epochs.newest();
+        let (session, epochs) = (peer.session, self.at.epochs.clone());
+        peer.stage = Stage::Welcomed { member };
+        peer.sent = (from, chain);
+        let welcome = Welcome { session, epoch, from, chain, epochs };
+        self.frames.push_back(Frame::Welcome(Box::new(welcome)));
+    }
+
+    fn handle_marks(&mut self, now: Instant, marks: Marks) {
+        let peer = self.peer.as_mut().expect("checked by the caller");
+        let is_streaming = matches!(peer.stage, Stage::Streaming { .. });
+        let goes_on = marks.received >= peer.marks.received && marks.durable >= peer.marks.durable;
+        let can_be = marks.received <= peer.sent.0 && marks.durable <= marks.received;
+        if !is_streaming || !goes_on || !can_be {
+            return self.refuse(Reason::Protocol, "marks that can't be");
+        }
+        let is_progress = marks.durable > peer.marks.durable;
+        peer.marks = marks;
+        while let Some((_, bytes)) = peer.ahead.pop_front_if(|(end, _)| *end <= marks.received) {
+            peer.ahead_bytes -= bytes;
+        }
+        self.note_committed();
+        self.trim();
+        if is_progress {
+            self.note_progress(now);
+        } else {
+            self.note_stall(now);
+        }
+    }
+
+    /// The next batch for the backup, if it may have one now.
+    fn next_batch(&mut self) -> Option<SealedBatch> {
+        let peer = self.peer.as_mut()?;
+        let is_full =
+            peer.ahead_bytes >= SEND_AHEAD_BYTES_MAX || peer.ahead.len() >= SEND_AHEAD_BATCHES_MAX;
+        let (sent, chain) = peer.sent;
+        if !matches!(peer.stage, Stage::Streaming { .. }) || is_full || sent >= self.at.end {
+            return None;
+        }
+        let next = self.window.partition_point(|batch| batch.first_lsn() < sent);
+        let next = self.window.get(next).filter(|batch| batch.chain_before() == chain);
+        if let Some(batch) = next {
+            peer.reader = None;
+            return Some(batch.clone());
+        }
+        if let Some(reader) = &mut peer.reader {
+            let batch = reader.poll_batch();
+            if batch.is_some() {
+                return batch;
+            }
+            if let Some(failed) = reader.failed() {
+                peer.reader = None;
+                self.events.push_back(LiveEvent::Failed(failed));
+                return None;
+            }
+            if !reader.is_over() {
+                return None;
+            }
+            peer.reader = None;
+        }
+        self.wanted = Some(sent);
+        None
+    }
+
+    fn refuse(&mut self, reason: Reason, detail: &str) {
+        let Some(peer) = self.peer.take() else { return };
+        self.close(&peer, reason);
+        self.frames.push_back(Frame::Refuse { reason, detail: detail.into() });
+    }
+
+    fn close(&mut self, peer: &Peer, reason: Reason) {
+        self.frames.clear();
+        self.wanted = None;
+        self.events.push_back(LiveEvent::Closed { session: peer.session, reason });
+    }
+
+    fn note_committed(&mut self) {
+        let reached = match self.marks() {
+            Some(marks) => self.durable.min(marks.durable),
+            None => self.durable,
+        };
+        self.committed = self.committed.max(reached);
+    }
+
+    /// The backup is waited for from now on, if it is required and behind.
+    fn note_stall(&mut self, now: Instant) {
+        let is_behind = self.following().is_none_or(|peer| peer.marks.durable < self.at.end);
+        if self.required && is_behind {
+            self.stalled_since.get_or_insert(now);
+        } else {
+            self.stalled_since = None;
+        }
+    }
+
+    fn note_progress(&mut self, now: Instant) {
+        self.stalled_since = None;
+        self.note_stall(now);
+    }
+
+    /// Drops what the backup has, and what is durable here where the window is full.
+    fn trim(&mut self) {
+        let has = self.following().map_or(Lsn::ZERO, |following| following.marks.durable);
+        let durable = self.durable;
+        loop {
+            let is_full = self.window_bytes > WINDOW_BYTES_MAX;
+            let may_go = |batch: &mut SealedBatch| {
+                batch.end() <= has.min(durable) || (is_full && batch.end() <= durable)
+            };
+            let Some(gone) = self.window.pop_front_if(may_go) else { return };
+            self.window_bytes -= gone.bytes().len() as u64;
+        }
+    }
+}
