@@ -16,7 +16,8 @@
 //!
 //! Invariants: nothing here can stall a core. A web page that the operator happens to have open
 //! cannot command the broker: requests with an `Origin` are refused, and on loopback so are foreign
-//! `Host` names (DNS rebinding). No secret is in any answer.
+//! `Host` names (DNS rebinding). Off loopback operators log in (`guard.rs`). No secret is in any
+//! answer.
 //!
 //! Failure: `{"error": why}` below `/api`, whoever refuses, the router included. A shard that does
 //! not answer within [`ANSWER_WITHIN`] makes it 503 with its number. A purge is answered when all
@@ -30,7 +31,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{ConnectInfo, Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -44,9 +45,13 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Input, Node, Stage};
 
+mod guard;
 mod json;
 mod listener;
 mod metrics;
+
+pub(crate) use guard::Guard;
+use guard::{Operator, Peer};
 
 /// Requests that are carried out at the same time.
 const REQUESTS_MAX: usize = 16;
@@ -67,6 +72,7 @@ struct Desk {
     turns: Arc<Semaphore>,
     purges: Arc<Semaphore>,
     on_loopback: bool,
+    guard: Guard,
 }
 
 /// Listen, so that the address is known and taken.
@@ -83,7 +89,7 @@ pub(crate) fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
 ///
 /// # Errors
 /// The machine refused the thread or the runtime.
-pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> Result<(), Failure> {
+pub(crate) fn serve(listener: TcpListener, node: Arc<Node>, guard: Guard) -> Result<(), Failure> {
     let refused = |error: std::io::Error| {
         Failure::new(Cause::ResourceRefused, format!("the admin thread cannot start: {error}"))
     };
@@ -92,12 +98,13 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> Result<(), Failur
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
     let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
     let purges = Arc::new(Semaphore::new(PURGES_MAX));
-    let app = app(Desk { node, turns, purges, on_loopback });
+    let app = app(Desk { node, turns, purges, on_loopback, guard });
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
             let served = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
+                let app = app.into_make_service_with_connect_info::<Peer>();
                 axum::serve(listener::Bounded::new(listener), app).await
             });
             if let Err(error) = served {
@@ -158,7 +165,12 @@ async fn not_that_method(request: Request) -> Refused {
 }
 
 /// Browsers send `Origin` and cannot leave it out: no page may command the broker.
-async fn admit(State(desk): State<Desk>, request: Request, next: Next) -> Response {
+async fn admit(
+    State(desk): State<Desk>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         let why = "requests of web pages (with an Origin) are refused";
@@ -168,7 +180,18 @@ async fn admit(State(desk): State<Desk>, request: Request, next: Next) -> Respon
         let why = "the Host must be localhost or an address";
         return Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response();
     }
-    next.run(request).await
+    let operator = if request.uri().path().starts_with("/healthz/") {
+        Ok(Operator::anybody())
+    } else {
+        desk.guard.operator(peer, request.headers()).await
+    };
+    match operator {
+        Ok(operator) => {
+            request.extensions_mut().insert(operator);
+            next.run(request).await
+        }
+        Err(response) => response,
+    }
 }
 
 fn names_this_machine(headers: &HeaderMap) -> bool {
@@ -299,24 +322,37 @@ async fn ready(State(desk): State<Desk>) -> Response {
     (status, format!("{}\n", stage.reason())).into_response()
 }
 
-async fn metrics(State(desk): State<Desk>) -> Response {
+async fn metrics(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Response, Refused> {
+    operator.must_manage_all()?;
     // Before the shards answer there is still something to say: that they do not.
     let shards = desk.stats().await.unwrap_or_default();
     let queues = desk.queues().await.unwrap_or_default();
     let text = metrics::text(&desk.node, &shards, &queues);
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
-async fn queues(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
-    let queues = desk.queues().await?;
+async fn queues(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<Value>, Refused> {
+    let mut queues = desk.queues().await?;
+    queues.retain(|queue| operator.manages(&queue.name));
     Ok(Json(json!({ "queues": queues.iter().map(json::queue).collect::<Vec<_>>() })))
 }
 
 /// The one parameter of a path, or why it cannot be read.
 type InPath<T> = Result<Path<T>, PathRejection>;
 
-async fn queue(State(desk): State<Desk>, name: InPath<String>) -> Result<Json<Value>, Refused> {
+async fn queue(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+    name: InPath<String>,
+) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
+    operator.must_manage(&name)?;
     let queues = desk.queues().await?;
     let found = queues.iter().find(|queue| queue.name == name).ok_or_else(|| no_queue(&name))?;
     Ok(Json(json::queue(found)))
@@ -337,10 +373,12 @@ impl Peek {
 
 async fn peek(
     State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
     name: InPath<String>,
     query: Result<Query<Peek>, QueryRejection>,
 ) -> Result<Json<Value>, Refused> {
     let (Path(name), Query(Peek { count })) = (name?, query?);
+    operator.must_manage(&name)?;
     let count_max = count.clamp(1, broker::limits::PEEK_MESSAGES_MAX);
     for reply in desk.ask_all(AdminRequest::Peek { queue: name.clone(), count_max }).await? {
         let AdminReply::Peeked(messages) = reply else { return Err(confused("Peek")) };
@@ -352,36 +390,47 @@ async fn peek(
     Err(no_queue(&name))
 }
 
-async fn purge(State(desk): State<Desk>, name: InPath<String>) -> Result<Json<Value>, Refused> {
+async fn purge(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+    name: InPath<String>,
+) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
+    operator.must_manage(&name)?;
     let _turn = desk.purges.acquire().await.map_err(|_| closed())?;
     let request = AdminRequest::Purge { queue: name.clone() };
     for reply in desk.ask_each(request, PURGE_WITHIN).await? {
         let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
         if let Some(count) = count {
-            tracing::info!(queue = name, count, "purged by an operator");
+            tracing::info!(queue = name, count, user = operator.user, "purged by an operator");
             return Ok(Json(json!({ "queue": name, "purged": count })));
         }
     }
     Err(no_queue(&name))
 }
 
-async fn connections(State(desk): State<Desk>) -> Result<Json<Value>, Refused> {
+async fn connections(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<Value>, Refused> {
+    operator.must_manage_all()?;
     let connections = desk.connections().await?;
     Ok(Json(json!({ "connections": connections.iter().map(json::connection).collect::<Vec<_>>() })))
 }
 
 async fn close_connection(
     State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
     id: InPath<u64>,
 ) -> Result<Json<Value>, Refused> {
     let Path(id) = id?;
+    operator.must_manage_all()?;
     for reply in desk.ask_all(AdminRequest::CloseConnection(ConnId(id))).await? {
         let AdminReply::ConnectionClosed(was_there) = reply else {
             return Err(confused("CloseConnection"));
         };
         if was_there {
-            tracing::info!(connection = id, "closed by an operator");
+            tracing::info!(connection = id, user = operator.user, "closed by an operator");
             return Ok(Json(json!({ "id": id, "closed": true })));
         }
     }

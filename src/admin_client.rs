@@ -6,14 +6,19 @@
 //! ```
 //! Names are percent-encoded into one path segment, so a queue may be called `a/b`. What the peer
 //! chose (names, container ids) is printed without its control characters: a terminal obeys them.
+//! A password comes from a file or the environment: arguments are seen by every process.
 //!
 //! Failure: no answer, or one with `error`, is the message and status 1.
 
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
+use crate::PASSWORD_BYTES_MAX;
+use crate::auth::base64;
 use crate::fatal::Failure;
 use crate::output;
 
@@ -26,6 +31,12 @@ pub(crate) struct Server {
     /// Print JSON as the broker sent it
     #[arg(long, global = true)]
     json: bool,
+    /// Log in as this user, where the broker asks for one; the password is in LAELAPS_PASSWORD
+    #[arg(long, value_name = "NAME", global = true)]
+    user: Option<String>,
+    /// Read the password from the first line of this file instead
+    #[arg(long, value_name = "FILE", requires = "user", global = true)]
+    password_file: Option<PathBuf>,
 }
 
 /// What can be asked about queues.
@@ -168,17 +179,44 @@ impl Server {
     }
 
     fn get(&self, path: &str) -> Result<Value, Failure> {
-        let url = self.url(path);
-        self.read(&url, self.agent(ANSWER_WITHIN).get(&url).call())
+        self.ask("GET", path, ANSWER_WITHIN)
     }
 
     fn send(&self, method: Method, path: &str) -> Result<Value, Failure> {
+        match method {
+            Method::Post => self.ask("POST", path, CARRIED_OUT_WITHIN),
+            Method::Delete => self.ask("DELETE", path, ANSWER_WITHIN),
+        }
+    }
+
+    fn ask(&self, method: &str, path: &str, within: Duration) -> Result<Value, Failure> {
         let url = self.url(path);
-        let answer = match method {
-            Method::Post => self.agent(CARRIED_OUT_WITHIN).post(&url).send_empty(),
-            Method::Delete => self.agent(ANSWER_WITHIN).delete(&url).call(),
+        let mut request = ureq::http::Request::builder().method(method).uri(&url);
+        if let Some(authorization) = self.authorization()? {
+            request = request.header(ureq::http::header::AUTHORIZATION, authorization);
+        }
+        let request = request
+            .body(())
+            .map_err(|error| Failure::command(format!("--admin {}: {error}", self.admin)))?;
+        self.read(&url, self.agent(within).run(request))
+    }
+
+    /// What HTTP Basic says of the user, if one is named.
+    fn authorization(&self) -> Result<Option<String>, Failure> {
+        let Some(user) = &self.user else { return Ok(None) };
+        if user.contains(':') {
+            return Err(Failure::command(format!("--user {user}: HTTP Basic knows no `:` in it")));
+        }
+        let password = match &self.password_file {
+            Some(path) => first_line(path)?,
+            None => std::env::var(PASSWORD_VARIABLE).map_err(|_| {
+                Failure::command(format!(
+                    "--user {user}: give its password by --password-file, or in \
+                     {PASSWORD_VARIABLE}"
+                ))
+            })?,
         };
-        self.read(&url, answer)
+        Ok(Some(format!("Basic {}", base64::encode(format!("{user}:{password}").as_bytes()))))
     }
 
     fn read(
@@ -210,6 +248,24 @@ impl Server {
             output::text_of(for_people(answer));
         }
     }
+}
+
+/// Where a password may be that is in no file.
+const PASSWORD_VARIABLE: &str = "LAELAPS_PASSWORD";
+
+/// The password in a file: its first line.
+fn first_line(path: &Path) -> Result<String, Failure> {
+    let wrong =
+        |why: String| Failure::command(format!("--password-file {}: {why}", path.display()));
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let read = file.take(PASSWORD_BYTES_MAX + 2).read_to_string(&mut text);
+    read.map_err(|error| wrong(error.to_string()))?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() || line.len() as u64 > PASSWORD_BYTES_MAX {
+        return Err(wrong(format!("its first line has to be 1 to {PASSWORD_BYTES_MAX} bytes")));
+    }
+    Ok(line.to_owned())
 }
 
 /// One path segment, with everything encoded that could end it.

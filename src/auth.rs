@@ -41,7 +41,7 @@ use crate::config::{Config, User};
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
 
-mod base64;
+pub(crate) mod base64;
 mod pace;
 mod scram;
 

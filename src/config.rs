@@ -189,12 +189,12 @@ knobs! {
     "allow-plain-without-tls" allow_plain_without_tls: bool = "false" one of (["true", "false"]);
         Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
                    default_missing_value = "true");
-        "Let clients off loopback send passwords in the clear (SASL PLAIN without TLS)";
+        "Let passwords come in the clear from off loopback: SASL PLAIN without TLS, and to admin";
         "Whoever sees the network would see the passwords.";
     "admin" admin: SocketAddr = "127.0.0.1:8161" like "an IP address and port";
         Start; arg(value_name = "ADDR:PORT");
         "Where health, metrics and management answer by HTTP";
-        "Loopback, since it knows no log-in.";
+        "Loopback, where operators need not log in; off it they are users who may `manage`.";
     "shards" shards: Count = "auto" like "auto, or 1 to 256";
         Format; arg(value_name = "N");
         "Shares of the state, each with a journal of its own";
@@ -370,13 +370,20 @@ impl Config {
                 ));
             }
         }
-        if !self.admin.ip().is_loopback() {
-            return exposed(format!(
-                "admin is {}, off loopback, and it knows no log-in in this version",
-                self.admin
-            ));
+        if self.admin.ip().is_loopback() {
+            return Ok(());
         }
-        Ok(())
+        let passwords = self.users.iter().any(|user| !user.password_hash.is_empty());
+        if passwords && self.allow_plain_without_tls {
+            return Ok(());
+        }
+        let what = if passwords {
+            "where passwords travel in the clear: set allow-plain-without-tls if the way there is \
+             safe"
+        } else {
+            "and operators log in with passwords: configure [[users]]"
+        };
+        exposed(format!("admin is {}, off loopback, {what}", self.admin))
     }
 }
 
@@ -505,6 +512,9 @@ mod tests {
         assert_eq!(cause(&format!("listen = \"0.0.0.0:5672\"\n{user}")), Cause::Exposed);
         let allowed = "allow-plain-without-tls = true\nlisten = \"0.0.0.0:5672\"\n";
         parse(&format!("{allowed}{user}")).expect("meant");
+        let admin = "admin = \"0.0.0.0:8161\"\n";
+        assert_eq!(cause(&format!("{admin}{user}")), Cause::Exposed);
+        parse(&format!("{admin}allow-plain-without-tls = true\n{user}")).expect("users log in");
         assert_eq!(cause(&format!("{user}{user}")), Cause::ConfigInvalid);
     }
 }

@@ -160,7 +160,7 @@ fn main() -> ExitCode {
 }
 
 /// Passwords are at most this long; what is longer is a wrong file.
-const PASSWORD_BYTES_MAX: u64 = 1024;
+pub(crate) const PASSWORD_BYTES_MAX: u64 = 1024;
 
 /// One line of standard input, never a flag: flags are seen by every process of the machine.
 fn hash_password(wanted: auth::HashFor) -> Result<(), Failure> {

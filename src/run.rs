@@ -28,11 +28,13 @@ use std::time::Duration;
 use amqp::connection::Sasl;
 use amqp::sasl::Mechanisms;
 use broker::ShardConfig;
+use broker::access::Access;
 use broker::event::RecoveryReport;
 use crossbeam::channel::{Receiver, after, bounded, never, select};
 use journal::{Geometry, Level, ShardId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::admin::Guard;
 use crate::auth::Authenticator;
 use crate::budget::Budget;
 use crate::config::{COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Patience};
@@ -65,7 +67,14 @@ fn serve(config: &Config) -> Result<(), Failure> {
     if let Some(tls) = &tls {
         node.set_tls(Arc::clone(tls));
     }
-    let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node) };
+    let authenticator = Authenticator::start(config)?;
+    let access = crate::config::access(&config.users, &config.roles);
+    let guard = if config.admin.ip().is_loopback() || config.insecure {
+        Guard::Open
+    } else {
+        Guard::Users { authenticator: authenticator.clone(), access: access.clone() }
+    };
+    let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node), guard };
     admin.start_if_free()?;
     let cpus = driver::cpus(config.threads)?;
     let directory = open_directory(config, cpus.threads, &signals)?;
@@ -89,13 +98,13 @@ fn serve(config: &Config) -> Result<(), Failure> {
     };
     let storage = Storage::of(&directory);
     warn_of_bounds(config, &directory);
-    let shards = shard_configs(config, &directory)?;
+    let shards = shard_configs(config, &directory, &access)?;
     let shard_count = storage.shards;
     let journal = journal_config(config, &directory);
     let write_bound = journal.write_bound;
     let driver = driver::start(Plan {
         journal,
-        authenticator: Authenticator::start(config)?,
+        authenticator,
         directory,
         shards,
         cpus,
@@ -155,6 +164,7 @@ struct Admin {
     wanted: SocketAddr,
     bound: Option<SocketAddr>,
     node: Arc<Node>,
+    guard: Guard,
 }
 
 impl Admin {
@@ -177,7 +187,7 @@ impl Admin {
 
     fn serve(&mut self, listener: TcpListener) -> Result<(), Failure> {
         self.bound = listener.local_addr().ok();
-        admin::serve(listener, Arc::clone(&self.node))
+        admin::serve(listener, Arc::clone(&self.node), self.guard.clone())
     }
 
     fn refused(&self, error: &std::io::Error) -> Failure {
@@ -273,7 +283,11 @@ fn budget(config: &Config, shards: u16) -> Result<Budget, Failure> {
     Ok(budget)
 }
 
-fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConfig>, Failure> {
+fn shard_configs(
+    config: &Config,
+    directory: &Directory,
+    access: &Access,
+) -> Result<Vec<ShardConfig>, Failure> {
     let geometry = directory.node().geometry;
     let budget = budget(config, geometry.shards)?;
     let tag_seed = getrandom::u64().map_err(|error| {
@@ -290,7 +304,6 @@ fn shard_configs(config: &Config, directory: &Directory) -> Result<Vec<ShardConf
         tag_seed,
         ..amqp::connection::Config::default()
     };
-    let access = crate::config::access(&config.users, &config.roles);
     let level = match config.durability {
         Durability::Async => Level::Async,
         Durability::Sync => Level::Sync,

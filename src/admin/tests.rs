@@ -5,10 +5,17 @@ use bytes::Bytes;
 use journal::{QueueId, Sequence};
 
 use super::*;
+use crate::admin_client::{self, QueueCommand, Server};
+use crate::auth::{self, Authenticator, HashFor, base64};
+use crate::config::{self, Config};
 use crate::node::{Facts, Inbox};
 
 /// A node of two shards on one core whose answers are canned, and the URL of its API.
 fn start(stage: Stage) -> String {
+    start_behind(stage, Guard::Open)
+}
+
+fn start_behind(stage: Stage, guard: Guard) -> String {
     let node = Arc::new(Node::new());
     let (inbox, inputs) = Inbox::new(|| {});
     let facts = Facts {
@@ -39,7 +46,7 @@ fn start(stage: Stage) -> String {
         .expect("a thread");
     let listener = listen("127.0.0.1:0".parse().expect("an address")).expect("listening");
     let addr = listener.local_addr().expect("bound");
-    serve(listener, node).expect("serving");
+    serve(listener, node, guard).expect("serving");
     format!("http://{addr}")
 }
 
@@ -182,4 +189,75 @@ fn a_web_page_cannot_command() {
     assert_eq!(post("Host", "evil.example:8161"), 403);
     assert_eq!(post("Host", "LOCALHOST:8161"), 200);
     assert_eq!(post("Host", "[::1]:8161"), 200);
+}
+
+#[test]
+fn off_loopback_a_user_manages_what_its_roles_say() {
+    let mut text = String::new();
+    for (user, password) in [("root", "all"), ("ann", "some"), ("eve", "none")] {
+        let hash = auth::hash(password, HashFor::ScramSha256).expect("hashed");
+        text += &format!("[[users]]\nname = \"{user}\"\npassword-hash = \"{hash}\"\n");
+        text += &format!("roles = [\"{user}\"]\n");
+    }
+    text += "[[roles]]\nname = \"root\"\nmanage = [\"#\"]\n\
+             [[roles]]\nname = \"ann\"\nmanage = [\"a/b\"]\n\
+             [[roles]]\nname = \"eve\"\nsend = [\"#\"]\n";
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("written");
+    let config = Config::load(Some(file.path()), config::Layer::default()).expect("sound");
+    let authenticator = Authenticator::start(&config).expect("started");
+    let access = config::access(&config.users, &config.roles);
+    let url = start_behind(Stage::Ready, Guard::Users { authenticator, access });
+    let ask = |who: Option<(&str, &str)>, method: &str, path: &str| {
+        let mut request = axum::http::Request::builder().method(method).uri(format!("{url}{path}"));
+        if let Some((user, password)) = who {
+            let encoded = base64::encode(format!("{user}:{password}").as_bytes());
+            request = request.header(header::AUTHORIZATION, format!("Basic {encoded}"));
+        }
+        let mut answer = agent().run(request.body(()).expect("a request")).expect("an answer");
+        let asked = answer.headers().contains_key(header::WWW_AUTHENTICATE);
+        let body = answer.body_mut().read_to_string().expect("text");
+        assert_eq!(asked, answer.status() == StatusCode::UNAUTHORIZED, "{body}");
+        (answer.status().as_u16(), body)
+    };
+    let (root, ann, eve) = (Some(("root", "all")), Some(("ann", "some")), Some(("eve", "none")));
+    let queue = "/api/v1/queues/a%2Fb";
+    for who in [None, Some(("root", "some")), Some(("nobody", "all")), Some(("root", ""))] {
+        assert_eq!(ask(who, "GET", queue).0, 401, "{who:?}");
+        assert_eq!(ask(who, "GET", "/healthz/ready").0, 200, "probes have no password");
+    }
+    assert_eq!(ask(None, "GET", "/api/v2").0, 401, "nothing is told before");
+    for (who, own, all) in [(root, 200, 200), (ann, 200, 403), (eve, 403, 403)] {
+        for path in [queue, "/api/v1/queues/a%2Fb/messages"] {
+            assert_eq!(ask(who, "GET", path).0, own, "{who:?} {path}");
+        }
+        assert_eq!(ask(who, "POST", "/api/v1/queues/a%2Fb/purge").0, own, "{who:?}");
+        assert_eq!(ask(who, "GET", "/metrics").0, all, "{who:?}");
+        assert_eq!(ask(who, "GET", "/api/v1/connections").0, all, "{who:?}");
+        assert_eq!(ask(who, "DELETE", "/api/v1/connections/7").0, all, "{who:?}");
+        let (status, listed) = ask(who, "GET", "/api/v1/queues");
+        assert_eq!((status, listed.contains("a/b")), (200, own == 200), "{who:?}: {listed}");
+    }
+    let denied = ask(ann, "GET", "/api/v1/queues/other").1;
+    assert!(denied.contains("the user 'ann' may not manage 'other'"), "{denied}");
+
+    // `laelaps queue` says who it is, with the password of a file.
+    #[derive(clap::Parser)]
+    struct Asked {
+        #[command(flatten)]
+        server: Server,
+    }
+    let password = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(password.path(), "all\nnot this\n").expect("written");
+    let by = |user: &str| {
+        let file = password.path().as_os_str().to_owned();
+        let flags = ["laelaps", "--admin", &url, "--user", user, "--password-file"];
+        let flags = flags.map(std::ffi::OsString::from).into_iter().chain([file]);
+        let Asked { server } = clap::Parser::parse_from(flags);
+        admin_client::queue(&server, &QueueCommand::Stat { name: "a/b".to_owned() })
+    };
+    by("root").expect("let in");
+    let failure = by("ann").expect_err("it is not her password");
+    assert!(failure.message.contains("HTTP Basic"), "{failure}");
+    assert!(!failure.message.contains("all"), "{failure}");
 }

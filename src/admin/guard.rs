@@ -1,0 +1,179 @@
+//! Who asks: off loopback a user of the configuration, by HTTP Basic; on loopback anybody.
+//!
+//! ```text
+//!   /healthz/…            nobody is asked: probes carry no password
+//!   everything else  ──▶  Authorization: Basic … ──▶ auth.rs ─┬▶ 401   refused, paced by address
+//!                                                             ├▶ 503   too many at once
+//!                                                             └▶ Operator, with its rights
+//!   a queue               `manage` on its name; a list shows what one may manage
+//!   the rest              `manage` on every address
+//! ```
+//! Invariant: what a request may do is its operator's; no handler works without one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use amqp::connection::{Password, SaslPlain};
+use axum::extract::connect_info::Connected;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::serve::IncomingStream;
+use broker::access::{Access, Right, Rights};
+use broker::event::{Attempt, AuthVerdict};
+use tokio::sync::oneshot;
+
+use super::Refused;
+use super::listener::Bounded;
+use crate::auth::{Authenticator, Job, base64};
+
+/// Whether operators have to log in.
+#[derive(Clone)]
+pub(crate) enum Guard {
+    /// They need not: whoever reaches the port may use it.
+    Open,
+    /// They are users, with these rights.
+    Users {
+        /// Verifies them.
+        authenticator: Authenticator,
+        /// What each may do.
+        access: Access,
+    },
+}
+
+/// The other end of a request's connection.
+#[derive(Clone, Copy)]
+pub(super) struct Peer(SocketAddr);
+
+impl Connected<IncomingStream<'_, Bounded>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+/// Who asks.
+#[derive(Clone)]
+pub(super) struct Operator {
+    /// The user; empty where nobody has to log in.
+    pub(super) user: String,
+    /// None: everything.
+    rights: Option<Arc<Rights>>,
+}
+
+impl Operator {
+    /// Somebody who did not have to log in.
+    pub(super) fn anybody() -> Self {
+        Self { user: String::new(), rights: None }
+    }
+
+    /// Whether it may manage this queue.
+    pub(super) fn manages(&self, queue: &str) -> bool {
+        self.rights.as_ref().is_none_or(|rights| rights.has(Right::Manage, queue))
+    }
+
+    /// The same, with the refusal.
+    pub(super) fn must_manage(&self, queue: &str) -> Result<(), Refused> {
+        if self.manages(queue) { Ok(()) } else { Err(self.denied(queue)) }
+    }
+
+    /// Whether it may manage everything, or the refusal.
+    pub(super) fn must_manage_all(&self) -> Result<(), Refused> {
+        match &self.rights {
+            Some(rights) if !rights.has_everywhere(Right::Manage) => Err(self.denied("#")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn denied(&self, what: &str) -> Refused {
+        let why = format!("the user '{}' may not manage '{what}'", self.user);
+        Refused(StatusCode::FORBIDDEN, why)
+    }
+}
+
+impl Guard {
+    /// Who asks with these headers.
+    ///
+    /// # Errors
+    /// The answer to somebody who is not let in.
+    pub(super) async fn operator(
+        &self,
+        peer: Peer,
+        headers: &HeaderMap,
+    ) -> Result<Operator, Response> {
+        let Self::Users { authenticator, access } = self else { return Ok(Operator::anybody()) };
+        let plain = credentials(headers).ok_or_else(who_are_you)?;
+        let (answer, verdict) = oneshot::channel();
+        authenticator.verify(Job {
+            peer: peer.0,
+            attempt: Attempt::Plain(Box::new(plain)),
+            conversation: None,
+            answer: Box::new(move |verdict, _| drop(answer.send(verdict))),
+        });
+        match verdict.await {
+            Ok(AuthVerdict::Accepted { user, .. }) => {
+                Ok(Operator { rights: access.rights(&user), user })
+            }
+            Ok(AuthVerdict::Refused | AuthVerdict::Challenge(_)) => Err(who_are_you()),
+            Ok(AuthVerdict::Busy) | Err(_) => {
+                let why = "too many log-ins at once; try again".to_owned();
+                let mut busy = Refused(StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+                busy.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                Err(busy)
+            }
+        }
+    }
+}
+
+fn who_are_you() -> Response {
+    let why = "a user and its password are needed (HTTP Basic); laelaps has --user".to_owned();
+    let mut response = Refused(StatusCode::UNAUTHORIZED, why).into_response();
+    let wanted = HeaderValue::from_static("Basic realm=\"laelaps\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, wanted);
+    response
+}
+
+/// `Authorization: Basic base64(user:password)` (RFC 7617), once.
+fn credentials(headers: &HeaderMap) -> Option<SaslPlain> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let (given, None) = (given.next()?.to_str().ok()?, given.next()) else { return None };
+    let (scheme, encoded) = given.split_once(' ')?;
+    let decoded =
+        base64::decode(encoded.trim()).filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    // Wiped when it is dropped.
+    let decoded = Password::new(decoded);
+    let at = decoded.reveal().iter().position(|byte| *byte == b':')?;
+    let (user, password) = decoded.reveal().split_at(at);
+    Some(SaslPlain {
+        authzid: String::new(),
+        user: std::str::from_utf8(user).ok().filter(|user| !user.is_empty())?.to_owned(),
+        password: Password::new(&password[1..]),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_as_they_were_written_and_nothing_else_is() {
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(header::AUTHORIZATION, value.parse().expect("a header"));
+            credentials(&headers)
+        };
+        // RFC 7617, section 2.
+        let plain = read("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==").expect("sound");
+        assert_eq!((&plain.user[..], plain.password.reveal()), ("Aladdin", &b"open sesame"[..]));
+        let encoded = base64::encode(b"a:b:c");
+        let plain = read(&format!("basic {encoded}")).expect("sound");
+        assert_eq!((&plain.user[..], plain.password.reveal()), ("a", &b"b:c"[..]));
+        for wrong in ["", "Basic", "Basic QWxh", "Bearer QTpi", "Basic OmI=", "Basic ?"] {
+            assert!(read(wrong).is_none(), "{wrong}");
+        }
+        let mut twice = HeaderMap::new();
+        for value in ["Basic QTpi", "Basic QTpj"] {
+            twice.append(header::AUTHORIZATION, value.parse().expect("a header"));
+        }
+        assert!(credentials(&twice).is_none());
+        assert!(credentials(&HeaderMap::new()).is_none());
+    }
+}
