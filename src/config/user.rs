@@ -154,7 +154,7 @@ pub(super) fn page() -> String {
         "\n## Users and roles\n\n\
          Without users everybody may connect (SASL ANONYMOUS, or no SASL) and do everything. With\n\
          at least one, every client logs in; with at least one role, a user may do what its roles\n\
-         say and nothing else.\n\n\
+         say and nothing else. [Security](security.md) says how to set this up.\n\n\
          ```toml\n\
          [[users]]\n\
          name = \"app\"\n\

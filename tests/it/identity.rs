@@ -224,6 +224,29 @@ fn a_certificate_logs_in_as_the_user_that_it_names() {
     assert!(broker.stop().success());
 }
 
+/// `docs/operating/security.md`: who copies it gets a broker that starts.
+#[test]
+fn the_worked_example_is_a_configuration() {
+    let scratch = Scratch::new("example");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating/security.md");
+    let page = fs::read_to_string(page).expect("the page is there");
+    let (_, example) = page.split_once("```toml\n").expect("an example");
+    let (example, _) = example.split_once("```\n").expect("its end");
+    let checked = |text: &str| {
+        let path = config(&scratch, text);
+        let output = Command::new(built("laelaps")).args(["config", "check"]).arg(path).output();
+        let output = output.expect("the broker's binary can be started");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(checked(example), (Some(0), String::new()));
+    // It is looked at: a role that is not there, and no authority for the certificates.
+    for (text, replaced) in [("roles = [\"orders-in\"", "roles = [\"no\""), ("tls-client-ca", "#")]
+    {
+        assert!(example.contains(text));
+        assert_eq!(checked(&example.replace(text, replaced)).0, Some(3), "{text}");
+    }
+}
+
 #[test]
 fn a_user_may_do_what_its_roles_say_and_nothing_else() {
     let scratch = Scratch::new("roles");
