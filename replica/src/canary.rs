@@ -1,11 +1,12 @@
 //! Rules that a test may break on purpose, to see that the checkers notice.
 //!
 //! A canary can be named only where the feature `canary` is on; without it every question below is
-//! answered by a constant, and no build that is released has the feature.
+//! answered by a constant, and no build that is released has the feature. This crate's own tests
+//! have it.
 
 /// A rule of the pair or of its voters, broken.
 #[cfg_attr(
-    not(feature = "canary"),
+    not(any(test, feature = "canary")),
     expect(unreachable_pub, reason = "exported where the feature is on")
 )]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,22 +27,34 @@ pub enum Canary {
     AckBeforeShrink,
     /// The live waits for its backup only when the voters hold it to be in sync (R8).
     RequireAfterExpand,
+    /// R2: a lease begins when its answer comes.
+    LeaseFromAnswer,
+    /// R3: a challenger does not wait for the live's lease.
+    ChallengeAtOnce,
+    /// R5, R6: a swap whose outcome is unknown counts as failed.
+    UnknownMeansFailed,
+    /// R7: a member that is to be left out is not waited for, before the voters have recorded it.
+    ShrinkAtOnce,
+    /// R10: a member that is not in sync asks for the role.
+    PromoteOutOfSync,
+    /// R12: who gives the role away serves on until its lease ends.
+    LeaveUnfenced,
 }
 
 /// Which rule is broken, if any.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Canaries {
-    #[cfg(feature = "canary")]
+    #[cfg(any(test, feature = "canary"))]
     pub(crate) broken: Option<Canary>,
 }
 
 impl Canaries {
-    #[cfg(feature = "canary")]
+    #[cfg(any(test, feature = "canary"))]
     pub(crate) fn has(self, canary: Canary) -> bool {
         self.broken == Some(canary)
     }
 
-    #[cfg(not(feature = "canary"))]
+    #[cfg(not(any(test, feature = "canary")))]
     #[expect(clippy::unused_self, reason = "the same question with and without the feature")]
     pub(crate) const fn has(self, _canary: Canary) -> bool {
         false

@@ -4,6 +4,8 @@
 //!   record    what the voters hold for a pair: epoch, live, in-sync set, ...
 //!   register  read and compare-and-set, linearizable, without a clock: all that is asked of them
 //!   voter     one voter, and the client that asks them
+//!   lease     how long who may serve, and how long who must wait
+//!   election  one member's part: who is live, who is in sync, what may be acknowledged
 //!
 //!   wire      what two members say to each other, a stream a shard
 //!   live      the live's side of it: batches from memory or from the log, marks, pressure
@@ -22,7 +24,9 @@ pub mod backup;
 mod canary;
 pub mod catchup;
 mod codec;
+mod election;
 pub mod in_sync;
+mod lease;
 pub mod limits;
 pub mod live;
 mod record;
@@ -33,6 +37,8 @@ pub mod wire;
 #[cfg(feature = "canary")]
 pub use canary::Canary;
 pub use codec::WireError;
+pub use election::{Election, ElectionConfig, Query, Refused, Role, Session, Turn};
+pub use lease::LeaseTerms;
 pub use record::{Mark, Member, MemberInfo, NodeId, PairRecord, RecordFault, Reign};
 pub use register::{
     Answer, Attempt, Held, LocalRegister, NotDone, Outcome, PairId, Register, Registers, RequestId,

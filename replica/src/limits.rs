@@ -38,8 +38,11 @@ pub const CARRIED_BYTES_MAX: usize = 8 * 1024;
 /// Most questions of clients that wait at one voter.
 pub const QUESTIONS_MAX: usize = 256;
 
-/// Most entries in one message between voters.
-pub const ENTRIES_MAX: usize = 64;
+/// Most entries in one message between voters: so many from the log, and what came meanwhile.
+pub const ENTRIES_MAX: usize = STORED_ENTRIES_MAX + 2 * INBOX_MAX;
+
+/// Most entries that are read from the log at once.
+pub const STORED_ENTRIES_MAX: usize = 512;
 
 /// Bytes of entries in one message between voters, one entry more or less.
 pub const APPEND_BYTES_MAX: usize = 256 * 1024;

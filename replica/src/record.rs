@@ -338,5 +338,10 @@ fn read_parts(r: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
 }
 
 #[cfg(test)]
+pub(crate) const fn sample_log() -> LogId {
+    LogId([7; 16])
+}
+
+#[cfg(test)]
 #[path = "record/tests.rs"]
 mod tests;

@@ -36,6 +36,7 @@ use crate::register::{NotDone, Outcome, Registers};
 
 pub use client::Client;
 pub use question::{Ask, Question, Reply, Says, Standing, VoterStatus};
+pub(crate) use seats::mix64;
 pub use seats::{Disks, EnsembleTag, Seat, Seats, SeatsError, VoterUuid};
 pub use wal::{Identity, Recovered, WalError, WalWrite};
 
@@ -161,6 +162,15 @@ impl Voter {
     #[must_use]
     pub const fn foreign_letters(&self) -> u64 {
         self.foreign
+    }
+
+    /// Whether its disk has lost what it had acknowledged: it must be replaced, and says nothing.
+    #[must_use]
+    pub fn has_forgotten(&self) -> bool {
+        match &self.phase {
+            Phase::Founding { .. } | Phase::Agreeing(_) => false,
+            Phase::Member(engine) => engine.has_forgotten(),
+        }
     }
 
     /// When it wants to be told the time next.

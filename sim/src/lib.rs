@@ -6,6 +6,7 @@
 //!                         ├─ client, wire, letter   clients that share the codec and no engine
 //!                         ├─ audit        every batch on its way to the disk
 //!                         └─ check        one checker for each promise
+//!   voters whole ensembles of voters: is their register linearizable?
 //!   solo   one journal alone, for the crash matrix
 //!   hits   what happened, counted: a suite that hit nothing proves nothing
 //! ```
@@ -21,5 +22,6 @@ pub mod letter;
 pub mod plan;
 pub mod rng;
 pub mod solo;
+pub mod voters;
 pub mod wire;
 pub mod world;

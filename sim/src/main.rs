@@ -6,6 +6,7 @@
 //!   cargo run --release -p sim -- --seeds 50 --canary chain-unchecked
 //!                                                          ends well if the canary is caught
 //! ```
+//!   cargo run --release -p sim -- --voters --seeds 200     the voters instead of brokers
 //! Exit status: 0 all is well (or the canary was caught), 1 a promise was broken (or it was not),
 //! 2 the runs were too tame: something that must happen never did.
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ use clap::Parser;
 use sim::hits::{Hit, Hits};
 use sim::letter::LetterId;
 use sim::plan::{Canary, Options, Plan};
+use sim::voters;
 use sim::world::{Failure, Report, run};
 
 /// Whole brokers under one seed: simulated disks, mail, clients, crashes.
@@ -34,8 +36,11 @@ struct Args {
     #[arg(long, default_value_t = 12_000)]
     events: u64,
     /// A rule to break: the run ends well when a checker notices.
-    #[arg(long, value_parser = canary)]
-    canary: Option<Canary>,
+    #[arg(long)]
+    canary: Option<String>,
+    /// Ensembles of voters, not brokers.
+    #[arg(long)]
+    voters: bool,
     /// Runs side by side.
     #[arg(long, default_value_t = 1)]
     jobs: u64,
@@ -47,9 +52,12 @@ struct Args {
     plan: bool,
 }
 
-fn canary(name: &str) -> Result<Canary, String> {
-    Canary::named(name).ok_or_else(|| {
-        let names: Vec<&str> = Canary::ALL.iter().map(|(name, _)| *name).collect();
+/// The canary of this name among these.
+fn canary<C: Copy>(name: Option<&str>, all: &[(&str, C)]) -> Result<Option<C>, String> {
+    let Some(name) = name else { return Ok(None) };
+    let found = all.iter().find(|(known, _)| *known == name).map(|(_, canary)| *canary);
+    found.map(Some).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
         format!("there is no canary of that name; there are {}", names.join(", "))
     })
 }
@@ -98,10 +106,19 @@ const SUITE: &[Hit] = &[
 fn main() -> ExitCode {
     let args = Args::parse();
     let base = Instant::now();
+    let outcome = if args.voters { run_voters(&args, base) } else { run_brokers(&args, base) };
+    outcome.unwrap_or_else(|why| {
+        eprintln!("{why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run_brokers(args: &Args, base: Instant) -> Result<ExitCode, String> {
+    let broken = canary(args.canary.as_deref(), &Canary::ALL)?;
     if args.plan {
         println!("{:#?}", Plan::draw(args.seed));
     }
-    let suite = carry_out(&args, base);
+    let suite = carry_out(args, broken, base);
     let ran = suite.runs;
     println!(
         "{ran} runs, {} events, {} letters, {} deliveries, {:.1} s of virtual time, {:.1} s \
@@ -118,14 +135,8 @@ fn main() -> ExitCode {
     println!("{}", suite.hits);
     if args.canary.is_some() {
         return match suite.failure {
-            Some((seed, failure)) => {
-                println!("caught by seed {seed}: {}", failure.what);
-                ExitCode::SUCCESS
-            }
-            None => {
-                println!("the canary was not caught by {ran} seeds");
-                ExitCode::FAILURE
-            }
+            Some((seed, failure)) => Ok(caught(seed, &failure.what)),
+            None => Err(format!("the canary was not caught by {ran} seeds")),
         };
     }
     if let Some((seed, failure)) = suite.failure {
@@ -133,15 +144,58 @@ fn main() -> ExitCode {
         failure.story.iter().for_each(|line| eprintln!("  {line}"));
         eprintln!("after {} events, {:?} of virtual time", failure.events, failure.after);
         eprintln!("cargo run --release -p sim -- --seed {seed} --events {}", args.events);
-        return ExitCode::FAILURE;
+        return Ok(ExitCode::FAILURE);
     }
     let missing = suite.hits.missing(SUITE);
     if args.seeds >= SUITE_SEEDS && !missing.is_empty() {
         let names: Vec<&str> = missing.iter().map(|hit| hit.name()).collect();
         eprintln!("never happened in {ran} runs: {}", names.join(", "));
-        return ExitCode::from(2);
+        return Ok(ExitCode::from(2));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn caught(seed: u64, what: &str) -> ExitCode {
+    println!("caught by seed {seed}: {what}");
     ExitCode::SUCCESS
+}
+
+/// Seeds of ensembles of voters, one after the other.
+fn run_voters(args: &Args, base: Instant) -> Result<ExitCode, String> {
+    let broken = canary(args.canary.as_deref(), voters::CANARIES)?;
+    if args.plan {
+        println!("{:#?}", voters::Plan::draw(args.seed));
+    }
+    let (mut counts, mut events, mut trace) = (voters::Counts::new(), 0, 0);
+    for seed in args.seed..args.seed + args.seeds {
+        match voters::run(base, seed, broken) {
+            Ok(report) => {
+                report.counts.iter().for_each(|(name, n)| *counts.entry(name).or_default() += n);
+                events += report.events;
+                trace ^= report.trace;
+            }
+            Err(failure) if broken.is_some() => return Ok(caught(seed, &failure.what)),
+            Err(voters::Failure { what, after }) => {
+                return Err(format!(
+                    "seed {seed}: {what}\nafter {after:?} of virtual time\n\
+                     cargo run --release -p sim -- --voters --seed {seed}"
+                ));
+            }
+        }
+    }
+    if broken.is_some() {
+        return Err(format!("the canary was not caught by {} seeds", args.seeds));
+    }
+    let took = base.elapsed().as_secs_f64();
+    println!("{} runs, {events} events, {took:.1} s of ours, trace {trace:016x}", args.seeds);
+    counts.iter().for_each(|(name, times)| println!("  {times:>10}  {name}"));
+    let never = |name: &&&str| !counts.contains_key(**name) || counts[**name] == 0;
+    let missing: Vec<&str> = voters::REQUIRED.iter().filter(never).copied().collect();
+    if args.seeds >= SUITE_SEEDS && !missing.is_empty() {
+        eprintln!("never happened in {} runs: {}", args.seeds, missing.join(", "));
+        return Ok(ExitCode::from(2));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The sum of many runs.
@@ -184,7 +238,7 @@ impl Suite {
     }
 }
 
-fn carry_out(args: &Args, base: Instant) -> Suite {
+fn carry_out(args: &Args, broken: Option<Canary>, base: Instant) -> Suite {
     let next = AtomicU64::new(args.seed);
     let end = args.seed + args.seeds;
     let worker = || {
@@ -195,8 +249,7 @@ fn carry_out(args: &Args, base: Instant) -> Suite {
                 return suite;
             }
             let follow = args.follow.map(LetterId);
-            let options =
-                Options { canary: args.canary, follow, ..Options::new(seed, args.events) };
+            let options = Options { canary: broken, follow, ..Options::new(seed, args.events) };
             match run(base, &options) {
                 Ok(report) if report.events >= args.events => suite.add(&report),
                 Ok(report) => {

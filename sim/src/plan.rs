@@ -47,11 +47,6 @@ impl Canary {
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
-
-    /// The canary of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, canary)| *canary)
-    }
 }
 
 /// What the caller decides.

@@ -17,12 +17,14 @@
 //! * A question is answered once: a swap when its own entry (index and term) is applied, a read
 //!   when a majority has confirmed the leader after the question came. Who no longer leads answers
 //!   what is open with "unknown" (R5) or "no leader".
+//! * A leader that counts on entries which are not here any more has found a disk that lies: the
+//!   voter says nothing further, and its host ends it.
 //! * The engine draws its election timeouts by chance; each is replaced, before any tick, by one
 //!   that follows from seed, term and role, so a run can be repeated.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{Entry, Message};
+use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Config, RawNode, Ready, StateRole, Storage};
 
 use super::letter::{Body, Letter};
@@ -90,6 +92,7 @@ pub(super) struct Engine {
     swaps: BTreeMap<u64, OpenSwap>,
     reads: BTreeMap<u64, OpenRead>,
     reads_asked: u64,
+    has_forgotten: bool,
     canaries: Canaries,
 }
 
@@ -139,6 +142,7 @@ impl Engine {
             swaps: BTreeMap::new(),
             reads: BTreeMap::new(),
             reads_asked: 0,
+            has_forgotten: false,
             canaries,
         };
         engine.seed_election();
@@ -147,6 +151,10 @@ impl Engine {
 
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    pub(super) const fn has_forgotten(&self) -> bool {
+        self.has_forgotten
     }
 
     pub(super) fn registers(&self) -> &Registers {
@@ -209,7 +217,7 @@ impl Engine {
 
     /// Works until nothing is left, or a write is under way.
     fn go_on(&mut self, out: &mut Outputs) {
-        while self.writing.is_none() {
+        while self.writing.is_none() && !self.has_forgotten {
             if self.raw.has_ready() {
                 self.begin(out);
             } else if let Some(input) = self.inbox.pop_front() {
@@ -226,6 +234,7 @@ impl Engine {
             Input::Tick => {
                 self.raw.tick();
             }
+            Input::Message(message) if self.is_missing_here(&message) => self.has_forgotten = true,
             // What the engine refuses (from an older term, not from a member) is as if it were
             // lost.
             Input::Message(message) => drop(self.raw.step(*message)),
@@ -402,6 +411,14 @@ impl Engine {
     }
 
     // ---- details -------------------------------------------------------------------------------
+
+    /// Whether a leader counts on entries which this voter has acknowledged in this term, and which
+    /// are not there.
+    fn is_missing_here(&self, message: &Message) -> bool {
+        message.msg_type == MessageType::MsgHeartbeat
+            && message.term >= self.raw.raft.term
+            && message.commit > self.raw.raft.raft_log.last_index()
+    }
 
     fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader

@@ -13,6 +13,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::seats::Seats;
+use crate::limits::STORED_ENTRIES_MAX;
 
 /// All registers as they were after an entry.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -107,7 +108,8 @@ impl Storage for Store {
             bytes += entry.data.len() as u64 + 32;
             first || bytes <= bytes_max
         };
-        Ok(self.entries[at(low)..at(high)].iter().take_while(within).cloned().collect())
+        let run = &self.entries[at(low)..at(high)];
+        Ok(run.iter().take(STORED_ENTRIES_MAX).take_while(within).cloned().collect())
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {

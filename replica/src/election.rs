@@ -1,0 +1,682 @@
+//! Who is live: one member's view of the pair's record, and what it may do on the strength of it.
+//!
+//! ```text
+//!             seen: another reign, or released            won
+//!   follower ◀──────────────────────────────┐  ┌──────────────────────┐
+//!      │ may challenge (R3, R10)            │  │                      │
+//!      ▼                                    │  ▼     fence time        │
+//!   candidate ── won ──▶ elected ── epoch ──▶ live ─────────────▶ fenced
+//!      │                      is durable    │ ▲    (R2)               │
+//!      └── anything else: follower          │ └── won at the version ─┘
+//!                                           │     that stood
+//!                                           └─▶ leaving: fenced (R12), then the role is given away
+//! ```
+//!
+//! Inputs are answers of the voters, the time, and what the replication says of both logs; outputs
+//! are questions to the voters and [`Turn`]s for the host. Nothing here looks at a log or a link.
+//!
+//! Rules, each with its place below: R1 the role changes only by a swap that was won or is read;
+//! R2 a lease begins when its swap was sent; R3 a challenger waits from the end of its read; R4 an
+//! answer belongs to the open question; R5 an unknown swap is resolved by a greater version alone;
+//! R6 the in-sync set is taken as large as it may be; R7 what is acknowledged is durable on all of
+//! it, before the fence; R8 a member is waited for before it is named; R9 what is known of a member
+//! belongs to one session; R10 only a member in sync, with the same disk and everything below the
+//! watermark, stands; R12 fence first; R13 an epoch is durable before it is served. R11, R14, R15
+//! and R16 are the replication's and the shard's, R17 is the host's [`Election::release`].
+//!
+//! Invariants: I4, checked before each swap. `may_serve` is never true at or after `fence_at`.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use journal::{Epoch, Lsn};
+
+use crate::canary::{Canaries, Canary};
+use crate::lease::LeaseTerms;
+use crate::limits::TICK;
+use crate::record::{Mark, Member, NodeId, PairRecord};
+use crate::register::{Answer, Held, Outcome, RequestId, Version};
+use crate::voter::mix64;
+
+/// What a member does now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Follows, or waits for somebody to follow.
+    Follower,
+    /// Has asked for the role.
+    Candidate,
+    /// Has the role; its epoch is not durable here yet.
+    Elected(Epoch),
+    /// Serves, until the fence.
+    Live(Epoch),
+    /// Served, and its lease has run out. If nobody else takes the role it goes on in this epoch.
+    Fenced(Epoch),
+    /// Has stopped for good in this epoch and gives the role away.
+    Leaving(Epoch),
+}
+
+/// What the host must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// R13: write this epoch down, then call [`Election::handle_promised`].
+    Promise(Epoch),
+    /// Open, or open again: clients are served.
+    Serve(Epoch),
+    /// Stop at once: no journal work, no answer, no delivery, no credit.
+    Fence(Epoch),
+    /// The reign is over; what was not committed may have to go.
+    Depose(Epoch),
+}
+
+/// A question for the voters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// What stands.
+    Read(RequestId),
+    /// This, if that version stands.
+    Cas(RequestId, Version, Box<PairRecord>),
+}
+
+/// A connection of the other member to this one: what is known of its log belongs to it (R9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session(pub u64);
+
+/// Why something can't be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Only who serves can.
+    NotLive,
+    /// The session is over, or it is another member's.
+    OtherSession,
+    /// The other member is not in sync.
+    NotInSync,
+}
+
+/// What a member brings to its elections.
+#[derive(Clone, Copy, Debug)]
+pub struct ElectionConfig {
+    /// Itself, with its disk.
+    pub me: Member,
+    /// The pair's lease.
+    pub terms: LeaseTerms,
+    /// Whether no earlier life of this member can still run: its directory is on this machine and
+    /// locked. If not, it waits for its own earlier lease.
+    pub is_sole: bool,
+    /// Members in sync without which nothing is acknowledged: 1 or 2.
+    pub in_sync_min: usize,
+    /// Chance, for the pauses between tries.
+    pub seed: u64,
+}
+
+/// A version, and when the first read that showed it was done.
+#[derive(Clone, Debug)]
+struct Known {
+    version: Version,
+    record: Option<PairRecord>,
+    since: Instant,
+}
+
+/// A swap whose answer is awaited.
+#[derive(Debug)]
+struct OpenSwap {
+    request: RequestId,
+    sent: Instant,
+    record: Box<PairRecord>,
+}
+
+/// What the swaps of the live are to say beside "still here", until it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Shrink,
+    Expand(Member, Session),
+}
+
+/// One member's part in the elections of its pair.
+#[derive(Debug)]
+pub struct Election {
+    config: ElectionConfig,
+    role: Role,
+    known: Option<Known>,
+    swap: Option<OpenSwap>,
+    read: Option<RequestId>,
+    /// R6: members that a swap may have put into the set, as long as that swap is not resolved.
+    perhaps_in_sync: Vec<Member>,
+    fence_at: Option<Instant>,
+    wish: Option<Wish>,
+    heir: Option<NodeId>,
+    /// This one gave the role away: it takes it back only when nobody else did.
+    is_patient: bool,
+    /// R17: whether every shard has beaten and no write is older than it may be.
+    is_well: bool,
+    peer: Option<(Member, Session)>,
+    /// What is durable here, one place a shard; none while the log is not whole.
+    durable: Option<Vec<Lsn>>,
+    watermark: Vec<Mark>,
+    ask_at: Option<Instant>,
+    hurried_until: Option<Instant>,
+    /// After a try that came to nothing: not before this.
+    retry_at: Option<Instant>,
+    next_request: u64,
+    queries: VecDeque<Query>,
+    turns: VecDeque<Turn>,
+    canaries: Canaries,
+}
+
+impl Election {
+    /// A member that has just started. It knows nothing and asks first (R1).
+    #[must_use]
+    pub fn new(config: ElectionConfig) -> Self {
+        Self {
+            config,
+            role: Role::Follower,
+            known: None,
+            swap: None,
+            read: None,
+            perhaps_in_sync: Vec::new(),
+            fence_at: None,
+            wish: None,
+            heir: None,
+            is_patient: false,
+            is_well: true,
+            peer: None,
+            durable: None,
+            watermark: Vec::new(),
+            ask_at: None,
+            hurried_until: None,
+            retry_at: None,
+            next_request: 0,
+            queries: VecDeque::new(),
+            turns: VecDeque::new(),
+            canaries: Canaries::default(),
+        }
+    }
+
+    /// A member that breaks a rule.
+    #[cfg(any(test, feature = "canary"))]
+    #[must_use]
+    pub fn broken(config: ElectionConfig, canary: Canary) -> Self {
+        let mut election = Self::new(config);
+        election.canaries.broken = Some(canary);
+        election
+    }
+
+    // ---- getters -------------------------------------------------------------------------------
+
+    /// What it does now.
+    #[must_use]
+    pub const fn role(&self) -> Role {
+        self.role
+    }
+
+    /// When the live's lease ends: every core looks at its own clock before it does anything.
+    #[must_use]
+    pub const fn fence_at(&self) -> Option<Instant> {
+        self.fence_at
+    }
+
+    /// The record as it was last seen, and its version.
+    #[must_use]
+    pub fn record(&self) -> Option<(Version, &PairRecord)> {
+        let known = self.known.as_ref()?;
+        Some((known.version, known.record.as_ref()?))
+    }
+
+    /// Whether clients may be served at this moment.
+    #[must_use]
+    pub fn may_serve(&self, now: Instant) -> bool {
+        let serves = match self.role {
+            Role::Live(_) => true,
+            Role::Leaving(_) => self.canaries.has(Canary::LeaveUnfenced),
+            Role::Follower | Role::Candidate | Role::Elected(_) | Role::Fenced(_) => false,
+        };
+        serves && self.fence_at.is_some_and(|fence| now < fence)
+    }
+
+    /// R6: whether a member is, or may be by a swap that is not resolved, in sync.
+    #[must_use]
+    pub fn requires(&self, member: Member) -> bool {
+        self.perhaps_in_sync.contains(&member)
+            || self.record().is_some_and(|(_, record)| record.holds(member))
+    }
+
+    /// R7: whether what is durable on these members may be acknowledged at this moment.
+    #[must_use]
+    pub fn may_acknowledge(&self, now: Instant, durable_on: &[Member]) -> bool {
+        let Some((_, record)) = self.record() else { return false };
+        let mut required = record.in_sync.iter().chain(&self.perhaps_in_sync);
+        self.may_serve(now)
+            && record.in_sync.len() >= self.config.in_sync_min
+            && required.all(|member| durable_on.contains(member))
+    }
+
+    /// When it wants to be told the time next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let fence = self.fence_at.filter(|_| matches!(self.role, Role::Live(_)));
+        let ask = self.ask_at.filter(|_| self.swap.is_none() && self.read.is_none());
+        [fence, ask, self.challenge_from()].into_iter().flatten().min()
+    }
+
+    // ---- what the host and the replication say -------------------------------------------------
+
+    /// What is durable here, one place a shard; none while the log is not whole (R10).
+    pub fn handle_durable(&mut self, durable: Option<Vec<Lsn>>) {
+        self.durable = durable;
+    }
+
+    /// What is durable on every member in sync: goes into the record with the next renewal.
+    pub fn handle_watermark(&mut self, watermark: Vec<Mark>) {
+        self.watermark = watermark;
+    }
+
+    /// Whether every shard has beaten since it was last asked and no write to the journal is older
+    /// than it may be. Who is not well does not renew, and loses the role at the fence.
+    pub const fn handle_wellness(&mut self, is_well: bool) {
+        self.is_well = is_well;
+    }
+
+    /// R9: the other member has joined, in a session of its own.
+    pub fn handle_joined(&mut self, now: Instant, member: Member, session: Session) {
+        self.handle_left(now);
+        self.peer = Some((member, session));
+    }
+
+    /// The session is over: nothing that was known of the other member's log counts any more.
+    pub fn handle_left(&mut self, now: Instant) {
+        self.peer = None;
+        if let Some(Wish::Expand(..)) = self.wish {
+            // It is waited for until the next version stands without it (R6): soon.
+            self.wish = None;
+            self.ask_at = Some(now);
+        }
+    }
+
+    /// The link to the live has dropped: ask at once, and often for a second.
+    pub fn handle_link_lost(&mut self, now: Instant) {
+        self.hurried_until = Some(now + Duration::from_secs(1));
+        self.ask_at = Some(now);
+    }
+
+    /// R13: the epoch of the last [`Turn::Promise`] is durable.
+    pub fn handle_promised(&mut self, now: Instant, epoch: Epoch) {
+        if self.role != Role::Elected(epoch) {
+            return;
+        }
+        self.role = Role::Live(epoch);
+        if self.fence_at.is_some_and(|fence| now < fence) {
+            self.turns.push_back(Turn::Serve(epoch));
+        }
+        self.fence_if_due(now);
+    }
+
+    // ---- commands ------------------------------------------------------------------------------
+
+    /// Leaves the other member out. Until the voters have recorded it, it is still waited for (R7).
+    ///
+    /// # Errors
+    /// This one does not serve.
+    pub fn shrink(&mut self, now: Instant) -> Result<(), Refused> {
+        self.live_epoch().ok_or(Refused::NotLive)?;
+        self.wish = Some(Wish::Shrink);
+        let me = self.config.me;
+        if self.canaries.has(Canary::ShrinkAtOnce)
+            && let Some(record) = self.known.as_mut().and_then(|known| known.record.as_mut())
+        {
+            record.in_sync.retain(|member| *member == me);
+        }
+        self.ask_at = Some(now);
+        Ok(())
+    }
+
+    /// Takes the other member in. R8: all cores already wait for it, and it has everything that was
+    /// acknowledged. From here on it is waited for, whatever becomes of the swap (R6).
+    ///
+    /// # Errors
+    /// This one does not serve, or the member is not in this session (R9).
+    pub fn expand(
+        &mut self,
+        now: Instant,
+        member: Member,
+        session: Session,
+    ) -> Result<(), Refused> {
+        self.live_epoch().ok_or(Refused::NotLive)?;
+        if self.peer != Some((member, session)) || member.node == self.config.me.node {
+            return Err(Refused::OtherSession);
+        }
+        self.require(member);
+        self.wish = Some(Wish::Expand(member, session));
+        self.ask_at = Some(now);
+        Ok(())
+    }
+
+    /// R17, and a clean stop: stops serving now, then says so to the voters, so that nobody waits.
+    ///
+    /// # Errors
+    /// This one does not serve.
+    pub fn release(&mut self, now: Instant) -> Result<(), Refused> {
+        let epoch = self.live_epoch().ok_or(Refused::NotLive)?;
+        self.leave(now, epoch, None);
+        Ok(())
+    }
+
+    /// A switchover, once everything is durable on both: stops serving now (R12), then gives the
+    /// role.
+    ///
+    /// # Errors
+    /// This one does not serve, or the other is not in sync.
+    pub fn hand_over(&mut self, now: Instant, to: Member) -> Result<(), Refused> {
+        let epoch = self.live_epoch().ok_or(Refused::NotLive)?;
+        let in_sync = self.record().is_some_and(|(_, record)| record.holds(to));
+        if !in_sync || to.node == self.config.me.node || self.wish == Some(Wish::Shrink) {
+            return Err(Refused::NotInSync);
+        }
+        self.leave(now, epoch, Some(to.node));
+        Ok(())
+    }
+
+    /// Makes the pair's first record, this member alone in it. Only where both members have said
+    /// what they hold, or by an operator's word: voters that lost everything must not crown a log
+    /// that is empty.
+    pub fn bootstrap(&mut self, now: Instant, record: PairRecord) {
+        let empty = self.known.as_ref().is_some_and(|known| known.version == Version::NONE);
+        if empty && self.swap.is_none() && self.role == Role::Follower {
+            self.role = Role::Candidate;
+            self.send(now, record);
+        }
+    }
+
+    // ---- the time ------------------------------------------------------------------------------
+
+    /// The time.
+    pub fn handle_time(&mut self, now: Instant) {
+        self.fence_if_due(now);
+        let due = self.ask_at.is_none_or(|at| at <= now);
+        if self.swap.is_some() || self.read.is_some() {
+            return;
+        }
+        if self.challenge_from().is_some_and(|from| from <= now) {
+            return self.challenge(now);
+        }
+        if due {
+            match self.role {
+                Role::Follower => self.ask(now),
+                Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => self.renew(now),
+                Role::Candidate | Role::Elected(_) => {}
+            }
+        }
+    }
+
+    fn fence_if_due(&mut self, now: Instant) {
+        let Role::Live(epoch) = self.role else { return };
+        if self.fence_at.is_none_or(|fence| now >= fence) {
+            self.role = Role::Fenced(epoch);
+            self.turns.push_back(Turn::Fence(epoch));
+        }
+    }
+
+    /// Asks for the role (R1).
+    fn challenge(&mut self, now: Instant) {
+        let me = self.config.me;
+        let (_, record) = self.record().expect("a challenge follows from a record");
+        // Whoever was in sync with an earlier life of this one still is.
+        let mine = record.live == Some(me.node);
+        let in_sync = if mine { record.in_sync.clone() } else { vec![me] };
+        let next = record.granted(me.node, in_sync);
+        self.role = Role::Candidate;
+        self.send(now, next);
+    }
+
+    /// R3, R10: from when on this member may ask for the role, if it may at all.
+    fn challenge_from(&self) -> Option<Instant> {
+        let (Role::Follower, None) = (self.role, &self.swap) else { return None };
+        let known = self.known.as_ref()?;
+        let record = known.record.as_ref()?;
+        let in_sync = record.holds(self.config.me) || self.canaries.has(Canary::PromoteOutOfSync);
+        let durable = self.durable.as_ref()?;
+        let covers = |(mark, durable): (&Mark, &Lsn)| mark.lsn <= *durable;
+        let whole = record.watermark.is_empty() || record.watermark.len() == durable.len();
+        if !in_sync || !whole || !record.watermark.iter().zip(durable).all(covers) {
+            return None;
+        }
+        let mine = record.live == Some(self.config.me.node);
+        let at_once = record.released || mine && self.config.is_sole;
+        let at_once = at_once && !self.is_patient || self.canaries.has(Canary::ChallengeAtOnce);
+        let from =
+            if at_once { known.since } else { self.config.terms.challenge_from(known.since) };
+        self.retry_at.max(Some(from))
+    }
+
+    /// The live, or who was and may be again, or who gives the role away: a swap that says so.
+    fn renew(&mut self, now: Instant) {
+        self.ask_at = Some(now + self.config.terms.renew_every());
+        let me = self.config.me;
+        let Some((_, record)) = self.record() else { return };
+        let mut next = record.clone();
+        if let Role::Leaving(_) = self.role {
+            if let Some(heir) = self.heir {
+                next = record.granted(heir, record.in_sync.clone());
+            }
+            next.released = true;
+            return self.send(now, next);
+        }
+        if !self.is_well {
+            return;
+        }
+        if self.watermark.len() == usize::from(next.shards) {
+            next.watermark.clone_from(&self.watermark);
+        }
+        match self.wish {
+            Some(Wish::Shrink) => next.in_sync.retain(|member| *member == me),
+            Some(Wish::Expand(member, session)) if self.peer == Some((member, session)) => {
+                next.in_sync = vec![me, member];
+            }
+            Some(Wish::Expand(..)) | None => {}
+        }
+        self.send(now, next);
+    }
+
+    fn leave(&mut self, now: Instant, epoch: Epoch, heir: Option<NodeId>) {
+        // R12: fence first.
+        self.turns.push_back(Turn::Fence(epoch));
+        self.role = Role::Leaving(epoch);
+        if !self.canaries.has(Canary::LeaveUnfenced) {
+            self.fence_at = None;
+        }
+        self.heir = heir;
+        self.wish = None;
+        self.ask_at = Some(now);
+    }
+
+    // ---- answers -------------------------------------------------------------------------------
+
+    /// What the voters say.
+    pub fn handle_answer(&mut self, now: Instant, answer: Answer) {
+        // R4: only the answer to a question that is open.
+        let read = self.read.take_if(|open| *open == answer.request).is_some();
+        let swap = self.swap.take_if(|open| open.request == answer.request);
+        if !read && swap.is_none() {
+            return;
+        }
+        match (answer.outcome, swap) {
+            (Outcome::Won(version), Some(swap)) => self.win(now, version, swap),
+            (Outcome::Stands(held) | Outcome::Lost(held), _) => {
+                self.stand_back();
+                self.see(now, held);
+            }
+            // R5: an unknown swap may still be carried out; what it would have changed counts as
+            // possible (R6) until a greater version is seen.
+            (Outcome::Unknown | Outcome::NotDone(_) | Outcome::Won(_), _) => {
+                self.stand_back();
+                if self.canaries.has(Canary::UnknownMeansFailed) {
+                    self.perhaps_in_sync.clear();
+                    self.wish = None;
+                }
+                self.retry(now, !read);
+            }
+        }
+    }
+
+    fn win(&mut self, now: Instant, version: Version, swap: OpenSwap) {
+        let from = if self.canaries.has(Canary::LeaseFromAnswer) { now } else { swap.sent };
+        let fence = self.config.terms.fence_at(from);
+        let epoch = swap.record.epoch;
+        let mine = swap.record.live == Some(self.config.me.node) && !swap.record.released;
+        self.stands(now, version, Some(*swap.record));
+        match self.role {
+            Role::Candidate if mine => {
+                self.role = Role::Elected(epoch);
+                self.fence_at = Some(fence);
+                self.ask_at = Some(from + self.config.terms.renew_every());
+                self.turns.push_back(Turn::Promise(epoch));
+            }
+            Role::Live(_) | Role::Fenced(_) => {
+                self.fence_at = self.fence_at.max(Some(fence));
+                self.ask_at = Some(from + self.config.terms.renew_every());
+                if let Role::Fenced(epoch) = self.role
+                    && now < fence
+                {
+                    // The version stood still: nobody else was live meanwhile.
+                    self.role = Role::Live(epoch);
+                    self.turns.push_back(Turn::Serve(epoch));
+                }
+                self.fence_if_due(now);
+            }
+            Role::Leaving(epoch) => self.depose(epoch, true),
+            Role::Candidate | Role::Follower | Role::Elected(_) => self.role = Role::Follower,
+        }
+    }
+
+    /// A version was read, or another swap than ours was first.
+    fn see(&mut self, now: Instant, held: Held) {
+        let newer = self.known.as_ref().is_none_or(|known| held.version > known.version);
+        if !newer {
+            return;
+        }
+        let record = PairRecord::decode(&held.value).ok();
+        let reigns = |epoch: Epoch| {
+            let still = |record: &PairRecord| {
+                record.live == Some(self.config.me.node)
+                    && record.epoch == epoch
+                    && !record.released
+            };
+            record.as_ref().is_some_and(still)
+        };
+        let deposed = match self.role {
+            Role::Live(epoch) | Role::Fenced(epoch) | Role::Elected(epoch) => {
+                (!reigns(epoch)).then_some((epoch, false))
+            }
+            Role::Leaving(epoch) => (!reigns(epoch)).then_some((epoch, true)),
+            Role::Follower | Role::Candidate => None,
+        };
+        self.is_patient = false;
+        self.stands(now, held.version, record);
+        if let Some((epoch, gave)) = deposed {
+            self.depose(epoch, gave);
+        } else if !matches!(self.role, Role::Follower) {
+            self.ask_at = Some(now);
+        }
+    }
+
+    fn depose(&mut self, epoch: Epoch, gave: bool) {
+        if let Role::Live(_) = self.role {
+            self.turns.push_back(Turn::Fence(epoch));
+        }
+        self.turns.push_back(Turn::Depose(epoch));
+        self.role = Role::Follower;
+        self.fence_at = None;
+        self.wish = None;
+        self.heir = None;
+        self.perhaps_in_sync.clear();
+        self.is_patient = gave;
+    }
+
+    /// A greater version stands: every swap that expected less is resolved (R5).
+    fn stands(&mut self, now: Instant, version: Version, record: Option<PairRecord>) {
+        self.perhaps_in_sync.clear();
+        let is_in = |member| record.as_ref().is_some_and(|record| record.holds(member));
+        match self.wish {
+            Some(Wish::Expand(member, _)) if is_in(member) => self.wish = None,
+            Some(Wish::Expand(member, _)) => self.perhaps_in_sync.push(member),
+            Some(Wish::Shrink) if record.as_ref().is_none_or(|r| r.in_sync.len() == 1) => {
+                self.wish = None;
+            }
+            Some(Wish::Shrink) | None => {}
+        }
+        self.known = Some(Known { version, record, since: now });
+    }
+
+    fn stand_back(&mut self) {
+        if self.role == Role::Candidate {
+            self.role = Role::Follower;
+        }
+    }
+
+    // ---- details -------------------------------------------------------------------------------
+
+    fn live_epoch(&self) -> Option<Epoch> {
+        match self.role {
+            Role::Live(epoch) | Role::Fenced(epoch) => Some(epoch),
+            Role::Follower | Role::Candidate | Role::Elected(_) | Role::Leaving(_) => None,
+        }
+    }
+
+    fn require(&mut self, member: Member) {
+        if !self.perhaps_in_sync.contains(&member) {
+            self.perhaps_in_sync.push(member);
+        }
+    }
+
+    /// # Panics
+    /// If the record breaks I4: a role must never rest on it.
+    fn send(&mut self, now: Instant, record: PairRecord) {
+        let expect = self.known.as_ref().map_or(Version::NONE, |known| known.version);
+        let follows = match self.record() {
+            Some((_, old)) => record.follows(old),
+            None => record.check(),
+        };
+        assert_eq!(follows, Ok(()), "a record that must not be written");
+        record.in_sync.iter().for_each(|member| self.require(*member));
+        let request = self.number();
+        let record = Box::new(record);
+        self.queries.push_back(Query::Cas(request, expect, record.clone()));
+        self.swap = Some(OpenSwap { request, sent: now, record });
+    }
+
+    fn ask(&mut self, now: Instant) {
+        let hurried = self.hurried_until.is_some_and(|until| now < until);
+        let pause = if hurried { TICK } else { self.config.terms.read_every() };
+        self.ask_at = Some(now + pause);
+        let request = self.number();
+        self.read = Some(request);
+        self.queries.push_back(Query::Read(request));
+    }
+
+    fn number(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    /// Soon, but not at the same moment as the other member.
+    fn retry(&mut self, now: Instant, is_swap: bool) {
+        let drawn = mix64(self.config.seed ^ self.next_request) % TICK.as_micros() as u64;
+        self.ask_at = Some(now + TICK / 4 + Duration::from_micros(drawn));
+        if is_swap {
+            self.retry_at = self.ask_at;
+        }
+    }
+
+    // ---- outputs -------------------------------------------------------------------------------
+
+    /// The next question for the voters.
+    pub fn poll_query(&mut self) -> Option<Query> {
+        self.queries.pop_front()
+    }
+
+    /// What the host must do, in order.
+    pub fn poll_turn(&mut self) -> Option<Turn> {
+        self.turns.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! Whole ensembles of voters under one seed: real voters, bad networks and disks, clients that keep
+//! their history.
+//!
+//! ```text
+//!   plan ─▶ world ─┬─ voters   replica::voter, one a seat, restarted after each crash
+//!                  ├─ disks    one file a seat: what was not synced is lost, torn or there
+//!                  ├─ network  each directed link: delay, loss, repetition, cuts
+//!                  └─ clients  replica::voter::Client ─▶ history ─▶ is it linearizable?
+//!
+//!   faults for most of the run ─▶ everything heals ─▶ every client must win a swap again
+//! ```
+//! The same seed is the same run: its trace is a number that is compared.
+
+mod history;
+mod network;
+mod plan;
+mod world;
+
+pub use plan::{CANARIES, Plan};
+pub use world::{Failure, REQUIRED, Report, run};
+
+use std::collections::BTreeMap;
+
+/// What happened, counted by name.
+pub type Counts = BTreeMap<&'static str, u64>;
