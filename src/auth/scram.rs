@@ -30,8 +30,8 @@ const ROUNDS: u32 = 32_768;
 /// The fewest rounds that a configured hash may have (RFC 7677, section 4).
 const ROUNDS_MIN: u32 = 4_096;
 
-/// The most: it is the client that makes them.
-const ROUNDS_MAX: u32 = 10_000_000;
+/// The most: a client makes them, and so do we where it sends its password.
+const ROUNDS_MAX: u32 = 1_000_000;
 
 const SALT_BYTES: usize = 16;
 
@@ -171,7 +171,7 @@ impl FromStr for Verifier {
         }
         match NonZeroU32::new(rounds).filter(|n| (ROUNDS_MIN..=ROUNDS_MAX).contains(&n.get())) {
             Some(rounds) => Ok(Self { hash, rounds, salt, stored_key, server_key }),
-            None => Err(wrong("its rounds are out of bounds, 4096 to 10000000")),
+            None => Err(wrong("its rounds are out of bounds, 4096 to 1000000")),
         }
     }
 }
@@ -368,5 +368,37 @@ mod tests {
         }
         let first = First::read(Mechanism::ScramSha512, b"y,a=a=2Cb,n=a=2Cb,r=x").expect("sound");
         assert_eq!(first.user, "a,b");
+    }
+
+    /// Whatever a peer says, it is read or it is none.
+    #[test]
+    fn broken_messages_do_no_harm() {
+        let verifier = Verifier::make(Hash::Sha256, "secret").expect("made");
+        let first = ["n", ",", ",", "n=", "a", ",", "r=", "x"];
+        let last = ["c=", "biws", ",", "r=", "xours", "", ",p=", "AAAA"];
+        let parts = ["n", "y", ",", "=", "a=", "n=", "r=", "c=", ",p=", "m=", "biws", "=2C", "é"];
+        let mut state = 7_u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
+            (state >> 33) as usize % below
+        };
+        let mut broken = |sound: [&str; 8]| {
+            let mut part = |part| if draw(6) == 0 { parts[draw(parts.len())] } else { part };
+            let mut bytes = sound.map(&mut part).concat().into_bytes();
+            if draw(4) == 0 {
+                let at = draw(bytes.len());
+                bytes[at] = draw(256) as u8;
+            }
+            bytes
+        };
+        let mut read = 0;
+        for _ in 0..10_000 {
+            if let Some(first) = First::read(Mechanism::ScramSha256, &broken(first)) {
+                read += 1;
+                let (begun, _) = Conversation::begin(&first, verifier.clone(), true, "ours");
+                assert_eq!(begun.finish(&broken(last)), None);
+            }
+        }
+        assert!((1_000..9_000).contains(&read), "{read} were sound");
     }
 }

@@ -24,6 +24,7 @@ use crate::authority::{Authority, Pair};
 use crate::harness::{Broker, Scratch, Start, built, free_port};
 use crate::message::numbered;
 use crate::remote::{BOTH, Remote};
+use crate::table::java;
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -182,7 +183,6 @@ fn a_flood_of_failures_stops_no_right_log_in_from_elsewhere() {
 #[test]
 fn a_certificate_logs_in_as_the_user_that_it_names() {
     let scratch = Scratch::new("external");
-    let authority = Authority::new(scratch.path(), "a");
     let names = [
         ("by-cn", "cn:one"),
         ("by-dns", "dns:TWO.test"),
@@ -194,13 +194,7 @@ fn a_certificate_logs_in_as_the_user_that_it_names() {
     for (user, name) in names {
         text += &format!("[[users]]\nname = \"{user}\"\ncertificates = [\"{name}\"]\n");
     }
-    let (server, amqps) = (authority.server("localhost"), free_port());
-    let files =
-        [("tls-cert", &server.cert), ("tls-key", &server.key), ("tls-client-ca", &authority.ca())]
-            .map(|(key, path)| format!("{key} = \"{}\"\n", path.display()))
-            .concat();
-    let text = format!("tls-listen = \"{amqps}\"\n{files}{text}");
-    let broker = start(&scratch.join("data"), &config(&scratch, &text));
+    let (broker, amqps, authority) = certified(&scratch, &text);
     let connect = |own: Option<&Pair>, sasl: Sasl| {
         let tls = TlsClient::new(&authority.trusting(own), "localhost").expect("sound files");
         Client::connect_tls(amqps, &tls, "certified", sasl, WAIT)
@@ -311,6 +305,65 @@ fn users_log_in_with_their_password_only() {
     }
     let said = broker.said();
     assert!(!said.contains("secret") && !said.contains("Secret"), "a password is in the log");
+}
+
+/// A broker that serves TLS to these users beside, and the authority of its clients.
+fn certified(scratch: &Scratch, users: &str) -> (Broker, SocketAddr, Authority) {
+    let authority = Authority::new(scratch.path(), "a");
+    let (server, amqps) = (authority.server("localhost"), free_port());
+    let files =
+        [("tls-cert", &server.cert), ("tls-key", &server.key), ("tls-client-ca", &authority.ca())]
+            .map(|(key, path)| format!("{key} = \"{}\"\n", path.display()))
+            .concat();
+    let text = format!("tls-listen = \"{amqps}\"\n{files}{users}");
+    (start(&scratch.join("data"), &config(scratch, &text)), amqps, authority)
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn foreign_clients_log_in_by_their_certificate() {
+    let scratch = Scratch::new("foreign");
+    let users = "[[users]]\nname = \"shop\"\ncertificates = [\"cn:shop\"]\n";
+    let (broker, amqps, authority) = certified(&scratch, users);
+    for client in BOTH {
+        let connect = |own: &Pair| {
+            json!({"do": "connect", "port": amqps.port(), "tls_ca": authority.ca(),
+                "tls_cert": own.cert, "tls_key": own.key, "mechs": "EXTERNAL", "within_ms": 5000})
+        };
+        let mut remote = Remote::start(client);
+        remote.ok(connect(&authority.client("shop")));
+        remote.sender("s", "certified");
+        remote.send("s", &numbered(1));
+        let listed = broker.get("/api/v1/connections").to_string();
+        assert!(listed.contains("\"user\":\"shop\""), "{client:?}: {listed}");
+        let answer = Remote::start(client).step(connect(&authority.client("other")));
+        assert!(!answer["error"].is_null(), "{client:?}: another name got in: {answer}");
+    }
+    assert!(broker.stop().success());
+}
+
+/// JMS takes the strongest mechanism that is offered.
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn jms_proves_its_password_by_scram() {
+    let scratch = Scratch::new("jms-scram");
+    let hashes = ["scram-sha-256", "scram-sha-512"];
+    let broker =
+        start(&scratch.join("data"), &config(&scratch, &user("app", "secret", &hashes, "")));
+    let send = |password: &str, only: &str| {
+        let url = format!("amqp://{}?jms.username=app&jms.password={password}{only}", broker.amqp);
+        let mut client = java("jms", "JmsClient");
+        client.args(["send", &url, "scram", "3"]).output().expect("java can be started")
+    };
+    for only in ["", "&amqp.saslMechanisms=SCRAM-SHA-256", "&amqp.saslMechanisms=SCRAM-SHA-512"] {
+        let output = send("secret", only);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("done"), "{only}: {said}{errors}");
+    }
+    assert!(!send("Secret", "").status.success(), "a wrong password got in");
+    assert_eq!(broker.get("/api/v1/queues/scram")["available"], 9);
+    assert!(broker.stop().success());
 }
 
 /// Proton chooses among what Cyrus SASL knows; both sides prove that they know the password.

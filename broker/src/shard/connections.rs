@@ -468,6 +468,9 @@ impl Shard {
             CloseReason::Closed(None) | CloseReason::Eof => {
                 tracing::debug!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
             }
+            CloseReason::SaslFailed(_) if conn.refusal_told => {
+                tracing::debug!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
+            }
             CloseReason::Closed(Some(_))
             | CloseReason::Violation(_)
             | CloseReason::HeaderMismatch

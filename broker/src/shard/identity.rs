@@ -56,10 +56,18 @@ impl Shard {
             AuthVerdict::Challenge(challenge) => {
                 self.engine(id, |amqp| amqp.sasl_challenge(&challenge));
             }
-            AuthVerdict::Refused => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Auth)),
-            AuthVerdict::Busy => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::SysTemp)),
+            AuthVerdict::Refused => self.log_in_failed(id, SaslCode::Auth),
+            AuthVerdict::Busy => self.log_in_failed(id, SaslCode::SysTemp),
         }
         self.pump(now, id);
+    }
+
+    /// Who verifies has told the log, as much as is good of a flood.
+    fn log_in_failed(&mut self, id: ConnId, code: SaslCode) {
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.refusal_told = true;
+        }
+        self.engine(id, |amqp| amqp.sasl_outcome(code));
     }
 
     /// The client is this user, from now on.

@@ -38,7 +38,7 @@ pub(crate) struct Conn {
     pub(crate) rights: Option<Arc<Rights>>,
     /// The user that its certificate names.
     pub(crate) certificate_user: Option<String>,
-    /// The log says that this user asked for what it may not do.
+    /// The log says already that this user was refused something.
     pub(crate) refusal_told: bool,
     pub(crate) container_id: String,
     pub(crate) links: FlatMap<LinkId, LinkKey>,

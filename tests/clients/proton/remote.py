@@ -156,6 +156,8 @@ class Remote(MessagingHandler):
             trust = SSLDomain(SSLDomain.MODE_CLIENT)
             trust.set_trusted_ca_db(step["tls_ca"])
             trust.set_peer_authentication(SSLDomain.VERIFY_PEER_NAME)
+            if "tls_cert" in step:
+                trust.set_credentials(step["tls_cert"], step["tls_key"], None)
             options["ssl_domain"] = trust
         if "user" in step:
             options.update(user=step["user"], password=step["password"])

@@ -61,6 +61,11 @@ class Remote {
                 transport: 'tls', host: 'localhost', servername: 'localhost',
                 ca: [fs.readFileSync(step.tls_ca)],
             });
+            if (step.tls_cert) {
+                options.cert = fs.readFileSync(step.tls_cert);
+                options.key = fs.readFileSync(step.tls_key);
+                options.enable_sasl_external = true;
+            }
         }
         if (step.user !== undefined) {
             options.username = step.user;
