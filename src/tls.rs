@@ -340,7 +340,7 @@ fn has_name(certificate: &X509Certificate<'_>, wanted: &CertificateName) -> bool
                 let kind = oid2abbrev(attribute.attr_type(), oid_registry()).ok()?;
                 Some((kind.to_owned(), attribute.as_str().ok()?.to_owned()))
             });
-            shown.collect::<Option<Vec<_>>>().is_some_and(|shown| shown == *parts)
+            shown.collect::<Option<Vec<_>>>().is_some_and(|shown| is_subject(&shown, parts))
         }
         CertificateName::CommonName(name) => certificate
             .subject()
@@ -356,6 +356,14 @@ fn has_name(certificate: &X509Certificate<'_>, wanted: &CertificateName) -> bool
             any(&|shown| matches!(shown, GeneralName::RFC822Name(mail) if mail == name))
         }
     }
+}
+
+/// Part for part the same; `cn` is `CN`.
+fn is_subject(shown: &[(String, String)], wanted: &[(String, String)]) -> bool {
+    let same = |(shown, wanted): (&(String, String), &(String, String))| {
+        shown.0.eq_ignore_ascii_case(&wanted.0) && shown.1 == wanted.1
+    };
+    shown.len() == wanted.len() && shown.iter().zip(wanted).all(same)
 }
 
 /// When a certificate ends, in seconds since 1970; none where it cannot be read.

@@ -70,12 +70,6 @@ impl Right {
 pub struct Rights([Vec<Pattern>; Right::ALL.len()]);
 
 impl Rights {
-    /// Every right, everywhere.
-    pub fn all() -> Self {
-        let everything = Pattern::parse("#").expect("a pattern");
-        Self(Right::ALL.map(|_| vec![everything.clone()]))
-    }
-
     /// Gives a right on some addresses more.
     pub fn give(&mut self, right: Right, pattern: Pattern) {
         self.0[right as usize].push(pattern);
@@ -131,6 +125,10 @@ mod tests {
         assert!(access.rights("ann").expect("looked at").has(Right::Send, "a"));
         assert!(!access.rights("eve").expect("looked at").has(Right::Send, "a"));
         assert_eq!(Access::default().rights("eve"), None, "everybody may do everything");
-        assert!(Right::ALL.iter().all(|right| Rights::all().has_everywhere(*right)));
+        let mut rights = Rights::default();
+        rights.give(Right::Manage, Pattern::parse("a.#").expect("a pattern"));
+        assert!(!rights.has_everywhere(Right::Manage));
+        rights.give(Right::Manage, Pattern::parse("#").expect("a pattern"));
+        assert!(rights.has_everywhere(Right::Manage) && !rights.has_everywhere(Right::Send));
     }
 }

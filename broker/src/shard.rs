@@ -40,7 +40,6 @@ mod connections;
 mod creation;
 mod dead_letters;
 mod egress;
-mod identity;
 mod ingress;
 mod link;
 mod moving;
@@ -52,6 +51,7 @@ mod start;
 mod temporary;
 mod terms;
 mod unfinished;
+mod users;
 
 use creation::{Creations, Wish};
 use link::{Conn, Links};

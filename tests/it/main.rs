@@ -8,7 +8,7 @@
 //!   perf      the harness that is shipped, against the real broker
 //!   authority  certificates for tests
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
-//!   kill, power, interop, exits, damage, engine, place, tls, identity, hostile   the tests
+//!   kill, power, interop, exits, damage, engine, place, tls, users, hostile   the tests
 //! ```
 //!
 //! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
@@ -26,7 +26,6 @@ mod engine;
 mod exits;
 mod harness;
 mod hostile;
-mod identity;
 mod interop;
 mod kill;
 mod load;
@@ -38,3 +37,4 @@ mod power_fs;
 mod remote;
 mod table;
 mod tls;
+mod users;

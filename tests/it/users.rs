@@ -186,7 +186,7 @@ fn a_certificate_logs_in_as_the_user_that_it_names() {
     let names = [
         ("by-cn", "cn:one"),
         ("by-dns", "dns:TWO.test"),
-        ("by-subject", "subject:O=Test,CN=three"),
+        ("by-subject", "subject:o=Test, cn=three"),
         ("first", "cn:four"),
         ("second", "dns:four.test"),
     ];
