@@ -167,8 +167,9 @@ pub enum SendError {
     Gone,
     /// No link credit: wait for `CreditChanged`.
     NoCredit,
-    /// The session's window is closed, a message is under way, the unsettled table is full or too
-    /// many bytes wait to be written: wait for `SendReady`.
+    /// The session's window is closed, a message is under way (on this link, or it and this one
+    /// are of several frames), the unsettled table is full or too many bytes wait to be written:
+    /// wait for `SendReady`.
     NotReady,
     /// The message is larger than the peer's max-message-size.
     TooLarge,
@@ -501,7 +502,8 @@ impl Connection {
     }
 
     /// As sender: sends a message given in parts. It is copied; a message that the window cuts in
-    /// two waits inside, one a session.
+    /// two waits inside, one a session. Meanwhile other links of the session send what fits a
+    /// frame.
     ///
     /// # Errors
     /// See [`SendError`]; nothing was changed.
@@ -511,7 +513,22 @@ impl Connection {
         parts: &[&[u8]],
         settled: bool,
     ) -> Result<DeliveryId, SendError> {
-        self.send_message(link, parts, settled)
+        self.send_message(link, parts, None, settled)
+    }
+
+    /// As sender: sends a message whose end is `rest`, from its byte `from` on. As `send`, but
+    /// what has to wait inside is shared, not copied.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was changed.
+    pub fn send_shared(
+        &mut self,
+        link: LinkId,
+        head: &[u8],
+        (rest, from): (&Bytes, usize),
+        settled: bool,
+    ) -> Result<DeliveryId, SendError> {
+        self.send_message(link, &[head, &rest[from..]], Some(rest), settled)
     }
 
     /// As sender: no more messages for now. Answers a drain: the remaining credit is given back.

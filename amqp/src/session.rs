@@ -14,6 +14,8 @@
 //! Windows count frames, credit counts deliveries. Ids are serial numbers and begin at 0. A window
 //! that was granted is never lowered, since the frames may be on their way.
 
+use bytes::Bytes;
+
 use crate::connection::state::{SessionEvent, SessionState};
 use crate::definitions::Role;
 use crate::delivery::tags::{Tag, TagHash, TagTable};
@@ -97,9 +99,8 @@ pub(crate) struct Unfinished {
     pub(crate) link: u32,
     pub(crate) delivery: u32,
     pub(crate) settled: bool,
-    pub(crate) message: Vec<u8>,
-    /// Bytes of `message` that are written.
-    pub(crate) written: usize,
+    /// What is not written yet.
+    pub(crate) message: Bytes,
 }
 
 /// Neighbouring deliveries that were settled the same way.
@@ -169,6 +170,12 @@ impl Session {
             listed: false,
             blocked: false,
         }
+    }
+
+    /// Whether one more delivery may be unsettled.
+    #[inline]
+    pub(crate) fn has_unsettled_room(&self) -> bool {
+        self.outgoing.len() < self.bounds.unsettled_outgoing_max as usize
     }
 
     /// What it may use.

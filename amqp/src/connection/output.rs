@@ -31,8 +31,11 @@ impl Connection {
         let was_full = self.out.len() >= self.config.transmit_bytes_max;
         if !self.due_sessions.is_empty() {
             let mut due = std::mem::take(&mut self.due_sessions);
-            for &session in &due {
-                self.continue_unfinished(session);
+            for (at, &session) in due.iter().enumerate() {
+                // One goes on by a frame though others fill the buffer again and again.
+                let least = if at == 0 { self.out.len() + 1 } else { 0 };
+                let bytes_max = self.config.transmit_bytes_max.max(least);
+                self.continue_unfinished(session, bytes_max);
                 self.write_session_dispositions(session);
             }
             self.write_link_flows();
@@ -42,6 +45,9 @@ impl Connection {
             // A message may have been cut by the buffer's bound again: those stay listed.
             due.retain(|session| self.unlist(*session));
             due.append(&mut self.due_sessions);
+            if was_full && !due.is_empty() {
+                due.rotate_left(1);
+            }
             self.due_sessions = due;
         } else {
             self.write_link_flows();

@@ -207,7 +207,7 @@ impl Connection {
                 self.on_link_flow(link, flow);
             }
         }
-        self.continue_unfinished(session);
+        self.continue_unfinished(session, self.config.transmit_bytes_max);
         self.tell_send_ready(session);
         Ok(())
     }

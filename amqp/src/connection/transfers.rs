@@ -4,11 +4,13 @@
 //!  in    window - 1 -> link by handle -> first:  id rises, tag is free, credit - 1
 //!                                        more:   gathered, within max-message-size
 //!                                        last:   one event with the whole message
-//!  out   send: credit - 1, one transfer or several by the peer's max-frame-size; what the window
-//!        does not let pass waits in `unfinished`, one message a session, before all others
+//!  out   send: credit - 1, one transfer or several by the peer's max-frame-size; what window or
+//!        buffer do not let pass waits in `unfinished`, one message a session; messages of other
+//!        links that fit a frame pass it [2.6.14], and leave it the window's last frame
 //! ```
 //!
-//! A message in one frame costs one copy and one allocation, that of its `Bytes`.
+//! A message in one frame costs one copy and one allocation, that of its `Bytes`. What waits of one
+//! that is shared with the host is not copied.
 //!
 //! Invariants: an id is given when the first transfer is written, so that ids on the wire have no
 //! gaps; an aborted delivery leaves nothing behind [2.6.14], and its credit is granted again;
@@ -324,7 +326,15 @@ impl Connection {
             return Err(SendError::NoCredit);
         }
         let is_full = self.out.len() >= self.config.transmit_bytes_max;
-        if is_full || !self.is_session_ready(link.session) {
+        let takes_more = self.sessions.get(link.session).is_some_and(|session| {
+            let frames_kept = match &session.unfinished {
+                None => 0,
+                Some(rest) if rest.link != id.index => 1,
+                Some(_) => return false,
+            };
+            session.remote_window() > frames_kept && session.has_unsettled_room()
+        });
+        if is_full || !takes_more {
             return Err(SendError::NotReady);
         }
         Ok(())
@@ -334,14 +344,17 @@ impl Connection {
         self.sessions.get(session).is_some_and(|session| {
             session.remote_window() > 0
                 && session.unfinished.is_none()
-                && session.outgoing.len() < session.bounds().unsettled_outgoing_max as usize
+                && session.has_unsettled_room()
         })
     }
 
+    /// The last part is the end of `shared`, where the host shares it.
+    #[inline(always)]
     pub(super) fn send_message(
         &mut self,
         id: LinkId,
         parts: &[&[u8]],
+        shared: Option<&Bytes>,
         settled: bool,
     ) -> Result<DeliveryId, SendError> {
         self.sendable(id)?;
@@ -363,6 +376,16 @@ impl Connection {
             return Err(SendError::TooLarge);
         }
         let delivery = session.next_delivery;
+        let limits = FrameLimits {
+            frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
+            out_bytes_max: self.config.transmit_bytes_max,
+        };
+        let handle = link.local_handle;
+        let head = shortcuts::transfer(session.local_channel, handle, delivery, settled);
+        let fits = head.frame_bytes(message.remaining()) <= limits.frame_bytes_max;
+        if !fits && session.unfinished.is_some() {
+            return Err(SendError::NotReady);
+        }
         if !settled
             && !session.outgoing.push(delivery, Outgoing { link: index, has_outcome: false })
         {
@@ -371,14 +394,8 @@ impl Connection {
         }
         session.next_delivery = delivery.wrapping_add(1);
         link.spend_credit();
-        let limits = FrameLimits {
-            frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
-            out_bytes_max: self.config.transmit_bytes_max,
-        };
-        let handle = link.local_handle;
         // `sendable` has seen that the window and the buffer take a frame.
-        let head = shortcuts::transfer(session.local_channel, handle, delivery, settled);
-        if head.frame_bytes(message.remaining()) <= limits.frame_bytes_max {
+        if fits {
             head.write(message.remaining(), &mut self.out);
             parts.iter().for_each(|part| self.out.extend_from_slice(part));
             session.count_outgoing_frame();
@@ -397,8 +414,7 @@ impl Connection {
                     link: index,
                     delivery,
                     settled,
-                    message: message.to_vec(),
-                    written: 0,
+                    message: message.rest(shared),
                 });
             }
         }
@@ -410,8 +426,9 @@ impl Connection {
         Ok(DeliveryId(delivery))
     }
 
-    /// Writes on at the message that the window, or a full buffer, cut in two.
-    pub(super) fn continue_unfinished(&mut self, session_index: u32) {
+    /// Writes on at the message that the window, or a full buffer, cut in two; no frame is begun
+    /// beyond `out_bytes_max`.
+    pub(super) fn continue_unfinished(&mut self, session_index: u32, out_bytes_max: usize) {
         if !self.is_mapped(session_index) {
             return;
         }
@@ -426,13 +443,13 @@ impl Connection {
         };
         let limits = FrameLimits {
             frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
-            out_bytes_max: self.config.transmit_bytes_max,
+            out_bytes_max,
         };
-        let parts = [&rest.message[rest.written..]];
+        let parts = [&rest.message[..]];
         let mut message = Parts { parts: &parts, skip: 0 };
-        let before = message.remaining();
         let complete = write_transfers(&mut self.out, session, transfer, &mut message, limits);
-        rest.written += before - message.remaining();
+        let left = message.remaining();
+        rest.message = rest.message.split_off(rest.message.len() - left);
         let (index, drained) = (rest.link, link.drained || (link.drain_owed && link.credit == 0));
         if complete {
             if drained {
@@ -572,9 +589,14 @@ impl Parts<'_> {
         }
     }
 
-    fn to_vec(&self) -> Vec<u8> {
+    /// What is not written; it is copied unless it is all of `shared` that is left.
+    fn rest(&self, shared: Option<&Bytes>) -> Bytes {
+        let left = self.remaining();
+        if let (Some(shared), [_]) = (shared, self.parts) {
+            return shared.slice(shared.len() - left..);
+        }
         let mut rest = self.parts.concat();
         rest.drain(..self.skip);
-        rest
+        Bytes::from(rest)
     }
 }

@@ -4,9 +4,11 @@ use amqp::connection::{Config, Event, SendError};
 use amqp::definitions::{Condition, DeliveryId, Handle, ReceiverSettleMode, SenderSettleMode};
 use amqp::delivery::Outcome;
 use amqp::frame;
+use amqp::link::LinkId;
 use amqp::performative::{
-    Attach, Begin, DeliveryState, End, Open, Performative, TransactionalState, Transfer,
+    Attach, Begin, DeliveryState, End, Flow, Open, Performative, TransactionalState, Transfer,
 };
+use bytes::Bytes;
 
 use crate::peer::{Peer, begin, config, credit, detach, open, receiver, sender, transfer};
 
@@ -347,6 +349,77 @@ fn a_message_beyond_the_peers_limit_is_not_sent() {
     let unlimited = peer.attach(Attach { max_message_size: Some(0), ..receiver("all", 1) });
     peer.say(0, Performative::Flow(credit(1, 5)));
     assert_eq!(peer.engine.send(unlimited, &[&[0; 11]], true), Ok(DeliveryId(1)));
+}
+
+/// Two links that we send on, of small frames and with a small buffer.
+fn two_links(incoming_window: u32) -> (Peer, LinkId, LinkId) {
+    let bounded = Config { transmit_bytes_max: 1000, ..config() };
+    let small = Open { max_frame_size: 600, ..open() };
+    let begin = Begin { incoming_window, ..begin() };
+    let mut peer = Peer::in_session_with(bounded, &small, &begin);
+    let links = [peer.attach(receiver("large", 0)), peer.attach(receiver("small", 1))];
+    for handle in [0, 1] {
+        peer.say(0, Performative::Flow(Flow { incoming_window, ..credit(handle, 100) }));
+    }
+    peer.hears();
+    peer.events();
+    (peer, links[0], links[1])
+}
+
+#[test]
+fn small_messages_of_other_links_pass_a_large_one_that_is_under_way() {
+    let (mut peer, large, small) = two_links(2048);
+    peer.engine.send(large, &[&[1; 5000]], true).unwrap();
+    let mut bytes = Vec::new();
+    peer.engine.poll_transmit(&mut bytes);
+    assert!(!peer.engine.can_send(large), "one message a link at a time");
+    assert_eq!(peer.engine.send(small, &[&[2; 700]], true), Err(SendError::NotReady));
+    assert_eq!(peer.engine.send(small, &[b"m"], true), Ok(DeliveryId(1)));
+    let heard = peer.hears();
+    assert_eq!(heard[0], "transfer@0 1 id 1 settled 1 B", "{heard:?}");
+    let mut rest = heard[1..].iter();
+    assert!(rest.len() > 2 && rest.all(|line| line.starts_with("transfer@0 0 id 0 ")), "{heard:?}");
+    assert!(!heard.last().unwrap().contains("more"));
+    assert!(peer.events().iter().any(|event| matches!(event, Event::SendReady { .. })));
+    assert_eq!(peer.engine.send(small, &[&[2; 700]], true), Ok(DeliveryId(2)));
+}
+
+#[test]
+fn the_rest_of_a_large_message_gets_the_last_frame_of_a_window_and_one_of_a_full_buffer() {
+    // Two frames are written at once, one when that is taken: of four one is left.
+    for (window, passes) in [(3, false), (4, false), (5, true)] {
+        let (mut peer, large, small) = two_links(window);
+        peer.engine.send(large, &[&[1; 5000]], true).unwrap();
+        peer.engine.poll_transmit(&mut Vec::new());
+        assert_eq!(peer.engine.can_send(small), passes, "a window of {window}");
+    }
+    let (mut peer, large, small) = two_links(2048);
+    peer.engine.send(large, &[&[1; 5000]], true).unwrap();
+    peer.engine.poll_transmit(&mut Vec::new());
+    for _ in 0..8 {
+        while peer.engine.can_send(small) {
+            peer.engine.send(small, &[&[2; 100]], true).unwrap();
+        }
+        peer.engine.poll_transmit(&mut Vec::new());
+    }
+    assert!(peer.engine.can_send(large), "small ones without end do not keep it from going on");
+}
+
+#[test]
+fn what_waits_of_a_shared_message_is_not_copied() {
+    let (mut peer, large, _) = two_links(2048);
+    let message = Bytes::from((0..5000_u32).flat_map(u32::to_be_bytes).collect::<Vec<u8>>());
+    peer.engine.send_shared(large, b"head", (&message, 7), true).unwrap();
+    assert!(!message.is_unique(), "the rest is held");
+    let bytes = peer.hears_bytes();
+    assert!(message.is_unique());
+    let (mut rest, mut heard) = (&bytes[..], Vec::new());
+    while let Some((frame, length)) = frame::parse(rest, u32::MAX).unwrap() {
+        let (_, payload) = Performative::decode(frame.body).unwrap();
+        heard.extend_from_slice(payload);
+        rest = &rest[length..];
+    }
+    assert_eq!(heard, [b"head", &message[7..]].concat());
 }
 
 #[test]

@@ -262,14 +262,14 @@ fn send_one(
 ) -> Result<DeliveryId, SendError> {
     // It was scanned when it came in; if this version reads it otherwise, it goes out as it is.
     let Ok(read) = Head::read(&stashed.message) else {
-        return amqp.send(id, &[&stashed.message], presettled);
+        return amqp.send_shared(id, &[], (&stashed.message, 0), presettled);
     };
     let mut header = read.fields;
     header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
     header.first_acquirer = stashed.first_acquirer.then_some(true);
     head.clear();
     write_header(&header, head);
-    amqp.send(id, &[head, &stashed.message[read.forwarded_from..]], presettled)
+    amqp.send_shared(id, head, (&stashed.message, read.forwarded_from), presettled)
 }
 
 fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
