@@ -30,7 +30,7 @@ use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequ
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::flat_map::FlatMap;
 use crate::moved::Reason;
-use crate::queue::{PRIORITY_DEFAULT, Queue, Traits};
+use crate::queue::{Queue, Traits};
 
 /// What happens to the state when a record is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +119,7 @@ pub struct Stored {
 
 /// What the optional parts of a message's record say to its queue.
 fn traits_of(parts: &Parts<'_>) -> Traits {
-    let priority = parts.priority.unwrap_or(PRIORITY_DEFAULT);
-    Traits { priority, expiry_unix_ms: parts.expiry_unix_ms }
+    Traits { priority: parts.priority, expiry_unix_ms: parts.expiry_unix_ms }
 }
 
 impl State {

@@ -10,7 +10,7 @@
 //!   ------------------                      ------------------
 //!   Publish ───────────────────────────────▶ append, reserve a slot
 //!           ◀─────────────────────────────── Published        (committed at its level, or refused)
-//!   Consume, Credit, Drain ────────────────▶ dispatch
+//!   Consume, Credit, Drain ────────────────▶ dispatch   (Consumes: a bounded number may)
 //!           ◀─────────────────────────────── Deliver, Drained
 //!   Settle ────────────────────────────────▶ append a settlement
 //!           ◀─────────────────────────────── Settled        (committed; only if it was asked for)
@@ -181,6 +181,15 @@ pub enum Mail {
         consumer: LinkRef,
         /// It only looks: what it is sent stays available.
         browses: bool,
+        /// It waits to hear by `Consumes` whether it may.
+        asks: bool,
+    },
+    /// The answer to a `Consume` that asks.
+    Consumes {
+        /// The consumer.
+        consumer: LinkRef,
+        /// Whether it is attached to its queue, or why not.
+        result: Result<(), Refusal>,
     },
     /// More credit for a consumer.
     Credit {
@@ -275,6 +284,13 @@ pub enum Mail {
     NoMore,
     /// This shard's memory or disk is near its bound (or no longer): withhold producers' credit.
     Pressure(bool),
+    /// A queue's home to everybody: it is full (or no longer), withhold its producers' credit.
+    Full {
+        /// The queue.
+        queue: QueueId,
+        /// Whether it is.
+        is_full: bool,
+    },
 }
 
 /// A consumer's outcome, as far as a queue cares.
@@ -302,10 +318,14 @@ pub enum Refusal {
     MemoryFull,
     /// The journal has no room: consumers must settle first.
     DiskFull,
+    /// The queue is as deep as it may be.
+    QueueFull,
     /// The queue does not exist any more.
     QueueGone,
     /// There may be no more queues.
     TooManyQueues,
+    /// The queue has as many consumers as it may have.
+    TooManyConsumers,
     /// The journal cannot hold a message of this size.
     TooLarge,
     /// The broker is stopping.
@@ -327,7 +347,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether something is full: only consumers can make room.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::MemoryFull | Self::DiskFull)
+        matches!(self, Self::MemoryFull | Self::DiskFull | Self::QueueFull)
     }
 }
 

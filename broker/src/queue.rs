@@ -44,6 +44,7 @@ use crate::settings::AddressSettings;
 
 mod browse;
 mod death;
+mod depth;
 mod dispatch;
 mod expiry;
 mod index;
@@ -51,6 +52,8 @@ mod index;
 use browse::Browser;
 use death::Dying;
 pub use death::{Again, Leaving};
+pub use depth::Admission;
+use depth::Entry;
 use dispatch::Consumer;
 pub use dispatch::Dispatched;
 use expiry::Expiring;
@@ -115,18 +118,12 @@ impl Place {
 }
 
 /// What a queue has to know of a message beside its bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
-    /// Its priority, at most 9.
-    pub priority: u8,
+    /// Its priority, if it states one; what is over 9 counts as 9.
+    pub priority: Option<u8>,
     /// When it expires, milliseconds since 1970.
     pub expiry_unix_ms: Option<u64>,
-}
-
-impl Default for Traits {
-    fn default() -> Self {
-        Self { priority: PRIORITY_DEFAULT, expiry_unix_ms: None }
-    }
 }
 
 /// What left the index for good.
@@ -173,6 +170,11 @@ pub struct Queue {
     payload_bytes: u64,
     newest_first: bool,
     settings: Arc<AddressSettings>,
+    entry: Entry,
+    /// So many of the first consumers get messages.
+    in_turn_max: usize,
+    /// The priority of what states none.
+    priority_default: u8,
     dying: Dying,
     expiring: Expiring,
     /// Counters; see [`QueueCounters`].
@@ -198,6 +200,9 @@ impl Queue {
             payload_bytes: 0,
             newest_first: false,
             settings: Arc::default(),
+            entry: Entry::Open,
+            in_turn_max: usize::MAX,
+            priority_default: PRIORITY_DEFAULT,
             dying: Dying::default(),
             expiring: Expiring::default(),
             counters: QueueCounters::default(),
@@ -244,6 +249,11 @@ impl Queue {
         self.index.get(sequence).map(|slot| slot.lsn)
     }
 
+    /// The priority of a message that states none.
+    pub fn priority_default(&self) -> u8 {
+        self.priority_default
+    }
+
     /// The priority of a message that is live; 0 of one that is not.
     pub fn priority(&self, sequence: Sequence) -> u8 {
         self.index.get(sequence).map_or(0, |slot| PRIORITY_MAX - slot.rank)
@@ -266,7 +276,7 @@ impl Queue {
         self.next = Sequence(sequence.0 + 1);
         self.payload_bytes += message.len() as u64;
         let state = SlotState::Reserved;
-        let rank = PRIORITY_MAX - traits.priority.min(PRIORITY_MAX);
+        let rank = PRIORITY_MAX - traits.priority.unwrap_or(PRIORITY_DEFAULT).min(PRIORITY_MAX);
         self.index
             .push(sequence, Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message });
         self.counts[SlotState::Reserved as usize] += 1;
@@ -469,7 +479,7 @@ mod tests {
 
     /// A message of this priority, not committed.
     pub(super) fn reserve(queue: &mut Queue, n: u64, priority: u8) -> Sequence {
-        let traits = Traits { priority, ..Traits::default() };
+        let traits = Traits { priority: Some(priority), ..Traits::default() };
         queue.reserve(Sequence(n), Lsn(n), Bytes::new(), traits);
         Sequence(n)
     }

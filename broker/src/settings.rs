@@ -20,11 +20,23 @@ use std::time::Duration;
 use journal::Level;
 
 use crate::pattern::Pattern;
+use crate::queue::PRIORITY_DEFAULT;
 
 /// Where dead letters go if nobody says otherwise.
 pub const DEAD_LETTER_ADDRESS: &str = "DLQ";
 /// Where expired messages go if nobody says otherwise.
 pub const EXPIRY_ADDRESS: &str = "ExpiryQueue";
+
+/// What becomes of a message for a queue that is as deep as it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullPolicy {
+    /// It is rejected, `amqp:resource-limit-exceeded`.
+    Refuse,
+    /// Its producer gets no more credit; what was sent before is taken.
+    Block,
+    /// It is accepted, and dropped: the newest goes.
+    Drop,
+}
 
 /// Declares the settings: what a rule may say, and what holds in the end.
 macro_rules! settings {
@@ -69,6 +81,20 @@ settings! {
     redelivery_multiplier_percent: u32 = 100;
     /// The longest that it gets.
     redelivery_delay_max: Duration = Duration::from_secs(60);
+    /// Messages that a queue holds; 0: no bound.
+    messages_max: u64 = 0;
+    /// Bytes of messages that a queue holds; 0: no bound.
+    bytes_max: u64 = 0;
+    /// What becomes of messages beyond.
+    full_policy: FullPolicy = FullPolicy::Block;
+    /// Whether a queue is created when a client asks for it.
+    auto_create: bool = true;
+    /// Whether the first consumer gets everything, until it leaves.
+    exclusive_consumer: bool = false;
+    /// Consumers that a queue has at once; 0: no bound.
+    consumers_max: u32 = 0;
+    /// The priority of messages that state none.
+    priority_default: u8 = PRIORITY_DEFAULT;
 }
 
 impl AddressSettings {

@@ -39,6 +39,7 @@ mod commit;
 mod connections;
 mod creation;
 mod dead_letters;
+mod depth;
 mod egress;
 mod ingress;
 mod link;
@@ -161,6 +162,8 @@ pub struct Shard {
     purges: Purges,
     pressing: ingress::Pressure,
     pressure: Vec<bool>,
+    /// Queues of any shard that are full: their producers get no credit.
+    full_queues: BTreeSet<QueueId>,
     report: crate::event::RecoveryReport,
     recovery_due: Option<Instant>,
     report_head: Option<u64>,
@@ -209,6 +212,7 @@ impl Shard {
             purges: Purges::default(),
             pressing: ingress::Pressure::default(),
             pressure: vec![false; shards],
+            full_queues: BTreeSet::new(),
             report: crate::event::RecoveryReport::default(),
             recovery_due: None,
             report_head: None,
@@ -454,7 +458,11 @@ impl Shard {
             Mail::Landed(copy) => self.landed(copy),
             Mail::Arrivals(copies) => self.heard_arrivals(now, copies),
             Mail::Published { link, token, result } => self.published(link, token, &result),
-            Mail::Consume { queue, consumer, browses } => self.consume(queue, consumer, browses),
+            Mail::Consume { queue, consumer, browses, asks } => {
+                self.consume(queue, consumer, browses, asks);
+            }
+            Mail::Consumes { consumer, result } => self.consumes(now, consumer, &result),
+            Mail::Full { queue, is_full } => self.heard_full(queue, is_full),
             Mail::Credit { queue, consumer, more, drain } => {
                 self.credit(queue, consumer, more, drain);
             }

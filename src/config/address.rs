@@ -10,11 +10,11 @@
 //! Failure: a pattern that is none, or is there twice, and a value out of its bounds, are refused
 //! with the pattern and the key.
 
-use broker::settings::{Said, Settings};
+use broker::settings::{self, Said, Settings};
 use journal::Level;
 use serde_json::{Value, json};
 
-use super::value::{self, Durability, Multiplier, Span};
+use super::value::{self, Bytes, Durability, FullPolicy, Multiplier, Priority, Span};
 
 /// What the documentation says of an address's knob.
 pub(crate) struct AddressKnob {
@@ -63,6 +63,21 @@ address_knobs! {
         "By what the delay grows with each further failure";
     "redelivery-delay-max" redelivery_delay_max: Span = "1m", "a time";
         "The longest that the delay gets";
+    "max-messages" messages_max: u64 = "0", "a number; 0: no limit";
+        "Messages that a queue holds before it is full";
+    "max-bytes" bytes_max: Bytes = "0", "a size; 0: no limit";
+        "Bytes of messages that a queue holds before it is full";
+    "full-policy" full_policy: FullPolicy = "block", "refuse, block, drop";
+        "What a queue that is full does with more messages: reject them, give producers no more \
+         credit, or accept and drop them";
+    "auto-create" auto_create: bool = "true", "true, false";
+        "Whether a queue is created when a client asks for it";
+    "exclusive-consumer" exclusive_consumer: bool = "false", "true, false";
+        "The consumer that came first gets everything, until it leaves";
+    "max-consumers" consumers_max: u32 = "0", "a number; 0: no limit";
+        "Consumers that a queue has at once; browsers are not counted";
+    "default-priority" priority_default: Priority = "4", "0 to 9";
+        "The priority of messages that state none";
 }
 
 impl AddressRule {
@@ -82,6 +97,17 @@ impl AddressRule {
             redelivery_delay: self.redelivery_delay.map(|span| span.0),
             redelivery_multiplier_percent: self.redelivery_multiplier.map(|by| by.percent()),
             redelivery_delay_max: self.redelivery_delay_max.map(|span| span.0),
+            messages_max: self.messages_max,
+            bytes_max: self.bytes_max.map(|bytes| bytes.0),
+            full_policy: self.full_policy.map(|policy| match policy {
+                FullPolicy::Refuse => settings::FullPolicy::Refuse,
+                FullPolicy::Block => settings::FullPolicy::Block,
+                FullPolicy::Drop => settings::FullPolicy::Drop,
+            }),
+            auto_create: self.auto_create,
+            exclusive_consumer: self.exclusive_consumer,
+            consumers_max: self.consumers_max,
+            priority_default: self.priority_default.map(|priority| priority.0),
         }
     }
 
@@ -121,7 +147,7 @@ pub(super) fn page() -> String {
          Words are what stands between dots; `*` is any word, and `#`, as the last, any number\n\
          of them.\n\
          Each knob comes from the most specific pattern that names it. See\n\
-         [dead letters](dead-letters.md).\n\n\
+         [addresses](addresses.md) and [dead letters](dead-letters.md).\n\n\
          ```toml\n\
          [[address]]\n\
          match = \"orders.#\"\n\
@@ -145,7 +171,7 @@ pub(super) fn schema() -> Value {
     properties.insert("match".to_owned(), json!({ "type": "string" }));
     for AddressKnob { key, what, default, values } in ADDRESS_KNOBS {
         let description = format!("{what}. Values: {values}. Default: {default}.");
-        let types = ["string", "number"];
+        let types = ["string", "number", "boolean"];
         properties.insert((*key).to_owned(), json!({ "description": description, "type": types }));
     }
     json!({
@@ -190,6 +216,17 @@ mod tests {
             ("orders.dead", "")
         );
         assert_eq!(settings.of("else").delivery_attempts_max, 10);
+        let settings = parse(
+            "[[address]]\nmatch = 'a'\nmax-messages = 5\nmax-bytes = '1 MiB'\n\
+             full-policy = 'drop'\nauto-create = false\nexclusive-consumer = true\n\
+             max-consumers = 2\ndefault-priority = 7\n",
+        )
+        .unwrap();
+        let of = settings.of("a");
+        assert_eq!((of.messages_max, of.bytes_max), (5, 1 << 20));
+        assert_eq!(of.full_policy, settings::FullPolicy::Drop);
+        assert_eq!((of.auto_create, of.exclusive_consumer), (false, true));
+        assert_eq!((of.consumers_max, of.priority_default), (2, 7));
     }
 
     #[test]
@@ -200,6 +237,9 @@ mod tests {
             "match = 'a'\ndurability = 'replicated'",
             "match = 'a'\ndead-letter-address = 'x*'",
             "match = 'a'\nredelivery-multiplier = 0.5",
+            "match = 'a'\nfull-policy = 'page'",
+            "match = 'a'\ndefault-priority = 10",
+            "match = 'a'\nauto-create = 'perhaps'",
             "max-delivery-attempts = 1",
             "match = 'a'\n[[address]]\nmatch = 'a'",
         ] {

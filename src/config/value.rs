@@ -311,6 +311,21 @@ impl fmt::Display for Count {
     }
 }
 
+/// A message's priority, 0 to 9.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Priority(pub(crate) u8);
+
+impl FromStr for Priority {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().parse() {
+            Ok(priority @ 0..=9) => Ok(Self(priority)),
+            Ok(_) | Err(_) => Err(format!("`{text}`: a priority is 0 to 9")),
+        }
+    }
+}
+
 /// Declares an enum whose values are words, with its parser and its list.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)* }) => {
@@ -353,6 +368,18 @@ words! {
         Replicated = "replicated",
         /// On the disk of every member of the in-sync set.
         ReplicatedSync = "replicated-sync",
+    }
+}
+
+words! {
+    /// What becomes of a message for a queue that is full.
+    FullPolicy {
+        /// It is rejected.
+        Refuse = "refuse",
+        /// Its producer gets no more credit.
+        Block = "block",
+        /// It is accepted and dropped.
+        Drop = "drop",
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{Expiring, NotHeld, Queue, Slot, SlotState};
+use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::settings::AddressSettings;
@@ -87,6 +87,9 @@ impl Queue {
         if self.dying.keeps_expired {
             self.expiring = Expiring::default();
         }
+        self.entry = Entry::of(&settings);
+        self.in_turn_max = if settings.exclusive_consumer { 1 } else { usize::MAX };
+        self.priority_default = settings.priority_default;
         self.settings = settings;
         let has_to_go = |(sequence, slot): (Sequence, &Slot)| {
             self.reason_to_go(sequence, slot).map(|_| sequence)

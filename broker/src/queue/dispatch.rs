@@ -7,6 +7,9 @@
 //!                                                                                    ▼
 //!                               settled, released, failed, or its consumer goes: given up
 //! ```
+//! Where the address says `exclusive-consumer`, only the consumer that came first gets anything;
+//! when it goes, the next one does.
+//!
 //! Invariants: a consumer is handed a message only under credit; what it holds is in `held`, where
 //! the slot says; each consumer looks at each of its exclusions once.
 
@@ -57,6 +60,12 @@ impl Queue {
         self.consumers.len()
     }
 
+    /// Whether it has as many consumers as it may have.
+    pub fn is_crowded(&self) -> bool {
+        let most = self.settings.consumers_max;
+        most > 0 && self.consumers.len() as u64 >= u64::from(most)
+    }
+
     /// A consumer attaches, without credit.
     pub fn attach(&mut self, link: LinkRef) {
         if self.consumer(link).is_none() {
@@ -95,7 +104,8 @@ impl Queue {
 
     /// The next message for the next consumer in turn, while there are both.
     pub fn dispatch(&mut self) -> Option<Dispatched> {
-        if !self.consumers.iter().any(|consumer| consumer.credit > 0) {
+        let mut in_turn = self.consumers.iter().take(self.in_turn_max);
+        if !in_turn.any(|consumer| consumer.credit > 0) {
             return None;
         }
         let (place, at) = self.next_match()?;
@@ -204,8 +214,8 @@ impl Queue {
     /// The first requeued message that some consumer with credit is not excluded from. Each
     /// consumer looks at each of its exclusions once, not each time.
     fn next_not_excluded(&mut self) -> Option<(Place, usize)> {
-        let Self { consumers, requeued, excluded, turn, .. } = self;
-        let count = consumers.len();
+        let Self { consumers, requeued, excluded, turn, in_turn_max, .. } = self;
+        let count = consumers.len().min(*in_turn_max);
         let mut best: Option<(Place, usize)> = None;
         for at in (0..count).map(|step| (*turn + step) % count) {
             let consumer = &mut consumers[at];
@@ -233,7 +243,7 @@ impl Queue {
 
     fn next_consumer(&self, sequence: Sequence) -> Option<usize> {
         let excluded = self.excluded.get(&sequence);
-        let count = self.consumers.len();
+        let count = self.consumers.len().min(self.in_turn_max);
         (0..count).map(|step| (self.turn + step) % count).find(|at| {
             let consumer = &self.consumers[*at];
             consumer.credit > 0 && excluded.is_none_or(|links| !links.contains(&consumer.link))
@@ -269,10 +279,13 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use journal::QueueId;
 
     use super::*;
     use crate::queue::tests::{drain_to, link, queue_of, reserve};
+    use crate::settings::AddressSettings;
 
     #[test]
     fn consumers_take_turns_within_their_credit() {
@@ -340,6 +353,27 @@ mod tests {
         queue.attach(link(3));
         queue.add_credit(link(3), 3, false);
         assert_eq!(drain_to(&mut queue), [(3, 0), (3, 1), (3, 2)]);
+    }
+
+    #[test]
+    fn an_exclusive_consumer_gets_all_until_it_goes_and_then_the_next_does() {
+        let settings = AddressSettings { exclusive_consumer: true, ..AddressSettings::default() };
+        let mut queue = queue_of(6);
+        queue.adopt("q", Arc::new(settings));
+        for slot in [1, 2, 3] {
+            queue.attach(link(slot));
+        }
+        queue.add_credit(link(1), 2, false);
+        queue.add_credit(link(2), 9, false);
+        queue.add_credit(link(3), 9, true);
+        assert_eq!(drain_to(&mut queue), [(1, 0), (1, 1)]);
+        assert_eq!(queue.poll_drained(), Some((link(3), 9)));
+        queue.release(link(1), Sequence(1)).unwrap();
+        queue.exclude(link(1), Sequence(1));
+        queue.add_credit(link(1), 1, false);
+        assert_eq!(drain_to(&mut queue), [(1, 2)], "what it may not have waits");
+        queue.detach(link(1));
+        assert_eq!(drain_to(&mut queue), [(2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5)]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl Shard {
                 }
                 Effect::Gone(queue, _) => {
                     self.counters.settled_total += 1;
+                    self.may_have_room(queue);
                     if self.temporaries.has(queue) {
                         self.end_life(queue);
                     }

@@ -27,7 +27,7 @@ use super::{Phase, Shard};
 use crate::access::{LogIn, Right};
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
-    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, SEND_BYTES_MAX,
+    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, PRODUCER_CREDIT, SEND_BYTES_MAX,
     UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
@@ -221,6 +221,7 @@ impl Shard {
             Role::Receiver => End::Producer(Producer {
                 rejects: terms::knows_rejected(attach.source.as_ref()),
                 relay: matches!(wanted, Wanted::Relay).then(Box::default),
+                credit_max: PRODUCER_CREDIT,
                 ..Producer::default()
             }),
             Role::Sender => End::Consumer(Consumer {
@@ -308,9 +309,43 @@ impl Shard {
                 let Some(link) = self.links.get_mut(asker.key) else { return };
                 (link.queue, link.home) = (queue, home);
                 self.tie(asker.key);
-                self.opened_link(now, asker.key);
+                if !self.asks_to_consume(asker) {
+                    self.opened_link(now, asker.key);
+                }
             }
             Err(refusal) => self.refuse_attach(asker.key, &refusal),
+        }
+    }
+
+    /// Where a queue has a bounded number of consumers, its home says whether one more may be.
+    fn asks_to_consume(&mut self, consumer: LinkRef) -> bool {
+        let Some(link) = self.links.get(consumer.key) else { return false };
+        let (queue, home) = (link.queue, link.home);
+        let takes = matches!(&link.end, End::Consumer(end) if !end.browses);
+        let name = self.state.catalogue.get(queue).map(|record| &record.name);
+        let bounded = |name: &String| self.config.settings.of(name).consumers_max > 0;
+        let asks = takes && name.is_some_and(bounded);
+        if asks && let Some(link) = self.links.get_mut(consumer.key) {
+            link.phase = LinkPhase::Asking;
+            self.post(home, Mail::Consume { queue, consumer, browses: false, asks });
+        }
+        asks
+    }
+
+    /// The home of its queue has said whether a link may consume.
+    pub(super) fn consumes(
+        &mut self,
+        now: Instant,
+        consumer: LinkRef,
+        result: &Result<(), Refusal>,
+    ) {
+        let link = self.links.get_mut(consumer.key);
+        let waits = link.is_some_and(|link| matches!(link.phase, LinkPhase::Asking));
+        match result {
+            Ok(()) if waits => self.open_link(now, consumer.key),
+            Err(refusal) if waits => self.refuse_attach(consumer.key, refusal),
+            // The link went meanwhile, and its home has heard of that.
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -333,21 +368,30 @@ impl Shard {
     /// Nothing stands in a link's way any more: it is accepted, and works.
     pub(super) fn opened_link(&mut self, now: Instant, key: LinkKey) {
         let consumer = self.here(key);
+        let Some(link) = self.links.get(key) else { return };
+        if let End::Consumer(end) = &link.end {
+            let (queue, browses) = (link.queue, end.browses);
+            let consume = Mail::Consume { queue, consumer, browses, asks: false };
+            self.post(link.home, consume);
+        }
+        self.open_link(now, key);
+    }
+
+    /// Answers an attach; the home of its queue knows of it, if it consumes.
+    fn open_link(&mut self, now: Instant, key: LinkKey) {
         let Some(link) = self.links.get_mut(key) else { return };
         link.phase = LinkPhase::Open;
-        let (conn, id, queue, home) = (link.conn, link.id, link.queue, link.home);
+        let (conn, id, queue) = (link.conn, link.id, link.queue);
         let accept = terms::in_force(link.attach.take().as_deref());
-        let browses = match &link.end {
-            End::Producer(_) => None,
-            End::Consumer(consumer) => Some(consumer.browses),
-        };
         self.engine(conn, |amqp| amqp.accept_link(id, accept));
-        match browses {
-            None => self.grant(key),
-            Some(browses) => {
-                self.post(home, Mail::Consume { queue, consumer, browses });
-                self.send_stash(now, key);
+        let credit_max = self.producer_credit(queue);
+        match self.links.get_mut(key).map(|link| &mut link.end) {
+            Some(End::Producer(producer)) => {
+                producer.credit_max = credit_max;
+                self.grant(key);
             }
+            Some(End::Consumer(_)) => self.send_stash(now, key),
+            None => {}
         }
     }
 
@@ -358,10 +402,12 @@ impl Shard {
         let before = std::mem::replace(&mut link.phase, LinkPhase::Closing(farewell));
         let (queue, home) = (link.queue, link.home);
         match (before, &link.end) {
-            (LinkPhase::Open, End::Consumer(_)) => {
+            (LinkPhase::Open | LinkPhase::Asking, End::Consumer(_)) => {
                 self.post(home, Mail::Unconsume { queue, consumer });
             }
-            (LinkPhase::Open, End::Producer(_)) | (LinkPhase::Resolving, _) => self.retired(key),
+            (LinkPhase::Open | LinkPhase::Asking, End::Producer(_)) | (LinkPhase::Resolving, _) => {
+                self.retired(key)
+            }
             (LinkPhase::Closing(Farewell::Gone), _) => {
                 link.phase = LinkPhase::Closing(Farewell::Gone);
             }
@@ -655,6 +701,14 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
         Refusal::DiskFull => Error::new(
             Condition::ResourceLimitExceeded,
             "the journal is full; try again when consumers have caught up",
+        ),
+        Refusal::QueueFull => Error::new(
+            Condition::ResourceLimitExceeded,
+            "the queue is full (max-messages, max-bytes); try again when consumers have caught up",
+        ),
+        Refusal::TooManyConsumers => Error::new(
+            Condition::ResourceLimitExceeded,
+            "the queue has as many consumers as it may have (max-consumers)",
         ),
         Refusal::QueueGone => Error::new(Condition::ResourceDeleted, "the queue was deleted"),
         Refusal::TooManyQueues => {

@@ -127,7 +127,12 @@ impl Shard {
         if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
             return Err(Refusal::TooManyQueues.into());
         }
-        let level = self.config.settings.of(name).level.unwrap_or(self.config.level);
+        let settings = self.config.settings.of(name);
+        if asker.is_some() && !settings.auto_create {
+            let what = format!("there is no queue '{name}', and auto-create is off for it");
+            return Err(Refusal::NotFound(what).into());
+        }
+        let level = settings.level.unwrap_or(self.config.level);
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let record = QueueRecord {
             id: self.state.catalogue.next_id(),
@@ -187,6 +192,7 @@ impl Shard {
         if let Some(queue) = self.state.queue_mut(id) {
             queue.adopt(name, settings);
         }
+        self.tell_depth(id);
         self.may_leave(id);
     }
 

@@ -27,7 +27,8 @@
 //! Who takes no copy says so, and the move is tried again, later and later. Where disk, memory or
 //! the other queue is full, the message is offered to consumers between two tries, who alone can
 //! make room (but one that has expired is not); that it fails again is neither counted nor written:
-//! the log knows already that it has to go.
+//! the log knows already that it has to go. Where the other queue drops what it has no room for,
+//! the message is settled instead, for which the log has always room.
 //!
 //! Invariants: at most [`MOVES_MAX`] are under way; each is in `under_way` from 1 to 9 or until it
 //! is refused; a move is sent again only after a refusal, so there is never a second copy; copies
@@ -49,6 +50,7 @@ use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Again, Leaving, Queue, Traits};
+use crate::settings::FullPolicy;
 
 /// What is on its way to other queues.
 #[derive(Debug, Default)]
@@ -307,7 +309,8 @@ impl Shard {
         moving.stage = Stage::Sent;
         moving.memory_bytes = Queue::memory_bytes(message.len());
         self.aside_bytes += moving.memory_bytes;
-        let (whence, traits) = (Whence::Moved(origin), Traits { priority, ..Traits::default() });
+        let (whence, traits) =
+            (Whence::Moved(origin), Traits { priority: Some(priority), ..Traits::default() });
         self.post(home, Mail::Publish { queue: to, whence, message, traits });
         if self.config.canaries.has(Canary::SettledBeforeMoved) {
             self.settle_moved(now, id, sequence, Answer::Nobody);
@@ -353,6 +356,12 @@ impl Shard {
     pub(super) fn not_moved(&mut self, now: Instant, origin: Origin, refusal: &Refusal) {
         let place = (origin.queue, origin.sequence);
         let Some(moving) = self.end_move(place) else { return };
+        if refusal.is_full() && self.config.settings.of(&moving.to).full_policy == FullPolicy::Drop
+        {
+            self.counters.dropped_total += 1;
+            self.settle_moved(now, place.0, place.1, Answer::Nobody);
+            return;
+        }
         self.counters.move_failures_total += 1;
         let times = self.moves.refused.get(&place).map_or(0, |refused| refused.times) + 1;
         self.moves.refused.insert(place, Refused { times, retry_at: now });

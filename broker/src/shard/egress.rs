@@ -31,7 +31,7 @@ use crate::apply::Effect;
 use crate::canary::Canary;
 use crate::event::{ConnId, Fatal};
 use crate::limits::{BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
-use crate::mail::{LinkKey, LinkRef, Mail, Outcome};
+use crate::mail::{LinkKey, LinkRef, Mail, Outcome, Refusal};
 use crate::moved::Reason;
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Dispatched, Queue};
@@ -161,7 +161,7 @@ impl Shard {
         let link = self.links.get_mut(key)?;
         match (&link.phase, &mut link.end) {
             (LinkPhase::Open, End::Consumer(consumer)) => Some(consumer),
-            (LinkPhase::Resolving | LinkPhase::Closing(_), _)
+            (LinkPhase::Resolving | LinkPhase::Asking | LinkPhase::Closing(_), _)
             | (LinkPhase::Open, End::Producer(_)) => None,
         }
     }
@@ -286,12 +286,22 @@ fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
 
 /// The queue's side.
 impl Shard {
-    pub(super) fn consume(&mut self, queue: QueueId, consumer: LinkRef, browses: bool) {
-        let Some(queue) = self.state.queue_mut(queue) else { return };
-        if browses {
-            queue.attach_browser(consumer);
-        } else {
-            queue.attach(consumer);
+    /// A link is to be served; where it asks, it is only if there may be one more consumer.
+    pub(super) fn consume(&mut self, queue: QueueId, consumer: LinkRef, browses: bool, asks: bool) {
+        let result = match self.state.queue_mut(queue) {
+            None => Err(Refusal::QueueGone),
+            Some(queue) if asks && queue.is_crowded() => Err(Refusal::TooManyConsumers),
+            Some(queue) if browses => {
+                queue.attach_browser(consumer);
+                Ok(())
+            }
+            Some(queue) => {
+                queue.attach(consumer);
+                Ok(())
+            }
+        };
+        if asks {
+            self.post(consumer.shard, Mail::Consumes { consumer, result });
         }
     }
 

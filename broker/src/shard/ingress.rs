@@ -6,7 +6,7 @@
 //!                        … the commit … ─▶ Published ─▶ accepted
 //! ```
 //! Back-pressure has three steps: a link's credit is not topped up while its queue's home is under
-//! pressure; a connection's reads wait while too many of its bytes are not accepted; and at the
+//! pressure, or the queue itself is full (`shard/depth.rs`); a connection's reads wait while too many of its bytes are not accepted; and at the
 //! bound a message is refused with `amqp:resource-limit-exceeded`.
 //!
 //! A message is refused before it touches the log, or it is in the log, or it waits (in order, in
@@ -35,7 +35,8 @@ use crate::limits::{
 };
 use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
+use crate::queue::{Admission, PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
+use crate::settings::FullPolicy;
 
 /// A message as it came off a link.
 #[derive(Debug)]
@@ -120,6 +121,8 @@ pub(super) struct Pressure {
 /// Why a message is not in the log.
 enum Untaken {
     Busy,
+    /// Its queue is full and drops what comes: its producer hears `accepted`.
+    Dropped,
     Refused(Refusal),
 }
 
@@ -231,6 +234,13 @@ impl Shard {
                 self.refuse_publish(publish.whence, refusal);
                 true
             }
+            Err(Untaken::Dropped) => {
+                self.counters.dropped_total += 1;
+                if let Whence::Producer(link, token) = publish.whence {
+                    self.post(link.shard, Mail::Published { link, token, result: Ok(()) });
+                }
+                true
+            }
             Err(Untaken::Busy) => {
                 self.parked.push_front(publish);
                 false
@@ -263,12 +273,19 @@ impl Shard {
         if traits.expiry_unix_ms.is_some() && queue.keeps_expired() {
             traits.expiry_unix_ms = None;
         }
+        let priority_default = queue.priority_default();
+        let admission = queue.admits(message.len());
+        if let Admission::Full(policy) = admission {
+            is_let_in(policy, whence)?;
+        }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, message);
         record.level = level;
-        if traits.priority != PRIORITY_DEFAULT {
-            record.parts.priority = Some(traits.priority);
+        let priority = traits.priority.unwrap_or(priority_default);
+        if priority != PRIORITY_DEFAULT {
+            record.parts.priority = Some(priority);
         }
+        traits.priority = Some(priority);
         record.parts.expiry_unix_ms = traits.expiry_unix_ms;
         record.parts.origin = origin;
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
@@ -296,6 +313,9 @@ impl Shard {
         };
         let level = appended.answered_at(level);
         self.pending.push(level, Waiting { end: appended.end, effect, answer });
+        if admission != Admission::Free {
+            self.tell_depth(id);
+        }
         Ok(())
     }
 
@@ -340,7 +360,7 @@ impl Shard {
     pub(super) fn grant(&mut self, key: LinkKey) {
         let serving = self.is_serving();
         let Some(link) = self.links.get(key) else { return };
-        let (conn, id, home) = (link.conn, link.id, link.home);
+        let (conn, id, home, queue) = (link.conn, link.id, link.home, link.queue);
         let (LinkPhase::Open, End::Producer(producer)) = (&link.phase, &link.end) else {
             return;
         };
@@ -349,13 +369,15 @@ impl Shard {
             Some(_) => self.pressure.contains(&true),
             None => self.pressure.get(usize::from(home.0)).copied().unwrap_or(false),
         };
-        if !serving || pressed || producer.is_full() {
+        let blocked = self.full_queues.contains(&queue);
+        if !serving || pressed || blocked || producer.is_full() {
             return;
         }
+        let credit_max = producer.credit_max;
         // The engine's count is the truth: deliveries that were aborted have used credit too.
         let left = self.conns.get(conn).map_or(0, |conn| conn.amqp.link_credit(id));
-        if left <= PRODUCER_CREDIT / 2 {
-            self.engine(conn, |amqp| amqp.grant_credit(id, PRODUCER_CREDIT));
+        if left <= credit_max / 2 {
+            self.engine(conn, |amqp| amqp.grant_credit(id, credit_max));
         }
     }
 
@@ -421,6 +443,19 @@ impl Shard {
     }
 }
 
+/// Whether a message comes into a queue that is full.
+#[cold]
+fn is_let_in(policy: FullPolicy, whence: Whence) -> Result<(), Untaken> {
+    match (policy, whence) {
+        (FullPolicy::Block, Whence::Producer(..)) => Ok(()),
+        (FullPolicy::Drop, Whence::Producer(..)) => Err(Untaken::Dropped),
+        // Whoever moves a message knows what becomes of it.
+        (FullPolicy::Refuse, _) | (FullPolicy::Block | FullPolicy::Drop, Whence::Moved(_)) => {
+            Err(Refusal::QueueFull.into())
+        }
+    }
+}
+
 /// Looks a message over, or says why it is not taken.
 #[inline(always)]
 fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
@@ -446,7 +481,7 @@ fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Trai
     let absolute = survey.absolute_expiry_time(message).filter(|at| at.0 != 0);
     let absolute = absolute.map(|at| u64::try_from(at.0).unwrap_or(0));
     Traits {
-        priority: survey.header.priority_or_default().min(PRIORITY_MAX),
+        priority: survey.header.priority.map(|priority| priority.min(PRIORITY_MAX)),
         expiry_unix_ms: match (by_ttl, absolute) {
             (Some(by_ttl), Some(absolute)) => Some(by_ttl.min(absolute)),
             (by_ttl, absolute) => by_ttl.or(absolute),
@@ -469,8 +504,10 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         Refusal::Stopping => AmqpOutcome::Released,
         Refusal::MemoryFull
         | Refusal::DiskFull
+        | Refusal::QueueFull
         | Refusal::QueueGone
         | Refusal::TooManyQueues
+        | Refusal::TooManyConsumers
         | Refusal::TooLarge
         | Refusal::Malformed(_)
         | Refusal::Address(_)

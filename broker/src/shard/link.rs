@@ -1,9 +1,10 @@
 //! What a shard remembers of a connection and of its links.
 //!
 //! ```text
-//!   attach ─▶ Resolving ─▶ Open ─▶ Closing ─▶ (slot free, generation up)
-//!                │                    ▲ waits: a producer for its answers, a consumer for
-//!                └────────────────────┘ `Unconsumed`; then detach, end or close is answered
+//!   attach ─▶ Resolving ─▶ (Asking) ─▶ Open ─▶ Closing ─▶ (slot free, generation up)
+//!                │            │                  ▲ waits: a producer for its answers, a consumer
+//!                └────────────┴──────────────────┘ for `Unconsumed`; then detach, end or close is
+//!                                                  answered
 //! ```
 //! Invariants: a key names one link for ever (slot and generation); `at_home + stash.len()` of a
 //! consumer never exceeds the credit that its client gave, nor `CONSUMER_WINDOW`; a producer's
@@ -79,6 +80,8 @@ pub(crate) struct Conn {
 pub(crate) enum LinkPhase {
     /// Its queue is looked up, or created.
     Resolving,
+    /// The home of its queue is asked whether there may be one more consumer.
+    Asking,
     /// It works.
     Open,
     /// Its last answers are awaited.
@@ -150,6 +153,8 @@ pub(crate) struct Producer {
     pub(crate) first: u64,
     /// How many of `waiting` are not answered.
     pub(crate) unanswered: u32,
+    /// The credit that it has at most.
+    pub(crate) credit_max: u32,
     /// The link's source knows the outcome `rejected`.
     pub(crate) rejects: bool,
     /// Its target has no address: each message says where it goes.

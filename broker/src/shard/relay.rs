@@ -155,6 +155,10 @@ impl Shard {
         (queue, home): (QueueId, ShardId),
         relayed: Relayed,
     ) {
+        if self.full_queues.contains(&queue) {
+            // Credit is for all of its queues: it can't be withheld for one.
+            return self.unroutable(key, &relayed, Refusal::QueueFull);
+        }
         let Relayed { token, settled: _, message, traits } = relayed;
         let whence = Whence::Producer(self.here(key), token);
         self.publish_at(now, home, Publish { queue, whence, message, traits });

@@ -171,6 +171,7 @@ impl Shard {
     /// A queue is gone: nobody finds it any more, and links to it are detached.
     pub(super) fn deleted(&mut self, queue: QueueId) {
         self.state.catalogue.remove(queue);
+        self.full_queues.remove(&queue);
         let of_queue = |(key, link): (LinkKey, &Link)| (link.queue == queue).then_some(key);
         let keys: Vec<LinkKey> = self.links.iter().filter_map(of_queue).collect();
         for key in keys {

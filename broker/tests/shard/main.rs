@@ -2,6 +2,7 @@
 //!
 //! `host` is the world; each other file is a subject.
 
+mod addresses;
 mod browsing;
 mod dead_letters;
 mod host;

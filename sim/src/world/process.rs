@@ -292,6 +292,8 @@ impl World {
             | Mail::Settled { .. }
             | Mail::Unconsume { .. }
             | Mail::Unconsumed { .. }
+            | Mail::Consumes { .. }
+            | Mail::Full { .. }
             | Mail::Pressure(false)
             | Mail::NoMore => {}
         }
