@@ -213,6 +213,8 @@ pub(crate) enum LimitExceeded {
     Handles,
     /// The names of the connection's links hold too much memory.
     LinkNames,
+    /// A link's name is stolen again and again, and nothing is sent in between.
+    Steals,
     /// An answer does not fit the peer's frame size.
     FrameSize,
 }
@@ -271,6 +273,7 @@ impl Fault {
                 | LimitExceeded::ParkedInput
                 | LimitExceeded::Channels
                 | LimitExceeded::LinkNames
+                | LimitExceeded::Steals
                 | LimitExceeded::Handles => Condition::ResourceLimitExceeded,
             },
         }
@@ -293,6 +296,7 @@ impl Fault {
             Self::LimitExceeded(limit) => match limit {
                 LimitExceeded::MessageSize
                 | LimitExceeded::Reassembly
+                | LimitExceeded::Steals
                 | LimitExceeded::FrameSize => Scope::Link,
                 LimitExceeded::Handles | LimitExceeded::LinkNames => Scope::Session,
                 LimitExceeded::ParkedInput | LimitExceeded::Channels => Scope::Connection,
@@ -404,6 +408,9 @@ impl fmt::Display for Fault {
                 LimitExceeded::Channels => "no channel below your channel-max is free",
                 LimitExceeded::Handles => "no handle below your handle-max is free",
                 LimitExceeded::LinkNames => "too many bytes in the names of links",
+                LimitExceeded::Steals => {
+                    "two ends take this link's name from each other; give each a name of its own"
+                }
                 LimitExceeded::FrameSize => "the answer does not fit your max-frame-size",
             }),
         }

@@ -125,6 +125,10 @@ pub(crate) struct Link {
     /// The peer refused our attach: its detach follows.
     pub(crate) refused: bool,
     pub(crate) delivery_count: u32,
+    /// Where that began.
+    pub(crate) first_count: u32,
+    /// How often its name was stolen in a row before it got it, with no delivery in between.
+    pub(crate) steals: u8,
     pub(crate) credit: u32,
     /// Sender: the receiver's flow said drain. Receiver: we asked for it.
     pub(crate) drain: bool,
@@ -174,6 +178,8 @@ impl Link {
             remote_closed: false,
             refused: false,
             delivery_count: 0,
+            first_count: 0,
+            steals: 0,
             credit: 0,
             drain: false,
             drain_owed: false,
@@ -200,7 +206,14 @@ impl Link {
     /// Receiver: the peer's first delivery-count.
     pub(crate) fn start_counting(&mut self, initial_delivery_count: u32) {
         self.delivery_count = initial_delivery_count;
+        self.first_count = initial_delivery_count;
         self.limit = initial_delivery_count.wrapping_add(self.credit);
+    }
+
+    /// How often its name went from link to link without a delivery, this time included.
+    pub(crate) fn steals_with_this(&self) -> u8 {
+        let is_used = self.delivery_count != self.first_count;
+        if is_used { 1 } else { self.steals.saturating_add(1) }
     }
 
     /// Receiver: the peer may send this many from now.

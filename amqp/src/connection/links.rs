@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  peer's attach   answers ours          Attached, or refused: its detach follows
-//!                  of a live link's name  stealing: the old one is detached, `stolen` [2.6.1]
+//!                  of a live link's name  stealing: the old one is detached, `stolen` [2.6.1];
+//!                          refused where two ends do nothing else
 //!                  of one whose detach the host owes: it waits, so that answers keep their order
 //!                  else                   AttachReceived -> accept_link | refuse_link
 //!  refusal         attach with null terminus and the modes set, then detach, closed [2.6.3]
@@ -35,6 +36,10 @@ struct AttachTerms<'a> {
     desired_capabilities: &'a [String],
     properties: Option<&'a [u8]>,
 }
+
+/// How often a name may be stolen in a row without a delivery in between: two ends that answer a
+/// theft with one would go on for ever.
+pub(crate) const STEALS_MAX: u8 = 16;
 
 /// What the names of a connection's links may hold, in bytes. One name may fill a frame, and there
 /// may be as many links as channels times handles.
@@ -100,6 +105,7 @@ impl Connection {
             Role::Receiver => Role::Sender,
         };
         let known = self.names.get(&name_key(attach.name, role)).copied();
+        let mut steals = 0;
         if let Some(known) = known
             && let Some(link) = self.links.get(known)
         {
@@ -111,8 +117,11 @@ impl Connection {
                 }
                 LinkState::DetachReceived => return Ok(Handled::Stalled),
                 LinkState::AttachReceived | LinkState::Attached | LinkState::AttachSent => {
+                    steals = link.steals_with_this();
                     // Not closed: what the link stands for goes over to the new one.
-                    self.detach_with_error(known, false, stolen());
+                    if steals <= STEALS_MAX {
+                        self.detach_with_error(known, false, stolen());
+                    }
                 }
                 LinkState::New | LinkState::DetachSent | LinkState::Detached => {}
             }
@@ -131,6 +140,14 @@ impl Connection {
             return Err(LimitExceeded::Handles.into());
         };
         self.adopt_attach(index, attach);
+        if let (Some(known), true) = (known, steals > STEALS_MAX) {
+            // The name stays with the link that has it.
+            self.names.insert(name_key(attach.name, role), known);
+            return Err(LimitExceeded::Steals.into());
+        }
+        if let Some(link) = self.links.get_mut(index) {
+            link.steals = steals;
+        }
         self.announce_attach(index, attach).map(|()| Handled::Done)
     }
 

@@ -159,6 +159,28 @@ fn item_22_a_second_attach_of_the_name_steals_the_link() {
 }
 
 #[test]
+fn two_ends_that_steal_from_each_other_are_not_served_for_ever() {
+    let mut peer = Peer::in_session(config());
+    peer.say(1, Performative::Begin(begin()));
+    peer.say(0, Performative::Attach(receiver("sub", 0)));
+    peer.hears();
+    let mut thefts = 0;
+    for turn in 1..100 {
+        let loser = (turn + 1) % 2;
+        peer.say(turn % 2, Performative::Attach(receiver("sub", 0)));
+        let heard = peer.hears();
+        if heard.iter().any(|line| line.contains("resource-limit-exceeded")) {
+            assert!(heard.iter().all(|line| !line.contains("stolen")), "the holder keeps it");
+            break;
+        }
+        assert!(heard.iter().any(|line| line.contains("stolen")), "{heard:?}");
+        peer.say(loser, detach(0, false));
+        thefts += 1;
+    }
+    assert_eq!(thefts, 16);
+}
+
+#[test]
 fn item_22_a_new_attach_waits_for_the_answer_to_the_old_detach() {
     let (mut peer, link) = Peer::receiving(config(), 5);
     peer.say(0, detach(0, false));
