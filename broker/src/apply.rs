@@ -47,6 +47,8 @@ pub enum Effect {
     Gone(QueueId, Sequence),
     /// A queue exists.
     Created(QueueId),
+    /// A queue is gone.
+    Deleted(QueueId),
 }
 
 /// A fact whose newest record must stay in the log.
@@ -77,6 +79,8 @@ pub struct State {
     /// Which queues there are. Shard 0's is the truth, the others' a read map.
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
+    /// Deletions that are in the log and not committed.
+    deleting: BTreeSet<QueueId>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
     /// When messages expire, by queue: each queue once, with a time that is not after its next.
     expiring: BTreeSet<(u64, QueueId)>,
@@ -130,6 +134,7 @@ impl State {
             queues: FlatMap::default(),
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
+            deleting: BTreeSet::new(),
             unfinished: BTreeMap::new(),
             expiring: BTreeSet::new(),
             expiring_at: BTreeMap::new(),
@@ -170,7 +175,6 @@ impl State {
     /// A queue was deleted: its messages count no more.
     pub fn forget_queue(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(id) else { return };
-        self.witnessed = None;
         self.arrivals.retain(|(queue, _), _| *queue != id);
         if let Some(at) = self.expiring_at.remove(&id) {
             self.expiring.remove(&(at, id));
@@ -179,10 +183,14 @@ impl State {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
         }
-        for fact in [Fact::Queue(id), Fact::NextSequence(id)] {
-            if let Some(segment) = self.witness.remove(&fact) {
-                self.facts.remove(&(segment, fact));
-            }
+        self.forget_fact(Fact::Queue(id));
+        self.forget_fact(Fact::NextSequence(id));
+    }
+
+    fn forget_fact(&mut self, fact: Fact) {
+        self.witnessed = None;
+        if let Some(segment) = self.witness.remove(&fact) {
+            self.facts.remove(&(segment, fact));
         }
     }
 
@@ -241,8 +249,8 @@ impl State {
                 self.witnessed(lsn, Fact::NextQueueId);
                 Ok(Effect::None)
             }
+            RecordKind::QueueDelete => Ok(self.apply_delete(record.queue)),
             RecordKind::Reference
-            | RecordKind::QueueDelete
             | RecordKind::AddressCreate
             | RecordKind::AddressDelete
             | RecordKind::Prepare
@@ -365,6 +373,17 @@ impl State {
         Effect::Created(id)
     }
 
+    /// A queue's deletion is in the log (of shard 0). The queue is gone when that is committed.
+    pub fn apply_delete(&mut self, id: QueueId) -> Effect {
+        self.deleting.insert(id);
+        Effect::Deleted(id)
+    }
+
+    /// Whether a deletion is in the log and not committed: of this queue nothing is written again.
+    pub fn is_deleting(&self, id: QueueId) -> bool {
+        self.deleting.contains(&id)
+    }
+
     /// A queue's next sequence was written again.
     pub fn apply_next_sequence(&mut self, lsn: Lsn, id: QueueId, next: Sequence) {
         self.queues.get_or_insert_with(id, || Box::new(Queue::new(id))).skip_to(next);
@@ -389,6 +408,11 @@ impl State {
                 if let Some(queue) = self.creating.remove(&id) {
                     self.catalogue.insert(queue);
                 }
+            }
+            Effect::Deleted(id) => {
+                self.deleting.remove(&id);
+                self.catalogue.remove(id);
+                self.forget_fact(Fact::Queue(id));
             }
             Effect::Visible(id, sequence) => {
                 if let Some(queue) = self.queues.get_mut(id) {
@@ -591,7 +615,7 @@ mod tests {
     #[test]
     fn a_queue_record_of_a_later_version_is_refused() {
         let mut state = State::new(SEGMENT);
-        let record = Record::new(RecordKind::QueueDelete, QueueId(1), Sequence(0), &[]);
+        let record = Record::new(RecordKind::AddressDelete, QueueId(1), Sequence(0), &[]);
         assert!(matches!(state.apply(Lsn(1), &record), Err(ApplyError::Newer(_))));
     }
 }

@@ -127,9 +127,9 @@ pub enum Mail {
         /// The queue's id, or why there is none.
         result: Result<QueueId, Refusal>,
     },
-    /// To a temporary queue's home: one more link is attached to it.
+    /// To the home of a queue that is temporary, or goes when it is idle: one more link to it.
     Tied(QueueId),
-    /// To a temporary queue's home: a link is gone.
+    /// To the same: a link is gone.
     Untied {
         /// The queue.
         queue: QueueId,

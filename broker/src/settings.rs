@@ -89,6 +89,8 @@ settings! {
     full_policy: FullPolicy = FullPolicy::Block;
     /// Whether a queue is created when a client asks for it.
     auto_create: bool = true;
+    /// After how long without a link and a message a queue is deleted; 0: never.
+    auto_delete_after: Duration = Duration::ZERO;
     /// Whether the first consumer gets everything, until it leaves.
     exclusive_consumer: bool = false;
     /// Consumers that a queue has at once; 0: no bound.

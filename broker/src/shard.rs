@@ -41,6 +41,7 @@ mod creation;
 mod dead_letters;
 mod depth;
 mod egress;
+mod idle;
 mod ingress;
 mod link;
 mod moving;
@@ -150,6 +151,7 @@ pub struct Shard {
     overdue_queues: Vec<QueueId>,
     creations: Creations,
     temporaries: Temporaries,
+    idle: idle::Idle,
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
@@ -203,6 +205,7 @@ impl Shard {
             overdue_queues: Vec::new(),
             creations: Creations::default(),
             temporaries: Temporaries::default(),
+            idle: idle::Idle::default(),
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
@@ -249,6 +252,7 @@ impl Shard {
             && self.waiting.is_empty()
             && self.creations.is_empty()
             && self.temporaries.is_quiet()
+            && self.idle.is_quiet()
             && self.moves.is_empty()
     }
 
@@ -323,7 +327,7 @@ impl Shard {
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
         let steps = earlier(self.pressing.lifts_at, self.purges.due());
-        let pauses = self.pausing.first().map(|(at, _)| *at);
+        let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
         earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
@@ -346,6 +350,7 @@ impl Shard {
         self.step_waiting(now);
         self.step_creations(now);
         self.step_temporaries(now);
+        self.step_idle(now);
         self.step_pauses(now);
         self.step_expiry(now);
         self.step_moves(now);
@@ -441,11 +446,11 @@ impl Shard {
             Mail::Resolved { asker, name, result } => self.resolved(now, asker, &name, result),
             Mail::Make { asker, temporary } => self.make_queue(now, asker, temporary),
             Mail::Made { asker, result } => self.made(now, asker, result),
-            Mail::Tied(queue) => self.temporaries.tie(queue),
-            Mail::Untied { queue, maker } => self.untied(queue, maker),
-            Mail::Delete(queue) => self.delete_queue(queue),
+            Mail::Tied(queue) => self.tied(queue),
+            Mail::Untied { queue, maker } => self.untied(now, queue, maker),
+            Mail::Delete(queue) => self.delete_queue(now, queue),
             Mail::Deleted(queue) => self.deleted(queue),
-            Mail::Open(record) => self.open_queue(record),
+            Mail::Open(record) => self.open_queue(now, record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.catalogued(now, record),
             Mail::Catalogue { queues, next_queue_id } => self.join(now, queues, next_queue_id),

@@ -72,6 +72,8 @@ address_knobs! {
          credit, or accept and drop them";
     "auto-create" auto_create: bool = "true", "true, false";
         "Whether a queue is created when a client asks for it";
+    "auto-delete-after" auto_delete_after: Span = "0", "a time; 0: never";
+        "How long a queue without messages stays that no client is attached to";
     "exclusive-consumer" exclusive_consumer: bool = "false", "true, false";
         "The consumer that came first gets everything, until it leaves";
     "max-consumers" consumers_max: u32 = "0", "a number; 0: no limit";
@@ -105,6 +107,7 @@ impl AddressRule {
                 FullPolicy::Drop => settings::FullPolicy::Drop,
             }),
             auto_create: self.auto_create,
+            auto_delete_after: self.auto_delete_after.map(|span| span.0),
             exclusive_consumer: self.exclusive_consumer,
             consumers_max: self.consumers_max,
             priority_default: self.priority_default.map(|priority| priority.0),

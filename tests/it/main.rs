@@ -8,7 +8,7 @@
 //!   perf      the harness that is shipped, against the real broker
 //!   authority  certificates for tests
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
-//!   kill, power, interop, exits, damage, engine, place, tls, users, hostile   the tests
+//!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
 //! What needs foreign clients or the file system is `#[ignore]`d under plain `cargo test` and run
@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::disallowed_methods, reason = "real processes are waited for by a real clock")]
 
+mod addresses;
 mod authority;
 mod check;
 mod compare;

@@ -24,6 +24,8 @@ pub(super) enum Entry {
     Open,
     /// As many as fit.
     Bounded(Box<Bounds>),
+    /// Nobody: the queue is about to go.
+    Closed,
 }
 
 /// How deep it may be.
@@ -45,6 +47,8 @@ pub enum Admission {
     Counted,
     /// There is no room, and this is what becomes of it.
     Full(FullPolicy),
+    /// The queue takes nothing more.
+    Closed,
 }
 
 impl Entry {
@@ -66,7 +70,17 @@ impl Queue {
         match &self.entry {
             Entry::Open => Admission::Free,
             Entry::Bounded(bounds) => self.admits_within(bounds, message_bytes as u64),
+            Entry::Closed => Admission::Closed,
         }
+    }
+
+    /// It takes nothing more: it is about to go.
+    ///
+    /// # Panics
+    /// If it has messages.
+    pub fn close(&mut self) {
+        assert_eq!(self.live(), 0, "{:?} has messages and is to go", self.id);
+        self.entry = Entry::Closed;
     }
 
     #[cold]

@@ -37,6 +37,7 @@ impl Shard {
                     }
                 }
                 Effect::Created(queue) => self.created(queue),
+                Effect::Deleted(queue) => self.post_all(&Mail::Deleted(queue)),
                 Effect::None | Effect::Arrived(..) => {}
             }
             self.answer(waiting.answer);

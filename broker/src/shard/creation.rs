@@ -29,7 +29,7 @@ use crate::pending::{Answer, Waiting};
 #[derive(Debug, Default)]
 pub(super) struct Creations {
     pub(super) by_name: BTreeMap<String, Creation>,
-    /// The journal was behind: they ask again.
+    /// The journal was behind, or the queue of this name is about to go: they ask again.
     parked: VecDeque<(LinkRef, Wish)>,
 }
 
@@ -78,6 +78,9 @@ impl Shard {
             return;
         }
         let result = match self.state.catalogue.named(name) {
+            Some(record) if self.state.is_deleting(record.id) => {
+                return self.creations.parked.push_back((asker, wish));
+            }
             Some(record) => Ok(record.id),
             None if !wish.may_create && !is_temporary(name) => Err(Refusal::Unauthorized(format!(
                 "there is no queue '{name}', and the user may not create it"
@@ -171,7 +174,7 @@ impl Shard {
     }
 
     /// The home's part.
-    pub(super) fn open_queue(&mut self, record: QueueRecord) {
+    pub(super) fn open_queue(&mut self, now: Instant, record: QueueRecord) {
         let id = record.id;
         self.state.open_queue(id);
         if let Some(temporary) = record.temporary {
@@ -181,17 +184,18 @@ impl Shard {
                 self.orphan(temporary.owner.1);
             }
         }
-        self.adopt_queue(id, &record.name);
+        self.adopt_queue(now, id, &record.name);
         self.state.catalogue.insert(record);
         self.post(ShardId(0), Mail::Opened(id));
     }
 
     /// What is set for its address holds for a queue that lives here.
-    pub(super) fn adopt_queue(&mut self, id: QueueId, name: &str) {
+    pub(super) fn adopt_queue(&mut self, now: Instant, id: QueueId, name: &str) {
         let settings = self.config.settings.of(name);
         if let Some(queue) = self.state.queue_mut(id) {
             queue.adopt(name, settings);
         }
+        self.watch_idle(now, id);
         self.tell_depth(id);
         self.may_leave(id);
     }

@@ -6,8 +6,9 @@
 //!                        … the commit … ─▶ Published ─▶ accepted
 //! ```
 //! Back-pressure has three steps: a link's credit is not topped up while its queue's home is under
-//! pressure, or the queue itself is full (`shard/depth.rs`); a connection's reads wait while too many of its bytes are not accepted; and at the
-//! bound a message is refused with `amqp:resource-limit-exceeded`.
+//! pressure, or the queue itself is full (`shard/depth.rs`); a connection's reads wait while too
+//! many of its bytes are not accepted; and at the bound a message is refused with
+//! `amqp:resource-limit-exceeded`.
 //!
 //! A message is refused before it touches the log, or it is in the log, or it waits (in order, in
 //! memory that counts) for a journal that is behind: nothing is dropped, nothing overtakes.
@@ -275,8 +276,10 @@ impl Shard {
         }
         let priority_default = queue.priority_default();
         let admission = queue.admits(message.len());
-        if let Admission::Full(policy) = admission {
-            is_let_in(policy, whence)?;
+        match admission {
+            Admission::Free | Admission::Counted => {}
+            Admission::Full(policy) => is_let_in(policy, whence)?,
+            Admission::Closed => return Err(Refusal::QueueGone.into()),
         }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, message);

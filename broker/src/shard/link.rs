@@ -120,7 +120,7 @@ pub(crate) struct Link {
 pub(crate) enum Tie {
     /// Nothing: the queue stays.
     None,
-    /// The queue is temporary, and may live as long as the link does.
+    /// The queue may live as long as the link does, or somebody uses it.
     Guest,
     /// The queue was made for it.
     Maker,

@@ -67,6 +67,8 @@ impl Shard {
                 Record::new(RecordKind::NextQueueId, next, Sequence(0), &[])
             }
             Fact::Queue(id) => match self.state.catalogue.get(id) {
+                // Behind its deletion it would be there again: the segment waits for the commit.
+                Some(_) if self.state.is_deleting(id) => return Err(AppendError::Busy),
                 Some(queue) => {
                     payload = queue.encode();
                     Record::new(RecordKind::QueueCreate, id, Sequence(0), &payload)

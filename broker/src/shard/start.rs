@@ -152,7 +152,7 @@ impl Shard {
             .map(|record| (record.id, record.name.clone()))
             .collect();
         for (id, name) in names {
-            self.adopt_queue(id, &name);
+            self.adopt_queue(now, id, &name);
         }
         self.actions.push_back(Action::Ready(self.report.clone()));
         let early = std::mem::take(&mut self.early);

@@ -147,11 +147,15 @@ impl Shard {
         }
     }
 
-    /// A link is about to open: if its queue is temporary, it may live as long as the link does.
+    /// A link is about to open: its queue's home hears of it, if the queue goes with its users.
     pub(super) fn tie(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key) else { return };
         let record = self.state.catalogue.get(link.queue);
-        if record.is_some_and(|record| record.temporary.is_some()) {
+        let goes = |record: &QueueRecord| {
+            let is_temporary = record.temporary.is_some();
+            is_temporary || !self.config.settings.of(&record.name).auto_delete_after.is_zero()
+        };
+        if record.is_some_and(goes) {
             link.tie = Tie::Guest;
             let (home, queue) = (link.home, link.queue);
             self.post(home, Mail::Tied(queue));
@@ -172,6 +176,7 @@ impl Shard {
     pub(super) fn deleted(&mut self, queue: QueueId) {
         self.state.catalogue.remove(queue);
         self.full_queues.remove(&queue);
+        self.bury(queue);
         let of_queue = |(key, link): (LinkKey, &Link)| (link.queue == queue).then_some(key);
         let keys: Vec<LinkKey> = self.links.iter().filter_map(of_queue).collect();
         for key in keys {
@@ -266,7 +271,12 @@ impl Shard {
         }
     }
 
-    pub(super) fn delete_queue(&mut self, queue: QueueId) {
+    /// A home has given a queue up. One that is temporary is not in the log.
+    pub(super) fn delete_queue(&mut self, now: Instant, queue: QueueId) {
+        let record = self.state.catalogue.get(queue);
+        if record.is_some_and(|record| record.temporary.is_none()) {
+            return self.append_deletion(now, queue);
+        }
         self.state.catalogue.remove(queue);
         self.post_all(&Mail::Deleted(queue));
     }
@@ -274,8 +284,15 @@ impl Shard {
 
 /// The home's side.
 impl Shard {
+    /// One more link to a queue.
+    pub(super) fn tied(&mut self, queue: QueueId) {
+        self.temporaries.tie(queue);
+        self.idle.tie(queue);
+    }
+
     /// A link to a queue is gone.
-    pub(super) fn untied(&mut self, queue: QueueId, maker: bool) {
+    pub(super) fn untied(&mut self, now: Instant, queue: QueueId, maker: bool) {
+        self.idle.untie(now, queue);
         if let Some(life) = self.temporaries.lives.get_mut(queue) {
             life.ties -= 1;
             life.maker_gone |= maker;

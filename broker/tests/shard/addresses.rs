@@ -11,7 +11,7 @@ use amqp::message::{Header, Properties, write_header};
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::ShardId;
 
-use crate::host::{Host, Wish, message};
+use crate::host::{Host, Wish, Writes, message};
 
 fn wish(rules: &[(&str, Said)]) -> Wish {
     let mut settings = Settings::default();
@@ -297,6 +297,128 @@ fn without_auto_create_only_what_is_there_is_found() {
     settle_all(&mut host, at, &Outcome::Rejected(None));
     host.pass(Duration::from_millis(10));
     assert_eq!(live(&host, "DLQ"), 1, "the broker's own are created when they are needed");
+}
+
+fn exists(host: &Host, name: &str) -> bool {
+    let there: Vec<bool> =
+        host.shards.iter().map(|shard| shard.state().catalogue.named(name).is_some()).collect();
+    assert!(there.iter().all(|each| *each == there[0]), "shards disagree about {name}");
+    there[0]
+}
+
+fn short_lived() -> Wish {
+    let said = Said { auto_delete_after: Some(Duration::from_secs(1)), ..Said::default() };
+    wish(&[("q", said)])
+}
+
+#[test]
+fn an_idle_queue_goes_and_one_with_a_link_or_a_message_stays() {
+    for home in [0, 1] {
+        let mut host = Host::new(short_lived());
+        let at = host.connect(home);
+        let sender = host.sender(at, "q");
+        let far = host.connect(1 - home);
+        let receiver = host.receiver(far, "q", 0);
+        host.pass(Duration::from_secs(5));
+        detach(&mut host, far, receiver);
+        host.pass(Duration::from_secs(5));
+        assert!(exists(&host, "q"), "it has a producer");
+        assert!(host.send(at, sender, 10, false));
+        detach(&mut host, at, sender);
+        host.pass(Duration::from_secs(5));
+        assert!(exists(&host, "q"), "it has a message");
+        let receiver = host.receiver(far, "q", 1);
+        settle_all(&mut host, far, &Outcome::Accepted);
+        detach(&mut host, far, receiver);
+        host.pass(Duration::from_millis(900));
+        assert!(exists(&host, "q"), "its time is not over");
+        host.pass(Duration::from_millis(200));
+        assert!(!exists(&host, "q"));
+        host.crash();
+        assert!(!exists(&host, "q"), "and stays gone");
+        // Whoever asks again gets a new one, which is used and found after a restart.
+        let at = host.connect(1 - home);
+        let sender = host.sender(at, "q");
+        assert!(host.send(at, sender, 10, false));
+        host.pass(Duration::from_secs(5));
+        host.crash();
+        assert_eq!((exists(&host, "q"), live(&host, "q")), (true, 1));
+        host.pass(Duration::from_secs(5));
+        assert!(exists(&host, "q"));
+    }
+}
+
+#[test]
+fn whenever_the_power_goes_an_idle_queue_is_there_or_gone_and_its_name_can_be_used() {
+    let mut ends = Vec::new();
+    for kept in 0..4 {
+        for held in [None, Some((ShardId(0), ShardId(1))), Some((ShardId(1), ShardId(0)))] {
+            let mut host = Host::new(short_lived());
+            let at = host.connect(1);
+            let sender = host.sender(at, "q");
+            detach(&mut host, at, sender);
+            host.pass(Duration::from_millis(500));
+            host.writes = Writes::Held;
+            host.mail_held = held;
+            host.pass(Duration::from_secs(1));
+            for _ in 0..kept {
+                if host.is_holding() {
+                    host.let_go_first();
+                }
+            }
+            host.mail_held = None;
+            host.crash();
+            ends.push(exists(&host, "q"));
+            let at = host.connect(0);
+            let sender = host.sender(at, "q");
+            assert!(host.send(at, sender, 10, false), "{kept} {held:?}");
+            assert_eq!(host.outcomes(at), [Outcome::Accepted]);
+            host.crash();
+            assert_eq!(live(&host, "q"), 1);
+        }
+    }
+    assert!(ends.contains(&true) && ends.contains(&false), "both ends were seen");
+}
+
+#[test]
+fn what_comes_while_a_queue_goes_waits_for_a_new_one() {
+    let mut host = Host::new(short_lived());
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    detach(&mut host, at, sender);
+    host.writes = Writes::Held;
+    host.pass(Duration::from_secs(2));
+    // Shard 1 knows the old one: its link is ended. On shard 0 the name is free already.
+    let far = host.connect(1);
+    let early = host.sender(far, "q");
+    host.let_go();
+    assert_eq!(told(&host, far, early), Some(Condition::ResourceDeleted));
+    let again = host.sender(far, "q");
+    assert!(host.send(far, again, 10, false));
+    assert_eq!(live(&host, "q"), 1);
+}
+
+#[test]
+fn the_log_goes_round_after_a_queue_was_deleted() {
+    let mut host = Host::new(Wish { segments_max: 5, ..short_lived() });
+    let at = host.connect(1);
+    let sender = host.sender(at, "q");
+    detach(&mut host, at, sender);
+    host.pass(Duration::from_secs(2));
+    assert!(!exists(&host, "q"));
+    let at = host.connect(0);
+    let sender = host.sender(at, "other");
+    let receiver = host.receiver(at, "other", 1000);
+    let before = host.stats(0).journal_head_lsn;
+    for n in 0..200 {
+        assert!(host.send(at, sender, 1000, false), "{n}");
+        let (_, delivery, _) = host.deliveries(at).pop().expect("it came");
+        host.clients[at].amqp.settle(receiver, delivery, Outcome::Accepted);
+        host.pass(Duration::from_millis(10));
+    }
+    assert!(host.stats(0).journal_head_lsn > before, "the head is stuck");
+    host.crash();
+    assert!(!exists(&host, "q") && exists(&host, "other"));
 }
 
 #[test]
