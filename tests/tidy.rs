@@ -40,6 +40,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("bench", &["amqp", "journal", "net", "replica", "broker", "perf"]),
     ("bench/glommio", &["net"]),
     ("fuzz", &["amqp", "journal", "replica", "broker"]),
+    ("tests/clients/fe2o3", &[]),
     ("tests/powerfs", &[]),
     ("", &["amqp", "journal", "net", "replica", "broker", "perf"]),
 ];

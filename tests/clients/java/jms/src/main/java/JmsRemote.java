@@ -54,15 +54,16 @@ public final class JmsRemote extends Steps {
         if (where.prefetch() >= 0) {
             options.append("&jms.prefetchPolicy.all=").append(where.prefetch());
         }
+        String nested = where.failover() == null ? "" : "failover.nested.";
+        if (where.idleMs() > 0) {
+            options.append("&").append(nested).append("amqp.idleTimeout=").append(where.idleMs());
+        }
         if (where.failover() != null) {
             String each =
                     where.failover().stream()
                             .map(port -> "amqp://127.0.0.1:" + port)
                             .collect(Collectors.joining(","));
             return "failover:(" + each + ")" + options + "&failover.maxReconnectDelay=1000";
-        }
-        if (where.idleMs() > 0) {
-            options.append("&amqp.idleTimeout=").append(where.idleMs());
         }
         if (where.ca() != null) {
             options.append("&transport.trustStoreLocation=").append(trustStore(where.ca()));
