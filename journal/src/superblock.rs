@@ -294,7 +294,9 @@ impl ShardSuperblock {
 
     /// The epoch that goes on from `lsn`: at least `epoch`, and never back. A new one gets its row.
     pub(crate) fn enter_epoch(&mut self, epoch: Epoch, lsn: Lsn) -> Epoch {
-        let (current, _) = self.epochs.newest();
+        let (current, first) = self.epochs.newest();
+        // A part that the log never came to is another's: its epoch can't begin earlier here.
+        let epoch = if first > lsn { epoch.max(Epoch(current.0 + 1)) } else { epoch };
         if epoch > current {
             self.epochs.enter(epoch, lsn);
         }

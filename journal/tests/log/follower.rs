@@ -359,6 +359,29 @@ fn a_reign_begins_behind_everything_received_and_its_batches_follow() {
     assert_eq!(back.seen, both);
 }
 
+/// A backup that is behind has rows of its live's table beyond its end. Opened alone it writes
+/// there, and what it writes belongs to it.
+#[test]
+fn a_backup_that_was_behind_and_is_opened_alone_keeps_what_it_writes() {
+    let (bed, batches) = live(0..6);
+    let mut backup = Member::fresh();
+    let mut table = bed.journal.epochs().clone();
+    table.enter(Epoch(5), Lsn(40 * SEGMENT_BYTES));
+    backup.follower.adopt(table, Lsn(4096));
+    assert_eq!(backup.settle(), Some(Rejoined::Following));
+    backup.take_all(&batches);
+    let (mut disk, node) = (backup.disk, backup.node);
+    let (outcome, seen) = crate::bed::recover(&mut disk, &node);
+    assert_eq!(seen, bed.seen());
+    let mut alone = Bed::new(outcome.journal, disk);
+    alone.settle();
+    alone.append(RecordKind::Message, 77, b"alone");
+    alone.settle();
+    assert_eq!(alone.promised(), 1);
+    let (_, seen) = crate::bed::recover(&mut alone.disk, &node);
+    assert_eq!((seen.len(), seen.last()), (bed.seen().len() + 1, alone.seen().last()));
+}
+
 #[test]
 fn a_reader_never_meets_the_journals_operations() {
     assert!(journal::LogReader::owns(OpId(1 << 63)) && !journal::LogReader::owns(OpId(77)));
