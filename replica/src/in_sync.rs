@@ -38,12 +38,17 @@ pub enum Change {
     Remove,
 }
 
-/// What every shard is to do.
+/// Which time the shards were told to wait: an answer to an earlier one says nothing, for an order
+/// to relax may lie between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Round(u64);
+
+/// What every shard is to do. Each carries orders out one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Wait for the peer from now on, and say how far it had committed without it:
     /// [`InSync::handle_required`].
-    Require,
+    Require(Round),
     /// Do not wait for it any more.
     Relax,
 }
@@ -93,6 +98,7 @@ enum State {
 pub struct InSync {
     shards: usize,
     state: State,
+    round: Round,
     orders: VecDeque<Order>,
     canaries: Canaries,
 }
@@ -107,7 +113,7 @@ impl InSync {
         assert!(shards > 0, "a log has a shard");
         let state = backup.map_or(State::Alone, |peer| State::Both { peer });
         let (orders, canaries) = (VecDeque::new(), Canaries::default());
-        Self { shards: shards.into(), state, orders, canaries }
+        Self { shards: shards.into(), state, round: Round::default(), orders, canaries }
     }
 
     /// Breaks a rule, for a test.
@@ -138,7 +144,7 @@ impl InSync {
             return;
         }
         self.state = State::Asking { peer, answers: vec![None; self.shards] };
-        self.orders.push_back(Order::Require);
+        self.require();
     }
 
     /// The peer makes no progress, or goes by its own wish.
@@ -170,9 +176,12 @@ impl InSync {
         }
     }
 
-    /// A shard waits for the peer from now on, and had committed this far without it.
-    pub fn handle_required(&mut self, shard: ShardId, committed: Lsn) {
+    /// A shard waits for the peer since this order, and had committed this far without it.
+    pub fn handle_required(&mut self, round: Round, shard: ShardId, committed: Lsn) {
         let State::Asking { peer, answers } = &mut self.state else { return };
+        if round != self.round {
+            return;
+        }
         if let Some(answer) = answers.get_mut(usize::from(shard.0)) {
             answer.get_or_insert(committed);
         }
@@ -279,13 +288,18 @@ impl InSync {
             Some(peer) => {
                 self.state = State::Both { peer };
                 // For a shard that a broken rule has let go, or not told yet.
-                self.orders.push_back(Order::Require);
+                self.require();
             }
             None => {
                 self.state = State::Alone;
                 self.orders.push_back(Order::Relax);
             }
         }
+    }
+
+    fn require(&mut self) {
+        self.round.0 += 1;
+        self.orders.push_back(Order::Require(self.round));
     }
 
     /// Nothing was asked of the voters: the shards need not wait.
@@ -313,9 +327,9 @@ mod tests {
     fn ready_to_add() -> InSync {
         let mut set = InSync::new(2, None);
         set.add(PEER);
-        assert_eq!(orders(&mut set), [Order::Require]);
-        set.handle_required(ShardId(0), Lsn(8192));
-        set.handle_required(ShardId(1), Lsn(4096));
+        assert_eq!(orders(&mut set), [Order::Require(Round(1))]);
+        set.handle_required(Round(1), ShardId(0), Lsn(8192));
+        set.handle_required(Round(1), ShardId(1), Lsn(4096));
         set.handle_durable(ShardId(0), Lsn(8192));
         set.handle_durable(ShardId(1), Lsn(12288));
         set
@@ -327,9 +341,9 @@ mod tests {
         set.add(PEER);
         assert!(set.is_required() && !set.is_in_sync());
         set.handle_durable(ShardId(0), Lsn(1 << 40));
-        set.handle_required(ShardId(0), Lsn(8192));
+        set.handle_required(Round(1), ShardId(0), Lsn(8192));
         assert_eq!(set.poll_change(), None, "a shard has not answered");
-        set.handle_required(ShardId(1), Lsn(4096));
+        set.handle_required(Round(1), ShardId(1), Lsn(4096));
         assert_eq!(set.poll_change(), None, "what was said before counts for nothing");
         set.handle_durable(ShardId(0), Lsn(4096));
         set.handle_durable(ShardId(1), Lsn(4096));
@@ -353,6 +367,23 @@ mod tests {
         asked.handle_sent(Version(4));
         asked.handle_session_lost();
         assert!(asked.is_required(), "the voters may take the peer in at any moment");
+    }
+
+    /// The order to relax is still on its way to the shard when it answers the first order to wait.
+    #[test]
+    fn r8_an_answer_to_an_earlier_round_says_nothing() {
+        let mut set = InSync::new(1, None);
+        set.add(PEER);
+        set.handle_session_lost();
+        set.add(PEER);
+        let (first, second) = (Order::Require(Round(1)), Order::Require(Round(2)));
+        assert_eq!(orders(&mut set), [first, Order::Relax, second]);
+        set.handle_required(Round(1), ShardId(0), Lsn(4096));
+        set.handle_durable(ShardId(0), Lsn(4096));
+        assert_eq!(set.poll_change(), None);
+        set.handle_required(Round(2), ShardId(0), Lsn(8192));
+        set.handle_durable(ShardId(0), Lsn(8192));
+        assert_eq!(set.poll_change(), Some(Change::Add(PEER)));
     }
 
     #[test]

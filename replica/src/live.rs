@@ -270,7 +270,8 @@ impl Live {
         }
     }
 
-    /// Where the host is to begin a reader of the log, for [`take_reader`](Self::take_reader).
+    /// Where the host is to begin a reader of the log, for [`take_reader`](Self::take_reader). Poll
+    /// frames first: what they lack is asked for here and by [`poll_disk`](Self::poll_disk).
     pub fn poll_reader(&mut self) -> Option<Lsn> {
         self.wanted.take()
     }
