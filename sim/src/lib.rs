@@ -19,6 +19,7 @@ pub mod client;
 pub mod disk;
 pub mod hits;
 pub mod letter;
+pub mod pair;
 pub mod plan;
 pub mod rng;
 pub mod solo;
