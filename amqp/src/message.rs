@@ -18,9 +18,12 @@
 //! The scan takes each section by its size. What is inside is checked by those who look inside,
 //! with [`Sections::properties`] and its kind; a broker that only forwards never pays for it.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
-use crate::codec::{Composite, DecodeError, Fault, Map, Reader, Value, Writer, code, read_code};
+use crate::codec::{
+    Composite, DecodeError, Fault, Field, Map, Reader, Value, Writer, code, read_code,
+};
 pub use crate::composites::{Header, Properties};
 use crate::definitions::Timestamp;
 pub use crate::polymorphic::MessageId;
@@ -148,8 +151,10 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
 pub struct Survey {
     /// The header's fields; all absent where there is no header.
     pub header: Header,
-    /// Where the properties begin, if there are any.
-    properties_at: Option<usize>,
+    /// Where the list of the properties begins, if there are any: behind its descriptor.
+    properties_at: Option<NonZeroU32>,
+    /// Where the map of the application's properties begins, if there are any.
+    application_properties_at: Option<NonZeroU32>,
 }
 
 impl Survey {
@@ -157,19 +162,39 @@ impl Survey {
     #[must_use]
     #[inline]
     pub fn absolute_expiry_time(&self, message: &[u8]) -> Option<Timestamp> {
-        expiry_of(message.get(self.properties_at?..)?)
+        expiry_of(message.get(self.properties_at?.get() as usize..)?)
+    }
+
+    /// Where in the message the value of an application property begins, if it has that one and
+    /// it is not null. Properties that cannot be walked through up to there don't have it: who only
+    /// forwards has not checked them.
+    #[must_use]
+    #[inline]
+    pub fn application_property(&self, message: &[u8], key: &str) -> Option<usize> {
+        let at = self.application_properties_at?.get() as usize;
+        value_of(message.get(at..)?, key).map(|value| at + value)
     }
 }
 
-/// The expiry that the properties at the start of `rest` say.
+/// Where the value of `key` stands in the map at the start of `rest`.
+fn value_of(rest: &[u8], key: &str) -> Option<usize> {
+    let value = Reader::new(rest).map_value(key).ok()??;
+    value.peek().is_ok_and(|code| code != code::NULL).then_some(value.position())
+}
+
+/// The value that begins at `at`, if it is one that an id of a message can be [3.2.11 to 3.2.14].
+///
+/// # Errors
+/// Where it is of another type, or malformed.
+pub fn id_at(message: &[u8], at: usize) -> Result<MessageId<'_>, DecodeError> {
+    MessageId::read(&mut Reader::new(message.get(at..).unwrap_or_default()))
+}
+
+/// The expiry that the list of properties at the start of `rest` says.
 fn expiry_of(rest: &[u8]) -> Option<Timestamp> {
     const FIELD: usize = 8;
-    let mut reader = Reader::new(rest);
-    if Section::read_descriptor(&mut reader).ok()? != Section::Properties {
-        return None;
-    }
     // Most properties end before it: they are not looked through.
-    let list = reader.list().ok().filter(|list| list.len() > FIELD)?;
+    let list = Reader::new(rest).list().ok().filter(|list| list.len() > FIELD)?;
     match list.iter().nth(FIELD) {
         Some(Value::Timestamp(unix_ms)) => Some(Timestamp(unix_ms)),
         Some(_) | None => None,
@@ -188,7 +213,7 @@ pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
     {
         // What most messages are.
         let header = Header { durable: Some(true), ..Header::default() };
-        return Ok(Survey { header, properties_at: None });
+        return Ok(Survey { header, ..Survey::default() });
     }
     check_sections(message)
 }
@@ -204,16 +229,20 @@ fn check_sections(message: &[u8]) -> Result<Survey, DecodeError> {
         if last < Some(Section::Data) && is_one_data_section(reader.rest()) {
             return Ok(survey);
         }
-        let at = reader.position();
-        match next_section(&mut reader, &mut last)? {
+        let section = next_section(&mut reader, &mut last)?;
+        let at = || u32::try_from(reader.position()).ok().and_then(NonZeroU32::new);
+        match section {
             Section::Header => survey.header = read_header(&mut reader)?,
             Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
             Section::Properties => {
-                survey.properties_at = Some(at);
+                survey.properties_at = at();
                 Section::Properties.skip(&mut reader)?;
             }
+            Section::ApplicationProperties => {
+                survey.application_properties_at = at();
+                Section::ApplicationProperties.skip(&mut reader)?;
+            }
             section @ (Section::DeliveryAnnotations
-            | Section::ApplicationProperties
             | Section::Data
             | Section::Sequence
             | Section::Value
@@ -662,6 +691,33 @@ mod tests {
         let error = sections.application_properties(message).unwrap_err();
         assert_eq!(error.fault, Fault::UnknownFormatCode(0xff));
         assert_eq!(sections.message_annotations(message), Ok(None));
+    }
+
+    #[test]
+    fn the_value_of_an_application_property_is_found_wherever_it_stands() {
+        let found = |map: &[u8]| {
+            let message = [HEADER, &b"\x00\x53\x74"[..], map, DATA].concat();
+            let at = check(&message).unwrap().application_property(&message, "id")?;
+            Some(id_at(&message, at).map(|id| format!("{id:?}")).map_err(|error| error.fault))
+        };
+        let is = |text: &str| Some(Ok(text.to_owned()));
+        assert_eq!(found(b"\xc1\x08\x02\xa1\x02id\xa1\x01a"), is("String(\"a\")"));
+        // Behind others, under a long key, in a long map; a symbol is another key.
+        let long = b"\xd1\0\0\0\x16\0\0\0\x06\xa3\x02id\x40\xa1\x01x\x45\xb1\0\0\0\x02id\x53\x07";
+        assert_eq!(found(long), is("Ulong(7)"));
+        assert_eq!(found(b"\xc1\x01\x00"), None);
+        assert_eq!(found(b"\xc1\x06\x02\xa1\x02ix\x41"), None);
+        assert_eq!(found(b"\xc1\x06\x02\xa1\x02id\x40"), None);
+        // What cannot be walked through has it only before the place where that ends.
+        assert_eq!(found(b"\xc1\x03\x02\xff\xff"), None);
+        assert_eq!(found(b"\xc1\x09\x06\xa1\x02id\xa1\x01a\xff"), is("String(\"a\")"));
+        // An odd element at the end is no key.
+        assert_eq!(found(b"\xc1\x05\x01\xa1\x02id"), None);
+        assert_eq!(found(b"\xc1\x06\x02\xa1\x02id\x41"), Some(Err(Fault::UnexpectedType(0x41))));
+        // A value that would go on behind the map.
+        assert_eq!(found(b"\xc1\x07\x02\xa1\x02id\xa1\x02"), None);
+        let plain = [HEADER, DATA].concat();
+        assert_eq!(check(&plain).unwrap().application_property(&plain, "id"), None);
     }
 
     #[test]

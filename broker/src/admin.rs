@@ -147,6 +147,12 @@ pub struct ShardStats {
     pub delivered_total: u64,
     /// Settlements committed since start.
     pub settled_total: u64,
+    /// Transfers accepted since start whose message was here before, and was not stored again.
+    pub duplicates_total: u64,
+    /// Bytes of duplicate ids that are remembered; memory_bytes counts them too.
+    pub duplicate_ids_bytes: u64,
+    /// Duplicate ids forgotten since start because all together had reached their bound.
+    pub duplicate_ids_forgotten_total: u64,
     /// Messages that came from other queues since start: dead letters, expired ones.
     pub moved_in_total: u64,
     /// Moves to another queue that it did not take; each is tried again.

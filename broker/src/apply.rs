@@ -12,7 +12,8 @@
 //! - messages: until their settlements are committed;
 //! - settlements and delivery counts: nothing, since their messages lie before them;
 //! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
-//!   next queue id. Those are copied forward before the segment goes.
+//!   next queue id. Those are copied forward before the segment goes;
+//! - duplicate ids that are remembered (`duplicates.rs`): carried forward too.
 //!
 //! A message that was moved here brings its origin. It is hidden (its slot stays reserved) until
 //! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
@@ -23,11 +24,13 @@
 //! stops the start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
+use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
 use crate::moved::Reason;
 use crate::queue::{Queue, Traits};
@@ -60,6 +63,8 @@ pub enum Fact {
     Queue(QueueId),
     /// A queue's next sequence.
     NextSequence(QueueId),
+    /// Duplicate ids that a queue remembers; they are many, and stand in many records.
+    DuplicateIds(QueueId),
 }
 
 /// Why a record cannot be applied.
@@ -93,6 +98,10 @@ pub struct State {
     witnessed: Option<(u64, Fact)>,
     facts: BTreeSet<(u64, Fact)>,
     memory_bytes: u64,
+    /// What was here before, by the ids that producers gave it.
+    pub duplicates: Duplicates,
+    /// The log is not read to its end yet: settings of queues are not known.
+    recovering: bool,
 }
 
 #[derive(Debug)]
@@ -101,6 +110,7 @@ struct Unfinished {
     fragments: u16,
     traits: Traits,
     origin: Option<Origin>,
+    duplicate_id: Option<DuplicateId>,
     bytes: BytesMut,
 }
 
@@ -123,12 +133,12 @@ pub struct Stored {
 
 /// What the optional parts of a message's record say to its queue.
 fn traits_of(parts: &Parts<'_>) -> Traits {
-    Traits { priority: parts.priority, expiry_unix_ms: parts.expiry_unix_ms }
+    Traits { priority: parts.priority, expiry_unix_ms: parts.expiry_unix_ms, ..Traits::default() }
 }
 
 impl State {
     /// The state of an empty log with segments of this size.
-    pub fn new(segment_bytes: u64) -> Self {
+    pub fn new(segment_bytes: u64, duplicates: Duplicates) -> Self {
         Self {
             segment_bytes,
             queues: FlatMap::default(),
@@ -144,6 +154,8 @@ impl State {
             witnessed: None,
             facts: BTreeSet::new(),
             memory_bytes: 0,
+            duplicates,
+            recovering: true,
         }
     }
 
@@ -175,6 +187,7 @@ impl State {
     /// A queue was deleted: its messages count no more.
     pub fn forget_queue(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(id) else { return };
+        self.duplicates.forget_queue(id);
         self.arrivals.retain(|(queue, _), _| *queue != id);
         if let Some(at) = self.expiring_at.remove(&id) {
             self.expiring.remove(&(at, id));
@@ -194,9 +207,10 @@ impl State {
         }
     }
 
-    /// Bytes of payload and index held in memory.
+    /// Bytes of payload, index and duplicate ids held in memory.
+    #[inline]
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+        self.memory_bytes + self.duplicates.memory_bytes()
     }
 
     /// Messages that are in the log and not gone.
@@ -209,13 +223,12 @@ impl State {
         self.live.get(segment).copied().unwrap_or(0)
     }
 
-    /// Facts whose newest record lies in this segment or before it, at most `count_max`.
+    /// Facts whose newest record lies in this segment or before it, at most `count_max`: what
+    /// still counts of a segment without messages.
     pub fn facts_up_to(&self, segment: u64, count_max: usize) -> Vec<Fact> {
-        self.facts
-            .range(..(segment + 1, Fact::NextQueueId))
-            .take(count_max)
-            .map(|(_, fact)| *fact)
-            .collect()
+        let facts = self.facts.range(..(segment + 1, Fact::NextQueueId)).map(|(_, fact)| *fact);
+        let ids = self.duplicates.queues_up_to(segment).map(Fact::DuplicateIds);
+        facts.chain(ids).take(count_max).collect()
     }
 
     /// Applies a record that stands at `lsn`, as recovery reads it.
@@ -242,6 +255,13 @@ impl State {
             }
             RecordKind::NextSequence => {
                 self.apply_next_sequence(lsn, record.queue, record.sequence);
+                let segment = lsn.0 / self.segment_bytes;
+                for told in duplicates::carried(record.payload, segment) {
+                    let told = told.map_err(|what| {
+                        ApplyError::Damage(format!("the record at LSN {lsn} is damaged: {what}"))
+                    })?;
+                    self.remember(record.queue, told);
+                }
                 Ok(Effect::None)
             }
             RecordKind::NextQueueId => {
@@ -286,6 +306,25 @@ impl State {
                 Ok(Effect::Arrived(id, sequence))
             }
         }
+    }
+
+    /// A message has a duplicate id. Its record stands at `place.start`, and is durable or ends at
+    /// `place.end`.
+    pub fn apply_duplicate_id(
+        &mut self,
+        place: Range<Lsn>,
+        queue: QueueId,
+        sequence: Sequence,
+        id: &DuplicateId,
+    ) {
+        let segment = place.start.0 / self.segment_bytes;
+        self.remember(queue, Told { sequence, id: id.as_bytes(), segment, end: place.end });
+    }
+
+    fn remember(&mut self, id: QueueId, told: Told<'_>) {
+        let settings = self.queues.get(id).filter(|_| !self.recovering).map(|q| q.settings());
+        let count_max = settings.map_or(self.duplicates.count_max(), |said| said.duplicate_ids);
+        self.duplicates.remember(id, told, count_max);
     }
 
     /// When some message expires next, and in which queue; it may be gone by then.
@@ -441,6 +480,7 @@ impl State {
     /// have been delivered before.
     pub fn end_recovery(&mut self) {
         self.unfinished.clear();
+        self.recovering = false;
         for queue in self.queues.values_mut() {
             queue.end_recovery();
         }
@@ -448,20 +488,19 @@ impl State {
 
     fn apply_fragment(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         let key = (record.queue, record.sequence);
+        let begun = || Unfinished {
+            lsn,
+            fragments: 1,
+            traits: traits_of(&record.parts),
+            origin: record.parts.origin,
+            duplicate_id: record.parts.duplicate_id.map(DuplicateId::from_record),
+            bytes: BytesMut::from(record.payload),
+        };
         if record.flags.has(RecordFlags::WHOLE) {
-            return self.apply_message(Stored {
-                lsn,
-                queue: record.queue,
-                sequence: record.sequence,
-                message: Bytes::copy_from_slice(record.payload),
-                traits: traits_of(&record.parts),
-                origin: record.parts.origin,
-            });
+            return self.apply_whole(key, begun());
         }
         if record.flags.has(RecordFlags::FIRST) {
-            let bytes = BytesMut::from(record.payload);
-            let (traits, origin) = (traits_of(&record.parts), record.parts.origin);
-            self.unfinished.insert(key, Unfinished { lsn, fragments: 1, traits, origin, bytes });
+            self.unfinished.insert(key, begun());
             return Ok(Effect::None);
         }
         let Some(unfinished) = self.unfinished.get_mut(&key) else {
@@ -480,16 +519,24 @@ impl State {
             return Ok(Effect::None);
         }
         match self.unfinished.remove(&key) {
-            Some(whole) => self.apply_message(Stored {
-                lsn: whole.lsn,
-                queue: record.queue,
-                sequence: record.sequence,
-                message: whole.bytes.freeze(),
-                traits: whole.traits,
-                origin: whole.origin,
-            }),
+            Some(whole) => self.apply_whole(key, whole),
             None => Ok(Effect::None),
         }
+    }
+
+    fn apply_whole(
+        &mut self,
+        (queue, sequence): (QueueId, Sequence),
+        whole: Unfinished,
+    ) -> Result<Effect, ApplyError> {
+        let Unfinished { lsn, traits, origin, duplicate_id, bytes, .. } = whole;
+        let message = bytes.freeze();
+        let effect =
+            self.apply_message(Stored { lsn, queue, sequence, message, traits, origin })?;
+        if let Some(id) = duplicate_id {
+            self.apply_duplicate_id(lsn..lsn, queue, sequence, &id);
+        }
+        Ok(effect)
     }
 
     /// The newest record of a fact stands at `lsn`.
@@ -551,7 +598,7 @@ mod tests {
 
     #[test]
     fn a_settled_message_frees_its_segment_and_its_memory() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(0, b"a"));
         replay(&mut state, 1010, &message(1, b"b"));
         assert_eq!((state.messages_in(0), state.messages_in(1)), (1, 1));
@@ -562,7 +609,7 @@ mod tests {
 
     #[test]
     fn a_settlement_applied_twice_changes_nothing() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(0, b"a"));
         replay(&mut state, 20, &settle(0));
         replay(&mut state, 20, &settle(0));
@@ -572,7 +619,7 @@ mod tests {
 
     #[test]
     fn a_sequence_that_goes_back_is_damage() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(5, b"a"));
         let again = state.apply(Lsn(20), &message(5, b"a"));
         assert!(matches!(again, Err(ApplyError::Damage(_))), "{again:?}");
@@ -580,7 +627,7 @@ mod tests {
 
     #[test]
     fn the_newest_witness_of_a_sequence_is_what_must_be_copied() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(0, b"a"));
         assert_eq!(state.facts_up_to(0, 9), [Fact::NextSequence(QueueId(1))]);
         let mut next = Record::new(RecordKind::NextSequence, QueueId(1), Sequence(1), &[]);
@@ -593,7 +640,7 @@ mod tests {
 
     #[test]
     fn fragments_make_a_message_and_half_of_one_makes_nothing() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         let mut first = message(0, b"he");
         first.flags = RecordFlags::FIRST;
         let mut last = message(0, b"llo");
@@ -614,7 +661,7 @@ mod tests {
 
     #[test]
     fn a_queue_record_of_a_later_version_is_refused() {
-        let mut state = State::new(SEGMENT);
+        let mut state = State::new(SEGMENT, Duplicates::default());
         let record = Record::new(RecordKind::AddressDelete, QueueId(1), Sequence(0), &[]);
         assert!(matches!(state.apply(Lsn(1), &record), Err(ApplyError::Newer(_))));
     }

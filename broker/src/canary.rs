@@ -21,6 +21,16 @@ pub enum Canary {
     CopyShownEarly,
     /// Recovery keeps a message whose copy stands elsewhere.
     DoubleKept,
+    /// Recovery counts no failed deliveries.
+    AttemptsForgotten,
+    /// A copy's record does not say whence it came.
+    OriginDropped,
+    /// Recovery remembers no duplicate ids of messages.
+    DuplicatesForgotten,
+    /// The head is recycled without carrying its duplicate ids forward.
+    DuplicatesNotCarried,
+    /// A duplicate is answered at once, though its first copy may not be durable.
+    DuplicateAnsweredEarly,
     /// A queue is handed out when its creation is appended, not when it is committed.
     MessageBeforeCreation,
 }

@@ -19,6 +19,7 @@ pub mod apply;
 pub mod canary;
 pub mod catalogue;
 pub mod clock;
+pub mod duplicates;
 pub mod event;
 mod flat_map;
 pub mod limits;

@@ -70,6 +70,22 @@ pub const EXCLUSIONS_MAX: usize = 16;
 pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;
+/// Bytes of a duplicate id.
+pub const DUPLICATE_ID_BYTES_MAX: usize = 1_024;
+/// Bookkeeping of one duplicate id in memory, in bytes; counted against the memory bound.
+pub const DUPLICATE_ID_BYTES: u64 = 128;
+/// All duplicate ids of a shard may take one of so many parts of its memory, and of its log.
+pub const DUPLICATES_SHARE: u64 = 8;
+/// The log is let grow to so many times the bytes of all ids before a segment with nothing but ids
+/// is recycled: carrying them forward must not be what fills the log.
+pub const CARRY_TIMES: u64 = 4;
+/// Segments that must be free for that, the journal's reserve among them and the largest message
+/// not.
+pub const CARRY_ROOM_SEGMENTS: u64 = 4;
+/// Bytes of ids in one record that carries them forward.
+pub const CARRY_RECORD_BYTES: usize = 32 << 10;
+/// Bytes of the copies that are appended in one step; ids make them long.
+pub const CARRY_STEP_BYTES: usize = 128 << 10;
 /// How long a message waits before it is moved again when it was not taken.
 pub const MOVE_RETRY_MIN: Duration = Duration::from_millis(50);
 /// The longest that this gets, doubling each time.
@@ -81,6 +97,12 @@ const _: () = {
     assert!(PRESSURE_SIXTEENTHS < 16);
     // A chunk is a power of two: sequence -> chunk is a shift.
     assert!(CHUNK_SLOTS.is_power_of_two());
+    // An id and its kind fit among the optional parts of a record, and into one that carries it.
+    assert!(DUPLICATE_ID_BYTES_MAX + 256 <= journal::limits::PARTS_BYTES_MAX);
+    assert!(DUPLICATE_ID_BYTES_MAX + 16 <= CARRY_RECORD_BYTES);
+    assert!(CARRY_ROOM_SEGMENTS > journal::limits::RESERVE_SEGMENTS as u64);
+    // Segments that are kept for their ids alone leave half of the log to messages.
+    assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
     // A top-up happens at half, so there must be a half.
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     assert!(PRODUCER_CREDIT >= 2 && CONSUMER_WINDOW >= 2);

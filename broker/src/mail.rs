@@ -338,6 +338,8 @@ pub enum Refusal {
     NotFound(String),
     /// The text is no address, or there is none.
     Address(String),
+    /// A property of the message has a value that it cannot have.
+    Property(String),
     /// The message asks for something that is not built.
     NotBuilt(String),
     /// The user may not do that.

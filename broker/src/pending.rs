@@ -145,6 +145,15 @@ impl Pending {
         self.len += 1;
     }
 
+    /// Lets something wait at a level for what was appended before, perhaps long before.
+    pub fn insert(&mut self, level: Level, waiting: Waiting) {
+        let queue = &mut self.levels[level as usize];
+        let at = queue.partition_point(|other| other.end <= waiting.end);
+        queue.insert(at, waiting);
+        self.recent = level;
+        self.len += 1;
+    }
+
     /// The next that is committed.
     #[inline]
     pub fn pop(&mut self, marks: &Watermarks) -> Option<Waiting> {
@@ -220,6 +229,18 @@ mod tests {
         marks.backup = Some(BackupMarks { received: Lsn(99), durable: Lsn(13) });
         assert_eq!(ends(&mut pending, &marks), [13]);
         assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_an_older_record_does_not_wait_for_newer_ones() {
+        let mut pending = Pending::new();
+        [10, 20, 30].into_iter().for_each(|end| pending.push(Level::Sync, waiting(end)));
+        pending.insert(Level::Sync, waiting(20));
+        pending.insert(Level::Sync, waiting(5));
+        let marks = Watermarks { durable: Lsn(20), backup: None };
+        let popped = std::iter::from_fn(|| pending.pop(&marks)).map(|waiting| waiting.end.0);
+        assert_eq!(popped.collect::<Vec<_>>(), [5, 10, 20, 20]);
+        pending.push(Level::Sync, waiting(30));
     }
 
     #[test]

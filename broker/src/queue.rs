@@ -33,6 +33,7 @@
 //! caller.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -124,6 +125,8 @@ pub struct Traits {
     pub priority: Option<u8>,
     /// When it expires, milliseconds since 1970.
     pub expiry_unix_ms: Option<u64>,
+    /// Where in its bytes its duplicate id begins, if that has yet to be looked at.
+    pub duplicate_id_at: Option<NonZeroU32>,
 }
 
 /// What left the index for good.

@@ -97,6 +97,8 @@ settings! {
     consumers_max: u32 = 0;
     /// The priority of messages that state none.
     priority_default: u8 = PRIORITY_DEFAULT;
+    /// Ids of messages that are remembered, so that none is stored twice; 0: none.
+    duplicate_ids: u32 = 20_000;
 }
 
 impl AddressSettings {
@@ -144,6 +146,12 @@ impl Settings {
                 Ok(())
             }
         }
+    }
+
+    /// The most ids that any address may remember.
+    pub fn duplicate_ids_max(&self) -> u32 {
+        let said = self.rules.iter().filter_map(|rule| rule.said.duplicate_ids);
+        said.fold(AddressSettings::default().duplicate_ids, u32::max)
     }
 
     /// What holds for an address.

@@ -30,8 +30,10 @@ use journal::{DiskOp, FileId, Journal, PoisonCause, QueueId, Recovery, ShardId};
 
 use crate::apply::State;
 use crate::clock::WallClock;
+use crate::duplicates::{Bounds, Duplicates};
 use crate::event::{Action, ConnId, Event, Fatal, earlier};
 use crate::flat_map::FlatMap;
+use crate::limits::DUPLICATES_SHARE;
 use crate::mail::{LinkKey, LinkRef, Mail};
 use crate::pending::{BackupMarks, Pending, Watermarks};
 
@@ -187,7 +189,7 @@ impl Shard {
         config.amqp.properties = Some(terms::open_properties());
         let shards = usize::from(config.shards);
         Self {
-            state: State::new(config.segment_bytes),
+            state: State::new(config.segment_bytes, Duplicates::new(duplicate_bounds(&config))),
             config,
             phase: Phase::Recovering(Box::new(recovery)),
             journal: None,
@@ -531,6 +533,15 @@ impl Shard {
         {
             self.dirty_conns.push_back(conn.id);
         }
+    }
+}
+
+/// A share of the memory, and of the log when all are carried forward.
+fn duplicate_bounds(config: &ShardConfig) -> Bounds {
+    let log_bytes = config.segment_bytes.saturating_mul(config.segments_max);
+    Bounds {
+        bytes_max: config.memory_bytes_max.min(log_bytes) / DUPLICATES_SHARE,
+        count_max: config.settings.duplicate_ids_max(),
     }
 }
 

@@ -39,6 +39,18 @@ const OF_SHARD: &[Of<ShardStats>] = &[
     ("refused_total", Kind::Counter, "Messages refused.", |s| s.refused_total),
     ("delivered_total", Kind::Counter, "Messages sent to consumers.", |s| s.delivered_total),
     ("settled_total", Kind::Counter, "Settlements committed.", |s| s.settled_total),
+    ("duplicates_total", Kind::Counter, "Accepted messages that were here before.", |s| {
+        s.duplicates_total
+    }),
+    ("duplicate_ids_bytes", Kind::Gauge, "Memory of duplicate ids, part of memory_bytes.", |s| {
+        s.duplicate_ids_bytes
+    }),
+    (
+        "duplicate_ids_forgotten_total",
+        Kind::Counter,
+        "Duplicate ids forgotten because all had reached their bound.",
+        |s| s.duplicate_ids_forgotten_total,
+    ),
     (
         "moved_in_total",
         Kind::Counter,

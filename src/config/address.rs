@@ -80,6 +80,8 @@ address_knobs! {
         "Consumers that a queue has at once; browsers are not counted";
     "default-priority" priority_default: Priority = "4", "0 to 9";
         "The priority of messages that state none";
+    "duplicate-ids" duplicate_ids: u32 = "20000", "0 to 1000000";
+        "Ids of messages that are remembered, so that none is stored twice; 0: none";
 }
 
 impl AddressRule {
@@ -111,6 +113,7 @@ impl AddressRule {
             exclusive_consumer: self.exclusive_consumer,
             consumers_max: self.consumers_max,
             priority_default: self.priority_default.map(|priority| priority.0),
+            duplicate_ids: self.duplicate_ids,
         }
     }
 
@@ -121,6 +124,9 @@ impl AddressRule {
                 return wrong(format!("durability is {level}, but no replica is configured"));
             }
             Some(Durability::Async | Durability::Sync) | None => {}
+        }
+        if let Some(count @ 1_000_001..) = self.duplicate_ids {
+            return wrong(format!("duplicate-ids is {count}, but must lie between 0 and 1000000"));
         }
         for name in [&self.dead_letter_address, &self.expiry_address].into_iter().flatten() {
             if !name.is_empty() && broker::catalogue::queue_name(name) != Ok(name) {
@@ -243,6 +249,7 @@ mod tests {
             "match = 'a'\nfull-policy = 'page'",
             "match = 'a'\ndefault-priority = 10",
             "match = 'a'\nauto-create = 'perhaps'",
+            "match = 'a'\nduplicate-ids = 1000001",
             "max-delivery-attempts = 1",
             "match = 'a'\n[[address]]\nmatch = 'a'",
         ] {

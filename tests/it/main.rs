@@ -8,6 +8,7 @@
 //!   perf      the harness that is shipped, against the real broker
 //!   authority  certificates for tests
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
+//!   duplicates  producers that send again after kill -9
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
@@ -23,6 +24,7 @@ mod authority;
 mod check;
 mod compare;
 mod damage;
+mod duplicates;
 mod engine;
 mod exits;
 mod harness;

@@ -68,6 +68,38 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A reader at the value of the string `key` in the map that is next, if it has that key. Of
+    /// equal keys the first counts; what stands before is passed by its size.
+    ///
+    /// # Errors
+    /// As [`Reader::skip`], and on any other type.
+    pub(crate) fn map_value(mut self, key: &str) -> Result<Option<Self>, DecodeError> {
+        let Body { count, content: mut entries } = match self.byte()? {
+            code::MAP8 => self.body(Prefix::Byte)?,
+            code::MAP32 => self.body(Prefix::Word)?,
+            other => return Err(self.unexpected(other)),
+        };
+        for _ in 0..count / 2 {
+            let mut after = entries;
+            let is_it = match after.byte()? {
+                code::STR8 => after.variable(Prefix::Byte)? == key.as_bytes(),
+                code::STR32 => after.variable(Prefix::Word)? == key.as_bytes(),
+                _ => {
+                    after = entries;
+                    after.skip()?;
+                    false
+                }
+            };
+            let value = after;
+            after.skip()?;
+            if is_it {
+                return Ok(Some(value));
+            }
+            entries = after;
+        }
+        Ok(None)
+    }
+
     /// Consumes the next value and verifies it to the bottom, in linear time.
     ///
     /// # Errors

@@ -724,7 +724,9 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
             "a temporary queue is consumed from by the connection that made it alone",
         ),
         Refusal::NotFound(what) => Error::new(Condition::NotFound, what.as_str()),
-        Refusal::Address(what) => Error::new(Condition::InvalidField, what.as_str()),
+        Refusal::Address(what) | Refusal::Property(what) => {
+            Error::new(Condition::InvalidField, what.as_str())
+        }
         Refusal::NotBuilt(what) => Error::new(Condition::NotImplemented, what.as_str()),
         Refusal::Unauthorized(what) => Error::new(Condition::UnauthorizedAccess, what.as_str()),
     }

@@ -192,6 +192,7 @@ impl Shard {
     /// What is set for its address holds for a queue that lives here.
     pub(super) fn adopt_queue(&mut self, now: Instant, id: QueueId, name: &str) {
         let settings = self.config.settings.of(name);
+        self.state.duplicates.limit(id, settings.duplicate_ids);
         if let Some(queue) = self.state.queue_mut(id) {
             queue.adopt(name, settings);
         }

@@ -14,6 +14,7 @@
 //! memory that counts) for a journal that is behind: nothing is dropped, nothing overtakes.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,13 +23,15 @@ use amqp::link::LinkId;
 use amqp::message::{self, Survey};
 use bytes::Bytes;
 use journal::limits::BACKLOG_BYTES_MAX;
-use journal::{AppendError, Level, QueueId, Record, RecordKind, Room, ShardId, Urgency};
+use journal::{AppendError, Level, Lsn, QueueId, Record, RecordKind, Room, ShardId, Urgency};
 
 use super::connections::error_of;
 use super::link::{End, LinkPhase};
 use super::relay::Relayed;
 use super::{Phase, Shard};
-use crate::apply::Stored;
+use crate::apply::{Effect, Stored};
+use crate::canary::Canary;
+use crate::duplicates::{self, DuplicateId};
 use crate::event::ConnId;
 use crate::limits::{
     FULL_HOLD, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS,
@@ -261,6 +264,41 @@ impl Shard {
 
     /// Appends a message, and takes its bytes: of one that is not in the log they stay.
     fn append_message(&mut self, now: Instant, publish: &mut Publish) -> Result<(), Untaken> {
+        match publish.traits.duplicate_id_at {
+            Some(at) => self.append_identified(now, publish, at),
+            None => self.append_as(now, publish, None),
+        }
+    }
+
+    /// The same for one with a duplicate id, unless a message with that was here before.
+    #[inline(never)]
+    fn append_identified(
+        &mut self,
+        now: Instant,
+        publish: &mut Publish,
+        at: NonZeroU32,
+    ) -> Result<(), Untaken> {
+        let id = publish.queue;
+        let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
+        if queue.settings().duplicate_ids == 0 {
+            return self.append_as(now, publish, None);
+        }
+        let found = DuplicateId::read(&publish.message, at).map_err(Refusal::Property)?;
+        let Some(end) = self.state.duplicates.known(id, &found) else {
+            return self.append_as(now, publish, Some(&found));
+        };
+        let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
+        self.append_nothing(level, publish.whence, end);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn append_as(
+        &mut self,
+        now: Instant,
+        publish: &mut Publish,
+        duplicate_id: Option<&DuplicateId>,
+    ) -> Result<(), Untaken> {
         let Publish { queue: id, whence, message, traits } = publish;
         let (id, whence, mut traits) = (*id, *whence, *traits);
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
@@ -283,6 +321,7 @@ impl Shard {
         }
         let journal = self.journal.as_mut().ok_or(Refusal::Stopping)?;
         let mut record = Record::new(RecordKind::Message, id, sequence, message);
+        record.parts.duplicate_id = duplicate_id.map(DuplicateId::as_bytes);
         record.level = level;
         let priority = traits.priority.unwrap_or(priority_default);
         if priority != PRIORITY_DEFAULT {
@@ -290,7 +329,7 @@ impl Shard {
         }
         traits.priority = Some(priority);
         record.parts.expiry_unix_ms = traits.expiry_unix_ms;
-        record.parts.origin = origin;
+        record.parts.origin = origin.filter(|_| !self.config.canaries.has(Canary::OriginDropped));
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
         let appended = match journal.append(now, &record, urgency) {
             Ok(appended) => appended,
@@ -308,6 +347,10 @@ impl Shard {
                 origin,
             })
             .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
+        if let Some(duplicate_id) = duplicate_id {
+            let place = appended.lsn..appended.end;
+            self.state.apply_duplicate_id(place, id, sequence, duplicate_id);
+        }
         let answer = match whence {
             Whence::Producer(link, token) => Answer::Published(link, token),
             Whence::Moved(origin) => {
@@ -320,6 +363,21 @@ impl Shard {
             self.tell_depth(id);
         }
         Ok(())
+    }
+
+    /// A message was here before, in a record that ends at `end`: its producer hears what it heard
+    /// then, or would have heard. Not before the first is committed; and at `async` not before that
+    /// is durable, since it may wait for that.
+    #[cold]
+    fn append_nothing(&mut self, level: Level, whence: Whence, end: Lsn) {
+        let answer = match whence {
+            Whence::Producer(link, token) => Answer::Published(link, token),
+            Whence::Moved(_) => Answer::Nobody,
+        };
+        self.counters.duplicates_total += 1;
+        let is_early = self.config.canaries.has(Canary::DuplicateAnsweredEarly);
+        let end = if is_early { Lsn::ZERO } else { end };
+        self.pending.insert(level.max(Level::Sync), Waiting { end, effect: Effect::None, answer });
     }
 
     /// What became of a transfer.
@@ -489,6 +547,7 @@ fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Trai
             (Some(by_ttl), Some(absolute)) => Some(by_ttl.min(absolute)),
             (by_ttl, absolute) => by_ttl.or(absolute),
         },
+        duplicate_id_at: duplicates::find(survey, message),
     }
 }
 
@@ -514,6 +573,7 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         | Refusal::TooLarge
         | Refusal::Malformed(_)
         | Refusal::Address(_)
+        | Refusal::Property(_)
         | Refusal::NotFound(_)
         | Refusal::NotYours
         | Refusal::Unauthorized(_)

@@ -29,6 +29,8 @@ pub(super) struct Counters {
     pub(super) delivered_total: u64,
     pub(super) settled_total: u64,
     pub(super) batches_total: u64,
+    /// Messages that were here before, and were not stored again.
+    pub(super) duplicates_total: u64,
     /// Messages that were moved here.
     pub(super) moved_in_total: u64,
     /// Moves that nobody took; each is tried again.
@@ -161,6 +163,9 @@ impl Shard {
             refused_total: self.counters.refused_total,
             delivered_total: self.counters.delivered_total,
             settled_total: self.counters.settled_total,
+            duplicates_total: self.counters.duplicates_total,
+            duplicate_ids_bytes: self.state.duplicates.memory_bytes(),
+            duplicate_ids_forgotten_total: self.state.duplicates.forgotten_early(),
             moved_in_total: self.counters.moved_in_total,
             move_failures_total: self.counters.move_failures_total,
             dropped_total: self.counters.dropped_total,

@@ -3,6 +3,8 @@
 //! ```text
 //!   head has live messages? ── yes ──▶ wait: one old message pins the log (see the metric)
 //!        │ no
+//!   duplicate ids in it, and the log is short beside all ids? ── yes ──▶ wait, or forget some
+//!        │ no
 //!   facts whose newest record is in it? ── yes ──▶ append copies, wait for their commit ──┐
 //!        │ no  ◀──────────────────────────────────────────────────────────────────────────┘
 //!   journal.recycle_head(): what freed it is durable, then the superblock, then the slot is free
@@ -11,6 +13,12 @@
 //! goes; a message counts as gone only when its settlement is committed. At level `async` that is
 //! before it is durable: the journal waits for that. A log too full for a copy tries again when
 //! something moves.
+//!
+//! Duplicate ids live longer than their messages. In a log that is short beside them they would be
+//! carried round and round, so a segment with nothing else stays until the log behind it has grown
+//! to `CARRY_TIMES` the bytes of all ids. Where there is no room to grow, ids give way to messages:
+//! the oldest are forgotten until those that are left fill half a segment at most, and carrying
+//! them comes to an end.
 
 use std::time::Instant;
 
@@ -19,7 +27,9 @@ use journal::{AppendError, Level, Record, RecordKind, Sequence};
 use super::{Phase, Shard};
 use crate::apply::{Effect, Fact};
 use crate::canary::Canary;
-use crate::limits::COPY_STEP;
+use crate::limits::{
+    CARRY_RECORD_BYTES, CARRY_ROOM_SEGMENTS, CARRY_STEP_BYTES, CARRY_TIMES, COPY_STEP,
+};
 use crate::pending::{Answer, Waiting};
 
 /// Copies that are appended and not committed.
@@ -40,9 +50,20 @@ impl Shard {
             if self.state.messages_in(head.number) > 0 {
                 return;
             }
+            let carries = !self.config.canaries.has(Canary::DuplicatesNotCarried);
+            if carries && self.state.duplicates.queues_up_to(head.number).next().is_some() {
+                match self.has_room_to_carry() {
+                    Some(true) => {}
+                    Some(false) => return,
+                    None => self.state.duplicates.shed(self.config.segment_bytes / 2),
+                }
+            }
             let mut facts = self.state.facts_up_to(head.number, COPY_STEP);
             if self.config.canaries.has(Canary::SequenceReused) {
                 facts.retain(|fact| !matches!(fact, Fact::NextSequence(_)));
+            }
+            if !carries {
+                facts.retain(|fact| !matches!(fact, Fact::DuplicateIds(_)));
             }
             if facts.is_empty() {
                 if let Some(journal) = &mut self.journal {
@@ -50,15 +71,34 @@ impl Shard {
                 }
                 continue;
             }
+            let mut bytes = 0;
             for fact in facts {
-                if self.copy_fact(now, fact).is_err() {
-                    return;
+                let Ok(copied) = self.copy_fact(now, fact, head.number) else { return };
+                bytes += copied;
+                if bytes > CARRY_STEP_BYTES {
+                    break;
                 }
             }
         }
     }
 
-    fn copy_fact(&mut self, now: Instant, fact: Fact) -> Result<(), AppendError> {
+    /// Whether the log is long beside the duplicate ids in it; `None` if it is not, and cannot be.
+    fn has_room_to_carry(&self) -> Option<bool> {
+        let usage = self.journal.as_ref()?.usage();
+        let segment_bytes = self.config.segment_bytes;
+        let behind_head = usage.segments_live.saturating_sub(1) * segment_bytes;
+        if behind_head > self.state.duplicates.carried_bytes() * CARRY_TIMES {
+            return Some(true);
+        }
+        let segments_left = self.config.segments_max.saturating_sub(usage.segments_made.into());
+        let free_bytes = usage.free_bytes + segments_left * segment_bytes;
+        let room = CARRY_ROOM_SEGMENTS * segment_bytes + self.config.amqp.max_message_size;
+        // The file system may have less than its share for us: then messages find that first.
+        (free_bytes > room && !self.pressing.full).then_some(false)
+    }
+
+    /// Appends what is to be known of a fact when the head is gone; the bytes that this took.
+    fn copy_fact(&mut self, now: Instant, fact: Fact, head: u64) -> Result<usize, AppendError> {
         let Some(journal) = &mut self.journal else { return Err(AppendError::Closed) };
         let payload;
         let mut record = match fact {
@@ -80,20 +120,30 @@ impl Shard {
                 let next = self.state.queue(id).map_or(Sequence(0), |q| q.next_sequence());
                 Record::new(RecordKind::NextSequence, id, next, &[])
             }
+            Fact::DuplicateIds(id) => {
+                let bytes_max = CARRY_RECORD_BYTES.min(journal.fragment_bytes_max());
+                payload = self.state.duplicates.carry(id, head, bytes_max);
+                if payload.is_empty() {
+                    return Ok(0);
+                }
+                let next = self.state.queue(id).map_or(Sequence(0), |q| q.next_sequence());
+                Record::new(RecordKind::NextSequence, id, next, &payload)
+            }
         };
         record.level = Level::Sync;
         let appended = journal.append_copy(now, &record)?;
         match fact {
             Fact::NextQueueId => self.state.witness_next_queue_id(appended.lsn),
             Fact::Queue(id) => self.state.witness_queue(appended.lsn, id),
-            Fact::NextSequence(id) => {
-                self.state.apply_next_sequence(appended.lsn, id, record.sequence);
+            Fact::NextSequence(_) | Fact::DuplicateIds(_) => {
+                let applied = self.state.apply(appended.lsn, &record);
+                assert_eq!(applied, Ok(Effect::None), "what we have written can be read");
             }
         }
         self.recycling.uncommitted += 1;
         let (end, effect, answer) = (appended.end, Effect::None, Answer::HeadCopied);
         self.pending.push(Level::ReplicatedSync, Waiting { end, effect, answer });
-        Ok(())
+        Ok(record.encoded_len())
     }
 
     pub(super) fn head_copied(&mut self) {

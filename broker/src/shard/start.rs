@@ -43,6 +43,15 @@ impl Shard {
             {
                 continue;
             }
+            if record.kind == RecordKind::DeliveryCount
+                && self.config.canaries.has(Canary::AttemptsForgotten)
+            {
+                continue;
+            }
+            let mut record = record;
+            if self.config.canaries.has(Canary::DuplicatesForgotten) {
+                record.parts.duplicate_id = None;
+            }
             match self.state.apply(lsn, &record) {
                 Ok(effect) => self.state.commit(effect),
                 Err(error) => {

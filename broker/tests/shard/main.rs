@@ -5,6 +5,7 @@
 mod addresses;
 mod browsing;
 mod dead_letters;
+mod duplicates;
 mod host;
 mod moving;
 mod pressure;

@@ -363,6 +363,8 @@ def made(step):
     message.durable = step.get("durable", False)
     message.reply_to = step.get("reply_to")
     message.correlation_id = step.get("correlation")
+    if "duplicate_id" in step:
+        message.properties = {"_AMQ_DUPL_ID": step["duplicate_id"]}
     return message
 
 

@@ -312,6 +312,9 @@ function made(step) {
     }
     if (step.reply_to) message.reply_to = step.reply_to;
     if (step.correlation) message.correlation_id = step.correlation;
+    if (step.duplicate_id) {
+        message.application_properties = { _AMQ_DUPL_ID: step.duplicate_id };
+    }
     return message;
 }
 
