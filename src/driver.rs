@@ -54,6 +54,7 @@ mod sockets;
 mod tls;
 
 pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
+pub(crate) use net::tls::{certificates, roots};
 pub(crate) use tls::Shaken;
 
 use cold::Cold;

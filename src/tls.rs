@@ -25,7 +25,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
-use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -36,6 +35,7 @@ use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::config::{CertificateName, Config};
+use crate::driver::{certificates, roots};
 use crate::fatal::{Cause, Failure};
 
 /// How often the files are looked at.
@@ -310,24 +310,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("{}: larger than {FILE_BYTES_MAX} bytes", path.display()));
     }
     Ok(contents)
-}
-
-/// The certificates of a PEM file, at least one.
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let chain = chain.map_err(|error| format!("{}: {error}", path.display()))?;
-    if chain.is_empty() {
-        return Err(format!("{}: there is no certificate in it (PEM)", path.display()));
-    }
-    Ok(chain)
-}
-
-fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path, pem)? {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    Ok(roots)
 }
 
 fn has_name(certificate: &X509Certificate<'_>, wanted: &CertificateName) -> bool {

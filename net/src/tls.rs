@@ -21,11 +21,13 @@
 //! Failure: a [`rustls::Error`] is final; the alert for the peer is then waiting to be flushed.
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
-    ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection,
+    ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection,
     SupportedCipherSuite,
 };
 
@@ -163,6 +165,31 @@ impl TlsSession {
         self.connection.send_close_notify();
         self.flush(out);
     }
+}
+
+/// The certificates in the contents of a PEM file, at least one.
+///
+/// # Errors
+/// There is none, or one cannot be read; the file is named.
+pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let chain = chain.map_err(|error| format!("{}: {error}", path.display()))?;
+    if chain.is_empty() {
+        return Err(format!("{}: there is no certificate in it (PEM)", path.display()));
+    }
+    Ok(chain)
+}
+
+/// Those in the contents of a PEM file, as the CAs that are trusted.
+///
+/// # Errors
+/// As [`certificates`], or one is of no use as a CA.
+pub fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path, pem)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(roots)
 }
 
 /// How many records `send` may seal, if the handshake is over.

@@ -12,13 +12,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use net::tls::TlsSession;
+use net::tls::{TlsSession, certificates, roots};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 /// What a client is told about TLS.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl TlsClient {
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
         let builder = match (&arguments.tls_ca, arguments.insecure_tls) {
-            (Some(ca), false) => builder.with_root_certificates(roots(ca)?),
+            (Some(ca), false) => builder.with_root_certificates(roots(ca, &read(ca)?)?),
             (None, true) => {
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
             }
@@ -79,7 +79,7 @@ impl TlsClient {
                 let pem = PrivateKeyDer::from_pem_file(key)
                     .map_err(|error| format!("{}: {error}", key.display()))?;
                 builder
-                    .with_client_auth_cert(certificates(cert)?, pem)
+                    .with_client_auth_cert(certificates(cert, &read(cert)?)?, pem)
                     .map_err(|error| format!("{}: {error}", cert.display()))?
             }
             (None, _) | (_, None) => builder.with_no_client_auth(),
@@ -96,20 +96,8 @@ impl TlsClient {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error| format!("{}: {error}", path.display());
-    CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    if roots.is_empty() {
-        return Err(format!("{}: there is no certificate in it (PEM)", path.display()));
-    }
-    Ok(roots)
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Believes any certificate, but still wants the peer to have its key.
