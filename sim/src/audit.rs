@@ -189,6 +189,7 @@ impl Found {
             letter,
             name,
             origin: record.parts.origin,
+            identified: record.parts.duplicate_id.is_some(),
             doom: record.kind == RecordKind::DeliveryCount && !record.payload.is_empty(),
         };
         Self { flags: record.flags, written }

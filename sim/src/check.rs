@@ -27,6 +27,7 @@ mod early;
 mod expiry;
 mod holder;
 mod moved;
+mod once;
 mod order;
 mod recovery;
 mod refusal;
@@ -82,6 +83,8 @@ pub struct Written {
     pub name: Option<String>,
     /// Whence it was moved.
     pub origin: Option<Origin>,
+    /// It has a duplicate id.
+    pub identified: bool,
     /// It says that its message has to go: nothing failed.
     pub doom: bool,
 }
@@ -118,6 +121,8 @@ pub enum Seen {
         queue: usize,
         /// Sent settled: nothing is promised.
         settled: bool,
+        /// It was sent before, and has a duplicate id.
+        again: bool,
         /// When it expires, if it does.
         expiry_unix_ms: Option<u64>,
     },
@@ -202,6 +207,8 @@ pub struct Letter {
     pub copies: Vec<Copied>,
     /// When it expires, if it does.
     pub expiry_unix_ms: Option<u64>,
+    /// It was sent more than once: its place in the order is that of any of them.
+    pub repeated: bool,
 }
 
 /// A letter in a queue that it was moved to.
@@ -368,6 +375,7 @@ impl Default for Checks {
                 Box::new(creation::Creation::default()),
                 Box::new(early::Early::default()),
                 Box::new(holder::Holder::default()),
+                Box::new(once::Once::default()),
                 Box::new(order::Order::default()),
                 Box::new(recovery::Recovery::default()),
                 Box::new(refusal::Refusal::default()),
@@ -412,6 +420,9 @@ impl Checks {
     fn learn(&mut self, seen: &Seen) {
         let facts = &mut self.facts;
         match seen {
+            Seen::Sent { letter, again: true, .. } => {
+                facts.letters.entry(*letter).and_modify(|letter| letter.repeated = true);
+            }
             Seen::Sent { letter, link, queue, expiry_unix_ms, .. } => {
                 let expiry_unix_ms = *expiry_unix_ms;
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
@@ -423,6 +434,7 @@ impl Checks {
                     settled: None,
                     copies: Vec::new(),
                     expiry_unix_ms,
+                    repeated: false,
                 };
                 facts.letters.insert(*letter, new);
             }

@@ -17,7 +17,7 @@ use broker::settings::{DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS};
 
 use crate::check::{LinkKey, Seen};
 use crate::hits::{Hit, Hits};
-use crate::letter::{self, LetterId};
+use crate::letter::{self, Form, LetterId};
 use crate::rng::Rng;
 use crate::wire::{Endpoint, Heard, Hello, Verdict};
 
@@ -26,7 +26,9 @@ use crate::wire::{Endpoint, Heard, Hello, Verdict};
 pub struct Desk {
     next_letter: u64,
     next_link: u64,
-    sizes: BTreeMap<LetterId, (usize, Option<u64>)>,
+    forms: BTreeMap<LetterId, Form>,
+    /// Letters with duplicate ids, by queue.
+    identified: BTreeMap<usize, Vec<LetterId>>,
     /// The time of day.
     pub unix_ms: u64,
     delivered: BTreeSet<LetterId>,
@@ -42,10 +44,13 @@ impl Desk {
         LinkKey(self.next_link)
     }
 
-    fn letter(&mut self, size: usize, expiry_unix_ms: Option<u64>) -> LetterId {
+    fn letter(&mut self, queue: usize, form: Form) -> LetterId {
         self.next_letter += 1;
         let id = LetterId(self.next_letter);
-        self.sizes.insert(id, (size, expiry_unix_ms));
+        self.forms.insert(id, form);
+        if form.identified {
+            self.identified.entry(queue).or_default().push(id);
+        }
         id
     }
 
@@ -53,8 +58,8 @@ impl Desk {
     fn recognise(&self, message: &[u8]) -> Result<(LetterId, u32, bool), String> {
         let (header, forwarded) = letter::bare(message)?;
         let id = letter::find(forwarded).ok_or("a delivery that is no letter")?;
-        let known = self.sizes.get(&id).ok_or_else(|| format!("{id:?} was never sent"))?;
-        let sent = letter::write(id, known.0, known.1);
+        let form = self.forms.get(&id).ok_or_else(|| format!("{id:?} was never sent"))?;
+        let sent = letter::write(id, *form);
         let (_, expected) = letter::bare(&sent)?;
         if expected != forwarded {
             return Err(format!("{id:?} came back changed"));
@@ -99,6 +104,11 @@ pub struct Habits {
     pub queues: Vec<String>,
     /// Of a thousand letters, so many expire.
     pub mortal: u32,
+    /// Of a thousand letters, so many have a duplicate id.
+    pub identified: u32,
+    /// Of a thousand letters, so many are such as were sent before: at best those that have had no
+    /// answer.
+    pub repeats: u32,
     /// Of a thousand links that consume, so many take what died.
     pub undertakes: u32,
 }
@@ -179,6 +189,8 @@ pub struct Client {
     leaving: bool,
     over: bool,
     links: BTreeMap<u32, Link>,
+    /// What went without an answer, and where it went.
+    unknown: Vec<(usize, LetterId)>,
 }
 
 impl Client {
@@ -194,6 +206,7 @@ impl Client {
             leaving: false,
             over: false,
             links: BTreeMap::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -235,12 +248,19 @@ impl Client {
     pub fn lost(&mut self, out: &mut Vec<Seen>) {
         self.part(out);
         self.endpoint = None;
-        self.links.clear();
+        for link in std::mem::take(&mut self.links).into_values() {
+            self.unanswered(&link);
+        }
     }
 
     /// All links are on their way out.
     fn part(&self, out: &mut Vec<Seen>) {
         out.extend(self.links.values().map(|link| Seen::Parted(link.key)));
+    }
+
+    /// A link is gone: of what it sent nobody knows what became.
+    fn unanswered(&mut self, link: &Link) {
+        self.unknown.extend(link.unanswered.values().map(|letter| (link.queue, *letter)));
     }
 
     /// Bytes for the broker.
@@ -311,6 +331,7 @@ impl Client {
                 permitted(error.as_deref())?;
                 if let Some(link) = self.links.remove(&handle) {
                     out.push(Seen::Parted(link.key));
+                    self.unanswered(&link);
                     if answered && error.is_none() {
                         confirm_all(link, hits, out);
                     }
@@ -319,6 +340,7 @@ impl Client {
             Heard::Ended { answered } => {
                 self.part(out);
                 let links = std::mem::take(&mut self.links);
+                links.values().for_each(|link| self.unanswered(link));
                 if answered {
                     links.into_values().for_each(|link| confirm_all(link, hits, out));
                 }
@@ -331,6 +353,7 @@ impl Client {
                 self.over = true;
                 self.part(out);
                 let links = std::mem::take(&mut self.links);
+                links.values().for_each(|link| self.unanswered(link));
                 if answered && error.is_none() {
                     links.into_values().for_each(|link| confirm_all(link, hits, out));
                 }
@@ -521,33 +544,66 @@ impl Client {
 
     fn produce(&mut self, handle: u32, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) {
         for _ in 0..self.rng.between(0, self.habits.burst) {
-            let Some(endpoint) = &mut self.endpoint else { return };
-            if !endpoint.can_send(handle) {
+            let Some(queue) = self.links.get(&handle).map(|link| link.queue) else { return };
+            if !self.endpoint.as_ref().is_some_and(|endpoint| endpoint.can_send(handle)) {
                 return;
             }
-            let size = if self.rng.chance(self.habits.large) {
-                hits.add(Hit::LargeMessage);
-                self.rng.between(66_000, 150_000)
-            } else if self.rng.chance(self.habits.medium) {
-                self.rng.between(600, 6000)
-            } else {
-                self.rng.between(14, 600)
+            let repeated = self.repeated(queue, desk);
+            let letter = match repeated {
+                Some(letter) => {
+                    hits.add(Hit::Repeated);
+                    letter
+                }
+                None => {
+                    let form = self.form(desk, hits);
+                    desk.sent += 1;
+                    desk.letter(queue, form)
+                }
             };
+            let form = desk.forms[&letter];
             let settled = self.rng.chance(self.habits.presettled);
-            let size = size as usize;
-            let mortal = self.rng.chance(self.habits.mortal);
-            let lives_ms = mortal.then(|| self.rng.between(1, 60));
-            let expiry_unix_ms = lives_ms.map(|lives_ms| desk.unix_ms + lives_ms);
-            let letter = desk.letter(size, expiry_unix_ms);
-            desk.sent += 1;
-            let id = endpoint.send(handle, letter::write(letter, size, expiry_unix_ms), settled);
-            let Some(link) = self.links.get_mut(&handle) else { return };
+            let (Some(link), Some(endpoint)) = (self.links.get_mut(&handle), &mut self.endpoint)
+            else {
+                return;
+            };
+            let id = endpoint.send(handle, letter::write(letter, form), settled);
             if !settled {
                 link.unanswered.insert(id, letter);
             }
-            let (link, queue) = (link.key, link.queue);
-            out.push(Seen::Sent { letter, link, queue, settled, expiry_unix_ms });
+            let (link, expiry_unix_ms) = (link.key, form.expiry_unix_ms);
+            let again = repeated.is_some();
+            out.push(Seen::Sent { letter, link, queue, settled, again, expiry_unix_ms });
         }
+    }
+
+    /// What a new letter is like.
+    fn form(&mut self, desk: &Desk, hits: &mut Hits) -> Form {
+        let bytes = if self.rng.chance(self.habits.large) {
+            hits.add(Hit::LargeMessage);
+            self.rng.between(66_000, 150_000)
+        } else if self.rng.chance(self.habits.medium) {
+            self.rng.between(600, 6000)
+        } else {
+            self.rng.between(14, 600)
+        };
+        let mortal = self.rng.chance(self.habits.mortal);
+        let lives_ms = mortal.then(|| self.rng.between(1, 60));
+        let expiry_unix_ms = lives_ms.map(|lives_ms| desk.unix_ms + lives_ms);
+        let identified = self.rng.chance(self.habits.identified);
+        Form { bytes: bytes as usize, expiry_unix_ms, identified }
+    }
+
+    /// A letter that is sent again: one without an answer, or any one of anybody's.
+    fn repeated(&mut self, queue: usize, desk: &Desk) -> Option<LetterId> {
+        if self.habits.repeats == 0 || !self.rng.chance(self.habits.repeats) {
+            return None;
+        }
+        self.unknown.retain(|(_, letter)| desk.forms[letter].identified);
+        if let Some(at) = self.unknown.iter().position(|(to, _)| *to == queue) {
+            return Some(self.unknown.remove(at).1);
+        }
+        let known = desk.identified.get(&queue).filter(|known| !known.is_empty())?;
+        Some(known[self.rng.index(known.len())])
     }
 
     fn consume(&mut self, handle: u32, out: &mut Vec<Seen>) {

@@ -99,6 +99,8 @@ hits! {
     Confirmed => "settlements confirmed",
     /// A message accepted.
     Accepted => "messages accepted",
+    /// A message that was sent before, with its duplicate id.
+    Repeated => "messages sent again",
     /// A message refused.
     Refused => "messages refused",
     /// A letter accepted at `async` was lost, inside the window that the promise names.

@@ -1,7 +1,8 @@
 //! Test messages: each has a number in its body, and its bytes follow from the number.
 //!
 //! ```text
-//!   header? │ properties? │ data section: "LETTER" │ number u64 │ filler, drawn from the number
+//!   header? │ properties? │ duplicate id? │
+//!   data section: "LETTER" │ number u64 │ filler, drawn from the number
 //! ```
 //! So whoever finds one, in a delivery or in a record of the log, knows which it is and whether its
 //! bare message is still what was sent.
@@ -17,11 +18,24 @@ use crate::rng::Rng;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LetterId(pub u64);
 
+/// What is said of a letter before it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Form {
+    /// Bytes of its body, about.
+    pub bytes: usize,
+    /// When it expires, if it does.
+    pub expiry_unix_ms: Option<u64>,
+    /// It has a duplicate id, so that it may be sent again.
+    pub identified: bool,
+}
+
 const MARK: &[u8; 6] = b"LETTER";
+const APPLICATION_PROPERTIES_CODE: u64 = 0x74;
 const DATA_CODE: u64 = 0x75;
 
-/// The encoded message of this number, with about so many bytes in its body, which may expire.
-pub fn write(id: LetterId, bytes: usize, expiry_unix_ms: Option<u64>) -> Vec<u8> {
+/// The encoded message of this number and form.
+pub fn write(id: LetterId, form: Form) -> Vec<u8> {
+    let Form { bytes, expiry_unix_ms, identified } = form;
     let mut rng = Rng::stream(id.0, "letter", bytes as u64);
     let mut out = Vec::with_capacity(bytes + 64);
     if rng.chance(500) {
@@ -33,6 +47,18 @@ pub fn write(id: LetterId, bytes: usize, expiry_unix_ms: Option<u64>) -> Vec<u8>
         let subject = Some("letter");
         let properties = Properties { subject, absolute_expiry_time, ..Properties::default() };
         properties.write_described(&mut Writer::new(&mut out));
+    }
+    if identified {
+        let mut writer = Writer::new(&mut out);
+        writer.descriptor(APPLICATION_PROPERTIES_CODE);
+        writer.map_with(|map| {
+            map.element().string("_AMQ_DUPL_ID");
+            match id.0 % 3 {
+                0 => map.element().ulong(id.0),
+                1 => map.element().binary(&id.0.to_be_bytes()),
+                _ => map.element().string(&format!("letter {}", id.0)),
+            }
+        });
     }
     let mut body = Vec::with_capacity(bytes);
     body.extend_from_slice(MARK);
@@ -49,7 +75,8 @@ pub fn write(id: LetterId, bytes: usize, expiry_unix_ms: Option<u64>) -> Vec<u8>
 
 /// The number of the letter that these bytes begin.
 pub fn find(bytes: &[u8]) -> Option<LetterId> {
-    let near = &bytes[..bytes.len().min(256)];
+    // Annotations of the dead, properties and a duplicate id may stand before it.
+    let near = &bytes[..bytes.len().min(512)];
     let at = near.windows(MARK.len()).position(|window| window == MARK)?;
     let number = near.get(at + MARK.len()..)?.first_chunk::<8>()?;
     Some(LetterId(u64::from_le_bytes(*number)))
@@ -75,9 +102,10 @@ mod tests {
         for number in 0..50 {
             let id = LetterId(number);
             for bytes in [0, 100, 70_000] {
-                let message = write(id, bytes, None);
+                let form = Form { bytes, identified: number % 2 == 0, ..Form::default() };
+                let message = write(id, form);
                 assert_eq!(find(&message), Some(id));
-                assert_eq!(message, write(id, bytes, None));
+                assert_eq!(message, write(id, form));
                 let (header, forwarded) = bare(&message).expect("a sound message");
                 assert_eq!(find(forwarded), Some(id));
                 assert_eq!(header.delivery_count, None);

@@ -96,6 +96,7 @@ const SUITE: &[Hit] = &[
     Hit::Moved,
     Hit::Drained,
     Hit::Redelivered,
+    Hit::Repeated,
     Hit::Confirmed,
     Hit::Accepted,
     Hit::Refused,

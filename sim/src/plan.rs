@@ -27,7 +27,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 15] = [
+    pub const ALL: [(&'static str, Self); 20] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -45,6 +45,11 @@ impl Canary {
         ("settled-before-moved", Self::Broker(broker::canary::Canary::SettledBeforeMoved)),
         ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
+        ("attempts-forgotten", Self::Broker(broker::canary::Canary::AttemptsForgotten)),
+        ("origin-dropped", Self::Broker(broker::canary::Canary::OriginDropped)),
+        ("duplicates-forgotten", Self::Broker(broker::canary::Canary::DuplicatesForgotten)),
+        ("duplicates-not-carried", Self::Broker(broker::canary::Canary::DuplicatesNotCarried)),
+        ("duplicate-answered-early", Self::Broker(broker::canary::Canary::DuplicateAnsweredEarly)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
 }
@@ -166,6 +171,12 @@ impl Plan {
         if !plan.is_tight() && rng.chance(700) {
             plan.clients.iter_mut().for_each(|client| client.mortal = 250);
         }
+        // A full log, or little memory, makes the broker forget ids before their time.
+        let repeats = if plan.is_tight() { 0 } else { *rng.pick(&[0, 100, 300]) };
+        let identified = *rng.pick(&[0, 300, 800]);
+        for client in &mut plan.clients {
+            (client.identified, client.repeats) = (identified, repeats);
+        }
         plan
     }
 
@@ -238,6 +249,8 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         diligence: if starved { 100 } else { 600 },
         queues: queues.to_vec(),
         mortal: 0,
+        identified: 0,
+        repeats: 0,
         undertakes: *rng.pick(&[100, 300, 600]),
     }
 }

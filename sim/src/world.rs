@@ -514,7 +514,8 @@ impl World {
             let stats = self.stats(shard)?;
             let node = self.node.as_ref().ok_or("the node is there")?;
             let links = node.links(shard);
-            if stats.memory_bytes != 0 || stats.connections != 0 || links != 0 {
+            let memory_bytes = stats.memory_bytes - stats.duplicate_ids_bytes;
+            if memory_bytes != 0 || stats.connections != 0 || links != 0 {
                 return Err(format!("at rest, something is left: {links} links, {stats:?}"));
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! On one link, messages that nobody can have seen before come in the order in which their producer
 //! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever
-//! happened to them before: what was given back is back in its place.
+//! happened to them before: what was given back is back in its place. A letter that was sent again
+//! may stand where any of its copies would.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -27,7 +28,11 @@ impl Check for Order {
         let Seen::Delivered { letter, link, first_acquirer, alone, grave: false, .. } = seen else {
             return Ok(());
         };
-        let key = (*link, facts.letter(*letter)?.link);
+        let sent = facts.letter(*letter)?;
+        if sent.repeated {
+            return Ok(());
+        }
+        let key = (*link, sent.link);
         let alone = *alone && !facts.disordered;
         for (counts, newest) in [(*first_acquirer, &mut self.first), (alone, &mut self.alone)] {
             if counts

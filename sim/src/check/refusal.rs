@@ -21,7 +21,7 @@ impl Check for Refusal {
         "a refused message is nowhere"
     }
 
-    fn see(&mut self, _now: Instant, _facts: &Facts, seen: &Seen) -> Result<(), String> {
+    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         let letter = match seen {
             Seen::Refused(letter) => {
                 self.refused.insert(*letter);
@@ -42,7 +42,9 @@ impl Check for Refusal {
             | Seen::Ready { .. }
             | Seen::Crash { .. } => return Ok(()),
         };
-        if self.refused.contains(letter) && self.delivered.contains(letter) {
+        // One that was sent twice may be refused once.
+        let repeated = facts.letter(*letter)?.repeated;
+        if self.refused.contains(letter) && self.delivered.contains(letter) && !repeated {
             return Err(format!("{letter:?} was refused, and delivered"));
         }
         Ok(())

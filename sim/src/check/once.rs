@@ -1,0 +1,66 @@
+//! A letter with a duplicate id is stored once, however often it is sent.
+//!
+//! What the log has of it counts, from the write that holds it until a crash has cut that off; that
+//! its message is consumed, or moved to the dead, changes nothing. Where log or memory may get full
+//! ids are forgotten early, and nothing is said.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use journal::{Lsn, QueueId, RecordKind, Sequence, ShardId};
+
+use super::{Check, Facts, Seen};
+use crate::letter::LetterId;
+
+#[derive(Debug)]
+struct Stored {
+    place: (QueueId, Sequence),
+    shard: ShardId,
+    end: Lsn,
+}
+
+/// Where each is.
+#[derive(Debug, Default)]
+pub(super) struct Once {
+    stored: BTreeMap<LetterId, Stored>,
+}
+
+impl Check for Once {
+    fn promise(&self) -> &'static str {
+        "a letter with a duplicate id is stored once"
+    }
+
+    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Written(written) if written.kind == RecordKind::Message => {
+                let Some(letter) = written.letter else { return Ok(()) };
+                if !written.identified || written.origin.is_some() || facts.tight {
+                    return Ok(());
+                }
+                let place = (written.queue, written.sequence);
+                let stored = Stored { place, shard: written.shard, end: written.end };
+                match self.stored.insert(letter, stored) {
+                    Some(before) if before.place != place => {
+                        Err(format!("{letter:?} is at {:?}, and at {place:?}", before.place))
+                    }
+                    Some(_) | None => Ok(()),
+                }
+            }
+            Seen::Recovered { shard, end } => {
+                self.stored.retain(|_, stored| stored.shard != *shard || stored.end <= *end);
+                Ok(())
+            }
+            Seen::Sent { .. }
+            | Seen::Accepted(_)
+            | Seen::Refused(_)
+            | Seen::Delivered { .. }
+            | Seen::Judged { .. }
+            | Seen::Confirmed { .. }
+            | Seen::Parted(_)
+            | Seen::Written(_)
+            | Seen::Vouched { .. }
+            | Seen::Ready { .. }
+            | Seen::Crash { .. } => Ok(()),
+        }
+    }
+}
