@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   run                      src/run.rs          the broker
+//!   voter                    src/voter.rs        one of those who remember who is live
+//!   ha                       src/voter/status.rs how each voter is
 //!   dev                      src/dev.rs          a demonstration on this machine
 //!   preflight                src/preflight.rs    what this machine allows
 //!   config, user             src/config.rs, src/auth.rs
@@ -42,6 +44,7 @@ mod preflight;
 mod reference;
 mod run;
 mod tls;
+mod voter;
 mod watchdog;
 
 #[global_allocator]
@@ -65,6 +68,11 @@ enum Command {
         #[command(flatten)]
         flags: Box<Layer>,
     },
+    /// Remember who is live, with two, four or six others
+    Voter(voter::Options),
+    /// Look at those who remember who is live
+    #[command(subcommand)]
+    Ha(voter::HaCommand),
     /// Start a broker, send to it, kill it with SIGKILL, start it again: nothing is lost
     Dev(dev::Options),
     /// Say what this machine allows: io_uring, direct I/O, sync latency, cores, limits
@@ -128,6 +136,8 @@ fn main() -> ExitCode {
         Command::Run { config, flags } => {
             return run::run(config.as_deref(), *flags);
         }
+        Command::Voter(options) => voter::run(&options),
+        Command::Ha(command) => voter::ha(&command),
         Command::Dev(options) => dev::dev(&options),
         Command::Preflight(options) => return preflight::command(&options),
         Command::Config(ConfigCommand::Check { file }) => {

@@ -301,7 +301,8 @@ impl Files {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// A file of certificates or keys, whole.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut contents = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;

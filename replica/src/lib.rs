@@ -4,6 +4,7 @@
 //!   record    what the voters hold for a pair: epoch, live, in-sync set, ...
 //!   register  read and compare-and-set, linearizable, without a clock: all that is asked of them
 //!   voter     one voter, and the client that asks them
+//!   history   whether answers can have come from one register: what every engine is held to
 //!   lease     how long who may serve, and how long who must wait
 //!   election  one member's part: who is live, who is in sync, what may be acknowledged
 //!
@@ -25,6 +26,7 @@ mod canary;
 pub mod catchup;
 mod codec;
 mod election;
+pub mod history;
 pub mod in_sync;
 mod lease;
 pub mod limits;

@@ -20,6 +20,7 @@
 mod client;
 mod engine;
 mod founding;
+mod frame;
 mod letter;
 mod question;
 mod seats;
@@ -35,6 +36,7 @@ use crate::limits::{ELECTION_TICKS, TICK};
 use crate::register::{NotDone, Outcome, Registers};
 
 pub use client::Client;
+pub use frame::{Frames, PREFACE_BYTES, Preface, frame};
 pub use question::{Ask, Question, Reply, Says, Standing, VoterStatus};
 pub(crate) use seats::mix64;
 pub use seats::{Disks, EnsembleTag, Seat, Seats, SeatsError, VoterUuid};
@@ -204,15 +206,18 @@ impl Voter {
         }
     }
 
-    /// A letter of another voter.
+    /// A letter of another voter, `link`, as the host knows it.
     ///
     /// # Errors
-    /// It is none, or not for this seat. The host drops the connection.
-    pub fn handle_letter(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+    /// It is none, not for this seat, or of another voter than the link's. The host drops the link.
+    pub fn handle_letter(&mut self, link: Seat, bytes: &[u8]) -> Result<(), WireError> {
         let Identity { seat, seats, uuid, ref disks } = *self.identity();
         let letter = Letter::decode(bytes, seats)?;
         if letter.to != seat {
             return Err(WireError::Contradiction("to"));
+        }
+        if letter.from != link {
+            return Err(WireError::Contradiction("from"));
         }
         let from = letter.from;
         match letter.body {

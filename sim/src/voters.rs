@@ -5,13 +5,12 @@
 //!   plan ─▶ world ─┬─ voters   replica::voter, one a seat, restarted after each crash
 //!                  ├─ disks    one file a seat: what was not synced is lost, torn or there
 //!                  ├─ network  each directed link: delay, loss, repetition, cuts
-//!                  └─ clients  replica::voter::Client ─▶ history ─▶ is it linearizable?
+//!                  └─ clients  replica::voter::Client ─▶ replica::history: linearizable?
 //!
 //!   faults for most of the run ─▶ everything heals ─▶ every client must win a swap again
 //! ```
 //! The same seed is the same run: its trace is a number that is compared.
 
-mod history;
 mod network;
 mod plan;
 mod world;

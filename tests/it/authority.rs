@@ -3,6 +3,7 @@
 //! ```text
 //!   Authority::new(dir, "a") ─▶ a.ca.pem
 //!     .server("localhost")   ─▶ a.localhost.pem, a.localhost.key     for 127.0.0.1 too
+//!     .member("v", "127.0.0.1")  ▶ for both ends of a link
 //!     .client("app")         ─▶ a.app.pem, a.app.key                 CN=app, and a DNS name
 //!     .expired("late")       ─▶ the same, over since 2001
 //! ```
@@ -65,6 +66,13 @@ impl Authority {
         self.sign(name, params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
+    /// One that connects and is connected to: a voter, by its address.
+    pub(crate) fn member(&self, name: &str, address: &str) -> Pair {
+        let mut params = CertificateParams::new(vec![address.to_owned()]).expect("a name");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(name, params, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
     pub(crate) fn client(&self, name: &str) -> Pair {
         let params = CertificateParams::new(vec![format!("{name}.test")]).expect("names");
         self.sign(name, params, ExtendedKeyUsagePurpose::ClientAuth)
@@ -83,7 +91,7 @@ impl Authority {
         mut params: CertificateParams,
         use_: ExtendedKeyUsagePurpose,
     ) -> Pair {
-        params.extended_key_usages = vec![use_];
+        params.extended_key_usages.push(use_);
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Test");
         params.distinguished_name.push(DnType::CommonName, name);

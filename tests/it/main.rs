@@ -9,6 +9,7 @@
 //!   authority  certificates for tests
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
 //!   duplicates  producers that send again after kill -9
+//!   voters    those who remember who is live, killed in turn
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
@@ -41,3 +42,4 @@ mod remote;
 mod table;
 mod tls;
 mod users;
+mod voters;

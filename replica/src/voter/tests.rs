@@ -93,17 +93,17 @@ impl World {
                 }
                 voter.handle_written();
             }
-            while let Some(letter) = voter.poll_letter() {
-                letters.push_back(letter);
-            }
             let from = Seat(u8::try_from(at + 1).expect("small"));
+            while let Some((to, bytes)) = voter.poll_letter() {
+                letters.push_back((from, to, bytes));
+            }
             while let Some((_, bytes)) = voter.poll_reply() {
                 self.client.handle_reply(self.now, from, &bytes).expect("a reply");
             }
         }
-        while let Some((to, bytes)) = letters.pop_front() {
+        while let Some((from, to, bytes)) = letters.pop_front() {
             if let Some(voter) = &mut self.voters[usize::from(to.0) - 1] {
-                voter.handle_letter(&bytes).expect("a letter");
+                voter.handle_letter(from, &bytes).expect("a letter");
             }
         }
         while let Some((seat, bytes)) = self.client.poll_question(self.now) {

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use replica::history::{History, OpId};
 use replica::voter::{
     Client, ClientId, Recovered, Seat, Seats, Standing, Voter, VoterSeed, VoterUuid, WalWrite,
     format,
@@ -21,7 +22,6 @@ use replica::voter::{
 use replica::{Answer, Canary, Outcome, PairId, Register, RequestId, Swap, Version};
 
 use super::Counts;
-use super::history::{History, OpId};
 use super::network::{Network, Node};
 use super::plan::Plan;
 use crate::rng::Rng;
@@ -80,7 +80,7 @@ pub struct Failure {
 
 #[derive(Debug)]
 enum Event {
-    Letter { to: usize, bytes: Vec<u8> },
+    Letter { from: usize, to: usize, bytes: Vec<u8> },
     Question { to: usize, client: usize, life: u64, bytes: Vec<u8> },
     Reply { to: usize, life: u64, from: usize, bytes: Vec<u8> },
     Written { voter: usize, life: u64 },
@@ -228,7 +228,7 @@ impl World {
 
     fn note(&mut self, event: &Event) {
         let (kind, who, len) = match event {
-            Event::Letter { to, bytes } => (1, *to, bytes.len()),
+            Event::Letter { to, bytes, .. } => (1, *to, bytes.len()),
             Event::Question { to, client, bytes, .. } => (2, to * 16 + client, bytes.len()),
             Event::Reply { to, from, bytes, .. } => (3, to * 16 + from, bytes.len()),
             Event::Written { voter, .. } => (4, *voter, 0),
@@ -256,10 +256,12 @@ impl World {
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Letter { to, bytes } => {
-                if self.is_awake(to, |bytes| Event::Letter { to, bytes }, &bytes) {
+            Event::Letter { from, to, bytes } => {
+                if self.is_awake(to, |bytes| Event::Letter { from, to, bytes }, &bytes) {
                     let voter = self.places[to].voter.as_mut().expect("it is awake");
-                    voter.handle_letter(&bytes).map_err(|error| format!("a letter: {error}"))?;
+                    voter
+                        .handle_letter(seat(from), &bytes)
+                        .map_err(|error| format!("a letter: {error}"))?;
                 }
                 self.serve(to)?;
             }
@@ -354,7 +356,7 @@ impl World {
         for (to, bytes) in letters {
             let to = usize::from(to.0) - 1;
             for delay in self.network.fate(&self.plan, Node::Voter(at), Node::Voter(to)) {
-                self.push(delay, Event::Letter { to, bytes: bytes.clone() });
+                self.push(delay, Event::Letter { from: at, to, bytes: bytes.clone() });
             }
         }
         for (to, bytes) in replies {

@@ -9,17 +9,20 @@
 //!   Lost(v)     v is not below my floor; for Lost, v is not what I expected
 //!   Unknown     nothing, until somebody is told of my value
 //! ```
+//! This is what every engine of the register is held to: the simulator's voters, real processes,
+//! and whatever else may stand behind the trait.
+//!
 //! Versions are unique and values name their swap, so this is all there is to linearizability
 //! here: a moment can be found for every operation if and only if no version has two values, and
 //! nobody is told of a version below his floor, or writes one at or below it.
 
 use std::collections::BTreeMap;
 
-use replica::{Held, Outcome, Version};
+use crate::register::{Held, Outcome, Version};
 
 /// An operation of a client, as long as it has not been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct OpId(pub(super) u64);
+pub struct OpId(pub u64);
 
 #[derive(Debug)]
 struct Op {
@@ -29,7 +32,7 @@ struct Op {
 
 /// What was asked and told, of one pair.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub struct History {
     next: u64,
     ops: BTreeMap<OpId, Op>,
     /// Which operation wrote a version.
@@ -37,20 +40,21 @@ pub(super) struct History {
     floor: Version,
     unknown: BTreeMap<OpId, ()>,
     /// How many swaps of unknown outcome turned out to have been carried out.
-    pub(super) late: u64,
+    pub late: u64,
 }
 
 impl History {
     /// Somebody asks: a swap that expects this, or a read. Its number names it in its value.
-    pub(super) fn ask(&mut self, swap: Option<Version>) -> OpId {
+    pub fn ask(&mut self, swap: Option<Version>) -> OpId {
         self.next += 1;
         let op = OpId(self.next);
         self.ops.insert(op, Op { swap, floor: self.floor });
         op
     }
 
-    /// The value of an operation's swap.
-    pub(super) fn value(op: OpId, len: usize) -> Vec<u8> {
+    /// The value of an operation's swap, of at least eight bytes.
+    #[must_use]
+    pub fn value(op: OpId, len: usize) -> Vec<u8> {
         let mut value = op.0.to_le_bytes().to_vec();
         value.resize(len.max(8), 0x5a);
         value
@@ -60,7 +64,7 @@ impl History {
     ///
     /// # Errors
     /// No register that changes one step at a time says that.
-    pub(super) fn tell(&mut self, op: OpId, outcome: &Outcome) -> Result<(), String> {
+    pub fn tell(&mut self, op: OpId, outcome: &Outcome) -> Result<(), String> {
         match outcome {
             Outcome::Won(version) => {
                 let Some(expect) = self.ops[&op].swap else {
@@ -181,7 +185,7 @@ mod tests {
     fn what_was_not_done_is_never_seen() {
         let mut history = History::default();
         let op = history.ask(Some(Version(0)));
-        history.tell(op, &Outcome::NotDone(replica::NotDone::NoLeader)).expect("possible");
+        history.tell(op, &Outcome::NotDone(crate::NotDone::NoLeader)).expect("possible");
         let read = history.ask(None);
         assert!(history.tell(read, &Outcome::Stands(held(1, op))).is_err());
     }

@@ -1,0 +1,302 @@
+//! A voter's connections: letters to and from the others, questions of clients.
+//!
+//! ```text
+//!   to each other voter   one connection that we make: our letters, nothing back
+//!   from each of them     one that it makes: its letters
+//!   from a client         its questions, our replies
+//!
+//!   accept ─ TLS, if there is ─ preface, both within 5 s ─ frames ─▶ inputs ─▶ the voter
+//! ```
+//! Letters may be lost: a queue that is full, or a voter that is away, drops them, and the engine
+//! sends again. A reply that a client does not take costs the client its connection.
+//!
+//! Invariants: at most 256 connections, each with bounded memory; the queue of inputs is bounded,
+//! and whoever fills it waits. Bytes that don't decode end the connection they came on.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use replica::voter::{ClientId, Frames, PREFACE_BYTES, Preface, Seat, frame};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::seat_of;
+use super::settings::Settings;
+use super::tls::{self, Mutual};
+use crate::fatal::{Cause, Failure};
+
+const CONNECTIONS_MAX: usize = 256;
+/// Inputs that wait for the voter.
+const INPUTS_MAX: usize = 256;
+/// Letters that wait for one connection, and replies for one client.
+const OUTPUTS_MAX: usize = 128;
+const PREFACE_WITHIN: Duration = Duration::from_secs(5);
+/// A link on which nothing can be written for so long is made anew.
+const WRITE_WITHIN: Duration = Duration::from_secs(5);
+const RECONNECT_EVERY: Duration = Duration::from_millis(100);
+const READ_BYTES: usize = 64 * 1024;
+
+/// What came.
+pub(super) enum Input {
+    /// From another voter.
+    Letter { from: ClientId, seat: Seat, bytes: Vec<u8> },
+    /// From a client.
+    Question { client: ClientId, bytes: Vec<u8> },
+}
+
+/// A connection, with TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl Stream for TcpStream {}
+impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
+impl Stream for tokio_rustls::server::TlsStream<TcpStream> {}
+
+/// What every connection that is taken shares.
+struct Door {
+    addresses: Vec<SocketAddr>,
+    acceptor: Option<TlsAcceptor>,
+    inputs: mpsc::Sender<Input>,
+    writers: Writers,
+}
+
+/// Queues of replies, by the number of the connection.
+type Writers = Arc<Mutex<BTreeMap<u64, mpsc::Sender<Vec<u8>>>>>;
+
+/// All connections.
+pub(super) struct Links {
+    address: SocketAddr,
+    inputs: mpsc::Receiver<Input>,
+    voters: BTreeMap<Seat, mpsc::Sender<Vec<u8>>>,
+    writers: Writers,
+}
+
+impl Links {
+    /// Listens, and begins to connect to the others.
+    pub(super) async fn start(settings: &Settings) -> Result<Self, Failure> {
+        let refused = |error: std::io::Error| {
+            let message = format!("{} cannot be listened on: {error}", settings.listen);
+            Failure::new(Cause::ListenFailed, message)
+        };
+        let listener = TcpListener::bind(settings.listen).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        let mutual = settings.tls.as_ref().map(Mutual::load).transpose()?;
+        let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+        let writers = Writers::default();
+        let door = Door {
+            addresses: settings.addresses.clone(),
+            acceptor: mutual.as_ref().map(|mutual| TlsAcceptor::from(Arc::clone(&mutual.server))),
+            inputs: sender,
+            writers: Arc::clone(&writers),
+        };
+        tokio::spawn(accept(listener, Arc::new(door)));
+        let mut voters = BTreeMap::new();
+        for (at, address) in settings.addresses.iter().enumerate() {
+            let seat = seat_of(at);
+            if seat != settings.seat {
+                let (letters, queue) = mpsc::channel(OUTPUTS_MAX);
+                let connector =
+                    mutual.as_ref().map(|mutual| TlsConnector::from(Arc::clone(&mutual.client)));
+                tokio::spawn(deliver(*address, settings.seat, connector, queue));
+                voters.insert(seat, letters);
+            }
+        }
+        Ok(Self { address, inputs, voters, writers })
+    }
+
+    /// Where it listens.
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next input.
+    pub(super) async fn next(&mut self) -> Input {
+        self.inputs.recv().await.expect("the listener never ends")
+    }
+
+    /// The next input, if there is one now.
+    pub(super) fn try_next(&mut self) -> Option<Input> {
+        self.inputs.try_recv().ok()
+    }
+
+    /// A letter. It may be lost.
+    pub(super) fn send(&self, to: Seat, letter: &[u8]) {
+        if let Some(letters) = self.voters.get(&to) {
+            // A queue that is full is a voter that is away.
+            let _ = letters.try_send(frame(letter));
+        }
+    }
+
+    /// A reply, if its client is still there.
+    pub(super) fn reply(&self, to: ClientId, reply: &[u8]) {
+        let mut writers = lock(&self.writers);
+        if writers.get(&to.0).is_some_and(|writer| writer.try_send(frame(reply)).is_err()) {
+            writers.remove(&to.0);
+        }
+    }
+
+    /// What came is nonsense: its connection ends.
+    pub(super) fn refuse(&self, input: &Input, why: &str) {
+        let (Input::Letter { from: ClientId(number), .. }
+        | Input::Question { client: ClientId(number), .. }) = input;
+        tracing::warn!(connection = number, "refused: {why}");
+        lock(&self.writers).remove(number);
+    }
+}
+
+fn lock(writers: &Writers) -> std::sync::MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Vec<u8>>>> {
+    writers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes connections, each with a number of its own.
+async fn accept(listener: TcpListener, door: Arc<Door>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    for number in 0_u64.. {
+        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("no connection taken: {error}");
+                tokio::time::sleep(RECONNECT_EVERY).await;
+                continue;
+            }
+        };
+        let door = Arc::clone(&door);
+        tokio::spawn(async move {
+            if let Err(why) = converse(stream, number, &door).await {
+                tracing::debug!(connection = number, "ended: {why}");
+            }
+            lock(&door.writers).remove(&number);
+            drop(permit);
+        });
+    }
+}
+
+/// The handshake and the preface: the connection, and whose it is.
+async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Option<Seat>), String> {
+    let told = |error: std::io::Error| error.to_string();
+    stream.set_nodelay(true).map_err(told)?;
+    let mut shown = None;
+    let mut stream: Box<dyn Stream> = match &door.acceptor {
+        None => Box::new(stream),
+        Some(acceptor) => {
+            let stream = acceptor.accept(stream).await.map_err(told)?;
+            let certificates = stream.get_ref().1.peer_certificates();
+            shown = certificates.map(|chain| chain.to_vec());
+            Box::new(stream)
+        }
+    };
+    let mut preface = [0; PREFACE_BYTES];
+    stream.read_exact(&mut preface).await.map_err(told)?;
+    let Preface::Voter(seat) = Preface::decode(preface).map_err(|error| error.to_string())? else {
+        return Ok((stream, None));
+    };
+    let address = door.addresses.get(usize::from(seat.0) - 1);
+    let address = *address.ok_or_else(|| format!("there is no seat {seat}"))?;
+    if door.acceptor.is_some() && !tls::names(shown.as_deref(), address) {
+        return Err(format!(
+            "its certificate does not name {}, the address of seat {seat}",
+            address.ip()
+        ));
+    }
+    Ok((stream, Some(seat)))
+}
+
+/// One connection, from its preface to its end.
+async fn converse(stream: TcpStream, number: u64, door: &Door) -> Result<(), String> {
+    let told = |error: std::io::Error| error.to_string();
+    let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, door));
+    let (stream, voter) = greeted.await.map_err(|_| "no preface in time")??;
+    let from = ClientId(number);
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (replies, mut queue) = mpsc::channel::<Vec<u8>>(OUTPUTS_MAX);
+    lock(&door.writers).insert(number, replies);
+    let reading = async {
+        let mut frames = Frames::default();
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let read = reader.read(&mut buffer).await.map_err(told)?;
+            if read == 0 {
+                return Err::<(), String>("closed by its maker".to_owned());
+            }
+            frames.handle_bytes(&buffer[..read]);
+            while let Some(bytes) = frames.poll_frame().map_err(|error| error.to_string())? {
+                let input = match voter {
+                    Some(seat) => Input::Letter { from, seat, bytes },
+                    None => Input::Question { client: from, bytes },
+                };
+                door.inputs.send(input).await.map_err(|_| "the voter has ended")?;
+            }
+        }
+    };
+    let writing = async {
+        // Ends when the queue does: the connection was refused, or its client takes nothing.
+        while let Some(bytes) = queue.recv().await {
+            let writing = async {
+                writer.write_all(&bytes).await?;
+                writer.flush().await
+            };
+            let written = tokio::time::timeout(WRITE_WITHIN, writing).await;
+            written.map_err(|_| "its client takes nothing")?.map_err(told)?;
+        }
+        Err::<(), String>("refused".to_owned())
+    };
+    tokio::select! {
+        ended = reading => ended,
+        ended = writing => ended,
+    }
+}
+
+async fn connect(
+    address: SocketAddr,
+    me: Seat,
+    connector: Option<&TlsConnector>,
+) -> std::io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut stream: Box<dyn Stream> = match connector {
+        None => Box::new(stream),
+        Some(connector) => Box::new(connector.connect(tls::name_of(address), stream).await?),
+    };
+    stream.write_all(&Preface::Voter(me).encode()).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+/// Keeps a connection to another voter and sends it what is for it.
+async fn deliver(
+    address: SocketAddr,
+    me: Seat,
+    connector: Option<TlsConnector>,
+    mut letters: mpsc::Receiver<Vec<u8>>,
+) {
+    let mut said = String::new();
+    loop {
+        let connecting = connect(address, me, connector.as_ref());
+        match tokio::time::timeout(PREFACE_WITHIN, connecting).await {
+            Ok(Ok(mut stream)) => {
+                said.clear();
+                // What waited is old: the engine has better to say now.
+                while letters.try_recv().is_ok() {}
+                while let Some(letter) = letters.recv().await {
+                    let writing = async {
+                        stream.write_all(&letter).await?;
+                        stream.flush().await
+                    };
+                    if !matches!(tokio::time::timeout(WRITE_WITHIN, writing).await, Ok(Ok(()))) {
+                        break;
+                    }
+                }
+            }
+            Ok(Err(error)) if error.to_string() != said => {
+                said = error.to_string();
+                tracing::info!("no link to {address}: {said}");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        tokio::time::sleep(RECONNECT_EVERY).await;
+        while letters.try_recv().is_ok() {}
+    }
+}
