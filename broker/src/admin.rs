@@ -177,7 +177,14 @@ pub struct ShardStats {
     pub journal_segments_max: u64,
     /// Bytes that can still be appended, reserve included.
     pub journal_free_bytes: u64,
-    /// Messages that keep the head segment from being recycled: one old message pins the log.
+    /// Bytes that the messages in the log take there, about.
+    pub journal_live_bytes: u64,
+    /// Bytes from the head of the log to its end that nothing needs any more, about: what a
+    /// compaction could free.
+    pub journal_dead_bytes: u64,
+    /// Bytes of records that were copied forward since start.
+    pub journal_copied_bytes_total: u64,
+    /// Messages that keep the head segment from being recycled, until they are settled or copied.
     pub journal_head_live_messages: u64,
     /// Whether producers are held back because the disk is (nearly) full.
     pub journal_full: bool,

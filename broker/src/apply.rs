@@ -9,8 +9,8 @@
 //! committed. So a record has one meaning, and it is written down once.
 //!
 //! Also here: what keeps the head segment from being recycled. A segment holds
-//! - messages: until their settlements are committed;
-//! - settlements and delivery counts: nothing, since their messages lie before them;
+//! - messages: until their settlements are committed, or copies of them further on;
+//! - settlements and delivery counts: nothing, since their messages lie before them, copies too;
 //! - witnesses: the newest record that tells a queue's next sequence, a queue's existence, or the
 //!   next queue id. Those are copied forward before the segment goes;
 //! - duplicate ids that are remembered (`duplicates.rs`): carried forward too.
@@ -19,14 +19,19 @@
 //! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
 //! until the shards have asked each other which origins still live.
 //!
-//! Invariants: a settlement, a count or a fact applied twice changes nothing the second time; a
-//! message twice, like any record that cannot be (its sequence was given before), is damage and
-//! stops the start.
+//! A message that is read a second time is its copy: it replaces the place and nothing else. The
+//! original may be gone already; then the copy takes its slot, among those that were given later.
+//! A copy never follows its message's settlement, so nothing comes back by it.
+//!
+//! Invariants: a settlement, a count, a copy or a fact applied twice changes nothing the second
+//! time; a copy that says something else than the original, like any record that cannot be, is
+//! damage and stops the start.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use journal::limits::RECORD_HEADER_BYTES;
 use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
@@ -48,6 +53,8 @@ pub enum Effect {
     Counted(QueueId, Sequence),
     /// A settled message is gone.
     Gone(QueueId, Sequence),
+    /// A message's place is that of its copy.
+    Copied(QueueId, Sequence),
     /// A queue exists.
     Created(QueueId),
     /// A queue is gone.
@@ -93,6 +100,8 @@ pub struct State {
     /// Copies that are hidden, by their place; whence each came.
     arrivals: BTreeMap<(QueueId, Sequence), Origin>,
     live: FlatMap<u64, u64>,
+    /// The places of copies that are not committed, in the order of the log.
+    copies: VecDeque<Lsn>,
     witness: BTreeMap<Fact, u64>,
     /// What was witnessed last: most often the same is again.
     witnessed: Option<(u64, Fact)>,
@@ -150,6 +159,7 @@ impl State {
             expiring_at: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             live: FlatMap::default(),
+            copies: VecDeque::new(),
             witness: BTreeMap::new(),
             witnessed: None,
             facts: BTreeSet::new(),
@@ -290,14 +300,14 @@ impl State {
         let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
         if sequence < queue.next_sequence() {
-            return Err(given_before(lsn, id, sequence));
+            return self.apply_again(Stored { lsn, queue: id, sequence, message, traits, origin });
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message, traits);
         if traits.expiry_unix_ms.is_some() {
             self.note_expiry(id);
         }
-        *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
+        self.pin(lsn);
         self.witnessed(lsn, Fact::NextSequence(id));
         match origin {
             None => Ok(Effect::Visible(id, sequence)),
@@ -325,6 +335,64 @@ impl State {
         let settings = self.queues.get(id).filter(|_| !self.recovering).map(|q| q.settings());
         let count_max = settings.map_or(self.duplicates.count_max(), |said| said.duplicate_ids);
         self.duplicates.remember(id, told, count_max);
+    }
+
+    /// A message is in the log that was there before: what recovery finds is its copy.
+    #[cold]
+    fn apply_again(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
+        let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
+        let queue = self.queues.get_mut(id).expect("the caller has it");
+        match queue.message(sequence) {
+            Some(original) if *original != message => return Err(differs(lsn, id, sequence)),
+            Some(_) => return Ok(self.apply_copy(lsn, id, sequence)),
+            None => {}
+        }
+        self.memory_bytes += Queue::memory_bytes(message.len());
+        queue.restore(sequence, lsn, message, traits);
+        if traits.expiry_unix_ms.is_some() {
+            self.note_expiry(id);
+        }
+        self.pin(lsn);
+        match origin {
+            None => Ok(Effect::Visible(id, sequence)),
+            Some(origin) => {
+                self.arrivals.insert((id, sequence), origin);
+                Ok(Effect::Arrived(id, sequence))
+            }
+        }
+    }
+
+    /// A live message was copied to `lsn`. Until that is committed it lives where it was.
+    pub fn apply_copy(&mut self, lsn: Lsn, id: QueueId, sequence: Sequence) -> Effect {
+        self.copies.push_back(lsn);
+        // Of a queue's messages only the last one tells the next sequence.
+        if self.queue(id).is_some_and(|queue| queue.next_sequence().0 == sequence.0 + 1) {
+            self.witnessed(lsn, Fact::NextSequence(id));
+        }
+        Effect::Copied(id, sequence)
+    }
+
+    /// Whether the record at `lsn` is that of a live message whose settlement is not under way: a
+    /// segment is no longer needed for its messages when none of its records are.
+    pub fn lives_at(&self, id: QueueId, sequence: Sequence, lsn: Lsn) -> bool {
+        self.queue(id).is_some_and(|queue| queue.lives_at(sequence, lsn))
+    }
+
+    /// The bytes of a live message.
+    pub fn message(&self, id: QueueId, sequence: Sequence) -> Option<&Bytes> {
+        self.queue(id)?.message(sequence)
+    }
+
+    /// What the log says of the failed deliveries of a live message, if anything.
+    pub fn failures(&self, id: QueueId, sequence: Sequence) -> Option<(u32, Option<Reason>)> {
+        self.queue(id)?.failures(sequence)
+    }
+
+    /// Bytes that what lives would take in the log, about; an id may count with its message too.
+    pub fn log_bytes(&self) -> u64 {
+        let in_memory = Queue::memory_bytes(0) - RECORD_HEADER_BYTES as u64;
+        let messages = self.memory_bytes - self.messages() * in_memory;
+        messages + self.duplicates.carried_bytes()
     }
 
     /// When some message expires next, and in which queue; it may be gone by then.
@@ -443,6 +511,14 @@ impl State {
     pub fn commit(&mut self, effect: Effect) {
         match effect {
             Effect::None | Effect::Arrived(..) => {}
+            Effect::Copied(id, sequence) => {
+                let to = self.copies.pop_front().expect("each copy is committed once");
+                let from = self.queues.get_mut(id).and_then(|queue| queue.relocate(sequence, to));
+                if let Some(from) = from {
+                    self.unpin(from);
+                    self.pin(to);
+                }
+            }
             Effect::Created(id) => {
                 if let Some(queue) = self.creating.remove(&id) {
                     self.catalogue.insert(queue);
@@ -559,6 +635,10 @@ impl State {
         }
     }
 
+    fn pin(&mut self, lsn: Lsn) {
+        *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
+    }
+
     fn unpin(&mut self, lsn: Lsn) {
         let segment = lsn.0 / self.segment_bytes;
         let count = self.live.get_mut(segment).expect("a live message is counted in its segment");
@@ -570,9 +650,9 @@ impl State {
 }
 
 #[cold]
-fn given_before(lsn: Lsn, id: QueueId, sequence: Sequence) -> ApplyError {
+fn differs(lsn: Lsn, id: QueueId, sequence: Sequence) -> ApplyError {
     ApplyError::Damage(format!(
-        "the message at LSN {lsn} has sequence {} of queue {}, which was given before",
+        "the message at LSN {lsn} has sequence {} of queue {}, which was given to another before",
         sequence.0, id.0
     ))
 }
@@ -618,11 +698,73 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_that_goes_back_is_damage() {
+    fn a_sequence_that_is_given_to_another_message_is_damage() {
         let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(5, b"a"));
-        let again = state.apply(Lsn(20), &message(5, b"a"));
+        let again = state.apply(Lsn(20), &message(5, b"b"));
         assert!(matches!(again, Err(ApplyError::Damage(_))), "{again:?}");
+    }
+
+    #[test]
+    fn a_copy_replaces_the_place_and_nothing_else() {
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        replay(&mut state, 10, &message(0, b"a"));
+        replay(&mut state, 20, &message(1, b"b"));
+        let mut failed = Record::new(RecordKind::DeliveryCount, QueueId(1), Sequence(0), &[1]);
+        failed.parts.delivery_count = Some(3);
+        replay(&mut state, 30, &failed);
+        let memory_bytes = state.memory_bytes();
+        for lsn in [2010, 3010, 3050] {
+            replay(&mut state, lsn, &message(0, b"a"));
+            assert_eq!((state.messages(), state.memory_bytes()), (2, memory_bytes));
+            assert_eq!((state.messages_in(0), state.messages_in(lsn / SEGMENT)), (1, 1));
+        }
+        assert_eq!(state.failures(QueueId(1), Sequence(0)), Some((3, Some(Reason::Rejected))));
+        // The last message of a queue tells its next sequence, others don't.
+        assert_eq!(state.facts_up_to(0, 9), [Fact::NextSequence(QueueId(1))]);
+        replay(&mut state, 4010, &message(1, b"b"));
+        assert_eq!(state.facts_up_to(3, 9), []);
+        replay(&mut state, 4020, &settle(0));
+        replay(&mut state, 4030, &settle(1));
+        assert_eq!((state.messages(), state.memory_bytes(), state.log_bytes()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_copy_without_its_original_takes_its_place_in_the_order() {
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        for sequence in [70, 71, 200] {
+            replay(&mut state, 10 + sequence, &message(sequence, b"later"));
+        }
+        let mut expiring = message(3, b"oldest");
+        expiring.parts.expiry_unix_ms = Some(1);
+        for (lsn, sequence) in [(2010, 3), (2020, 69), (2030, 100)] {
+            replay(&mut state, lsn, &Record { sequence: Sequence(sequence), ..expiring });
+        }
+        assert_eq!((state.messages(), state.messages_in(2)), (6, 3));
+        let queue = state.queue(QueueId(1)).unwrap();
+        let order: Vec<u64> = queue.live_messages().map(|(sequence, ..)| sequence.0).collect();
+        assert_eq!(order, [3, 69, 70, 71, 100, 200]);
+        assert_eq!((queue.next_sequence(), queue.next_expiry()), (Sequence(201), Some(1)));
+        assert_eq!(state.facts_up_to(0, 9), [Fact::NextSequence(QueueId(1))], "not the copies");
+    }
+
+    #[test]
+    fn a_message_that_is_settled_before_its_copy_is_committed_keeps_nothing() {
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        replay(&mut state, 10, &message(0, b"a"));
+        replay(&mut state, 20, &message(1, b"b"));
+        let (queue, first, second) = (QueueId(1), Sequence(0), Sequence(1));
+        let copied = [first, second].map(|sequence| {
+            assert!(state.lives_at(queue, sequence, Lsn(10 + 10 * sequence.0)));
+            state.apply_copy(Lsn(2010 + 10 * sequence.0), queue, sequence)
+        });
+        assert_eq!(state.messages_in(0), 2, "it lives where it was until the copy is committed");
+        let gone = state.apply_settle(queue, first);
+        assert!(!state.lives_at(queue, first, Lsn(10)), "a settlement is appended");
+        state.commit(gone);
+        copied.into_iter().for_each(|effect| state.commit(effect));
+        assert_eq!((state.messages_in(0), state.messages_in(2), state.messages()), (0, 1, 1));
+        assert!(state.lives_at(queue, second, Lsn(2020)));
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub enum Canary {
     DuplicatesNotCarried,
     /// A duplicate is answered at once, though its first copy may not be durable.
     DuplicateAnsweredEarly,
+    /// A compaction copies what it has found, settled since or not.
+    CopiedAfterSettlement,
+    /// A copy counts as the message's place when it is appended, not when it is committed.
+    CopyCountsEarly,
+    /// A compaction copies the first fragment of a message, and none of the others.
+    FragmentChainCut,
     /// A queue is handed out when its creation is appended, not when it is committed.
     MessageBeforeCreation,
 }

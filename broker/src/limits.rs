@@ -53,6 +53,13 @@ pub const PEEK_MESSAGES_MAX: usize = 100;
 pub const PURGE_STEP: usize = 256;
 /// Records that a copy of the head segment's catalogue and sequences appends in one step.
 pub const COPY_STEP: usize = 256;
+/// Bytes of live records that a compaction gathers before it copies them, by queue; it may be more
+/// by what one read brings.
+pub const COPY_WINDOW_BYTES: usize = 2 << 20;
+/// Bytes that may lie between what is committed and the last copy, for another to be appended.
+pub const COPIES_IN_FLIGHT_BYTES: u64 = 64 << 10;
+/// The same where room is short.
+pub const COPIES_IN_FLIGHT_BYTES_SHORT: u64 = 256 << 10;
 /// Bytes of an address.
 pub const ADDRESS_BYTES_MAX: usize = 512;
 /// Queues of one node.

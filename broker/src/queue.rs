@@ -49,6 +49,7 @@ mod depth;
 mod dispatch;
 mod expiry;
 mod index;
+mod place;
 
 use browse::Browser;
 use death::Dying;
@@ -277,15 +278,21 @@ impl Queue {
     pub fn reserve(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
         assert!(sequence >= self.next, "sequence {sequence:?} of {:?} given twice", self.id);
         self.next = Sequence(sequence.0 + 1);
+        let slot = self.slot(sequence, lsn, message, traits);
+        self.index.push(sequence, slot);
+    }
+
+    /// The slot of a message that is not committed, counted.
+    #[inline(always)]
+    fn slot(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) -> Slot {
         self.payload_bytes += message.len() as u64;
         let state = SlotState::Reserved;
         let rank = PRIORITY_MAX - traits.priority.unwrap_or(PRIORITY_DEFAULT).min(PRIORITY_MAX);
-        self.index
-            .push(sequence, Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message });
         self.counts[SlotState::Reserved as usize] += 1;
         if let Some(unix_ms) = traits.expiry_unix_ms {
             self.expiring.insert(sequence, unix_ms);
         }
+        Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message }
     }
 
     /// The message is committed: consumers may see it. A message that was settled meanwhile stays

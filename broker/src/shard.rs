@@ -38,6 +38,7 @@ use crate::mail::{LinkKey, LinkRef, Mail};
 use crate::pending::{BackupMarks, Pending, Watermarks};
 
 mod commit;
+mod compaction;
 mod connections;
 mod creation;
 mod dead_letters;
@@ -57,6 +58,7 @@ mod terms;
 mod unfinished;
 mod users;
 
+use compaction::Compaction;
 use creation::{Creations, Wish};
 use link::{Conn, Links};
 pub use moving::Moving;
@@ -157,6 +159,7 @@ pub struct Shard {
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
+    compaction: Compaction,
     moves: dead_letters::Moves,
     /// Bytes of messages that are in no queue and in no log: copies on their way to other queues,
     /// and what waits at a relay.
@@ -211,6 +214,7 @@ impl Shard {
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
+            compaction: Compaction::default(),
             moves: dead_letters::Moves::default(),
             aside_bytes: 0,
             pausing: BTreeSet::new(),
@@ -391,7 +395,11 @@ impl Shard {
         if let Some(poison) = journal.poisoned() {
             let cause = match poison.cause {
                 PoisonCause::Failed(error) => error.to_string(),
-                PoisonCause::Hung => "a write neither ended nor failed in time".to_owned(),
+                PoisonCause::Hung => "the disk has not answered in time".to_owned(),
+                PoisonCause::Unreadable(_) => {
+                    let what = format!("{poison}; what was acknowledged may still be on the disk");
+                    return self.fatal(Fatal::JournalUnreadable(what));
+                }
             };
             let what = format!(
                 "{cause} at offset {} of {}; nothing more is acknowledged; check the disk, then \

@@ -177,6 +177,16 @@ impl<'a> Iterator for Records<'a> {
 
     /// After an error there is nothing more.
     fn next(&mut self) -> Option<Self::Item> {
+        let found = self.next_with_bytes()?;
+        Some(found.map(|(lsn, record, _)| (lsn, record)))
+    }
+}
+
+/// A record's place, what it says, and the bytes that it was decoded from.
+type WithBytes<'a> = (Lsn, Record<'a>, &'a [u8]);
+
+impl<'a> Records<'a> {
+    pub(crate) fn next_with_bytes(&mut self) -> Option<Result<WithBytes<'a>, (Lsn, RecordError)>> {
         if self.left == 0 && self.rest.is_empty() {
             return None;
         }
@@ -189,10 +199,10 @@ impl<'a> Iterator for Records<'a> {
             None => Err(RecordError::Length),
         };
         match decoded {
-            Ok((record, bytes)) => {
-                self.rest = &self.rest[bytes..];
-                self.lsn = lsn.plus(bytes as u64);
-                Some(Ok((lsn, record)))
+            Ok((record, len)) => {
+                let (bytes, rest) = self.rest.split_at(len);
+                (self.rest, self.lsn) = (rest, lsn.plus(len as u64));
+                Some(Ok((lsn, record, bytes)))
             }
             Err(error) => {
                 (self.left, self.rest) = (0, &[]);

@@ -26,6 +26,10 @@ pub enum Canary {
     EpochTableUnread,
     /// A backup submits a batch whose durable field exceeds its own durable LSN.
     FollowerNeverHoldsBack,
+    /// The head moves on disk before what made it dead is durable.
+    HeadMovesEarly,
+    /// The head is recycled when it is durable here, committed or not.
+    RecycledPastWatermark,
 }
 
 /// Which rule is broken, if any.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   1 append         admitted (space) -> copied into the open batch (commit), gets its LSN
-//!   2 poll_disk      batches first, then the superblock (keeper), then pre-writing (space)
+//!   2 poll_disk      batches first, then the superblock (keeper), reads, then pre-writing (space)
 //!   3 handle_disk    the durable prefix grows
 //!   4 set_committed  the owner says how far the promise is kept
 //!   5 recycle_head   new head LSN and chain into the superblock, durably; then the slot is free
@@ -16,14 +16,13 @@
 //! system without space for another segment is only a smaller budget.
 
 mod follower;
+mod reading;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::canary::Canaries;
-#[cfg(feature = "canary")]
-use crate::canary::Canary;
+use crate::canary::{Canaries, Canary};
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::epochs::EpochTable;
@@ -36,12 +35,14 @@ use crate::limits::{
     SEGMENT_HEADER_BYTES, SEGMENTS_MIN, SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
+use crate::reads::Reads;
 use crate::record::{Level, Record, RecordFlags, RecordKind};
 use crate::recovery::{LogReader, ReadFrom};
 use crate::sealed::SealedBatch;
 use crate::space::{Claim, Making, Room, Space};
 use crate::superblock::ShardSuperblock;
 pub use follower::{Follower, FollowerRecovery, Refused, Rejoined};
+use reading::read_whole;
 
 /// The knobs of one shard's journal.
 #[derive(Clone, Debug)]
@@ -157,8 +158,11 @@ impl fmt::Display for Poison {
             PoisonCause::Failed(error) => {
                 write!(f, "writing {} at byte {}: {error}", self.file, self.offset)
             }
+            PoisonCause::Unreadable(error) => {
+                write!(f, "reading {} at byte {}: {error}", self.file, self.offset)
+            }
             PoisonCause::Hung => {
-                write!(f, "writing {} at byte {}: no answer in time", self.file, self.offset)
+                write!(f, "{} at byte {}: no answer in time", self.file, self.offset)
             }
         }
     }
@@ -169,7 +173,9 @@ impl fmt::Display for Poison {
 pub enum PoisonCause {
     /// A write, a sync or a pre-write failed.
     Failed(DiskError),
-    /// A write neither ended nor failed within the bound.
+    /// What was durable could not be read back.
+    Unreadable(DiskError),
+    /// A write, or a read, neither ended nor failed within the bound.
     Hung,
 }
 
@@ -191,6 +197,8 @@ pub struct Usage {
     pub segments_live: u64,
     /// Segment files of this shard.
     pub segments_made: u32,
+    /// Bytes from the head to the end of what was appended, padding included.
+    pub log_bytes: u64,
     /// Bytes that could still be appended, the reserve included.
     pub free_bytes: u64,
     /// Messages for whose settlements space is set aside.
@@ -209,6 +217,7 @@ pub struct Journal {
     commit: Commit,
     space: Space,
     keeper: Keeper,
+    reads: Reads,
     committed: Lsn,
     /// Bytes of messages, and of what is set aside for them, that the open batch may take without
     /// another look at space and backlog; none where anything but an append to it happened since.
@@ -250,6 +259,7 @@ impl Journal {
             commit,
             space,
             keeper: Keeper::new(superblock),
+            reads: Reads::default(),
             granted: 0,
             op_next,
             idle_since: None,
@@ -309,7 +319,7 @@ impl Journal {
     }
 
     /// Appends a copy of a record that lives in the head, so that the head can be recycled. It may
-    /// use the reserve and is written at once.
+    /// use the reserve and is written at once. A message's settlement stays set aside for it.
     ///
     /// # Errors
     /// Why it was not taken.
@@ -346,6 +356,15 @@ impl Journal {
             for slot in self.keeper.handle_written() {
                 self.space.release(slot);
             }
+        } else if let Some(read) = self.reads.take(done.id) {
+            match read_whole(done, read.bytes()) {
+                Ok(buf) => self.reads.handle_read(&read, buf),
+                Err(error) => {
+                    let (file, cause) =
+                        (self.segment_file(read.slot), PoisonCause::Unreadable(error));
+                    self.fail(file, read.offset, cause);
+                }
+            }
         } else if let Some(Making { slot, .. }) =
             self.space.making().filter(|making| making.id == done.id)
         {
@@ -376,7 +395,9 @@ impl Journal {
         let late_at = |since: Instant| since + self.prewrite_bound();
         let made = self.space.making().filter(|making| late_at(making.since) <= now);
         let made = made.map(|making| (self.segment_file(making.slot), 0));
-        if let Some((file, offset)) = batch.or(mark).or(made) {
+        let read = self.reads.oldest_flight().filter(|flight| is_late(flight.since));
+        let read = read.map(|flight| (self.segment_file(flight.read.slot), flight.read.offset));
+        if let Some((file, offset)) = batch.or(mark).or(made).or(read) {
             self.fail(file, offset, PoisonCause::Hung);
         }
     }
@@ -390,6 +411,7 @@ impl Journal {
         let op = self
             .poll_batch(id, now)
             .or_else(|| self.poll_superblock(id, now))
+            .or_else(|| self.poll_reads(id, now))
             .or_else(|| self.poll_make(id, now));
         if op.is_some() {
             self.op_next += 1;
@@ -408,7 +430,8 @@ impl Journal {
         let seal = seal.or_else(|| self.commit.kept_slot_at());
         let hung = self.commit.oldest_flight().map(|flight| flight.since);
         let hung_mark = self.keeper.flight().map(|flight| flight.since);
-        let hung = [hung, hung_mark].into_iter().flatten().min();
+        let hung_read = self.reads.oldest_flight().map(|flight| flight.since);
+        let hung = [hung, hung_mark, hung_read].into_iter().flatten().min();
         let hung = hung.map(|since| since + self.config.write_bound);
         let hung_make = self.space.making().map(|making| making.since + self.prewrite_bound());
         let idle = self.mark_at();
@@ -428,14 +451,17 @@ impl Journal {
         self.space.set_unsettled(messages);
     }
 
-    /// The oldest segment, if durability and the committed watermark allow to recycle it.
+    /// The oldest segment, if durability and the committed watermark allow to recycle it, and
+    /// nobody reads in it.
     #[must_use]
     pub fn head_segment(&self) -> Option<SegmentInfo> {
         let head = self.space.head()?;
         let (next, _) = self.space.after_head()?;
         let end_lsn = self.space.first_lsn(next);
-        let reached = self.committed.min(self.commit.durable());
-        (reached > end_lsn).then(|| SegmentInfo {
+        let reached = self.reached();
+        let reached = reached.committed.min(reached.durable);
+        let is_over = reached > end_lsn && !self.reads.holds(head.slot);
+        is_over.then(|| SegmentInfo {
             number: head.number,
             first_lsn: self.space.first_lsn(head.number),
             end_lsn,
@@ -452,10 +478,23 @@ impl Journal {
         let head = self.head_segment().expect("recycled only as far as it is committed");
         let (_, chain) = self.space.after_head().expect("there is a segment after the head");
         let slot = self.space.drop_head();
-        let after = self.commit.appended();
+        let is_early = self.config.canaries().has(Canary::HeadMovesEarly);
+        let after = if is_early { Lsn::ZERO } else { self.commit.appended() };
         // It waits for what is open, which therefore must not wait for company.
         self.commit.force();
         self.keeper.want_head(NewHead { head: head.end_lsn, chain, released: slot, after });
+    }
+
+    /// Says whether what lives in the head is being copied forward. While it is, an append that
+    /// finds no room is told to wait and not that the log is full.
+    pub fn set_compacting(&mut self, compacting: bool) {
+        self.space.set_compacting(compacting);
+    }
+
+    /// Whether a write could begin now: nothing that is appended waits for the disk.
+    #[must_use]
+    pub fn is_disk_free(&self) -> bool {
+        !self.commit.has_sealed() && self.commit.has_free_slot()
     }
 
     /// From now on each batch is also handed out by [`poll_sealed`](Self::poll_sealed) when its
@@ -507,7 +546,8 @@ impl Journal {
     /// Whether everything is written after [`close`](Self::close).
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.poison.is_none() && self.closing && self.commit.is_idle() && self.keeper.is_clean()
+        let is_quiet = self.commit.is_idle() && self.reads.oldest_flight().is_none();
+        self.poison.is_none() && self.closing && is_quiet && self.keeper.is_clean()
     }
 
     /// The end of the contiguous durable prefix.
@@ -559,6 +599,7 @@ impl Journal {
         Usage {
             segments_live: self.space.segments_len() as u64,
             segments_made: self.space.files(),
+            log_bytes: self.appended().since(self.head()),
             free_bytes: self.space.free_bytes(next),
             unsettled: self.space.unsettled(),
             room: self.room(),
@@ -587,6 +628,13 @@ impl Journal {
     #[must_use]
     pub fn poisoned(&self) -> Option<&Poison> {
         self.poison.as_ref()
+    }
+
+    /// How far the log has come, for the head to follow.
+    fn reached(&self) -> Reached {
+        let durable = self.commit.durable();
+        let is_past = self.config.canaries().has(Canary::RecycledPastWatermark);
+        Reached { durable, committed: if is_past { durable } else { self.committed } }
     }
 
     fn prewrite_bound(&self) -> Duration {
@@ -759,7 +807,7 @@ impl Journal {
                 self.granted = self.grant();
             }
             Ok(())
-        } else if self.space.expects_room() {
+        } else if self.space.expects_room(claim) {
             Err(AppendError::Busy)
         } else {
             Err(AppendError::Full)
@@ -844,7 +892,7 @@ impl Journal {
         if self.closing && self.commit.is_idle() && self.keeper.is_idle() && !self.is_closed() {
             self.keeper.want_clean();
         }
-        let reached = Reached { durable: self.commit.durable(), committed: self.committed };
+        let reached = self.reached();
         let (buf, offset) = self.keeper.submit(id, now, reached)?;
         Some(DiskOp::Write { id, file: FileId::ShardSuperblock(self.shard), offset, buf })
     }

@@ -8,7 +8,8 @@
 //!
 //!   Format  -> an empty directory becomes a log       (before the first start)
 //!   Recovery -> the records of a log, then a Journal  (each start)
-//!   Journal -> append, commit, recycle                (while it runs)
+//!   Journal -> append, commit, read back, recycle     (while it runs)
+//!   SegmentScan -> what is in a segment               (before it is recycled)
 //!   Follower -> the same log at a backup: sealed batches go in    (replica)
 //!   LogReader -> sealed batches come out again                    (replica)
 //!   Calibration -> what a disk gives to all this       (tools)
@@ -19,7 +20,7 @@
 //! came of it. `docs/internals/journal-format.md` has every byte, and the failure analysis.
 //!
 //! Reading order: `lsn`, `identity`, `record`, `batch`, `segment`, `superblock`, `journal`,
-//! `commit`, `space`, `recovery`.
+//! `commit`, `space`, `reads`, `scan`, `recovery`.
 
 #![forbid(unsafe_code)]
 
@@ -38,8 +39,10 @@ mod journal;
 mod keeper;
 pub mod limits;
 mod lsn;
+mod reads;
 mod record;
 mod recovery;
+mod scan;
 mod sealed;
 mod segment;
 mod space;
@@ -65,10 +68,12 @@ pub use journal::{
 pub use lsn::{
     Epoch, Incarnation, JournalUuid, LogId, Lsn, QueueId, Sequence, ShardId, Slot, Term,
 };
+pub use reads::{ReadId, Span};
 pub use record::{Level, Origin, Parts, Record, RecordError, RecordFlags, RecordKind};
 pub use recovery::{
     Evidence, LogReader, ReadFailed, Recovery, RecoveryError, RecoveryOutcome, SlotFile, Truncated,
 };
+pub use scan::{Damaged, SegmentScan};
 pub use sealed::SealedBatch;
 pub use segment::{SegmentHeader, SegmentRead};
 pub use space::Room;

@@ -82,6 +82,12 @@ pub const SPACE_RETRY: Duration = Duration::from_secs(1);
 /// Bytes that recovery reads at once.
 pub const RECOVERY_READ_BYTES: usize = 1024 * 1024;
 
+/// Bytes that a walk over a segment of the running log reads at once.
+pub const SCAN_READ_BYTES: usize = 256 * 1024;
+
+/// Most reads of the running log in flight.
+pub const READS_IN_FLIGHT_MAX: usize = 4;
+
 /// Most shards of a directory.
 pub const SHARDS_MAX: u16 = 1024;
 
@@ -98,6 +104,10 @@ const _: () = {
     assert!(
         RECOVERY_READ_BYTES >= BATCH_BYTES_MAX && RECOVERY_READ_BYTES.is_multiple_of(BLOCK_BYTES)
     );
+    // So does one read by a walk over a segment: each of them gets on.
+    assert!(SCAN_READ_BYTES >= BATCH_BYTES_MAX && SCAN_READ_BYTES.is_multiple_of(BLOCK_BYTES));
+    // While settlements use up one segment, the live records of another can be copied.
+    assert!(RESERVE_SEGMENTS >= 2);
     // Settlements packed into full blocks take no more than was set aside for them.
     let in_block = (BLOCK_BYTES - BATCH_HEADER_BYTES) / RECORD_HEADER_BYTES;
     assert!((BLOCK_BYTES as u64) <= in_block as u64 * SETTLE_BYTES);

@@ -75,6 +75,8 @@ pub(crate) struct Space {
     unsettled: u64,
     /// Bytes that an append that was put off needs beyond the rest.
     demand: u64,
+    /// What lives in the head is being copied forward: a segment will be free.
+    compacting: bool,
 }
 
 /// A segment file that is being pre-written.
@@ -126,6 +128,7 @@ impl Space {
             retry_at: None,
             unsettled: 0,
             demand: 0,
+            compacting: false,
         }
     }
 
@@ -247,10 +250,21 @@ impl Space {
         }
     }
 
-    /// Whether more room is on its way.
-    pub(crate) fn expects_room(&self) -> bool {
+    /// Whether more room is on its way. What a compaction itself needs does not come from it.
+    pub(crate) fn expects_room(&self, claim: Claim) -> bool {
         let can_make = self.files < self.segments_max || !self.remake.is_empty();
-        self.releasing > 0 || (can_make && self.retry_at.is_none())
+        let is_copied = self.compacting && claim != Claim::Shrink;
+        self.releasing > 0 || is_copied || (can_make && self.retry_at.is_none())
+    }
+
+    pub(crate) fn set_compacting(&mut self, compacting: bool) {
+        self.compacting = compacting;
+    }
+
+    /// The segment of this number, if it is between head and tail.
+    pub(crate) fn segment(&self, number: u64) -> Option<&Segment> {
+        let at = number.checked_sub(self.head()?.number)?;
+        self.segments.get(usize::try_from(at).ok()?)
     }
 
     /// Takes a ready slot for the next segment.
@@ -418,7 +432,7 @@ mod tests {
         assert_eq!(space.poll_make(OpId(1), now), Some(Slot(2)));
         assert_eq!(space.poll_make(OpId(2), now), None, "one at a time");
         space.handle_no_space(now);
-        assert!(!space.expects_room());
+        assert!(!space.expects_room(Claim::Settle));
         assert_eq!(space.poll_make(OpId(2), now), None);
         let later = now + SPACE_RETRY;
         assert_eq!(space.poll_make(OpId(2), later), Some(Slot(2)));

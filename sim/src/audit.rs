@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   DiskOp::Write ──▶ header, records ──▶ Seen::Vouched, Seen::Written
+//!                 ──▶ superblock ──▶ Seen::Headed
 //!   its answer    ──▶ the contiguous prefix of a log's writes that have ended ──▶ Mark
 //! ```
 //! Batches are submitted in the order of their log, so the prefix is a queue whose front pops.
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use journal::limits::SEGMENT_HEADER_BYTES;
 use journal::{
     BatchHeader, BatchRead, DiskOp, FileId, Level, LogId, LogSeed, Lsn, OpId, Record, RecordFlags,
-    RecordKind, ShardId,
+    RecordKind, SUPERBLOCK_FILE_BYTES, ShardId, ShardSuperblock,
 };
 
 use crate::check::{Mark, Seen, Written};
@@ -114,8 +115,24 @@ impl Audit {
         Some((*shard, header))
     }
 
+    /// Where a log begins, of a write of its superblock.
+    fn head(&self, op: &DiskOp) -> Option<Seen> {
+        let DiskOp::Write { file: FileId::ShardSuperblock(shard), offset, buf, .. } = op else {
+            return None;
+        };
+        let log = &self.logs[usize::from(shard.0)];
+        let mut file = vec![0; SUPERBLOCK_FILE_BYTES];
+        let offset = usize::try_from(*offset).expect("one of two blocks");
+        file[offset..offset + buf.len()].copy_from_slice(buf.as_slice());
+        let superblock = ShardSuperblock::decode(&file, log.seed.log(), *shard).ok()??;
+        Some(Seen::Headed { shard: *shard, head: superblock.head, mark: log.mark })
+    }
+
     /// A write is submitted; what is in it.
     pub fn submit(&mut self, op: &DiskOp) -> Vec<Seen> {
+        if let Some(headed) = self.head(op) {
+            return vec![headed];
+        }
         let mut records = Vec::new();
         let read = self.read(op, |lsn, end, record| records.push(Found::new(lsn, end, record)));
         let Some((shard, header)) = read else { return Vec::new() };
@@ -191,6 +208,7 @@ impl Found {
             origin: record.parts.origin,
             identified: record.parts.duplicate_id.is_some(),
             doom: record.kind == RecordKind::DeliveryCount && !record.payload.is_empty(),
+            delivery_count: record.parts.delivery_count,
         };
         Self { flags: record.flags, written }
     }

@@ -21,6 +21,7 @@ use crate::wire::Verdict;
 
 mod attempts;
 mod commit;
+mod compaction;
 mod count;
 mod creation;
 mod early;
@@ -87,6 +88,8 @@ pub struct Written {
     pub identified: bool,
     /// It says that its message has to go: nothing failed.
     pub doom: bool,
+    /// The failed deliveries that it counts.
+    pub delivery_count: Option<u32>,
 }
 
 /// A queue's state as an operator is shown it.
@@ -170,6 +173,15 @@ pub enum Seen {
         /// What it vouches for.
         vouched: Lsn,
     },
+    /// A superblock was submitted: the log begins here from now on.
+    Headed {
+        /// Whose log.
+        shard: ShardId,
+        /// Where it begins.
+        head: Lsn,
+        /// How durable the log is.
+        mark: Mark,
+    },
     /// A shard's log ends here after recovery: what was written beyond is gone.
     Recovered {
         /// Whose log.
@@ -224,6 +236,13 @@ impl Letter {
     /// Where it was moved to last.
     pub fn copy(&self) -> Option<&Written> {
         self.copies.last().map(|copy| &copy.written)
+    }
+
+    /// Whether a record of it at this place of a queue is known: another one there is a copy, that
+    /// a compaction made.
+    fn is_at(&self, place: (QueueId, Sequence)) -> bool {
+        let copies = self.copies.iter().map(|copy| &copy.written);
+        copies.chain(&self.written).any(|known| (known.queue, known.sequence) == place)
     }
 
     fn is_copied(&mut self, written: Written) {
@@ -317,7 +336,7 @@ impl Facts {
                 let place = (record.queue, record.sequence);
                 record.letter == Some(id) || self.places.get(&place) == Some(&id)
             }
-            Seen::Vouched { .. } | Seen::Parted(_) => false,
+            Seen::Vouched { .. } | Seen::Headed { .. } | Seen::Parted(_) => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
         }
     }
@@ -371,6 +390,7 @@ impl Default for Checks {
                 Box::new(expiry::Expiry),
                 Box::new(moved::Moved::default()),
                 Box::new(commit::Commit),
+                Box::new(compaction::Compaction::default()),
                 Box::new(count::Count::default()),
                 Box::new(creation::Creation::default()),
                 Box::new(early::Early::default()),
@@ -439,14 +459,15 @@ impl Checks {
                 facts.letters.insert(*letter, new);
             }
             Seen::Written(written) => {
-                if let Some(letter) = written.letter.and_then(|id| facts.letters.get_mut(&id)) {
+                let place = (written.queue, written.sequence);
+                let letter = written.letter.and_then(|id| facts.letters.get_mut(&id));
+                if let Some(letter) = letter.filter(|letter| !letter.is_at(place)) {
                     match written.origin {
                         None => letter.written = Some(written.clone()),
                         Some(_) => letter.is_copied(written.clone()),
                     }
                     letter.incarnation = facts.incarnation;
                 }
-                let place = (written.queue, written.sequence);
                 if let (RecordKind::Message, Some(letter)) = (written.kind, written.letter) {
                     facts.places.insert(place, letter);
                 }
@@ -474,6 +495,7 @@ impl Checks {
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Crash { .. } => {}
         }
     }

@@ -109,9 +109,14 @@ pub struct Habits {
     /// Of a thousand letters, so many are such as were sent before: at best those that have had no
     /// answer.
     pub repeats: u32,
+    /// The last queue lags: it gets few letters, and nobody takes them while there is work.
+    pub lags: bool,
     /// Of a thousand links that consume, so many take what died.
     pub undertakes: u32,
 }
+
+/// Of a thousand turns of a producer to the queue that lags, so many bring letters.
+const LAGGARDS: u32 = 15;
 
 /// Where what dies goes.
 const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
@@ -123,6 +128,10 @@ impl Habits {
             Some(grave) => GRAVES[grave],
             None => &self.queues[queue],
         }
+    }
+
+    fn lags(&self, queue: usize) -> bool {
+        self.lags && queue + 1 == self.queues.len()
     }
 
     fn is_grave(&self, queue: usize) -> bool {
@@ -486,6 +495,9 @@ impl Client {
             if !produces && self.rng.chance(self.habits.undertakes) {
                 queue = self.habits.queues.len() + self.rng.index(GRAVES.len());
             }
+            if !produces && self.habits.lags(queue) {
+                queue = 0;
+            }
             self.attach(desk, if produces { Job::Produce } else { Job::Consume }, queue);
         }
         let handles: Vec<u32> = self.links.keys().copied().collect();
@@ -543,6 +555,10 @@ impl Client {
     }
 
     fn produce(&mut self, handle: u32, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) {
+        let lags = self.links.get(&handle).is_some_and(|link| self.habits.lags(link.queue));
+        if lags && !self.rng.chance(LAGGARDS) {
+            return;
+        }
         for _ in 0..self.rng.between(0, self.habits.burst) {
             let Some(queue) = self.links.get(&handle).map(|link| link.queue) else { return };
             if !self.endpoint.as_ref().is_some_and(|endpoint| endpoint.can_send(handle)) {

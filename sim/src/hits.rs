@@ -51,6 +51,10 @@ hits! {
     PrewriteCut => "pre-writes cut",
     /// The header of a segment was written over an older one.
     Recycled => "segments recycled",
+    /// A message was copied forward, for its segment to be recycled.
+    Copied => "messages copied forward",
+    /// A superblock told where a log begins.
+    HeadMoved => "superblocks checked against what lives",
     /// At a crash the log's tail stood in front of batches of an older use of the file.
     RecycledTail => "recycled tails",
     /// Power cuts.

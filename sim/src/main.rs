@@ -78,6 +78,8 @@ const SUITE: &[Hit] = &[
     Hit::CacheLost,
     Hit::PrewriteCut,
     Hit::Recycled,
+    Hit::Copied,
+    Hit::HeadMoved,
     Hit::RecycledTail,
     Hit::PowerCut,
     Hit::Kill,

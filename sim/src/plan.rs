@@ -23,11 +23,14 @@ pub enum Canary {
     Broker(broker::canary::Canary),
     /// The host writes batches that nobody waits for without data sync.
     AsyncWithoutSync,
+    /// The head goes when the copies of what lives in it are appended: both guards are down, the
+    /// broker's and the journal's.
+    RecycledBeforeCopy,
 }
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 20] = [
+    pub const ALL: [(&'static str, Self); 25] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -50,6 +53,11 @@ impl Canary {
         ("duplicates-forgotten", Self::Broker(broker::canary::Canary::DuplicatesForgotten)),
         ("duplicates-not-carried", Self::Broker(broker::canary::Canary::DuplicatesNotCarried)),
         ("duplicate-answered-early", Self::Broker(broker::canary::Canary::DuplicateAnsweredEarly)),
+        ("head-moves-early", Self::Journal(journal::Canary::HeadMovesEarly)),
+        ("recycled-past-watermark", Self::Journal(journal::Canary::RecycledPastWatermark)),
+        ("recycled-before-copy", Self::RecycledBeforeCopy),
+        ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
+        ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
 }
@@ -106,6 +114,8 @@ pub struct Plan {
     pub settings: Settings,
     /// Failed deliveries after which a message goes to the dead letters.
     pub attempts_max: u32,
+    /// The last queue has no consumers while there is work, and few letters: each of them lags.
+    pub lags: bool,
 }
 
 impl Options {
@@ -166,6 +176,7 @@ impl Plan {
             queues,
             settings: settings(&mut rng, attempts_max),
             attempts_max,
+            lags: true,
         };
         // What has expired waits for room, and only a purge makes it: not where room may be short.
         if !plan.is_tight() && rng.chance(700) {
@@ -177,6 +188,9 @@ impl Plan {
         for client in &mut plan.clients {
             (client.identified, client.repeats) = (identified, repeats);
         }
+        plan.disk.read_failed_one_in = if rng.chance(100) { 600 } else { 0 };
+        plan.lags = rng.chance(800);
+        plan.clients.iter_mut().for_each(|client| client.lags = plan.lags);
         plan
     }
 
@@ -251,6 +265,7 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         mortal: 0,
         identified: 0,
         repeats: 0,
+        lags: false,
         undertakes: *rng.pick(&[100, 300, 600]),
     }
 }

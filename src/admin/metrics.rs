@@ -73,10 +73,19 @@ const OF_SHARD: &[Of<ShardStats>] = &[
     ("journal_durable_lsn", Kind::Gauge, "End of what is durable.", |s| s.journal_durable_lsn),
     ("journal_segments", Kind::Gauge, "Segments in use.", |s| s.journal_segments),
     ("journal_segments_max", Kind::Gauge, "Bound of journal_segments.", |s| s.journal_segments_max),
+    ("journal_live_bytes", Kind::Gauge, "Bytes that messages take in the log, about.", |s| {
+        s.journal_live_bytes
+    }),
+    ("journal_dead_bytes", Kind::Gauge, "Bytes of the log that nothing needs, about.", |s| {
+        s.journal_dead_bytes
+    }),
+    ("journal_copied_bytes_total", Kind::Counter, "Bytes copied forward in the log.", |s| {
+        s.journal_copied_bytes_total
+    }),
     (
         "journal_head_live_messages",
         Kind::Gauge,
-        "Unsettled messages in the oldest segment: they keep it, and so the whole log.",
+        "Unsettled messages in the oldest segment: they keep it until they are settled or copied.",
         |s| s.journal_head_live_messages,
     ),
     ("journal_full", Kind::Gauge, "1: the disk bound holds producers back.", |s| {

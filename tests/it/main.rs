@@ -10,6 +10,7 @@
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
 //!   duplicates  producers that send again after kill -9
 //!   voters    those who remember who is live, killed in turn
+//!   laps      a small log, a long stream, and what lags behind it
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
@@ -32,6 +33,7 @@ mod harness;
 mod hostile;
 mod interop;
 mod kill;
+mod laps;
 mod load;
 mod message;
 mod perf;

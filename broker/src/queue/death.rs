@@ -51,6 +51,12 @@ impl Dying {
         self.doomed.insert(sequence, reason);
     }
 
+    /// Why the message has to go, as far as the log has been told: that one has expired, or has
+    /// failed too often, it says by other means.
+    pub(super) fn logged_doom(&self, sequence: Sequence) -> Option<Reason> {
+        self.doomed.get(&sequence).copied().filter(|reason| *reason == Reason::Rejected)
+    }
+
     /// The message is gone.
     pub(super) fn forget(&mut self, sequence: Sequence) {
         if !self.doomed.is_empty() {
@@ -231,10 +237,15 @@ impl Queue {
         !self.dying.leaving.is_empty()
     }
 
-    /// The next message that has to be moved: the caller sees it through.
+    /// The next message that has to be moved: the caller sees it through. What was purged since it
+    /// was to be tried again is passed over.
     pub fn poll_leaving(&mut self) -> Option<Leaving> {
-        let sequence = self.dying.leaving.pop_front()?;
-        assert_eq!(self.state(sequence), Some(SlotState::Moving), "what is leaving is moving");
+        let sequence = loop {
+            let sequence = self.dying.leaving.pop_front()?;
+            if self.state(sequence) == Some(SlotState::Moving) {
+                break sequence;
+            }
+        };
         let reason = self.dying.doomed.get(&sequence).copied().unwrap_or(Reason::Attempts);
         Some(Leaving { sequence, reason })
     }

@@ -57,6 +57,20 @@ impl Index {
         chunk.slots[offset] = Some(slot);
     }
 
+    /// Takes a message in, wherever its place is.
+    pub(super) fn insert(&mut self, sequence: Sequence, slot: Slot) {
+        let (number, offset) = place(sequence);
+        let at = self.find(number).unwrap_or_else(|at| {
+            let chunk = Chunk { slots: [const { None }; CHUNK_SLOTS], used: 0 };
+            self.chunks.insert(at, (number, Box::new(chunk)));
+            at
+        });
+        let (_, chunk) = &mut self.chunks[at];
+        assert!(chunk.slots[offset].is_none(), "{sequence:?} is there already");
+        chunk.used += 1;
+        chunk.slots[offset] = Some(slot);
+    }
+
     pub(super) fn get(&self, sequence: Sequence) -> Option<&Slot> {
         let (number, offset) = place(sequence);
         self.chunks[self.find(number).ok()?].1.slots[offset].as_ref()

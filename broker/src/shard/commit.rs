@@ -38,7 +38,7 @@ impl Shard {
                 }
                 Effect::Created(queue) => self.created(queue),
                 Effect::Deleted(queue) => self.post_all(&Mail::Deleted(queue)),
-                Effect::None | Effect::Arrived(..) => {}
+                Effect::None | Effect::Arrived(..) | Effect::Copied(..) => {}
             }
             self.answer(waiting.answer);
         }

@@ -183,6 +183,9 @@ impl Shard {
             let usage = journal.usage();
             stats.journal_segments = usage.segments_live;
             stats.journal_free_bytes = usage.free_bytes;
+            stats.journal_live_bytes = self.state.log_bytes();
+            stats.journal_dead_bytes = usage.log_bytes.saturating_sub(self.state.log_bytes());
+            stats.journal_copied_bytes_total = self.compaction.copied_bytes_total;
             stats.journal_head_live_messages =
                 self.state.messages_in(head.0 / self.config.segment_bytes);
             stats.journal_full = self.pressing.full;

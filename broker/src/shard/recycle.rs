@@ -1,7 +1,7 @@
 //! The head segment goes when nothing in it lives.
 //!
 //! ```text
-//!   head has live messages? ── yes ──▶ wait: one old message pins the log (see the metric)
+//!   head has live messages? ── yes ──▶ wait, or copy them forward where it pays (`compaction.rs`)
 //!        │ no
 //!   duplicate ids in it, and the log is short beside all ids? ── yes ──▶ wait, or forget some
 //!        │ no
@@ -43,12 +43,13 @@ impl Shard {
         if !matches!(self.phase, Phase::Serving | Phase::Stopping) {
             return;
         }
+        self.take_scanned();
         while self.recycling.uncommitted == 0 {
             let Some(head) = self.journal.as_ref().and_then(journal::Journal::head_segment) else {
                 return;
             };
-            if self.state.messages_in(head.number) > 0 {
-                return;
+            if self.state.messages_in(head.number) > 0 || self.compaction.is_owing() {
+                return self.compact(now, head.number);
             }
             let carries = !self.config.canaries.has(Canary::DuplicatesNotCarried);
             if carries && self.state.duplicates.queues_up_to(head.number).next().is_some() {
@@ -69,12 +70,15 @@ impl Shard {
                 if let Some(journal) = &mut self.journal {
                     journal.recycle_head();
                 }
+                self.head_recycled(head.number);
                 continue;
             }
             let mut bytes = 0;
             for fact in facts {
-                let Ok(copied) = self.copy_fact(now, fact, head.number) else { return };
-                bytes += copied;
+                match self.copy_fact(now, fact, head.number) {
+                    Ok(copied) => bytes += copied,
+                    Err(error) => return self.stop_compacting(error),
+                }
                 if bytes > CARRY_STEP_BYTES {
                     break;
                 }

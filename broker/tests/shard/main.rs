@@ -4,6 +4,7 @@
 
 mod addresses;
 mod browsing;
+mod compaction;
 mod dead_letters;
 mod duplicates;
 mod host;

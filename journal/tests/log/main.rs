@@ -18,5 +18,6 @@ mod format;
 mod golden;
 mod hostile;
 mod offline;
+mod read_back;
 mod recycle;
 mod timing;

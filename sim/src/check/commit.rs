@@ -31,6 +31,7 @@ impl Check for Commit {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),

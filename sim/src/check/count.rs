@@ -13,12 +13,20 @@ use super::{Check, Facts, Seen};
 use crate::letter::LetterId;
 use crate::wire::Verdict;
 
+/// A record of a failure.
+#[derive(Debug)]
+struct Logged {
+    shard: ShardId,
+    end: Lsn,
+    count: u32,
+}
+
 /// What is known of each letter's failures.
 #[derive(Debug, Default)]
 pub(super) struct Count {
     told: BTreeMap<LetterId, u32>,
     /// Where the log's records of failures end, by message.
-    logged: BTreeMap<(QueueId, Sequence), Vec<(ShardId, Lsn)>>,
+    logged: BTreeMap<(QueueId, Sequence), Vec<Logged>>,
     /// When each failure that the log has was confirmed.
     confirmed: BTreeMap<LetterId, Vec<Instant>>,
 }
@@ -35,7 +43,11 @@ impl Check for Count {
             }
             Seen::Written(record) if record.kind == RecordKind::DeliveryCount && !record.doom => {
                 let logged = self.logged.entry((record.queue, record.sequence)).or_default();
-                logged.push((record.shard, record.end));
+                // A compaction says again what was said.
+                let count = record.delivery_count.unwrap_or(0);
+                if logged.last().is_none_or(|before| before.count < count) {
+                    logged.push(Logged { shard: record.shard, end: record.end, count });
+                }
             }
             Seen::Confirmed { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 if let Some(written) = &facts.letter(*letter)?.written {
@@ -52,7 +64,7 @@ impl Check for Count {
             }
             Seen::Recovered { shard, end } => {
                 for records in self.logged.values_mut() {
-                    records.retain(|(of, at)| of != shard || at <= end);
+                    records.retain(|record| record.shard != *shard || record.end <= *end);
                 }
             }
             Seen::Sent { .. }
@@ -64,6 +76,7 @@ impl Check for Count {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => {}
         }

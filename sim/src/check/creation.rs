@@ -42,6 +42,7 @@ impl Check for Creation {
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Crash { .. } => Ok(()),
         }

@@ -44,6 +44,7 @@ impl Check for Early {
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => {}

@@ -46,6 +46,7 @@ impl Check for Holder {
             | Seen::Confirmed { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),

@@ -32,12 +32,12 @@ impl Check for Moved {
                 let Some(origin) = written.origin else { return Ok(()) };
                 let from = (origin.shard, (origin.queue, origin.sequence));
                 let place = (written.queue, written.sequence);
-                match self.copies.insert(from, (place, written.shard, written.end)) {
-                    Some((other, ..)) if other != place => {
-                        Err(format!("{from:?} was moved to {other:?} and to {place:?}"))
-                    }
-                    Some(_) | None => Ok(()),
+                let first = (place, written.shard, written.end);
+                let (other, ..) = *self.copies.entry(from).or_insert(first);
+                if other == place {
+                    return Ok(());
                 }
+                Err(format!("{from:?} was moved to {other:?} and to {place:?}"))
             }
             Seen::Recovered { shard, end } => {
                 self.copies.retain(|_, (_, of, at)| of != shard || *at <= *end);
@@ -64,6 +64,7 @@ impl Check for Moved {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),
         }

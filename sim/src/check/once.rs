@@ -59,6 +59,7 @@ impl Check for Once {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),
         }

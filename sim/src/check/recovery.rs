@@ -43,7 +43,8 @@ impl Check for Recovery {
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
-            | Seen::Vouched { .. } => self.found = None,
+            | Seen::Vouched { .. }
+            | Seen::Headed { .. } => self.found = None,
         }
         Ok(())
     }

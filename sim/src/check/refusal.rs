@@ -38,6 +38,7 @@ impl Check for Refusal {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => return Ok(()),

@@ -35,12 +35,17 @@ impl Check for SequenceOnce {
                 let key = (written.queue, written.sequence);
                 let (letter, shard, end) = (written.letter, written.shard, written.end);
                 let given = Given { letter, shard, end };
-                match self.given.insert(key, given) {
+                match self.given.get(&key) {
+                    None => {
+                        self.given.insert(key, given);
+                        Ok(())
+                    }
                     Some(before) if before.letter != letter => Err(format!(
                         "sequence {} of queue {} was {:?}, and is given to {letter:?}",
                         key.1.0, key.0.0, before.letter
                     )),
-                    Some(_) | None => Ok(()),
+                    // A copy: the place that counts is the first.
+                    Some(_) => Ok(()),
                 }
             }
             Seen::Recovered { shard, end } => {
@@ -56,6 +61,7 @@ impl Check for SequenceOnce {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),
         }

@@ -47,6 +47,7 @@ impl Check for Survival {
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
+            | Seen::Headed { .. }
             | Seen::Recovered { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => {}

@@ -68,6 +68,10 @@ impl Node {
         match canary {
             Some(Canary::Journal(broken)) => journal.canary = Some(broken),
             Some(Canary::Broker(broken)) => canaries.broken = Some(broken),
+            Some(Canary::RecycledBeforeCopy) => {
+                journal.canary = Some(journal::Canary::HeadMovesEarly);
+                canaries.broken = Some(broker::canary::Canary::CopyCountsEarly);
+            }
             Some(Canary::AsyncWithoutSync) | None => {}
         }
         let amqp = amqp::connection::Config {

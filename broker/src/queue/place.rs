@@ -1,0 +1,52 @@
+//! Where a message's record is, which compaction changes, and what the log says of it.
+//!
+//! ```text
+//!   lives_at(from)? ─▶ copy appended ─▶ committed ─▶ relocate: the place is the copy's
+//!   recovery:  original, copy ─▶ relocate           copy alone ─▶ restore: the slot is taken late
+//! ```
+//! Invariant: nothing but the place changes. Order, state and settlement rest on the sequence.
+
+use bytes::Bytes;
+use journal::{Lsn, Sequence};
+
+use super::{Queue, SlotState, Traits};
+use crate::moved::Reason;
+
+impl Queue {
+    /// Whether a message's record is at `lsn`, and no settlement of it is appended, or about to be.
+    pub fn lives_at(&self, sequence: Sequence, lsn: Lsn) -> bool {
+        let is_here = |slot: &super::Slot| slot.lsn == lsn && slot.state != SlotState::Settling;
+        self.index.get(sequence).is_some_and(is_here)
+    }
+
+    /// The bytes of a live message.
+    pub fn message(&self, sequence: Sequence) -> Option<&Bytes> {
+        self.index.get(sequence).map(|slot| &slot.message)
+    }
+
+    /// How often the log says that a message's delivery has failed, and why it has to go, if it
+    /// says anything.
+    pub fn failures(&self, sequence: Sequence) -> Option<(u32, Option<Reason>)> {
+        let count = self.index.get(sequence)?.delivery_count;
+        let doom = self.dying.logged_doom(sequence);
+        (count > 0 || doom.is_some()).then_some((count, doom))
+    }
+
+    /// The copy of a message is committed: its record is there from now on. Gives where it was;
+    /// `None` if the message is gone.
+    pub fn relocate(&mut self, sequence: Sequence, to: Lsn) -> Option<Lsn> {
+        let slot = self.index.get_mut(sequence)?;
+        Some(std::mem::replace(&mut slot.lsn, to))
+    }
+
+    /// Takes the slot of a message whose original record is gone; its copy comes behind messages
+    /// that were given their sequences later.
+    ///
+    /// # Panics
+    /// If it is there, or its sequence was never given.
+    pub fn restore(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
+        assert!(sequence < self.next, "sequence {sequence:?} of {:?} is new", self.id);
+        let slot = self.slot(sequence, lsn, message, traits);
+        self.index.insert(sequence, slot);
+    }
+}
