@@ -80,10 +80,11 @@ fn what_lags_behind_a_stream_of_many_laps_costs_no_room_and_survives() {
     let laps = knob("LAELAPS_LAPS", 24);
     stream(&broker, laps * DISK_MAX / MESSAGE_BYTES as u64);
     let copied = metric(&broker, "journal_copied_bytes_total");
-    let lap_bytes = lagging.iter().map(|message| message.len() as u64).sum::<u64>();
-    println!("{copied} bytes copied in {laps} laps, {lap_bytes} lag");
-    assert!(copied > lap_bytes, "nothing was copied");
-    assert!(copied < 3 * laps * lap_bytes, "what lags is copied about once a lap");
+    let lag_bytes = lagging.iter().map(|message| message.len() as u64).sum::<u64>();
+    println!("{copied} bytes copied in {laps} laps, {lag_bytes} lag");
+    assert!(copied > lag_bytes, "nothing was copied");
+    // Once for each time that the log is used again, which is when four segments of it are dead.
+    assert!(copied < laps * DISK_MAX / 8, "what lags costs a small part of what flows");
     broker.kill();
 
     let broker = start.ready();
