@@ -14,7 +14,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tracing_subscriber::EnvFilter;
@@ -33,29 +33,6 @@ const FLUSH_NAPS: u32 = 200;
 static QUEUED: AtomicU64 = AtomicU64::new(0);
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-
-/// What peers can cause is told in at most so many lines a second; the rest is counted.
-#[derive(Debug, Default)]
-pub(crate) struct Ration<const LINES_PER_SECOND: u32> {
-    since: Option<Instant>,
-    told: u32,
-    left_out: u64,
-}
-
-impl<const LINES_PER_SECOND: u32> Ration<LINES_PER_SECOND> {
-    /// Whether a line may be told now; if so, with how many were left out before.
-    pub(crate) fn line(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
-            (self.since, self.told) = (Some(now), 0);
-        }
-        if self.told >= LINES_PER_SECOND {
-            self.left_out += 1;
-            return None;
-        }
-        self.told += 1;
-        Some(std::mem::take(&mut self.left_out))
-    }
-}
 
 /// Start to log. Later calls change nothing.
 pub(crate) fn start(format: LogFormat) {
@@ -152,16 +129,6 @@ impl Drop for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flood_is_a_few_lines_and_a_number() {
-        let mut ration = Ration::<2>::default();
-        #[expect(clippy::disallowed_methods, reason = "a test has no other clock")]
-        let now = Instant::now();
-        let told =
-            [0, 1, 2, 999, 1000, 1001].map(|ms| ration.line(now + Duration::from_millis(ms)));
-        assert_eq!(told, [Some(0), Some(0), None, None, Some(2), Some(0)]);
-    }
 
     #[test]
     fn a_log_that_nobody_reads_drops_lines_and_says_so() {

@@ -28,6 +28,7 @@ pub mod moved;
 pub mod pattern;
 pub mod pending;
 pub mod queue;
+pub mod ration;
 pub mod settings;
 pub mod shard;
 

@@ -64,10 +64,16 @@ pub const COPIES_IN_FLIGHT_BYTES_SHORT: u64 = 256 << 10;
 pub const ADDRESS_BYTES_MAX: usize = 512;
 /// Queues of one node.
 pub const QUEUES_MAX: usize = 65_536;
+/// Of them, those that nobody who asks can have: the broker's own, for dead and expired messages.
+pub const QUEUES_RESERVED: usize = 64;
+/// Temporary queues of one connection, and those that it has asked for.
+pub const TEMPORARY_QUEUES_PER_CONNECTION_MAX: u32 = 256;
 /// Queue ids that are set aside at once for temporary queues, which are then made without a write.
 pub const TEMPORARY_IDS: u64 = 1_024;
 /// Connections of one shard.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Lines in a second that a shard's log has for connections that end before they are open.
+pub const STRANGER_LINES_PER_SECOND: u32 = 10;
 /// Links of one connection.
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
@@ -112,5 +118,7 @@ const _: () = {
     assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
     // A top-up happens at half, so there must be a half.
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
+    // Most queues are for those who ask.
+    assert!(QUEUES_RESERVED < QUEUES_MAX / 2);
     assert!(PRODUCER_CREDIT >= 2 && CONSUMER_WINDOW >= 2);
 };

@@ -48,6 +48,7 @@ use bytes::Bytes;
 use journal::{Level, Origin, QueueId, Sequence, ShardId};
 
 use crate::catalogue::{QueueRecord, Temporary};
+use crate::event::ConnId;
 use crate::queue::Traits;
 
 /// A link's end on a connection's shard: who gets the answers.
@@ -124,6 +125,8 @@ pub enum Mail {
     Made {
         /// The link that waited.
         asker: LinkRef,
+        /// Its connection, which may outlive it.
+        owner: ConnId,
         /// The queue's id, or why there is none.
         result: Result<QueueId, Refusal>,
     },

@@ -33,9 +33,10 @@ use crate::clock::WallClock;
 use crate::duplicates::{Bounds, Duplicates};
 use crate::event::{Action, ConnId, Event, Fatal, earlier};
 use crate::flat_map::FlatMap;
-use crate::limits::DUPLICATES_SHARE;
+use crate::limits::{DUPLICATES_SHARE, STRANGER_LINES_PER_SECOND};
 use crate::mail::{LinkKey, LinkRef, Mail};
 use crate::pending::{BackupMarks, Pending, Watermarks};
+use crate::ration::Ration;
 
 mod commit;
 mod compaction;
@@ -176,6 +177,7 @@ pub struct Shard {
     report_head: Option<u64>,
     catalogue_seen: bool,
     counters: Counters,
+    stranger_lines: Ration<STRANGER_LINES_PER_SECOND>,
     farewell_said: bool,
     stopped_shards: u16,
     /// Where a message's new header is written, once more for each.
@@ -227,6 +229,7 @@ impl Shard {
             report_head: None,
             catalogue_seen: false,
             counters: Counters::default(),
+            stranger_lines: Ration::default(),
             farewell_said: false,
             stopped_shards: 0,
             head: Vec::new(),
@@ -455,7 +458,7 @@ impl Shard {
             }
             Mail::Resolved { asker, name, result } => self.resolved(now, asker, &name, result),
             Mail::Make { asker, temporary } => self.make_queue(now, asker, temporary),
-            Mail::Made { asker, result } => self.made(now, asker, result),
+            Mail::Made { asker, owner, result } => self.made(now, asker, owner, result),
             Mail::Tied(queue) => self.tied(queue),
             Mail::Untied { queue, maker } => self.untied(now, queue, maker),
             Mail::Delete(queue) => self.delete_queue(now, queue),

@@ -24,12 +24,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker::event::AuthVerdict;
+use broker::ration::Ration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::{Answer, JOBS_MAX};
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
-use crate::log::Ration;
 
 /// How late the first refusal is: longer than verifying takes.
 const FIRST: Duration = Duration::from_millis(100);

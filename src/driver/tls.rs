@@ -28,11 +28,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker::ConnId;
+use broker::ration::Ration;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::tls::TlsSession;
 
 use crate::fatal::{Cause, Failure};
-use crate::log::Ration;
 use crate::node::{Inbox, Input};
 use crate::tls::{Tls, count};
 

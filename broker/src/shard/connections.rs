@@ -28,7 +28,7 @@ use crate::access::{LogIn, Right};
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
     CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, PRODUCER_CREDIT, SEND_BYTES_MAX,
-    UNACCEPTED_BYTES_MAX,
+    TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
@@ -62,6 +62,7 @@ impl Shard {
             certificate_user: login.certificate_user,
             refusal_told: false,
             container_id: String::new(),
+            opened: false,
             links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
             unfinished_bytes: 0,
@@ -71,7 +72,7 @@ impl Shard {
             spare: Vec::new(),
             stalled: false,
             may_move,
-            owns_queues: false,
+            temporary_queues: 0,
             dirty: false,
             deadline: None,
             ending: Vec::new(),
@@ -164,6 +165,7 @@ impl Shard {
             Amqp::Opened(open) => {
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.container_id = open.container_id;
+                    conn.opened = true;
                     conn.amqp.open();
                 }
             }
@@ -196,7 +198,7 @@ impl Shard {
                 }
             }
             Amqp::CloseReceived { .. } => self.close_wanted(id),
-            Amqp::Closed { reason } => self.closed(id, &reason),
+            Amqp::Closed { reason } => self.closed(now, id, &reason),
         }
     }
 
@@ -275,6 +277,13 @@ impl Shard {
             return no(Condition::ResourceLimitExceeded, "too many links on this connection");
         }
         let wanted = terms::wanted(attach)?;
+        let full = |conn: &Conn| conn.temporary_queues >= TEMPORARY_QUEUES_PER_CONNECTION_MAX;
+        if matches!(wanted, Wanted::Temporary(_)) && self.conns.get(id).is_some_and(|c| full(c)) {
+            return no(
+                Condition::ResourceLimitExceeded,
+                "too many dynamic nodes of this connection",
+            );
+        }
         self.may_have(id, attach, &wanted).map_err(|refusal| error_of(&refusal))?;
         Ok(wanted)
     }
@@ -469,7 +478,7 @@ impl Shard {
 
     pub(super) fn remove_link(&mut self, key: LinkKey) {
         let Some(link) = self.links.remove(key) else { return };
-        self.untie(&link);
+        self.untie(key, &link);
         if let End::Producer(Producer { relay: Some(relay), .. }) = &link.end {
             self.aside_bytes -= relay.memory_bytes();
         }
@@ -507,7 +516,7 @@ impl Shard {
         self.answer_ends(id);
     }
 
-    fn closed(&mut self, id: ConnId, reason: &CloseReason) {
+    fn closed(&mut self, now: Instant, id: ConnId, reason: &CloseReason) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.over = true;
         match reason {
@@ -524,7 +533,14 @@ impl Shard {
             | CloseReason::HandshakeTimeout
             | CloseReason::IdleTimeout
             | CloseReason::CloseTimeout => {
-                tracing::info!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
+                // Anybody can have it told of a connection that was never open.
+                let told = if conn.opened { Some(0) } else { self.stranger_lines.line(now) };
+                if let Some(left_out @ 1..) = told {
+                    tracing::info!("{left_out} more connections were over before they were open");
+                }
+                if told.is_some() {
+                    tracing::info!(conn = id.0, peer = %conn.peer, ?reason, "connection over");
+                }
             }
         }
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
@@ -546,7 +562,7 @@ impl Shard {
             if let Some(at) = conn.deadline {
                 self.deadlines.remove(&(at, id));
             }
-            if conn.owns_queues {
+            if conn.temporary_queues > 0 {
                 self.orphan(id);
             }
         }

@@ -21,7 +21,7 @@ use super::ingress::refusal_of;
 use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::catalogue::{QueueRecord, is_temporary};
-use crate::limits::QUEUES_MAX;
+use crate::limits::{QUEUES_MAX, QUEUES_RESERVED};
 use crate::mail::{LinkRef, Mail, Refusal};
 use crate::pending::{Answer, Waiting};
 
@@ -127,7 +127,9 @@ impl Shard {
         if is_temporary(name) {
             return Err(Refusal::NotFound(format!("there is no temporary queue '{name}'")).into());
         }
-        if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
+        // Who asks leaves room for what the broker needs itself.
+        let reserved = if asker.is_some() { QUEUES_RESERVED } else { 0 };
+        if !self.has_room_for_queue(reserved) {
             return Err(Refusal::TooManyQueues.into());
         }
         let settings = self.config.settings.of(name);
@@ -164,6 +166,11 @@ impl Shard {
             .by_name
             .insert(name.to_owned(), Creation { record, askers: asker.into_iter().collect() });
         Ok(())
+    }
+
+    /// Whether there may be one more queue, and so many reserved ones.
+    pub(super) fn has_room_for_queue(&self, reserved: usize) -> bool {
+        self.state.catalogue.len() + self.creations.len() + reserved < QUEUES_MAX
     }
 
     /// A creation is committed: its home holds it before anybody else hears of it.
@@ -214,11 +221,11 @@ impl Shard {
             return;
         };
         let Some(creation) = self.creations.by_name.remove(&name) else { return };
-        let is_temporary = creation.record.temporary.is_some();
+        let owner = creation.record.temporary.map(|temporary| temporary.owner.1);
         self.post_all(&Mail::Catalogued(creation.record));
         for asker in creation.askers {
-            if is_temporary {
-                self.post(asker.shard, Mail::Made { asker, result: Ok(queue) });
+            if let Some(owner) = owner {
+                self.post(asker.shard, Mail::Made { asker, owner, result: Ok(queue) });
                 continue;
             }
             let name = name.clone();

@@ -42,6 +42,8 @@ pub(crate) struct Conn {
     /// The log says already that this user was refused something.
     pub(crate) refusal_told: bool,
     pub(crate) container_id: String,
+    /// The peer's open has come.
+    pub(crate) opened: bool,
     pub(crate) links: FlatMap<LinkId, LinkKey>,
     pub(crate) received_bytes: u64,
     /// Bytes of messages and frames that are not whole yet, as they were last counted.
@@ -57,8 +59,8 @@ pub(crate) struct Conn {
     pub(crate) stalled: bool,
     /// It has attached to nothing yet, and its host can carry it.
     pub(crate) may_move: bool,
-    /// It has asked for temporary queues.
-    pub(crate) owns_queues: bool,
+    /// Temporary queues that it owns, or has asked for.
+    pub(crate) temporary_queues: u32,
     /// It is in `dirty_conns`.
     pub(crate) dirty: bool,
     /// Its entry in `deadlines`.

@@ -107,7 +107,8 @@ impl Shard {
             }
         };
         let Some(conn) = self.links.get(key).map(|link| link.conn) else { return };
-        if let Err(refusal) = self.may(conn, Right::Send, name) {
+        let may_send = self.has(conn, Right::Send, name) || self.holds(conn, name);
+        if !may_send && let Err(refusal) = self.may(conn, Right::Send, name) {
             return self.unroutable(key, &relayed, refusal);
         }
         let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));

@@ -15,10 +15,11 @@
 //! that was given and is not in the catalogue, and it forgets those.
 //!
 //! Invariants: an id is used only after the log has said, committed everywhere, that it is given; a
-//! queue's `ties` counts its maker from the start, and each link exactly once; shard 0 alone tells
+//! queue's `ties` counts its maker from the start, and each link exactly once; a connection's count
+//! goes up when it asks, and down when it is refused or a queue of its goes; shard 0 alone tells
 //! the others that a queue comes or goes, so they hear it in that order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use amqp::link::LifetimePolicy;
@@ -32,7 +33,7 @@ use crate::apply::Effect;
 use crate::catalogue::{QueueRecord, Temporary, temporary_name};
 use crate::event::ConnId;
 use crate::flat_map::FlatMap;
-use crate::limits::{QUEUES_MAX, TEMPORARY_IDS};
+use crate::limits::{QUEUES_RESERVED, TEMPORARY_IDS};
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 use crate::pending::{Answer, Waiting};
 use crate::queue::SlotState;
@@ -47,6 +48,10 @@ pub(super) struct Temporaries {
     /// Who waits for an id.
     waiting: VecDeque<(LinkRef, Temporary)>,
     lives: FlatMap<QueueId, Life>,
+    /// Those of each connection.
+    owned: BTreeSet<(ConnId, QueueId)>,
+    /// The links of this shard that hang on a queue which may go.
+    links: BTreeSet<(QueueId, LinkKey)>,
 }
 
 /// What the life of a temporary queue hangs on.
@@ -79,6 +84,7 @@ impl Temporaries {
         let Temporary { policy, owner: (_, owner) } = temporary;
         let life = Life { policy, owner, ties: 1, maker_gone: false, owner_gone: false };
         self.lives.insert(queue, life);
+        self.owned.insert((owner, queue));
     }
 
     /// One more link to a queue.
@@ -104,20 +110,30 @@ impl Shard {
         if let Some(conn) = self.conns.get_mut(conn) {
             // Its queue is here, and knows it by its number here.
             conn.may_move = false;
-            conn.owns_queues = true;
+            conn.temporary_queues += 1;
         }
         let temporary = Temporary { policy, owner: (self.config.shard, conn) };
         self.post(ShardId(0), Mail::Make { asker: self.here(key), temporary });
     }
 
     /// The queue of a link was made (or was not).
-    pub(super) fn made(&mut self, now: Instant, asker: LinkRef, result: Result<QueueId, Refusal>) {
+    pub(super) fn made(
+        &mut self,
+        now: Instant,
+        asker: LinkRef,
+        owner: ConnId,
+        result: Result<QueueId, Refusal>,
+    ) {
+        if result.is_err() {
+            self.owns_one_less(owner);
+        }
         let link = self.links.get_mut(asker.key);
         let link = link.filter(|link| matches!(link.phase, LinkPhase::Resolving));
         match (link, result) {
             (Some(link), Ok(queue)) => {
                 link.queue = queue;
                 link.tie = Tie::Maker;
+                self.temporaries.links.insert((queue, asker.key));
                 let record = self.state.catalogue.get(queue);
                 if let Some((record, attach)) = record.zip(link.attach.as_deref_mut()) {
                     let policy = record.temporary.map(|temporary| temporary.policy);
@@ -158,17 +174,19 @@ impl Shard {
         if record.is_some_and(goes) {
             link.tie = Tie::Guest;
             let (home, queue) = (link.home, link.queue);
+            self.temporaries.links.insert((queue, key));
             self.post(home, Mail::Tied(queue));
         }
     }
 
     /// A link is gone.
-    pub(super) fn untie(&mut self, link: &Link) {
+    pub(super) fn untie(&mut self, key: LinkKey, link: &Link) {
         let maker = match link.tie {
             Tie::None => return,
             Tie::Guest => false,
             Tie::Maker => true,
         };
+        self.temporaries.links.remove(&(link.queue, key));
         self.post(link.home, Mail::Untied { queue: link.queue, maker });
     }
 
@@ -177,9 +195,10 @@ impl Shard {
         self.state.catalogue.remove(queue);
         self.full_queues.remove(&queue);
         self.bury(queue);
-        let of_queue = |(key, link): (LinkKey, &Link)| (link.queue == queue).then_some(key);
-        let keys: Vec<LinkKey> = self.links.iter().filter_map(of_queue).collect();
-        for key in keys {
+        let first = LinkKey { slot: 0, generation: 0 };
+        let links = self.temporaries.links.range((queue, first)..);
+        let of_queue = links.map_while(|(of, key)| (*of == queue).then_some(*key));
+        for key in of_queue.collect::<Vec<_>>() {
             let Some(link) = self.links.get(key) else { continue };
             if matches!(link.phase, LinkPhase::Open) {
                 self.expel_link(key, &Refusal::QueueGone);
@@ -192,10 +211,10 @@ impl Shard {
 impl Shard {
     pub(super) fn make_queue(&mut self, now: Instant, asker: LinkRef, temporary: Temporary) {
         if matches!(self.phase, Phase::Stopping | Phase::Stopped) {
-            return self.not_made(asker, Refusal::Stopping);
+            return self.not_made(asker, temporary, Refusal::Stopping);
         }
-        if self.state.catalogue.len() + self.creations.len() >= QUEUES_MAX {
-            return self.not_made(asker, Refusal::TooManyQueues);
+        if !self.has_room_for_queue(QUEUES_RESERVED) {
+            return self.not_made(asker, temporary, Refusal::TooManyQueues);
         }
         match self.temporaries.take_id() {
             Some(id) => self.make_with(id, asker, temporary),
@@ -220,8 +239,9 @@ impl Shard {
         self.post(record.home, Mail::Open(record));
     }
 
-    fn not_made(&mut self, asker: LinkRef, refusal: Refusal) {
-        self.post(asker.shard, Mail::Made { asker, result: Err(refusal) });
+    fn not_made(&mut self, asker: LinkRef, temporary: Temporary, refusal: Refusal) {
+        let owner = temporary.owner.1;
+        self.post(asker.shard, Mail::Made { asker, owner, result: Err(refusal) });
     }
 
     /// The journal may take again what it could not take before.
@@ -252,8 +272,8 @@ impl Shard {
             }
             Err(AppendError::Busy) => {}
             Err(error) => {
-                for (asker, _) in std::mem::take(&mut self.temporaries.waiting) {
-                    self.not_made(asker, refusal_of(error));
+                for (asker, temporary) in std::mem::take(&mut self.temporaries.waiting) {
+                    self.not_made(asker, temporary, refusal_of(error));
                 }
             }
         }
@@ -302,10 +322,20 @@ impl Shard {
 
     /// A connection that has made queues is gone.
     pub(super) fn orphan(&mut self, owner: ConnId) {
-        let lives = &mut self.temporaries.lives;
-        lives.values_mut().filter(|l| l.owner == owner).for_each(|life| life.owner_gone = true);
-        let orphans: Vec<QueueId> = self.temporaries.lives.keys().collect();
-        orphans.into_iter().for_each(|queue| self.end_life(queue));
+        let owned = self.temporaries.owned.range((owner, QueueId(0))..);
+        let orphans = owned.map_while(|(of, queue)| (*of == owner).then_some(*queue));
+        for queue in orphans.collect::<Vec<_>>() {
+            if let Some(life) = self.temporaries.lives.get_mut(queue) {
+                life.owner_gone = true;
+            }
+            self.end_life(queue);
+        }
+    }
+
+    fn owns_one_less(&mut self, owner: ConnId) {
+        if let Some(conn) = self.conns.get_mut(owner) {
+            conn.temporary_queues -= 1;
+        }
     }
 
     /// Lets a queue go if its policy says so, or nobody could ever empty it for that.
@@ -321,7 +351,10 @@ impl Shard {
         if !is_over {
             return;
         }
+        let owner = life.owner;
         self.temporaries.lives.remove(id);
+        self.temporaries.owned.remove(&(owner, id));
+        self.owns_one_less(owner);
         self.forget_queue(id);
         self.abandon_purge(id);
         self.post(ShardId(0), Mail::Delete(id));

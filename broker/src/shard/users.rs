@@ -126,7 +126,7 @@ impl Shard {
     }
 
     /// Whether this is a temporary queue that the connection has made.
-    fn holds(&self, id: ConnId, name: &str) -> bool {
+    pub(super) fn holds(&self, id: ConnId, name: &str) -> bool {
         let temporary = self.state.catalogue.named(name).and_then(|record| record.temporary);
         temporary.is_some_and(|temporary| temporary.owner == (self.config.shard, id))
     }

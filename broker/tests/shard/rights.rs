@@ -157,6 +157,11 @@ fn a_dynamic_node_needs_a_right_and_is_its_makers() {
     let answer = host.sender(bob, &name);
     assert!(is_open(&host, bob, answer) && host.send(bob, answer, 3, false));
     assert_eq!(host.deliveries(ann).len(), 1);
+    // The relay asks no more than a link does.
+    let anonymous = relay(&mut host, ann, LinkSource::default());
+    send(&mut host, ann, anonymous, &letter(Some(&name), 1), false);
+    host.settle();
+    assert_eq!(conditions(&host, ann), [None]);
     let strange = host.sender(eve, &name);
     assert_eq!(told(&host, eve, strange), DENIED);
 }

@@ -4,7 +4,10 @@ use amqp::connection::Event as Amqp;
 use amqp::definitions::{Condition, Role};
 use amqp::delivery::Outcome;
 use amqp::link::{LifetimePolicy, LinkId, LinkSource, LinkTarget, NewLink};
-use journal::ShardId;
+use broker::catalogue::QueueRecord;
+use broker::limits::{QUEUES_MAX, QUEUES_RESERVED, TEMPORARY_QUEUES_PER_CONNECTION_MAX};
+use broker::{Event, Mail};
+use journal::{Level, QueueId, ShardId};
 
 use crate::host::{Host, Wish, Writes};
 
@@ -296,4 +299,71 @@ fn the_room_for_settlements_of_a_deleted_queue_comes_back() {
     }
     assert_eq!(host.fatal, None);
     assert_eq!(host.messages(), 1);
+}
+
+const TOO_MANY: Option<Condition> = Some(Condition::ResourceLimitExceeded);
+
+#[test]
+fn a_connection_has_a_bounded_number_of_queues_and_gets_their_places_back() {
+    let mut host = Host::new(Wish { shards: 2, ..Wish::default() });
+    let at = host.connect(1);
+    let many = 0..TEMPORARY_QUEUES_PER_CONNECTION_MAX;
+    let links: Vec<LinkId> = many.map(|_| make(&mut host, at, Role::Receiver, None)).collect();
+    assert!(links.iter().all(|link| told(&host, at, *link).is_none()));
+    let more = make(&mut host, at, Role::Receiver, None);
+    assert_eq!(told(&host, at, more), TOO_MANY);
+    let other = host.connect(1);
+    let others = make(&mut host, other, Role::Receiver, None);
+    assert_eq!(told(&host, other, others), None);
+    detach(&mut host, at, links[3]);
+    let again = make(&mut host, at, Role::Receiver, None);
+    assert_eq!(told(&host, at, again), None);
+    // All of them go with their connection, and no others.
+    let (kept, _) = node(&host, other, others);
+    host.lose(at);
+    assert!(exists(&host, &kept));
+    assert_eq!(host.shards[0].state().catalogue.len(), 1);
+    host.lose(other);
+    host.pass(std::time::Duration::from_millis(10));
+    host.assert_clean();
+}
+
+#[test]
+fn who_asks_leaves_the_broker_queues_for_the_dead() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    assert!(host.send(at, sender, 10, false));
+    host.receiver(at, "q", 1);
+    let there = host.shards[0].state().catalogue.len();
+    for number in there..QUEUES_MAX - QUEUES_RESERVED {
+        let record = QueueRecord {
+            id: QueueId(10_000 + number as u64),
+            home: ShardId(0),
+            level: Level::Sync,
+            name: format!("filler-{number}"),
+            temporary: None,
+        };
+        host.event(0, Event::Mail { from: ShardId(0), mail: Mail::Catalogued(record) });
+    }
+    host.settle();
+    let late = host.sender(at, "one-more");
+    assert_eq!(told(&host, at, late), TOO_MANY);
+    for _ in 0..=TEMPORARY_QUEUES_PER_CONNECTION_MAX {
+        let late = make(&mut host, at, Role::Receiver, None);
+        assert_eq!(told(&host, at, late), TOO_MANY);
+    }
+    let (link, delivery, _) = host.deliveries(at).pop().expect("it was delivered");
+    host.clients[at].amqp.settle(link, delivery, Outcome::Rejected(None));
+    host.settle();
+    host.pass(std::time::Duration::from_millis(10));
+    assert!(exists(&host, "DLQ"), "the dead find their queue");
+    // Two queues less: one for the dead took a reserved place.
+    for number in [there, there + 1] {
+        let gone = Mail::Deleted(QueueId(10_000 + number as u64));
+        host.event(0, Event::Mail { from: ShardId(0), mail: gone });
+    }
+    host.settle();
+    let link = make(&mut host, at, Role::Receiver, None);
+    assert_eq!(told(&host, at, link), None, "what was refused is not counted");
 }
