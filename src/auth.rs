@@ -40,11 +40,13 @@ use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use crate::config::{Config, User};
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
+use crate::machine;
 
 pub(crate) mod base64;
 mod pace;
 mod scram;
 
+pub(crate) use pace::address;
 use pace::{Pace, Refusal};
 pub(crate) use scram::Conversation;
 use scram::{First, Hash, Verifier};
@@ -307,23 +309,29 @@ impl Authenticator {
     pub(crate) fn verify(&self, job: Job) {
         let (now, peer) = (clock(), job.peer);
         if !self.pace.admit(now, peer) {
-            return (job.answer)(AuthVerdict::Busy, None);
+            return self.pace.turn_away(peer, job.answer);
         }
         match self.jobs.try_send((now, job)) {
             Ok(()) => {}
             Err(TrySendError::Full((_, job)) | TrySendError::Disconnected((_, job))) => {
                 self.pace.take_up(peer);
-                (job.answer)(AuthVerdict::Busy, None);
+                self.pace.turn_away(peer, job.answer);
             }
         }
+    }
+
+    /// Log-ins that were not verified, because too many waited: in all, or of their address.
+    pub(crate) fn turned_away_total(&self) -> u64 {
+        self.pace.turned_away_total()
     }
 }
 
 fn verify_all(users: &Users, queue: &Receiver<(Instant, Job)>, pace: &Pace) {
+    machine::give_way("log-ins");
     for (since, job) in queue {
         let Job { peer, attempt, conversation, answer } = job;
         if !pace.take_up(peer) {
-            answer(AuthVerdict::Busy, None);
+            pace.turn_away(peer, answer);
             continue;
         }
         let (user, verdict, conversation) = match attempt {
@@ -464,6 +472,24 @@ mod tests {
     }
 
     #[test]
+    fn verifying_goes_behind_the_cores() {
+        let auth = started(vec![user("a", "one")]);
+        // Whichever thread answers has given way before.
+        ask(&auth, "a", "one");
+        let nice = |task: std::fs::DirEntry| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).ok();
+            read("comm").filter(|name| name.starts_with("auth-") && !name.contains("late"))?;
+            let stat = read("stat")?;
+            let (_, after_name) = stat.rsplit_once(") ")?;
+            // Field 19; the state, behind the name, is field 3.
+            after_name.split(' ').nth(16)?.parse::<i32>().ok()
+        };
+        let tasks = std::fs::read_dir("/proc/self/task").expect("on Linux");
+        let nicest = tasks.filter_map(|task| nice(task.ok()?)).max();
+        assert!(nicest >= Some(machine::NICE), "{nicest:?}");
+    }
+
+    #[test]
     fn a_full_queue_is_busy_and_waits_for_nobody() {
         let (jobs, queue) = bounded(1);
         let pace = Pace::start().expect("started");
@@ -473,6 +499,7 @@ mod tests {
         assert!(answer.is_empty());
         auth.verify(job("", "", verdict));
         assert_eq!(answer.try_recv(), Ok(AuthVerdict::Busy));
+        assert_eq!(auth.turned_away_total(), 1);
         drop(queue);
     }
 

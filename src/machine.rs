@@ -12,6 +12,17 @@ use std::path::PathBuf;
 
 use net::cgroup::Groups;
 
+/// Cores go before other threads, which get a quarter of a CPU that is fought for.
+pub(crate) const NICE: i32 = 5;
+
+/// The calling thread goes behind the cores from now on; if it may not, the log says what runs
+/// beside them.
+pub(crate) fn give_way(what: &str) {
+    if let Err(error) = net::cpu::give_way(NICE) {
+        tracing::info!("{what} run beside the cores, not behind them: {error}");
+    }
+}
+
 /// How much memory this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {

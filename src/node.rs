@@ -23,7 +23,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use journal::{DiskDone, ShardId};
 use tokio::sync::oneshot;
 
-use crate::auth::Conversation;
+use crate::auth::{Authenticator, Conversation};
 use crate::driver::Shaken;
 use crate::tls::Tls;
 
@@ -143,6 +143,7 @@ pub(crate) struct Node {
     stage: AtomicU8,
     cores: OnceLock<Cores>,
     tls: OnceLock<Arc<Tls>>,
+    authenticator: OnceLock<Authenticator>,
 }
 
 struct Cores {
@@ -158,6 +159,7 @@ impl Node {
             stage: AtomicU8::new(Stage::Locking as u8),
             cores: OnceLock::new(),
             tls: OnceLock::new(),
+            authenticator: OnceLock::new(),
         }
     }
 
@@ -191,6 +193,19 @@ impl Node {
     /// What TLS is served with, if it is.
     pub(crate) fn tls(&self) -> Option<&Arc<Tls>> {
         self.tls.get()
+    }
+
+    /// Log-ins are verified.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub(crate) fn set_authenticator(&self, authenticator: Authenticator) {
+        assert!(self.authenticator.set(authenticator).is_ok(), "it is set once");
+    }
+
+    /// What verifies log-ins, once it does.
+    pub(crate) fn authenticator(&self) -> Option<&Authenticator> {
+        self.authenticator.get()
     }
 
     /// The ways into the cores; none before they run.

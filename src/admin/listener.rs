@@ -1,17 +1,23 @@
-//! The admin API's listener: a bound on connections, so that they cannot use up the descriptors
-//! that the journals need.
+//! The admin API's listener: bounds on connections, so that they cannot use up the descriptors that
+//! the journals need, nor lock out the orchestrator's probes.
 //!
 //! ```text
-//!   accept ──▶ a permit is free: the connection holds it until it is closed
-//!              none is free: the next connections wait in the kernel's queue
+//!   accept ──▶ its address has its share: the oldest of that address is broken off
+//!          ──▶ a permit is free: the connection holds it until it is closed
+//!              none is free: the oldest of all is broken off, and its permit waited for
 //!   no byte either way for IDLE ──▶ the connection fails, and gives its permit back
 //! ```
-//! Without the second rule, connections that say nothing would lock out the orchestrator's probes.
+//! So whoever holds connections open, with a byte now and then or without, holds up nobody: a probe
+//! is the newest when it comes, and is over long before it is the oldest.
 //!
-//! Failure: an accept that fails is tried again after a moment, as axum's own listener does.
+//! Failure: an accept that fails is tried again after a moment, as axum's own listener does. A
+//! connection that is told to go and does not, for a request of it is carried out, goes after that;
+//! the next one is told meanwhile.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -19,28 +25,68 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Sleep;
+
+use crate::auth::address;
 
 /// Connections that are open at a time.
 const CONNECTIONS_MAX: usize = 256;
 
+/// Connections that are open at a time from one address, loopback too.
+const PER_ADDRESS_MAX: usize = 64;
+
 /// A connection on which nothing moves for so long is closed. Longer than any answer takes.
 const IDLE: Duration = Duration::from_secs(90);
 
-/// After a failed accept.
+/// After a failed accept, and for a connection that was told to go.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// A listener whose connections are counted.
 pub(super) struct Bounded {
     listener: TcpListener,
     permits: Arc<Semaphore>,
+    per_address_max: usize,
+    /// Those that were not told to go, oldest first.
+    open: VecDeque<Open>,
+}
+
+/// A connection, as its listener knows it. It is told to go by the end of this.
+struct Open {
+    from: IpAddr,
+    stays: oneshot::Sender<Infallible>,
 }
 
 impl Bounded {
-    /// At most [`CONNECTIONS_MAX`] of this listener's connections at a time.
+    /// At most [`CONNECTIONS_MAX`] of this listener's connections at a time, [`PER_ADDRESS_MAX`]
+    /// of them from one address.
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self { listener, permits, per_address_max: PER_ADDRESS_MAX, open: VecDeque::new() }
+    }
+
+    /// Room for one more connection; old ones make it where there is none.
+    async fn room_for(&mut self, from: IpAddr) -> OwnedSemaphorePermit {
+        self.open.retain(|one| !one.stays.is_closed());
+        let mut of_address = (0..self.open.len()).filter(|at| self.open[*at].from == from);
+        let oldest = of_address.next();
+        let mut told = oldest.is_some() && of_address.count() + 1 >= self.per_address_max;
+        if let Some(oldest) = oldest.filter(|_| told) {
+            self.open.remove(oldest);
+        }
+        loop {
+            let free = Arc::clone(&self.permits).try_acquire_owned();
+            if let Ok(permit) = free {
+                return permit;
+            }
+            if !std::mem::take(&mut told) {
+                self.open.pop_front();
+            }
+            let freed = Arc::clone(&self.permits).acquire_owned();
+            if let Ok(permit) = tokio::time::timeout(RETRY, freed).await {
+                return permit.expect("the semaphore is never closed");
+            }
+        }
     }
 }
 
@@ -50,10 +96,14 @@ impl axum::serve::Listener for Bounded {
 
     async fn accept(&mut self) -> (Counted, SocketAddr) {
         loop {
-            let permits = Arc::clone(&self.permits);
-            let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (Counted::new(stream, permit, IDLE), peer),
+                Ok((stream, peer)) => {
+                    let from = address(peer);
+                    let permit = self.room_for(from).await;
+                    let (stays, told) = oneshot::channel();
+                    self.open.push_back(Open { from, stays });
+                    return (Counted::new(stream, permit, told, IDLE), peer);
+                }
                 Err(error) => {
                     tracing::debug!("the admin API cannot accept: {error}");
                     tokio::time::sleep(RETRY).await;
@@ -67,17 +117,32 @@ impl axum::serve::Listener for Bounded {
     }
 }
 
-/// A connection that holds its permit, and fails when nothing moves on it.
+/// A connection that holds its permit, and fails when nothing moves on it, or it is told to go.
 pub(super) struct Counted {
     stream: TcpStream,
     idle: Duration,
     over: Pin<Box<Sleep>>,
+    told: oneshot::Receiver<Infallible>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Counted {
-    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, idle: Duration) -> Self {
-        Self { stream, idle, over: Box::pin(tokio::time::sleep(idle)), _permit: permit }
+    fn new(
+        stream: TcpStream,
+        permit: OwnedSemaphorePermit,
+        told: oneshot::Receiver<Infallible>,
+        idle: Duration,
+    ) -> Self {
+        Self { stream, idle, over: Box::pin(tokio::time::sleep(idle)), told, _permit: permit }
+    }
+
+    /// An error where it was told to go. Asked first: what fails has neither read nor written.
+    fn stays(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        // One that has answered may not be asked again.
+        if self.told.is_terminated() || Pin::new(&mut self.told).poll(context).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
     }
 
     /// What the stream said, unless it has been silent for too long.
@@ -102,6 +167,7 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.stays(context)?;
         let said = Pin::new(&mut self.stream).poll_read(context, buf);
         self.unless_idle(context, said)
     }
@@ -113,6 +179,7 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.stays(context)?;
         let said = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.unless_idle(context, said)
     }
@@ -128,30 +195,94 @@ impl AsyncWrite for Counted {
 
 #[cfg(test)]
 mod tests {
+    use axum::serve::Listener as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    /// A listener of so many connections, so many of them from one address.
+    async fn bounded(connections_max: usize, per_address_max: usize) -> (Bounded, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let permits = Arc::new(Semaphore::new(connections_max));
+        (Bounded { permits, per_address_max, ..Bounded::new(listener) }, addr)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            tokio::time::timeout(Duration::from_secs(10), test).await.expect("it ends by itself");
+        });
+    }
+
+    /// A client from this address of loopback, which says a byte, and its connection here.
+    async fn client(listener: &mut Bounded, to: SocketAddr, from: &str) -> (TcpStream, Counted) {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("bound");
+        let mut client = socket.connect(to).await.expect("connected");
+        client.write_all(b"G").await.expect("written");
+        let (counted, _) = listener.accept().await;
+        (client, counted)
+    }
+
+    /// What is read from a connection until nothing is there.
+    async fn read(counted: &mut Counted) -> io::Result<()> {
+        let mut said = Vec::new();
+        let all = counted.read_to_end(&mut said);
+        match tokio::time::timeout(Duration::from_millis(50), all).await {
+            Ok(ended) => ended.map(drop),
+            Err(_) => Ok(()),
+        }
+    }
 
     #[test]
     fn a_connection_that_says_nothing_gives_its_permit_back() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let addr = listener.local_addr().expect("bound");
-            let _silent = TcpStream::connect(addr).await.expect("connected");
-            let (stream, _) = listener.accept().await.expect("accepted");
-            let permits = Arc::new(Semaphore::new(1));
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("free");
-            let mut counted = Counted::new(stream, permit, Duration::from_millis(50));
-            let (mut byte, within) = ([0], Duration::from_secs(10));
-            let read = std::future::poll_fn(|context| {
-                Pin::new(&mut counted).poll_read(context, &mut ReadBuf::new(&mut byte))
-            });
-            let error = tokio::time::timeout(within, read)
-                .await
-                .expect("it ends by itself")
-                .expect_err("nothing was said");
+        run(async {
+            let (mut listener, addr) = bounded(1, 1).await;
+            let (_silent, counted) = client(&mut listener, addr, "127.0.0.1").await;
+            let mut counted = Counted { idle: Duration::from_millis(50), ..counted };
+            let error = counted.read_to_end(&mut Vec::new()).await.expect_err("no more");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             drop(counted);
-            assert_eq!(permits.available_permits(), 1);
+            assert_eq!(listener.permits.available_permits(), 1);
+        });
+    }
+
+    #[test]
+    fn where_no_permit_is_free_the_oldest_makes_room() {
+        run(async {
+            let (mut listener, addr) = bounded(2, 2).await;
+            let mut first = client(&mut listener, addr, "127.0.0.2").await;
+            let mut second = client(&mut listener, addr, "127.0.0.3").await;
+            read(&mut first.1).await.expect("it stays");
+            // As its task would: a connection that is told to go is dropped.
+            let first = tokio::spawn(async move {
+                let error = first.1.read_to_end(&mut Vec::new()).await;
+                error.expect_err("it goes").kind()
+            });
+            let mut probe = client(&mut listener, addr, "127.0.0.1").await;
+            assert_eq!(first.await.expect("it ends"), io::ErrorKind::ConnectionAborted);
+            read(&mut second.1).await.expect("it stays");
+            read(&mut probe.1).await.expect("it stays");
+        });
+    }
+
+    #[test]
+    fn an_address_takes_no_room_from_the_others() {
+        run(async {
+            let (mut listener, addr) = bounded(8, 2).await;
+            let mut other = client(&mut listener, addr, "127.0.0.1").await;
+            let mut many = Vec::new();
+            for _ in 0..4 {
+                many.push(client(&mut listener, addr, "127.0.0.2").await);
+            }
+            for (at, (_, counted)) in many.iter_mut().enumerate() {
+                assert_eq!(read(counted).await.is_ok(), at >= 2, "{at}");
+            }
+            read(&mut other.1).await.expect("it stays");
+            drop(many);
+            client(&mut listener, addr, "127.0.0.2").await;
+            assert_eq!(listener.open.len(), 2, "what is over is forgotten");
         });
     }
 }

@@ -166,6 +166,11 @@ pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> 
             line(&mut out, name, "", value(&tls.figures));
         }
     }
+    if let Some(authenticator) = node.authenticator() {
+        let help = "Log-ins not verified, because too many waited, in all or of their address.";
+        head(&mut out, "log_ins_turned_away_total", Kind::Counter, help);
+        line(&mut out, "log_ins_turned_away_total", "", authenticator.turned_away_total());
+    }
     let listed = &queues[..queues.len().min(QUEUES_MAX)];
     for (name, kind, help, value) in OF_QUEUE {
         head(&mut out, name, *kind, help);

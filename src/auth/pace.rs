@@ -16,7 +16,7 @@
 //!
 //! Invariants: nobody sleeps here but the thread of the late answers; both tables are bounded, and
 //! what finds no room is answered at once. No secret is logged; names are shown escaped, and of a
-//! flood [`LINES_PER_SECOND`] lines.
+//! flood [`LINES_PER_SECOND`] lines, and one of who is turned away.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -54,6 +54,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// Refusals that the log tells of in a second.
 const LINES_PER_SECOND: u32 = 10;
+
+/// Log-ins that are turned away, that it tells of.
+const TURNED_AWAY_LINES_PER_SECOND: u32 = 1;
 
 /// What is known of an address.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +101,8 @@ struct Late {
 struct Table {
     known: BTreeMap<IpAddr, Known>,
     lines: Ration<LINES_PER_SECOND>,
+    turned_away_total: u64,
+    turned_away_lines: Ration<TURNED_AWAY_LINES_PER_SECOND>,
 }
 
 /// The pace of an address.
@@ -141,6 +146,28 @@ impl Pace {
             table.known.remove(&from);
         }
         !pressed
+    }
+
+    /// A log-in is not verified, for too many wait: it is answered at once.
+    pub(super) fn turn_away(&self, peer: SocketAddr, answer: Answer) {
+        let left_out = {
+            let mut table = lock(&self.table);
+            table.turned_away_total += 1;
+            table.turned_away_lines.line(clock())
+        };
+        if let Some(left_out) = left_out {
+            tracing::info!(
+                %peer,
+                left_out,
+                "a log-in was turned away: too many wait, in all or of its address"
+            );
+        }
+        answer(AuthVerdict::Busy, None);
+    }
+
+    /// How many were turned away.
+    pub(super) fn turned_away_total(&self) -> u64 {
+        lock(&self.table).turned_away_total
     }
 
     /// A log-in is refused: in the log now, to the peer later.
@@ -200,7 +227,7 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
 }
 
 /// What counts as one address.
-fn address(peer: SocketAddr) -> IpAddr {
+pub(crate) fn address(peer: SocketAddr) -> IpAddr {
     match peer.ip().to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => {

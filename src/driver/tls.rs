@@ -33,6 +33,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use net::tls::TlsSession;
 
 use crate::fatal::{Cause, Failure};
+use crate::machine;
 use crate::node::{Inbox, Input};
 use crate::tls::{Tls, count};
 
@@ -50,9 +51,6 @@ const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 /// Threads that make handshakes, at most; one where there is one core.
 const THREADS_MAX: usize = 4;
-
-/// Cores go before handshakes, which get a quarter of a CPU that is fought for.
-const NICE: i32 = 5;
 
 /// Refused handshakes that a core logs one by one.
 const COMPLAINTS_PER_SECOND: u32 = 10;
@@ -285,9 +283,7 @@ impl Handshakes {
 }
 
 fn shake_all(tls: &Tls, queue: &Receiver<Work>) {
-    if let Err(error) = net::cpu::give_way(NICE) {
-        tracing::info!("TLS handshakes run beside the cores, not behind them: {error}");
-    }
+    machine::give_way("TLS handshakes");
     for work in queue {
         if work.abandoned.load(Ordering::Relaxed) {
             continue;
