@@ -337,6 +337,15 @@ impl Config {
                 self.tls_listen
             ));
         }
+        let files = [
+            ("tls-cert", &self.tls_cert),
+            ("tls-key", &self.tls_key),
+            ("tls-client-ca", &self.tls_client_ca),
+        ];
+        let given = files.into_iter().find(|(_, file)| file.0.is_some());
+        if let (None, Some((key, _))) = (self.tls_listen.0, given) {
+            return Err(format!("{key} is given, but nobody is served with it: give tls-listen"));
+        }
         if self.tls_require_client_cert && self.tls_client_ca.0.is_none() {
             return Err("tls-require-client-cert needs tls-client-ca".to_owned());
         }
@@ -482,6 +491,10 @@ mod tests {
             ("[[users]]\nname = \"a\"", "password-hash"),
             ("[[users]]\nname = \"a\"\ncertificates = [\"cn:a\"]", "tls-client-ca"),
             ("[[users]]\nname = \"a\"\ncertificates = [\"a\"]", "cn:"),
+            ("tls-cert = \"a.pem\"\ntls-key = \"a.pem\"", "tls-listen"),
+            ("tls-client-ca = \"a.pem\"", "tls-listen"),
+            ("tls-listen = \"127.0.0.1:5671\"\ntls-cert = \"a.pem\"", "tls-key"),
+            ("tls-require-client-cert = true", "tls-client-ca"),
             ("[[roles]]\nname = \"a\"\nsend = [\"a.#\"]", "no users"),
             ("[[roles]]\nname = \"a\"\nsend = [\"a.#.b\"]", "last word"),
             ("[[roles]]\nname = \"a\"\ntake = [\"a\"]", "take"),

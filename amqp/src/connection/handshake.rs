@@ -12,7 +12,8 @@
 //!
 //! Invariants: after an outcome that is not ok nothing more is taken; a refused open is answered
 //! by an open and then a close, since clients wait for the first [2.7.1]; credentials are wiped
-//! from the buffer that held them.
+//! from the engine's own memory when they were handed out and dropped. The buffer that they were
+//! read into is the host's, which uses it for the next bytes and does not wipe it.
 
 use std::time::Duration;
 
