@@ -446,6 +446,12 @@ impl State {
         }
     }
 
+    /// A hidden copy is one too many: its settlement is to be appended. False if it is gone.
+    pub fn drop_copy(&mut self, id: QueueId, sequence: Sequence) -> bool {
+        let was_hidden = self.arrivals.remove(&(id, sequence)).is_some();
+        was_hidden && self.queues.get_mut(id).is_some_and(|queue| queue.drop_copy(sequence))
+    }
+
     /// A settlement is in the log. The live path has moved the slot before; recovery has not.
     pub fn apply_settle(&mut self, id: QueueId, sequence: Sequence) -> Effect {
         let is_live = self.queues.get_mut(id).is_some_and(|q| q.settle_from_log(sequence));

@@ -13,8 +13,8 @@
 //! limit nothing, and what is rejected there is gone. A queue without a dead-letter address drops
 //! what dies.
 //!
-//! Invariants: what is Moving is in `leaving` or with the shard, once; `doomed` knows the reason of
-//! each.
+//! Invariants: what is Moving is in `leaving` or with the shard, once, and nothing else is;
+//! `doomed` knows the reason of each.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -34,7 +34,9 @@ pub(super) struct Dying {
     /// Why each of these has to go.
     doomed: BTreeMap<Sequence, Reason>,
     /// Moving, and not taken by the shard yet.
-    leaving: VecDeque<Sequence>,
+    leaving: BTreeSet<Sequence>,
+    /// The same by turns; what is not in `leaving` any more is passed over.
+    turns: VecDeque<Sequence>,
     /// A failed delivery is being committed, and then a pause begins.
     pauses: BTreeMap<Sequence, Instant>,
     /// In a pause, by its end.
@@ -55,6 +57,12 @@ impl Dying {
     /// failed too often, it says by other means.
     pub(super) fn logged_doom(&self, sequence: Sequence) -> Option<Reason> {
         self.doomed.get(&sequence).copied().filter(|reason| *reason == Reason::Rejected)
+    }
+
+    fn leave(&mut self, sequence: Sequence) {
+        if self.leaving.insert(sequence) {
+            self.turns.push_back(sequence);
+        }
     }
 
     /// The message is gone.
@@ -108,7 +116,10 @@ impl Queue {
     pub fn adopt_one(&mut self, sequence: Sequence) {
         let slot = self.index.get(sequence);
         let Some(reason) = slot.and_then(|slot| self.reason_to_go(sequence, slot)) else { return };
-        if reason != Reason::Rejected || self.buries_elsewhere() {
+        if self.dying.is_grave {
+            // It has become the place for the dead meanwhile: there it lies.
+            self.dying.forget(sequence);
+        } else {
             self.dying.doomed.insert(sequence, reason);
             self.leave(sequence);
         }
@@ -237,15 +248,15 @@ impl Queue {
         !self.dying.leaving.is_empty()
     }
 
-    /// The next message that has to be moved: the caller sees it through. What was purged since it
-    /// was to be tried again is passed over.
+    /// The next message that has to be moved: the caller sees it through.
     pub fn poll_leaving(&mut self) -> Option<Leaving> {
         let sequence = loop {
-            let sequence = self.dying.leaving.pop_front()?;
-            if self.state(sequence) == Some(SlotState::Moving) {
+            let sequence = self.dying.turns.pop_front()?;
+            if self.dying.leaving.remove(&sequence) {
                 break sequence;
             }
         };
+        assert_eq!(self.state(sequence), Some(SlotState::Moving), "what is leaving is moving");
         let reason = self.dying.doomed.get(&sequence).copied().unwrap_or(Reason::Attempts);
         Some(Leaving { sequence, reason })
     }
@@ -261,7 +272,7 @@ impl Queue {
     pub fn leave_again(&mut self, sequence: Sequence) -> Again {
         match self.state(sequence) {
             Some(SlotState::Moving) => {
-                self.dying.leaving.push_back(sequence);
+                self.dying.leave(sequence);
                 Again::Leaves
             }
             Some(SlotState::Available) => {
@@ -311,6 +322,7 @@ impl Queue {
     pub fn settle_moving(&mut self, sequence: Sequence) -> bool {
         match self.state(sequence) {
             Some(SlotState::Moving) => {
+                self.dying.leaving.remove(&sequence);
                 self.change(sequence, SlotState::Settling);
                 true
             }
@@ -329,7 +341,7 @@ impl Queue {
                 true
             }
             Some(SlotState::Moving) => {
-                self.dying.leaving.retain(|leaving| *leaving != sequence);
+                self.dying.leaving.remove(&sequence);
                 true
             }
             Some(state) => panic!("{sequence:?} of {:?} is {state:?} before service", self.id),
@@ -337,9 +349,19 @@ impl Queue {
         }
     }
 
+    /// A hidden copy is one too many: its settlement is to be appended. False if it moves itself,
+    /// or is gone.
+    pub fn drop_copy(&mut self, sequence: Sequence) -> bool {
+        let is_hidden = self.state(sequence) == Some(SlotState::Reserved);
+        if is_hidden {
+            self.change(sequence, SlotState::Settling);
+        }
+        is_hidden
+    }
+
     pub(super) fn leave(&mut self, sequence: Sequence) {
         self.take_away(sequence, SlotState::Moving);
-        self.dying.leaving.push_back(sequence);
+        self.dying.leave(sequence);
     }
 }
 
@@ -399,6 +421,26 @@ mod tests {
         assert!(queue.settle_moving(ONE));
         assert!(queue.archive(ONE).is_some());
         assert!(!queue.settle_moving(ONE));
+    }
+
+    #[test]
+    fn what_is_tried_again_leaves_once_and_not_after_its_settlement() {
+        let mut queue = queue(AddressSettings::default());
+        let count = queue.reject(LINK, ONE).unwrap();
+        queue.set_delivery_count(ONE, count, Some(Reason::Rejected));
+        queue.counted(ONE);
+        queue.poll_leaving().unwrap();
+        // Refused and offered, it expires; meanwhile its next try is due.
+        queue.offer_again(ONE);
+        queue.expire_one(ONE);
+        assert_eq!(queue.leave_again(ONE), Again::Leaves);
+        assert_eq!(queue.poll_leaving().map(|leaving| leaving.reason), Some(Reason::Expired));
+        assert_eq!(queue.poll_leaving(), None);
+        // Another try is due, and before its turn a purge takes it.
+        assert_eq!(queue.leave_again(ONE), Again::Leaves);
+        assert!(queue.take_refused(ONE));
+        assert_eq!((queue.has_leaving(), queue.poll_leaving()), (false, None));
+        assert_eq!(queue.leave_again(ONE), Again::Gone);
     }
 
     #[test]

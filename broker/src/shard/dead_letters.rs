@@ -32,8 +32,8 @@
 //!
 //! Invariants: at most [`MOVES_MAX`] are under way; each is in `under_way` from 1 to 9 or until it
 //! is refused; a move is sent again only after a refusal, so there is never a second copy; copies
-//! count as memory until their destination has answered; what was refused is in `refused` and,
-//! once, in `retries` until it moves or is gone.
+//! count as memory until their destination has answered; what was refused is in `refused` until it
+//! is settled, and once in `retries` while it is not under way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ pub(super) struct Moves {
     logged: Option<Instant>,
     /// Hidden copies that the other shards have of ours, until we serve.
     arrivals: Vec<(Origin, CopyRef)>,
+    /// Hidden copies here whose origin has another one: they go when we serve.
+    doubles: Vec<CopyRef>,
     /// Shards that have told them.
     told: u16,
 }
@@ -116,6 +118,19 @@ impl Moves {
         let waits = |moving: &Move| moving.stage == Stage::Provided && moving.to == name;
         let found = self.under_way.iter().filter(|(_, moving)| waits(moving));
         found.map(|(place, _)| *place).collect()
+    }
+
+    /// It is tried again now, or never.
+    fn cancel_retry(&mut self, place: (QueueId, Sequence)) {
+        if let Some(refused) = self.refused.get(&place) {
+            self.retries.remove(&(refused.retry_at, place.0, place.1));
+        }
+    }
+
+    /// Nothing will be refused any more.
+    fn forgive(&mut self, place: (QueueId, Sequence)) {
+        self.cancel_retry(place);
+        self.refused.remove(&place);
     }
 
     /// When something is to be tried again.
@@ -223,6 +238,9 @@ impl Shard {
 
     fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving) {
         let Leaving { sequence, reason } = leaving;
+        if self.moves.under_way.contains_key(&(id, sequence)) {
+            return;
+        }
         let Some(queue) = self.state.queue(id) else { return };
         let to = match reason {
             Reason::Rejected | Reason::Attempts => &queue.settings().dead_letter_address,
@@ -236,6 +254,7 @@ impl Shard {
         }
         let moving = Move { to: to.clone(), reason, stage: Stage::Committing, memory_bytes: 0 };
         self.moves.under_way.insert((id, sequence), moving);
+        self.moves.cancel_retry((id, sequence));
         let Some(journal) = &self.journal else { return };
         let (end, effect) = (journal.appended(), crate::apply::Effect::None);
         let answer = Answer::Movable(id, sequence);
@@ -294,8 +313,11 @@ impl Shard {
         let Some(moving) = self.moves.under_way.get_mut(&(id, sequence)) else { return };
         let Some(record) = self.state.catalogue.named(&moving.to) else { return };
         let (to, home) = (record.id, record.home);
-        let Some(queue) = self.state.queue(id) else { return };
-        let Some((message, delivery_count)) = queue.moving(sequence) else { return };
+        // A temporary queue may be gone meanwhile, with all that was in it.
+        let Some(queue) = self.state.queue(id) else { return drop(self.end_move((id, sequence))) };
+        let Some((message, delivery_count)) = queue.moving(sequence) else {
+            return drop(self.end_move((id, sequence)));
+        };
         let origin = Origin { shard: self.config.shard, queue: id, sequence };
         if Queue::memory_bytes(message.len()) > room {
             return self.not_moved(now, origin, &Refusal::MemoryFull);
@@ -334,9 +356,7 @@ impl Shard {
         answer: Answer,
     ) -> bool {
         self.end_move((id, sequence));
-        if let Some(refused) = self.moves.refused.remove(&(id, sequence)) {
-            self.moves.retries.remove(&(refused.retry_at, id, sequence));
-        }
+        self.moves.forgive((id, sequence));
         let moving = self.state.queue_mut(id).is_some_and(|queue| queue.settle_moving(sequence));
         if moving {
             let level = Level::ReplicatedSync;
@@ -416,9 +436,7 @@ impl Shard {
         let Some(queue) = self.state.queue_mut(id) else { return Vec::new() };
         let taken: Vec<_> = idle.into_iter().filter(|(_, s)| queue.take_refused(*s)).collect();
         for (id, sequence) in &taken {
-            if let Some(refused) = self.moves.refused.remove(&(*id, *sequence)) {
-                self.moves.retries.remove(&(refused.retry_at, *id, *sequence));
-            }
+            self.moves.forgive((*id, *sequence));
         }
         taken.into_iter().map(|(_, sequence)| sequence).collect()
     }
@@ -449,8 +467,14 @@ impl Shard {
     pub(super) fn tell_arrivals(&mut self) {
         let mut of: Vec<Vec<(Origin, CopyRef)>> = vec![Vec::new(); usize::from(self.config.shards)];
         let mut strangers = Vec::new();
+        let mut origins = BTreeSet::new();
         for (queue, sequence, origin) in self.state.arrivals() {
             let copy = CopyRef { shard: self.config.shard, queue, sequence };
+            // An earlier version could send a message twice.
+            if !origins.insert((origin.shard, origin.queue, origin.sequence)) {
+                self.moves.doubles.push(copy);
+                continue;
+            }
             match of.get_mut(usize::from(origin.shard.0)) {
                 Some(copies) => copies.push((origin, copy)),
                 // There is no such shard (any more): nothing there can come back.
@@ -477,6 +501,13 @@ impl Shard {
 
     /// Settles what has a copy elsewhere; copies of what is gone are shown.
     pub(super) fn settle_arrivals(&mut self, now: Instant) {
+        for CopyRef { queue, sequence, .. } in std::mem::take(&mut self.moves.doubles) {
+            tracing::warn!(?queue, ?sequence, "a second copy of a dead letter is dropped");
+            if self.state.drop_copy(queue, sequence) {
+                let (level, answer) = (Level::ReplicatedSync, Answer::Nobody);
+                self.append_settle(now, queue, level, sequence, answer, Urgency::Now);
+            }
+        }
         let copies = std::mem::take(&mut self.moves.arrivals);
         for (origin, copy) in copies {
             let Origin { queue, sequence, .. } = origin;

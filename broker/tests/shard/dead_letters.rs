@@ -274,6 +274,106 @@ fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
     }
 }
 
+/// Shard 1's memory is full of dead letters; the one that takes them can make room. A mortal
+/// message in `q` on shard 0, rejected and refused again and again, has no consumer.
+fn refused(ttl_ms: u32) -> (Host, usize) {
+    let mut host = Host::new(Wish { shards: 2, memory_bytes_max: 4000, ..Wish::default() });
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    host.clients[at].amqp.send(sender, &[&mortal(ttl_ms, None)], false).expect("there is credit");
+    host.receiver(at, "q", 10);
+    let other = host.connect(1);
+    host.sender(other, "ExpiryQueue");
+    let full = host.sender(other, "DLQ");
+    while host.stats(1).memory_bytes < 3800 {
+        assert!(host.send(other, full, 150, false));
+    }
+    judge(&mut host, at, rejected());
+    host.lose(at);
+    assert_eq!(host.messages(), 1 + count(&host, "DLQ", SlotState::Available));
+    (host, other)
+}
+
+fn make_room(host: &mut Host, at: usize) {
+    host.receiver(at, "DLQ", 100);
+    for (link, delivery, _) in host.deliveries(at) {
+        host.clients[at].amqp.settle(link, delivery, Outcome::Accepted);
+    }
+    host.pass(Duration::from_millis(10));
+}
+
+#[test]
+fn what_expires_while_its_next_try_is_pending_is_moved_once() {
+    // The tries are at 0.05, 0.15, 0.35, 0.75, 1.55, 3.15, 6.35 and 11.35 seconds.
+    for ttl_ms in [5000, 10_000, 11_000] {
+        let (mut host, other) = refused(ttl_ms);
+        host.pass(Duration::from_millis(u64::from(ttl_ms) - 500));
+        assert_eq!(count(&host, "q", SlotState::Available), 1, "it is offered");
+        make_room(&mut host, other);
+        assert_eq!(host.messages(), 1);
+        host.mail_held = Some((ShardId(0), ShardId(1)));
+        host.pass(Duration::from_secs(3));
+        assert_eq!(count(&host, "q", SlotState::Moving), 1, "it is under way");
+        host.mail_held = None;
+        host.pass(Duration::from_secs(20));
+        assert_eq!(count(&host, "ExpiryQueue", SlotState::Available), 1, "{ttl_ms}");
+        assert_eq!((host.messages(), host.stats(0).memory_bytes), (1, 0), "{ttl_ms}");
+        host.crash();
+        assert_eq!(host.messages(), 1, "{ttl_ms}");
+    }
+}
+
+#[test]
+fn of_two_copies_in_the_log_one_is_kept() {
+    let (mut host, at, _) = delivered(Wish { shards: 2, ..Wish::default() }, 10);
+    let other = host.connect(1);
+    host.sender(other, "DLQ");
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    judge(&mut host, at, rejected());
+    host.pass(Duration::from_millis(10));
+    let state = host.shards[1].state();
+    let queue = state.catalogue.named("DLQ").expect("it was made").id;
+    let (_, _, origin) = state.arrivals().next().expect("a hidden copy");
+    let again = broker::Mail::Publish {
+        queue,
+        whence: broker::mail::Whence::Moved(origin),
+        message: message(10).into(),
+        traits: broker::queue::Traits::default(),
+    };
+    host.event(1, broker::Event::Mail { from: ShardId(0), mail: again });
+    host.pass(Duration::from_millis(10));
+    assert_eq!(host.messages(), 3);
+    host.mail_held = None;
+    for _ in 0..2 {
+        host.crash();
+        host.pass(Duration::from_millis(10));
+        assert_eq!((host.messages(), count(&host, "DLQ", SlotState::Available)), (1, 1));
+    }
+}
+
+#[test]
+fn what_was_rejected_before_its_address_changed_does_not_stay_between() {
+    for (address, kept) in [("", 0), ("q", 1)] {
+        let (mut host, _) = refused(0);
+        host.pass(Duration::from_secs(1));
+        let said = Said { dead_letter_address: Some(address.to_owned()), ..Said::default() };
+        host.wish.settings = settings(said);
+        host.crash();
+        host.pass(Duration::from_secs(1));
+        let in_q = |host: &Host| {
+            [SlotState::Available, SlotState::Moving].map(|state| count(host, "q", state))
+        };
+        assert_eq!(in_q(&host), [kept, 0], "its address is '{address}'");
+        let at = host.connect(0);
+        host.receiver(at, "q", 10);
+        for (link, delivery, _) in host.deliveries(at) {
+            host.clients[at].amqp.settle(link, delivery, rejected());
+        }
+        host.pass(Duration::from_millis(10));
+        assert_eq!(in_q(&host), [0, 0], "rejected where it lies, it is gone");
+    }
+}
+
 #[test]
 fn a_copy_on_its_way_counts_as_memory() {
     let (mut host, at, _) = delivered(Wish { shards: 2, ..Wish::default() }, 1000);

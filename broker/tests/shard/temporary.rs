@@ -367,3 +367,35 @@ fn who_asks_leaves_the_broker_queues_for_the_dead() {
     let link = make(&mut host, at, Role::Receiver, None);
     assert_eq!(told(&host, at, link), None, "what was refused is not counted");
 }
+
+#[test]
+fn a_queue_that_goes_before_its_dead_letters_do_leaves_none_under_way() {
+    let mut host = Host::new(Wish { shards: 2, segments_max: 64, ..Wish::default() });
+    let at = host.connect(1);
+    let maker = make(&mut host, at, Role::Receiver, None);
+    let (name, _) = node(&host, at, maker);
+    let sender = host.sender(at, &name);
+    // There is no queue for the dead yet, and its making is not heard of.
+    host.mail_held = Some((ShardId(0), ShardId(1)));
+    // More than may be under way.
+    for _ in 0..300 {
+        assert!(host.send(at, sender, 10, false));
+        host.clients[at].amqp.grant_credit(maker, 1);
+        host.settle();
+        let (link, delivery, _) = host.deliveries(at).pop().expect("it was delivered");
+        host.clients[at].amqp.settle(link, delivery, Outcome::Rejected(None));
+        host.settle();
+    }
+    host.lose(at);
+    host.mail_held = None;
+    host.pass(std::time::Duration::from_millis(10));
+    host.assert_clean();
+    let at = host.connect(1);
+    let sender = host.sender(at, "q");
+    assert!(host.send(at, sender, 10, false));
+    host.receiver(at, "q", 1);
+    let (link, delivery, _) = host.deliveries(at).pop().expect("it was delivered");
+    host.clients[at].amqp.settle(link, delivery, Outcome::Rejected(None));
+    host.pass(std::time::Duration::from_millis(10));
+    assert_eq!((host.messages(), host.stats(1).moved_in_total), (1, 1));
+}
