@@ -348,9 +348,12 @@ impl Shard {
         consumer: LinkRef,
         result: &Result<(), Refusal>,
     ) {
-        let link = self.links.get_mut(consumer.key);
+        let link = self.links.get(consumer.key);
         let waits = link.is_some_and(|link| matches!(link.phase, LinkPhase::Asking));
+        // Links that were open heard of its end; this one was not.
+        let is_gone = link.is_some_and(|link| self.state.catalogue.get(link.queue).is_none());
         match result {
+            Ok(()) if waits && is_gone => self.refuse_attach(consumer.key, &Refusal::QueueGone),
             Ok(()) if waits => self.open_link(now, consumer.key),
             Err(refusal) if waits => self.refuse_attach(consumer.key, refusal),
             // The link went meanwhile, and its home has heard of that.

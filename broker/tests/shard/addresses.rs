@@ -463,3 +463,28 @@ fn what_states_no_priority_has_its_addresss_through_a_restart() {
     }
     assert_eq!(live(&host, "q"), 5);
 }
+
+#[test]
+fn a_consumer_whose_queue_goes_while_its_place_is_asked_for_hears_of_it() {
+    let said = Said {
+        consumers_max: Some(1),
+        auto_delete_after: Some(Duration::from_secs(1)),
+        ..Said::default()
+    };
+    let mut host = Host::new(Wish { shards: 3, ..wish(&[("q", said)]) });
+    let at = host.connect(1);
+    let sender = host.sender(at, "q");
+    detach(&mut host, at, sender);
+    host.writes = Writes::Held;
+    host.pass(Duration::from_millis(1100));
+    assert!(exists(&host, "q"), "its end is not committed");
+    let far = host.connect(2);
+    host.mail_held = Some((ShardId(1), ShardId(2)));
+    let late = host.receiver(far, "q", 1);
+    host.let_go();
+    assert!(!exists(&host, "q"));
+    host.mail_held = None;
+    host.settle();
+    assert_eq!(told(&host, far, late), Some(Condition::ResourceDeleted));
+    assert_eq!(host.shards[2].links(), 0);
+}
