@@ -5,6 +5,8 @@
 //!   DIR/voter.log       the records (replica::voter), appended with data sync
 //!   DIR/voter.log.new   a log that is being written anew; takes the name when it is durable
 //! ```
+//! Invariant: what is read at a start was made durable before. A process that was killed between a
+//! write and its sync leaves records in the page cache alone, and what a voter reads it answers from.
 //! Failure: a write or sync that fails is never tried again; the process ends.
 
 use std::fs::{self, File, TryLockError};
@@ -32,7 +34,7 @@ impl Disk {
     /// Takes the directory; a new one is formatted.
     pub(super) fn open(settings: &Settings) -> Result<Self, Failure> {
         let dir = settings.data.clone();
-        fs::create_dir_all(&dir).map_err(|error| path_failure(&dir, "cannot be made", &error))?;
+        make_durable(&dir).map_err(|error| path_failure(&dir, "cannot be made", &error))?;
         let volume = volume(&dir)?;
         if volume.volatile && !settings.allow_volatile {
             let message = format!(
@@ -47,7 +49,11 @@ impl Disk {
         let path = dir.join("voter.log");
         let mut disk = Self { dir, path, log: None, _lock: lock };
         match File::options().read(true).write(true).open(&disk.path) {
-            Ok(log) => disk.log = Some(log),
+            Ok(log) => {
+                let synced = log.sync_all().and_then(|()| File::open(&disk.dir)?.sync_all());
+                synced.map_err(|error| disk.poisoned("synced", &error))?;
+                disk.log = Some(log);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let uuid = new_uuid()?;
                 tracing::info!(disk = %uuid, "a new directory: {}", disk.dir.display());
@@ -88,10 +94,12 @@ impl Disk {
             WalWrite::Append { offset, bytes } => self.append(offset, &bytes),
             WalWrite::Replace { bytes } => self.replace(&bytes),
         };
-        written.map_err(|error| {
-            let message = format!("{} cannot be written: {error}", self.path.display());
-            Failure::new(Cause::JournalPoisoned, message)
-        })
+        written.map_err(|error| self.poisoned("written", &error))
+    }
+
+    fn poisoned(&self, what: &str, error: &io::Error) -> Failure {
+        let message = format!("{} cannot be {what}: {error}", self.path.display());
+        Failure::new(Cause::JournalPoisoned, message)
     }
 
     fn append(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -111,4 +119,20 @@ impl Disk {
         self.log = Some(log);
         Ok(())
     }
+}
+
+/// Makes a directory, and those above it that are missing, durably. The one that holds it is synced
+/// even if nothing was missing: whoever made it may have been killed before.
+fn make_durable(dir: &Path) -> io::Result<()> {
+    let above = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => path.to_owned(),
+    };
+    let mut holders = vec![above(dir)];
+    while let Some(holder) = holders.last().filter(|holder| !holder.exists()) {
+        holders.push(above(holder));
+    }
+    fs::create_dir_all(dir)?;
+    holders.iter().try_for_each(|holder| File::open(holder)?.sync_all())
 }

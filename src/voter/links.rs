@@ -10,8 +10,12 @@
 //! Letters may be lost: a queue that is full, or a voter that is away, drops them, and the engine
 //! sends again. A reply that a client does not take costs the client its connection.
 //!
-//! Invariants: at most 256 connections, each with bounded memory; the queue of inputs is bounded,
-//! and whoever fills it waits. Bytes that don't decode end the connection they came on.
+//! Invariants: three bounds, so that neither strangers nor clients keep a voter out: connections
+//! that have not said yet who they are, for 5 s each; clients; and one connection of each other
+//! voter, where the newer one ends the older. Each has bounded memory; the queue of inputs is
+//! bounded, and whoever fills it waits. The kernel ends what is dead at the other end within 8 s: a
+//! silent link is no fault between two voters that follow. Bytes that don't decode end the
+//! connection they came on.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use replica::voter::{ClientId, Frames, PREFACE_BYTES, Preface, Seat, frame};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -29,7 +34,10 @@ use super::settings::Settings;
 use super::tls::{self, Mutual};
 use crate::fatal::{Cause, Failure};
 
-const CONNECTIONS_MAX: usize = 256;
+/// Connections that have not said yet who they are; those after them wait in the kernel.
+const GREETINGS_MAX: usize = 64;
+/// Clients; those after them are refused.
+const CLIENTS_MAX: usize = 128;
 /// Inputs that wait for the voter.
 const INPUTS_MAX: usize = 256;
 /// Letters that wait for one connection, and replies for one client.
@@ -37,6 +45,10 @@ const OUTPUTS_MAX: usize = 128;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 /// A link on which nothing can be written for so long is made anew.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
+/// Bytes that the other end's kernel does not confirm for so long end the connection; so does, after
+/// as much silence, a probe that nobody answers.
+const DEAD_AFTER: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 64 * 1024;
 
@@ -60,6 +72,9 @@ struct Door {
     acceptor: Option<TlsAcceptor>,
     inputs: mpsc::Sender<Input>,
     writers: Writers,
+    clients: Semaphore,
+    /// The newest connection of each other voter.
+    newest: Mutex<BTreeMap<Seat, u64>>,
 }
 
 /// Queues of replies, by the number of the connection.
@@ -90,6 +105,8 @@ impl Links {
             acceptor: mutual.as_ref().map(|mutual| TlsAcceptor::from(Arc::clone(&mutual.server))),
             inputs: sender,
             writers: Arc::clone(&writers),
+            clients: Semaphore::new(CLIENTS_MAX),
+            newest: Mutex::default(),
         };
         tokio::spawn(accept(listener, Arc::new(door)));
         let mut voters = BTreeMap::new();
@@ -146,15 +163,15 @@ impl Links {
     }
 }
 
-fn lock(writers: &Writers) -> std::sync::MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Vec<u8>>>> {
-    writers.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Takes connections, each with a number of its own.
 async fn accept(listener: TcpListener, door: Arc<Door>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Arc::new(Semaphore::new(GREETINGS_MAX));
     for number in 0_u64.. {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
+        let greeting = Arc::clone(&room).acquire_owned().await.expect("never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -165,11 +182,17 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
         };
         let door = Arc::clone(&door);
         tokio::spawn(async move {
-            if let Err(why) = converse(stream, number, &door).await {
+            let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, &door)).await;
+            drop(greeting);
+            let ended = match greeted {
+                Ok(Ok((stream, voter))) => converse(stream, number, voter, &door).await,
+                Ok(Err(why)) => Err(why),
+                Err(_) => Err("no preface in time".to_owned()),
+            };
+            if let Err(why) = ended {
                 tracing::debug!(connection = number, "ended: {why}");
             }
             lock(&door.writers).remove(&number);
-            drop(permit);
         });
     }
 }
@@ -177,7 +200,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
 /// The handshake and the preface: the connection, and whose it is.
 async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Option<Seat>), String> {
     let told = |error: std::io::Error| error.to_string();
-    stream.set_nodelay(true).map_err(told)?;
+    prepare(&stream).map_err(told)?;
     let mut shown = None;
     let mut stream: Box<dyn Stream> = match &door.acceptor {
         None => Box::new(stream),
@@ -204,11 +227,32 @@ async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Optio
     Ok((stream, Some(seat)))
 }
 
-/// One connection, from its preface to its end.
-async fn converse(stream: TcpStream, number: u64, door: &Door) -> Result<(), String> {
+/// Letters are short and go at once; an end that is gone without a word is found out.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(DEAD_AFTER).with_interval(PROBE_EVERY);
+    socket.set_tcp_keepalive(&probes.with_retries(3))?;
+    socket.set_tcp_user_timeout(Some(DEAD_AFTER))
+}
+
+/// One connection, from behind its preface to its end.
+async fn converse(
+    stream: Box<dyn Stream>,
+    number: u64,
+    voter: Option<Seat>,
+    door: &Door,
+) -> Result<(), String> {
     let told = |error: std::io::Error| error.to_string();
-    let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, door));
-    let (stream, voter) = greeted.await.map_err(|_| "no preface in time")??;
+    let _room = match voter {
+        Some(seat) => {
+            if let Some(older) = lock(&door.newest).insert(seat, number) {
+                lock(&door.writers).remove(&older);
+            }
+            None
+        }
+        None => Some(door.clients.try_acquire().map_err(|_| "there are too many clients")?),
+    };
     let from = ClientId(number);
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (replies, mut queue) = mpsc::channel::<Vec<u8>>(OUTPUTS_MAX);
@@ -255,7 +299,7 @@ async fn connect(
     connector: Option<&TlsConnector>,
 ) -> std::io::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     let mut stream: Box<dyn Stream> = match connector {
         None => Box::new(stream),
         Some(connector) => Box::new(connector.connect(tls::name_of(address), stream).await?),

@@ -316,6 +316,50 @@ fn a_voter_that_lost_its_disk_says_so_and_two_such_decide_nothing() {
     assert!(matches!(outcome, Outcome::NotDone(_) | Outcome::Unknown), "{outcome:?}");
 }
 
+fn linked(address: SocketAddr, preface: Preface) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("the kernel takes it");
+    stream.write_all(&preface.encode()).expect("written");
+    stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a time limit");
+    stream
+}
+
+/// Whether the other end has closed it.
+fn is_closed(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 16]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    }
+}
+
+/// Each of these once filled a voter's 256 connections for good.
+#[test]
+fn clients_and_links_that_stay_keep_no_voter_out() {
+    let mut voters = Voters::stopped("links");
+    voters.start(0);
+    let began = Instant::now();
+    while TcpStream::connect(voters.addresses[0]).is_err() {
+        assert!(began.elapsed() < WAIT, "{}", voters.said(0));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut clients: Vec<TcpStream> =
+        (0..200).map(|_| linked(voters.addresses[0], Preface::Client)).collect();
+    let mut older = linked(voters.addresses[0], Preface::Voter(seat(1)));
+    assert!(!is_closed(&mut older), "a voter's link has room where no client has");
+    assert!(is_closed(clients.last_mut().expect("200")) && !is_closed(&mut clients[0]));
+    let mut others: Vec<TcpStream> =
+        (0..200).map(|_| linked(voters.addresses[0], Preface::Voter(seat(1)))).collect();
+    let newest = others.last_mut().expect("200");
+    assert!(!is_closed(newest), "the newest of a seat stays");
+    assert!(is_closed(&mut older), "and ends the older");
+    drop(clients);
+    voters.start(1);
+    voters.start(2);
+    let mut asker = Asker::new(&voters.addresses, 1);
+    while !matches!(asker.cas(Version::NONE, vec![1]), Outcome::Won(_)) {
+        assert!(began.elapsed() < WAIT, "{}", voters.all_said());
+    }
+}
+
 #[test]
 fn what_a_voter_must_not_serve_is_refused_with_a_status() {
     let voters = Voters::new("voters-refused");
