@@ -102,9 +102,13 @@ impl Keeper {
         self.superblock.incarnation
     }
 
-    /// Another history, and where this log is cut to follow it.
+    /// Another history, and where this log is cut to follow it. Heads that wait are given up with a
+    /// cut: the log is recovered from the head that is on disk.
     pub(crate) fn want_epochs(&mut self, epochs: EpochTable, cut_at: Option<Lsn>) {
-        assert!(cut_at.is_none_or(|at| at >= self.superblock.head && self.heads.is_empty()));
+        assert!(cut_at.is_none_or(|at| at >= self.superblock.head));
+        if cut_at.is_some() {
+            self.heads.clear();
+        }
         self.superblock.epochs = epochs;
         self.cut_at = cut_at;
         self.wanted = true;

@@ -694,6 +694,7 @@ impl Recovery {
         let end = replay.lsn();
         let live = replay.live().clone();
         let mut files = Files::default();
+        let mut named = Vec::new();
         for (file, read) in self.slots.iter().zip(&self.headers) {
             let is_live = live.iter().any(|segment| segment.slot == file.slot);
             let is_made =
@@ -702,10 +703,15 @@ impl Recovery {
                 continue;
             } else if is_made && file.bytes >= self.segment_bytes {
                 files.ready.push(file.slot);
+                let header = header_of(read).filter(|header| header.first_lsn >= end);
+                named.extend(header.map(|header| (header, file.slot)));
             } else {
                 files.remake.push(file.slot);
             }
         }
+        named.sort_by_key(|(header, _)| header.term);
+        let number = |header: &SegmentHeader| header.first_lsn.0 / self.segment_bytes;
+        files.named = named.iter().map(|(header, slot)| (number(header), *slot)).collect();
         let start = Start {
             seed: self.seed,
             term: match self.opening {

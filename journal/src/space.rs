@@ -62,6 +62,8 @@ pub(crate) struct Space {
     /// Head first, tail last, without gaps.
     segments: VecDeque<Segment>,
     ready: VecDeque<Slot>,
+    /// Ready slots that recovery found to name a segment which is still to be opened.
+    named: Vec<(u64, Slot)>,
     /// Files that are there but not known to be written through.
     remake: VecDeque<Slot>,
     making: Option<Making>,
@@ -120,6 +122,7 @@ impl Space {
             segments_max,
             segments,
             ready: others.ready.into(),
+            named: others.named,
             remake: others.remake.into(),
             making: None,
             slot_next,
@@ -267,12 +270,17 @@ impl Space {
         self.segments.get(usize::try_from(at).ok()?)
     }
 
-    /// Takes a ready slot for the next segment.
+    /// Takes a ready slot for the next segment: the one that names it already, if there is one. A
+    /// follower is sent again, in the same term, what a crash tore from it: two files that named
+    /// the same segment could not be told apart.
     pub(crate) fn open_segment(&mut self, number: u64) -> Slot {
         if let Some(tail) = self.tail() {
             assert_eq!(tail.number + 1, number, "segments follow each other");
         }
-        let slot = self.ready.pop_front().expect("admitted only with a slot");
+        let named = self.named.iter().rev().find(|(named, _)| *named == number);
+        let named = named.and_then(|(_, slot)| self.ready.iter().position(|ready| ready == slot));
+        let slot = self.ready.remove(named.unwrap_or(0)).expect("admitted only with a slot");
+        self.named.retain(|(_, other)| *other != slot);
         self.segments.push_back(Segment { number, slot, chain_before: None });
         slot
     }
@@ -374,6 +382,8 @@ impl Space {
 pub(crate) struct Files {
     /// Written through.
     pub(crate) ready: Vec<Slot>,
+    /// Those of them that name a segment behind the end of the log; the latest term last.
+    pub(crate) named: Vec<(u64, Slot)>,
     /// Nothing is known about them: they are pre-written again before they are used.
     pub(crate) remake: Vec<Slot>,
 }
@@ -386,7 +396,7 @@ mod tests {
     const START: Lsn = Lsn(4096);
 
     fn space(slots: u32, segments_max: u32) -> Space {
-        let files = Files { ready: (0..slots).map(Slot).collect(), remake: Vec::new() };
+        let files = Files { ready: (0..slots).map(Slot).collect(), ..Files::default() };
         Space::new(S, segments_max, VecDeque::new(), files)
     }
 
@@ -446,7 +456,11 @@ mod tests {
     #[test]
     fn files_of_which_nothing_is_known_are_made_again() {
         let now = start();
-        let files = Files { ready: (0..3).map(Slot).collect(), remake: vec![Slot(3), Slot(4)] };
+        let files = Files {
+            ready: (0..3).map(Slot).collect(),
+            remake: vec![Slot(3), Slot(4)],
+            ..Files::default()
+        };
         let mut space = Space::new(S, 9, VecDeque::new(), files);
         space.open_segment(0);
         assert_eq!(space.poll_make(OpId(1), now), Some(Slot(3)));

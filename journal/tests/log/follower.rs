@@ -340,6 +340,62 @@ fn a_member_that_restarts_takes_again_what_a_crash_tore_from_it() {
     assert_eq!(backup.seen, bed.seen(), "no truncation covers what was sent again");
 }
 
+/// A segment opened in a slot that a recovery hands out after others: the crash leaves its header
+/// and nothing behind it. Sent again, in the same term, it must not stand in two files.
+#[test]
+fn a_segment_that_is_sent_again_stands_in_one_file() {
+    let (bed, batches) = live(0..120);
+    let opens = |batch: &SealedBatch| batch.first_lsn().0 % SEGMENT_BYTES == 4096;
+    let mut backup = Member::fresh();
+    backup.follower.adopt(bed.journal.epochs().clone(), Lsn(4096));
+    assert_eq!(backup.settle(), Some(Rejoined::Following));
+    let mut recycled = 0;
+    for (at, batch) in batches.iter().enumerate() {
+        let is_late = recycled > 0 && opens(batch);
+        backup.follower.take(batch.clone()).unwrap();
+        if is_late {
+            let op = backup.follower.poll_disk(start()).unwrap();
+            let [write] = &writes_of(&[op])[..] else { panic!("a segment begins") };
+            backup.disk.crash(write, Fate::Front);
+            let mut again = backup.again();
+            let from = again.follower.received();
+            assert_eq!(from, batches[at - 1].end());
+            again.take_all(&batches[at..at + 2]);
+            backup = again.again();
+            assert_eq!(backup.follower.received(), batches[at + 1].end());
+            return;
+        }
+        backup.settle();
+        backup.follower.set_committed(batch.end());
+        while backup.follower.head_segment().is_some() {
+            backup.follower.recycle_head();
+            recycled += 1;
+        }
+        backup.settle();
+    }
+    panic!("no segment was opened after a recycled one");
+}
+
+/// The new head waits for what is not committed when the rejoin comes.
+#[test]
+fn a_member_with_a_head_that_waits_is_cut_all_the_same() {
+    let (bed, batches) = live(0..60);
+    let mut stale = Member::fresh();
+    stale.follower.adopt(bed.journal.epochs().clone(), Lsn(4096));
+    assert_eq!(stale.settle(), Some(Rejoined::Following));
+    stale.take_all(&batches);
+    let common = batches[batches.len() - 2].end();
+    stale.follower.set_committed(common);
+    stale.follower.recycle_head();
+    assert_eq!(stale.settle(), None);
+    let mut table = bed.journal.epochs().clone();
+    table.enter(Epoch(3), common);
+    stale.follower.adopt(table, common);
+    assert_eq!(stale.settle(), Some(Rejoined::Cut));
+    let back = stale.again();
+    assert_eq!((back.follower.received(), back.follower.head()), (common, Lsn(4096)));
+}
+
 #[test]
 fn a_reign_begins_behind_everything_received_and_its_batches_follow() {
     let (bed, batches) = live(0..12);
