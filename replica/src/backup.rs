@@ -218,13 +218,15 @@ impl Backup {
         !matches!(self.stage, Stage::Turning | Stage::Over | Stage::Adopting { .. })
     }
 
-    /// The log, once [`BackupEvent::Live`] was handed out.
+    /// The log, once [`BackupEvent::Live`] was handed out, and the batches in it that
+    /// [`poll_committed`](Self::poll_committed) has not given: durable, and the live's now, so its
+    /// state needs them before it serves.
     ///
     /// # Panics
     /// If it was not.
     #[must_use]
-    pub fn into_live(self) -> Journal {
-        self.follower.into_live()
+    pub fn into_live(self) -> (Journal, VecDeque<SealedBatch>) {
+        (self.follower.into_live(), self.shown)
     }
 
     /// Takes the answer to an operation.

@@ -46,9 +46,9 @@ pub struct Round(u64);
 /// What every shard is to do. Each carries orders out one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Wait for the peer from now on, and say how far it had committed without it:
+    /// Wait for this disk from now on, and say how far it had committed without it:
     /// [`InSync::handle_required`].
-    Require(Round),
+    Require(Round, JournalUuid),
     /// Do not wait for it any more.
     Relax,
 }
@@ -89,6 +89,7 @@ enum State {
     },
     /// An attempt from `expect` on was carried out, was not, or still may be.
     Unsure {
+        peer: JournalUuid,
         expect: Version,
     },
 }
@@ -122,10 +123,24 @@ impl InSync {
         self.canaries.broken = Some(canary);
     }
 
-    /// Whether the shards wait for the peer.
+    /// The disk that the shards wait for.
+    #[must_use]
+    pub fn required(&self) -> Option<JournalUuid> {
+        match &self.state {
+            State::Alone => None,
+            State::Asking { peer, .. }
+            | State::Reaching { peer, .. }
+            | State::Adding { peer, .. }
+            | State::Both { peer }
+            | State::Removing { peer, .. }
+            | State::Unsure { peer, .. } => Some(*peer),
+        }
+    }
+
+    /// Whether the shards wait for a peer.
     #[must_use]
     pub fn is_required(&self) -> bool {
-        self.state != State::Alone
+        self.required().is_some()
     }
 
     /// Whether the voters are known to hold the peer to be in sync.
@@ -144,7 +159,7 @@ impl InSync {
             return;
         }
         self.state = State::Asking { peer, answers: vec![None; self.shards] };
-        self.require();
+        self.require(peer);
     }
 
     /// The peer makes no progress, or goes by its own wish.
@@ -192,9 +207,12 @@ impl InSync {
         }
     }
 
-    /// How far the peer is durable on a shard, in the session that runs.
-    pub fn handle_durable(&mut self, shard: ShardId, durable: Lsn) {
+    /// How far a disk is durable on a shard, in the session that runs.
+    pub fn handle_durable(&mut self, shard: ShardId, member: JournalUuid, durable: Lsn) {
         let State::Reaching { peer, positions, reached } = &mut self.state else { return };
+        if member != *peer {
+            return;
+        }
         let shard = usize::from(shard.0);
         if positions.get(shard).is_some_and(|position| durable >= *position) {
             reached[shard] = true;
@@ -253,9 +271,9 @@ impl InSync {
     /// Nobody knows what came of it.
     pub fn handle_unknown(&mut self) {
         match self.state {
-            State::Adding { sent: Some(expect), .. }
-            | State::Removing { sent: Some(expect), .. } => {
-                self.state = State::Unsure { expect };
+            State::Adding { peer, sent: Some(expect) }
+            | State::Removing { peer, sent: Some(expect) } => {
+                self.state = State::Unsure { peer, expect };
             }
             State::Alone
             | State::Asking { .. }
@@ -273,7 +291,7 @@ impl InSync {
         let expect = match &self.state {
             State::Adding { sent: Some(expect), .. }
             | State::Removing { sent: Some(expect), .. }
-            | State::Unsure { expect } => *expect,
+            | State::Unsure { expect, .. } => *expect,
             State::Alone
             | State::Asking { .. }
             | State::Reaching { .. }
@@ -288,7 +306,7 @@ impl InSync {
             Some(peer) => {
                 self.state = State::Both { peer };
                 // For a shard that a broken rule has let go, or not told yet.
-                self.require();
+                self.require(peer);
             }
             None => {
                 self.state = State::Alone;
@@ -297,9 +315,9 @@ impl InSync {
         }
     }
 
-    fn require(&mut self) {
+    fn require(&mut self, peer: JournalUuid) {
         self.round.0 += 1;
-        self.orders.push_back(Order::Require(self.round));
+        self.orders.push_back(Order::Require(self.round, peer));
     }
 
     /// Nothing was asked of the voters: the shards need not wait.
@@ -327,11 +345,11 @@ mod tests {
     fn ready_to_add() -> InSync {
         let mut set = InSync::new(2, None);
         set.add(PEER);
-        assert_eq!(orders(&mut set), [Order::Require(Round(1))]);
+        assert_eq!(orders(&mut set), [Order::Require(Round(1), PEER)]);
         set.handle_required(Round(1), ShardId(0), Lsn(8192));
         set.handle_required(Round(1), ShardId(1), Lsn(4096));
-        set.handle_durable(ShardId(0), Lsn(8192));
-        set.handle_durable(ShardId(1), Lsn(12288));
+        set.handle_durable(ShardId(0), PEER, Lsn(8192));
+        set.handle_durable(ShardId(1), PEER, Lsn(12288));
         set
     }
 
@@ -340,15 +358,16 @@ mod tests {
         let mut set = InSync::new(2, None);
         set.add(PEER);
         assert!(set.is_required() && !set.is_in_sync());
-        set.handle_durable(ShardId(0), Lsn(1 << 40));
+        set.handle_durable(ShardId(0), PEER, Lsn(1 << 40));
         set.handle_required(Round(1), ShardId(0), Lsn(8192));
         assert_eq!(set.poll_change(), None, "a shard has not answered");
         set.handle_required(Round(1), ShardId(1), Lsn(4096));
         assert_eq!(set.poll_change(), None, "what was said before counts for nothing");
-        set.handle_durable(ShardId(0), Lsn(4096));
-        set.handle_durable(ShardId(1), Lsn(4096));
+        set.handle_durable(ShardId(0), PEER, Lsn(4096));
+        set.handle_durable(ShardId(1), PEER, Lsn(4096));
+        set.handle_durable(ShardId(0), JournalUuid([8; 16]), Lsn(1 << 40));
         assert_eq!(set.poll_change(), None, "not beyond what shard 0 had committed");
-        set.handle_durable(ShardId(0), Lsn(8192));
+        set.handle_durable(ShardId(0), PEER, Lsn(8192));
         assert_eq!(set.poll_change(), Some(Change::Add(PEER)));
         set.handle_sent(Version(4));
         assert_eq!(set.poll_change(), None);
@@ -376,13 +395,13 @@ mod tests {
         set.add(PEER);
         set.handle_session_lost();
         set.add(PEER);
-        let (first, second) = (Order::Require(Round(1)), Order::Require(Round(2)));
+        let (first, second) = (Order::Require(Round(1), PEER), Order::Require(Round(2), PEER));
         assert_eq!(orders(&mut set), [first, Order::Relax, second]);
         set.handle_required(Round(1), ShardId(0), Lsn(4096));
-        set.handle_durable(ShardId(0), Lsn(4096));
+        set.handle_durable(ShardId(0), PEER, Lsn(4096));
         assert_eq!(set.poll_change(), None);
         set.handle_required(Round(2), ShardId(0), Lsn(8192));
-        set.handle_durable(ShardId(0), Lsn(8192));
+        set.handle_durable(ShardId(0), PEER, Lsn(8192));
         assert_eq!(set.poll_change(), Some(Change::Add(PEER)));
     }
 

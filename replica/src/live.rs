@@ -132,7 +132,7 @@ pub struct Live {
     window: VecDeque<SealedBatch>,
     window_bytes: u64,
     durable: Lsn,
-    required: bool,
+    required: Option<JournalUuid>,
     committed: Lsn,
     peer: Option<Peer>,
     session_next: u64,
@@ -145,9 +145,10 @@ pub struct Live {
 }
 
 impl Live {
-    /// A reign that has begun; `required` where the voters hold the backup to be in sync.
+    /// A reign that has begun; `required` is the disk that the voters hold to be in sync beside this
+    /// one.
     #[must_use]
-    pub fn new(now: Instant, at: Reigning, required: bool) -> Self {
+    pub fn new(now: Instant, at: Reigning, required: Option<JournalUuid>) -> Self {
         let durable = at.end;
         let mut live = Self {
             at,
@@ -194,9 +195,9 @@ impl Live {
         self.trim();
     }
 
-    /// Whether the backup is in the maximal in-sync set. To be relaxed only once the voters have
-    /// the smaller set; to be tightened before they are asked for the larger one.
-    pub fn set_required(&mut self, now: Instant, required: bool) {
+    /// Which disk is in the maximal in-sync set beside this one. To be relaxed only once the voters
+    /// have the smaller set; to be tightened before they are asked for the larger one.
+    pub fn set_required(&mut self, now: Instant, required: Option<JournalUuid>) {
         self.required = required;
         self.stalled_since = None;
         self.note_committed();
@@ -367,11 +368,13 @@ impl Live {
         }
     }
 
-    /// What the commit rule is to take for the backup's marks: none where it isn't required.
+    /// What the commit rule is to take for the backup's marks: none where it isn't required. Those
+    /// of a disk that the voters don't name, as of a backup that was wiped, count for nothing.
     #[must_use]
     pub fn marks(&self) -> Option<Marks> {
-        let following = self.following().map(|following| following.marks);
-        self.required.then(|| following.unwrap_or_default())
+        let required = self.required?;
+        let named = self.following().filter(|following| following.member == required);
+        Some(named.map(|following| following.marks).unwrap_or_default())
     }
 
     /// Everything below is durable on every member of the maximal in-sync set.
@@ -499,7 +502,7 @@ impl Live {
         }
         self.note_committed();
         self.trim();
-        if is_progress {
+        if is_progress && self.following().map(|peer| peer.member) == self.required {
             self.note_progress(now);
         } else {
             self.note_stall(now);
@@ -562,8 +565,7 @@ impl Live {
 
     /// The backup is waited for from now on, if it is required and behind.
     fn note_stall(&mut self, now: Instant) {
-        let is_behind = self.following().is_none_or(|peer| peer.marks.durable < self.at.end);
-        if self.required && is_behind {
+        if self.marks().is_some_and(|marks| marks.durable < self.at.end) {
             self.stalled_since.get_or_insert(now);
         } else {
             self.stalled_since = None;

@@ -113,7 +113,8 @@ impl Pair {
         }
         assert_eq!(first.poll_event(), Some(BackupEvent::Live));
         let chain = first.follower().chain();
-        let mut journal = first.into_live();
+        let (mut journal, rest) = first.into_live();
+        assert!(rest.is_empty());
         journal.mirror();
         let at = Reigning {
             identity: identity(),
@@ -122,7 +123,7 @@ impl Pair {
             end: journal.durable(),
             chain,
         };
-        let live = Live::new(now, at, required);
+        let live = Live::new(now, at, required.then_some(JournalUuid([2; 16])));
         let (backup, backup_disk) = member(now, 2);
         let mut pair = Self {
             now,
@@ -264,7 +265,7 @@ fn a_slow_backup_is_felt_then_reported_and_waited_for_until_it_is_out() {
     pair.live.handle_timeout(pair.now);
     assert_eq!(pair.live.poll_event(), Some(LiveEvent::PleaseShrink));
     assert_eq!(pair.live.committed(), committed, "asking changes nothing");
-    pair.live.set_required(pair.now, false);
+    pair.live.set_required(pair.now, None);
     assert_eq!(pair.live.committed(), pair.journal.durable());
     assert_eq!(pair.live.pressure(), Pressure::None);
 }
@@ -281,6 +282,50 @@ fn a_required_backup_that_is_away_is_waited_for() {
     assert_eq!(pair.live.poll_event(), Some(LiveEvent::PleaseShrink));
     pair.connect();
     assert_eq!(pair.live.committed(), pair.live.end());
+}
+
+/// A backup that was wiped is another member: the voters name the disk that it had.
+#[test]
+fn marks_of_a_disk_that_the_voters_do_not_name_commit_nothing() {
+    let mut pair = Pair::new(false);
+    pair.live.set_required(pair.now, Some(JournalUuid([9; 16])));
+    pair.run(true);
+    let before = pair.live.committed();
+    pair.append(10_000);
+    pair.run(true);
+    let following = pair.live.following().unwrap();
+    assert_eq!(following.marks.durable, pair.live.end());
+    assert_eq!(pair.live.committed(), before);
+    pair.live.handle_timeout(pair.now + ACK_PATIENCE);
+    pair.run(true);
+    assert!(pair.events.contains(&LiveEvent::PleaseShrink), "{:?}", pair.events);
+    pair.live.set_required(pair.now, Some(following.member));
+    assert_eq!(pair.live.committed(), pair.live.end());
+}
+
+/// What the live had not called committed when it was lost is in the log that goes live.
+#[test]
+fn a_reign_begins_with_every_batch_that_was_received() {
+    let mut pair = Pair::new(true);
+    pair.run(true);
+    pair.append(10_000);
+    pair.run(true);
+    let mut shown = pair.shown;
+    let now = pair.now;
+    pair.append(10_000);
+    while let Some(frame) = pair.live.poll_frame() {
+        pair.backup.handle_frame(now, frame);
+    }
+    pair.backup.reign(Epoch(3));
+    while let Some(op) = pair.backup.poll_disk(now) {
+        pair.backup.handle_disk(now, pair.backup_disk.complete(op));
+    }
+    while let Some(batch) = pair.backup.poll_committed() {
+        shown = Some(batch.end());
+    }
+    let (journal, rest) = pair.backup.into_live();
+    assert_eq!(rest.front().map(|batch| Some(batch.first_lsn())), Some(shown));
+    assert_eq!(rest.back().map(|batch| batch.end()), Some(journal.durable()));
 }
 
 #[test]

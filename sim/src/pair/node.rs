@@ -335,7 +335,7 @@ impl Node {
         if let Role::Live { live, .. } = &mut shard.role {
             live.handle_frame(now, session, frame);
             if let (Some(set), Some(following)) = (&mut self.set, live.following()) {
-                set.handle_durable(shard.id, following.marks.durable);
+                set.handle_durable(shard.id, following.member, following.marks.durable);
             }
         }
     }
@@ -542,7 +542,7 @@ impl Node {
 
     /// The own reign is durable.
     fn begin(&mut self, now: Instant, index: usize) -> Result<(), String> {
-        let required = self.set.as_ref().is_some_and(InSync::is_required);
+        let required = self.set.as_ref().and_then(InSync::required);
         let canary = self.canary;
         let identity = identity(self.superblock.geometry);
         let shard = &mut self.shards[index];
@@ -550,7 +550,8 @@ impl Node {
             return Err("only a backup goes live".into());
         };
         let chain = backup.follower().chain();
-        let mut journal = backup.into_live();
+        // The state here is the view, which has every batch since it was received.
+        let (mut journal, _) = backup.into_live();
         journal.mirror();
         let at = Reigning {
             identity,
@@ -605,9 +606,9 @@ impl Node {
         while let Some((_, order)) = shard.orders.pop_front_if(|(due, _)| *due <= now) {
             progress = true;
             match order {
-                Order::Relax => live.set_required(now, false),
-                Order::Require(round) => {
-                    live.set_required(now, true);
+                Order::Relax => live.set_required(now, None),
+                Order::Require(round, peer) => {
+                    live.set_required(now, Some(peer));
                     if let Some(set) = &mut self.set {
                         set.handle_required(round, shard.id, live.committed());
                     }
@@ -670,7 +671,7 @@ impl Node {
             if let Role::Live { live, .. } = &shard.role
                 && let Some(following) = live.following()
             {
-                set.handle_durable(shard.id, following.marks.durable);
+                set.handle_durable(shard.id, following.member, following.marks.durable);
             }
         }
         while let Some(order) = set.poll_order() {
