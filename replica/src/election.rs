@@ -253,7 +253,12 @@ impl Election {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let fence = self.fence_at.filter(|_| matches!(self.role, Role::Live(_)));
-        let ask = self.ask_at.filter(|_| self.swap.is_none() && self.read.is_none());
+        if self.swap.is_some() || self.read.is_some() {
+            // The answer comes first, and its own client limits how long that takes.
+            return fence;
+        }
+        let asks = !matches!(self.role, Role::Candidate | Role::Elected(_));
+        let ask = self.ask_at.filter(|_| asks);
         [fence, ask, self.challenge_from()].into_iter().flatten().min()
     }
 
@@ -453,7 +458,8 @@ impl Election {
         let Some((_, record)) = self.record() else { return };
         let mut next = record.clone();
         if let Role::Leaving(_) = self.role {
-            if let Some(heir) = self.heir {
+            // An heir that a swap has left out meanwhile may not have it; whoever may, takes it.
+            if let Some(heir) = self.heir.filter(|heir| record.in_sync_of(*heir).is_some()) {
                 next = record.granted(heir, record.in_sync.clone());
             }
             next.released = true;
@@ -541,6 +547,8 @@ impl Election {
                 }
                 self.fence_if_due(now);
             }
+            // A renewal that was under way: the role is still here to be given away.
+            Role::Leaving(_) if mine => self.ask_at = Some(now),
             Role::Leaving(epoch) => self.depose(epoch, true),
             Role::Candidate | Role::Follower | Role::Elected(_) => self.role = Role::Follower,
         }

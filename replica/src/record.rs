@@ -128,10 +128,10 @@ pub enum RecordFault {
 }
 
 impl PairRecord {
-    /// The first record of a pair: this member alone, live, in epoch 1.
+    /// The first record of a pair: this member alone, live. Its epoch is newer than all that its
+    /// log has: the newest row of any shard's table, plus one. A formatted log has a row already.
     #[must_use]
-    pub fn first(log: LogId, shards: u16, live: Member) -> Self {
-        let epoch = Epoch(1);
+    pub fn first(log: LogId, shards: u16, live: Member, epoch: Epoch) -> Self {
         Self {
             log,
             shards,

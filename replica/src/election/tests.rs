@@ -26,7 +26,7 @@ fn start() -> Instant {
 }
 
 fn record(in_sync: &[Member]) -> PairRecord {
-    let mut record = PairRecord::first(sample_log(), 1, A);
+    let mut record = PairRecord::first(sample_log(), 1, A, Epoch(1));
     record.in_sync = in_sync.to_vec();
     record
 }
@@ -261,6 +261,47 @@ fn r12_who_gives_the_role_away_fences_first() {
     see(&mut b, now + ms(720), 3, &next);
     let (_, _, taken) = cas(&mut b, now + ms(720));
     assert_eq!((taken.epoch, taken.in_sync.as_slice()), (Epoch(4), &[A, B][..]));
+}
+
+/// The renewal says nothing new: who leaves has still to say that it does.
+#[test]
+fn r12_r17_a_renewal_that_was_under_way_gives_nothing_away() {
+    let now = start();
+    for heir in [None, Some(B)] {
+        let mut a = live(now, &[A, B]);
+        let (renewal, ..) = cas(&mut a, now + ms(500));
+        let left = match heir {
+            Some(heir) => a.hand_over(now + ms(510), heir),
+            None => a.release(now + ms(510)),
+        };
+        assert_eq!(left, Ok(()));
+        answer(&mut a, now + ms(520), renewal, Outcome::Won(Version(3)));
+        assert_eq!(turns(&mut a), [Turn::Fence(Epoch(2))]);
+        let (given, expect, next) = cas(&mut a, now + ms(520));
+        assert_eq!((expect, next.released), (Version(3), true));
+        assert_eq!(next.live, Some(heir.unwrap_or(A).node));
+        answer(&mut a, now + ms(530), given, Outcome::Won(Version(4)));
+        assert_eq!(turns(&mut a), [Turn::Depose(Epoch(2))]);
+    }
+}
+
+/// What is due is done when the time is told: whoever polls never spins.
+#[test]
+fn nothing_is_due_that_telling_the_time_does_not_do() {
+    let now = start();
+    let mut a = Election::new(config(A));
+    a.handle_durable(Some(vec![Lsn(4096)]));
+    see(&mut a, now, 1, &record(&[A]));
+    let (request, ..) = cas(&mut a, now);
+    assert_eq!(a.poll_timeout(), None, "a swap is open");
+    answer(&mut a, now, request, Outcome::Won(Version(2)));
+    a.handle_time(now + D / 2);
+    assert!(a.poll_timeout().is_none_or(|at| at > now + D / 2), "its epoch is not durable yet");
+    let mut b = backup(now, &[A, B]);
+    b.handle_time(now + D / 2);
+    assert!(matches!(b.poll_query(), Some(Query::Read(_))));
+    b.handle_time(now + 2 * D);
+    assert!(b.poll_timeout().is_none_or(|at| at > now + 2 * D), "a read is open");
 }
 
 #[test]

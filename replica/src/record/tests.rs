@@ -9,7 +9,7 @@ fn member(node: u8, journal: u8) -> Member {
 }
 
 pub(crate) fn sample() -> PairRecord {
-    let first = PairRecord::first(LogId([7; 16]), 2, member(0, 1));
+    let first = PairRecord::first(LogId([7; 16]), 2, member(0, 1), Epoch(1));
     let mut record = first.granted(NodeId(1), vec![member(1, 2), member(0, 1)]);
     record.watermark =
         vec![Mark { lsn: Lsn(4096), chain: Chain(11) }, Mark { lsn: Lsn(8192), chain: Chain(12) }];
@@ -34,7 +34,7 @@ fn the_golden_record_is_read_and_written_again() {
 
 #[test]
 fn a_new_reign_is_remembered_and_the_oldest_forgotten() {
-    let mut record = PairRecord::first(LogId([7; 16]), 1, member(0, 1));
+    let mut record = PairRecord::first(LogId([7; 16]), 1, member(0, 1), Epoch(1));
     for _ in 0..40 {
         let next = record.granted(NodeId(0), vec![member(0, 1)]);
         assert_eq!(next.follows(&record), Ok(()));

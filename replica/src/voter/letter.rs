@@ -18,6 +18,7 @@ use super::seats::{Disks, EnsembleTag, Seat, Seats, VoterUuid};
 use super::wal::{put_entry, take_entry};
 use crate::codec::{Reader, WireError, Writer};
 use crate::limits::{ENTRIES_MAX, STATE_BYTES_MAX};
+use crate::register::Registers;
 
 /// One letter.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,7 +165,10 @@ fn take_snapshot(r: &mut Reader<'_>, seats: Seats) -> Result<Snapshot, WireError
     let voters = seats.iter().map(|seat| seat.0.into()).collect();
     metadata.set_conf_state(ConfState { voters, ..Default::default() });
     // Two bytes count the registers.
-    snapshot.data = r.bytes(STATE_BYTES_MAX + 2, "snapshot")?.to_vec().into();
+    let data = r.bytes(STATE_BYTES_MAX + 2, "snapshot")?;
+    // The engine takes it as it is.
+    Registers::decode(data)?;
+    snapshot.data = data.to_vec().into();
     Ok(snapshot)
 }
 
@@ -206,6 +210,16 @@ mod tests {
             let bytes = letter.encode().expect("it travels");
             assert_eq!(Letter::decode(&bytes, seats()), Ok(letter));
         }
+    }
+
+    #[test]
+    fn a_snapshot_that_is_no_list_of_registers_is_refused() {
+        let image = letters().pop().expect("the last one");
+        let Body::Engine { tag, mut message } = image.body else { panic!("a snapshot") };
+        message.mut_snapshot().data = vec![9, 0].into();
+        let body = Body::Engine { tag, message };
+        let bytes = Letter { body, ..image }.encode().expect("it travels");
+        assert!(Letter::decode(&bytes, seats()).is_err());
     }
 
     #[test]
