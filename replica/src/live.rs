@@ -145,8 +145,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// A reign that has begun; `required` is the disk that the voters hold to be in sync beside this
-    /// one.
+    /// A reign that has begun; `required` is the disk that the voters hold to be in sync beside
+    /// this one.
     #[must_use]
     pub fn new(now: Instant, at: Reigning, required: Option<JournalUuid>) -> Self {
         let durable = at.end;

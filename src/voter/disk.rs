@@ -6,7 +6,8 @@
 //!   DIR/voter.log.new   a log that is being written anew; takes the name when it is durable
 //! ```
 //! Invariant: what is read at a start was made durable before. A process that was killed between a
-//! write and its sync leaves records in the page cache alone, and what a voter reads it answers from.
+//! write and its sync leaves records in the page cache alone, and a voter answers from what it
+//! reads.
 //! Failure: a write or sync that fails is never tried again; the process ends.
 
 use std::fs::{self, File, TryLockError};

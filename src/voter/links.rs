@@ -45,8 +45,8 @@ const OUTPUTS_MAX: usize = 128;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 /// A link on which nothing can be written for so long is made anew.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
-/// Bytes that the other end's kernel does not confirm for so long end the connection; so does, after
-/// as much silence, a probe that nobody answers.
+/// Bytes that the other end's kernel does not confirm for so long end the connection; so does,
+/// after as much silence, a probe that nobody answers.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
