@@ -34,8 +34,8 @@ impl Check for Creation {
                 }
                 Ok(())
             }
-            // What a crash has cut off was never created: shards that go on with their moves may ask
-            // for its name again before all are ready.
+            // What a crash has cut off was never created: shards that go on with their moves may
+            // ask for its name again before all are ready.
             Seen::Recovered { shard: CATALOGUE, .. } => {
                 self.names.retain(|_, queue| facts.queues.contains_key(queue));
                 Ok(())
