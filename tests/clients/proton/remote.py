@@ -277,8 +277,11 @@ class Remote(MessagingHandler):
         messages = []
         for at, (delivery, data) in enumerate(self.inbox.pop(name, [])):
             self.deliveries[f"{step.get('as', name)}:{at}"] = delivery
-            tag = str(delivery.tag)
-            messages.append(read(data) if "read" in step else {"hex": data.hex(), "tag": tag})
+            if "read" in step:
+                messages.append(read(data))
+            else:
+                # Proton takes tags for UTF-8, which only the first 128 of a link's are.
+                messages.append({"hex": data.hex(), "tag": str(delivery.tag)})
         return {"messages": messages}
 
     def do_settle(self, step):
