@@ -297,11 +297,12 @@ impl State {
     /// Its sequence was given before.
     #[inline(always)]
     pub fn apply_message(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
-        let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
+        let id = stored.queue;
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
-        if sequence < queue.next_sequence() {
-            return self.apply_again(Stored { lsn, queue: id, sequence, message, traits, origin });
+        if stored.sequence < queue.next_sequence() {
+            return self.apply_again(stored);
         }
+        let Stored { lsn, sequence, message, traits, origin, .. } = stored;
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message, traits);
         if traits.expiry_unix_ms.is_some() {
@@ -641,6 +642,7 @@ impl State {
         }
     }
 
+    #[inline(always)]
     fn pin(&mut self, lsn: Lsn) {
         *self.live.get_or_insert_with(lsn.0 / self.segment_bytes, || 0) += 1;
     }

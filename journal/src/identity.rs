@@ -78,7 +78,8 @@ impl LogSeed {
 
 /// The finaliser of splitmix64: a bijection in which every bit of the input moves every bit of the
 /// output with a chance of one half.
-const fn mix64(value: u64) -> u64 {
+#[must_use]
+pub const fn mix64(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)

@@ -59,7 +59,7 @@ pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use epochs::{EPOCHS_MAX, EpochTable};
 pub use format::{Format, FormatError};
 pub use fragment::{Gather, Gathered};
-pub use identity::{Chain, LogSeed};
+pub use identity::{Chain, LogSeed, mix64};
 pub use inspect::{BatchState, BatchView, SegmentFile, SegmentView, Verified, verify};
 pub use journal::{
     AppendError, Appended, Config, Follower, FollowerRecovery, Journal, Poison, PoisonCause,

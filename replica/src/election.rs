@@ -29,14 +29,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use journal::{Epoch, Lsn};
+use journal::{Epoch, Lsn, mix64};
 
 use crate::canary::{Canaries, Canary};
 use crate::lease::LeaseTerms;
 use crate::limits::TICK;
 use crate::record::{Mark, Member, NodeId, PairRecord};
 use crate::register::{Answer, Held, Outcome, RequestId, Version};
-use crate::voter::mix64;
 
 /// What a member does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -246,25 +246,15 @@ impl InSync {
 
     /// The change was asked for, where this version was expected.
     pub fn handle_sent(&mut self, expect: Version) {
-        match &mut self.state {
-            State::Adding { sent, .. } | State::Removing { sent, .. } => *sent = Some(expect),
-            State::Alone
-            | State::Asking { .. }
-            | State::Reaching { .. }
-            | State::Both { .. }
-            | State::Unsure { .. } => {}
+        if let Some(sent) = self.sent_mut() {
+            *sent = Some(expect);
         }
     }
 
     /// The change was not carried out and never will be: it is asked for again.
     pub fn handle_not_done(&mut self) {
-        match &mut self.state {
-            State::Adding { sent, .. } | State::Removing { sent, .. } => *sent = None,
-            State::Alone
-            | State::Asking { .. }
-            | State::Reaching { .. }
-            | State::Both { .. }
-            | State::Unsure { .. } => {}
+        if let Some(sent) = self.sent_mut() {
+            *sent = None;
         }
     }
 
@@ -318,6 +308,18 @@ impl InSync {
     fn require(&mut self, peer: JournalUuid) {
         self.round.0 += 1;
         self.orders.push_back(Order::Require(self.round, peer));
+    }
+
+    /// The version that a change under way expects, if that was sent.
+    fn sent_mut(&mut self) -> Option<&mut Option<Version>> {
+        match &mut self.state {
+            State::Adding { sent, .. } | State::Removing { sent, .. } => Some(sent),
+            State::Alone
+            | State::Asking { .. }
+            | State::Reaching { .. }
+            | State::Both { .. }
+            | State::Unsure { .. } => None,
+        }
     }
 
     /// Nothing was asked of the voters: the shards need not wait.

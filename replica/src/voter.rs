@@ -38,7 +38,6 @@ use crate::register::{NotDone, Outcome, Registers};
 pub use client::Client;
 pub use frame::{Frames, PREFACE_BYTES, Preface, frame};
 pub use question::{Ask, Question, Reply, Says, Standing, VoterStatus};
-pub(crate) use seats::mix64;
 pub use seats::{Disks, EnsembleTag, Seat, Seats, SeatsError, VoterUuid};
 pub use wal::{Identity, Recovered, WalError, WalWrite};
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use amqp::codec::{Composite, Writer};
-use amqp::connection::Event as Amqp;
 use amqp::definitions::Condition;
 use amqp::delivery::Outcome;
 use amqp::link::{DistributionMode, LinkId, LinkTarget, NewLink};
@@ -12,6 +11,8 @@ use broker::settings::{FullPolicy, Said, Settings};
 use journal::ShardId;
 
 use crate::host::{Host, Wish, Writes, message};
+use crate::relay::conditions;
+use crate::temporary::{detach, exists, told};
 
 fn wish(rules: &[(&str, Said)]) -> Wish {
     let mut settings = Settings::default();
@@ -34,41 +35,12 @@ fn live(host: &Host, name: &str) -> u64 {
     host.shards.iter().filter_map(of).sum()
 }
 
-fn conditions(host: &Host, at: usize) -> Vec<Option<Condition>> {
-    let known = |outcome: &Outcome| match outcome {
-        Outcome::Rejected(Some(error)) => Condition::from_symbol(error.condition.as_str()),
-        Outcome::Rejected(None)
-        | Outcome::Accepted
-        | Outcome::Released
-        | Outcome::Modified { .. } => None,
-    };
-    host.outcomes(at).iter().map(known).collect()
-}
-
-/// The condition with which a link of ours was refused.
-fn told(host: &Host, at: usize, of: LinkId) -> Option<Condition> {
-    host.clients[at].heard.iter().find_map(|event| {
-        let (Amqp::DetachReceived { link, error: Some(error), .. }
-        | Amqp::Detached { link, error: Some(error) }) = event
-        else {
-            return None;
-        };
-        let known = || Condition::from_symbol(error.condition.as_str());
-        (*link == of).then(known).flatten()
-    })
-}
-
 fn settle_all(host: &mut Host, at: usize, outcome: &Outcome) {
     for (link, delivery, _) in host.deliveries(at) {
         host.clients[at].amqp.settle(link, delivery, outcome.clone());
     }
     // A settlement that nobody waits for waits for company.
     host.pass(Duration::from_millis(10));
-}
-
-fn detach(host: &mut Host, at: usize, link: LinkId) {
-    host.clients[at].amqp.detach(link, true, None);
-    host.settle();
 }
 
 /// A client here with a sender to a queue that another client has made on shard 0.
@@ -297,13 +269,6 @@ fn without_auto_create_only_what_is_there_is_found() {
     settle_all(&mut host, at, &Outcome::Rejected(None));
     host.pass(Duration::from_millis(10));
     assert_eq!(live(&host, "DLQ"), 1, "the broker's own are created when they are needed");
-}
-
-fn exists(host: &Host, name: &str) -> bool {
-    let there: Vec<bool> =
-        host.shards.iter().map(|shard| shard.state().catalogue.named(name).is_some()).collect();
-    assert!(there.iter().all(|each| *each == there[0]), "shards disagree about {name}");
-    there[0]
 }
 
 fn short_lived() -> Wish {

@@ -9,7 +9,7 @@ use journal::ShardId;
 
 use crate::host::{Host, Wish};
 
-fn browser(host: &mut Host, at: usize, queue: &str, credit: u32) -> LinkId {
+pub(crate) fn browser(host: &mut Host, at: usize, queue: &str, credit: u32) -> LinkId {
     let session = host.session(at);
     let link = NewLink {
         name: format!("browse-{}", host.clients[at].heard.len()),

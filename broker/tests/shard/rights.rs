@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use amqp::connection::Event as Amqp;
 use amqp::definitions::{Condition, Role};
-use amqp::link::{DistributionMode, LinkId, LinkSource, LinkTarget, NewLink};
+use amqp::link::{LinkId, LinkSource};
 use broker::access::{Access, Right, Rights};
 use broker::pattern::Pattern;
 use journal::ShardId;
 
+use crate::browsing::browser;
 use crate::host::{Host, Wish};
 use crate::relay::{conditions, letter, relay, send};
 use crate::temporary::{make, node, told};
@@ -39,18 +40,6 @@ fn is_open(host: &Host, at: usize, of: LinkId) -> bool {
     })
 }
 
-fn browser(host: &mut Host, at: usize, queue: &str) -> LinkId {
-    let session = host.session(at);
-    let source =
-        LinkSource { distribution_mode: Some(DistributionMode::Copy), ..LinkSource::at(queue) };
-    let name = format!("browser-{}", host.clients[at].heard.len());
-    let target = LinkTarget::at("client");
-    let link = NewLink { name, source, target, ..NewLink::default() };
-    let link = host.clients[at].amqp.attach_receiver(session, link).expect("attached");
-    host.settle();
-    link
-}
-
 #[test]
 fn a_link_that_its_user_may_not_have_is_refused_and_the_connection_stays() {
     let mut host = host(
@@ -69,7 +58,7 @@ fn a_link_that_its_user_may_not_have_is_refused_and_the_connection_stays() {
         (ann, host.receiver(ann, "orders.eu", 1)),
         (ann, host.sender(ann, "parts")),
         (bob, host.sender(bob, "orders.eu")),
-        (bob, browser(&mut host, bob, "orders.eu")),
+        (bob, browser(&mut host, bob, "orders.eu", 0)),
         (eve, host.receiver(eve, "orders.eu", 1)),
         (eve, host.sender(eve, "orders.eu")),
     ];
@@ -79,7 +68,7 @@ fn a_link_that_its_user_may_not_have_is_refused_and_the_connection_stays() {
     }
     let allowed = [
         (bob, host.receiver(bob, "queue://orders.eu", 0)),
-        (eve, browser(&mut host, eve, "orders.eu")),
+        (eve, browser(&mut host, eve, "orders.eu", 0)),
     ];
     for (at, link) in allowed {
         assert!(is_open(&host, at, link) && told(&host, at, link).is_none());

@@ -69,7 +69,7 @@ pub(crate) fn node(host: &Host, at: usize, of: LinkId) -> (String, Option<Lifeti
     (address.expect("a name"), policy)
 }
 
-fn exists(host: &Host, name: &str) -> bool {
+pub(crate) fn exists(host: &Host, name: &str) -> bool {
     let there: Vec<bool> =
         host.shards.iter().map(|shard| shard.state().catalogue.named(name).is_some()).collect();
     assert!(there.iter().all(|each| *each == there[0]), "shards disagree about {name}");
@@ -89,7 +89,7 @@ pub(crate) fn told(host: &Host, at: usize, of: LinkId) -> Option<Condition> {
     })
 }
 
-fn detach(host: &mut Host, at: usize, link: LinkId) {
+pub(crate) fn detach(host: &mut Host, at: usize, link: LinkId) {
     host.clients[at].amqp.detach(link, true, None);
     host.settle();
 }

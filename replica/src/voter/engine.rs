@@ -24,6 +24,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use journal::mix64;
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{Config, RawNode, Ready, StateRole, Storage};
 
@@ -31,7 +32,7 @@ use super::letter::{Body, Letter};
 use super::question::{
     Ask, Question, Reply, Says, Standing, VoterStatus, decode_swap, encode_swap,
 };
-use super::seats::{Seat, mix64};
+use super::seats::Seat;
 use super::store::Image;
 use super::wal::{Identity, Recovered, Wal};
 use super::{ClientId, Outputs};

@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use journal::mix64;
+
 use crate::codec::{Reader, WireError, Writer};
 use crate::limits::{VOTERS_MAX, VOTERS_MIN};
 
@@ -158,13 +160,6 @@ impl Disks {
         }
         Self::new(disks).map(Some).ok_or(WireError::Contradiction("disks"))
     }
-}
-
-/// The finaliser of splitmix64: every bit of the input moves every bit of the output.
-pub(crate) const fn mix64(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]

@@ -172,8 +172,8 @@ fn two_of_three_go_on_one_does_not_and_a_restart_remembers() {
     assert_eq!(world.read(), Outcome::Stands(held));
 }
 
-#[test]
-fn a_lost_disk_is_a_stranger_and_two_of_them_decide_nothing() {
+/// Three of whom a swap was won, and two with new disks.
+fn two_lost_disks() -> World {
     let mut world = World::new(3);
     world.run(1500);
     assert_eq!(world.cas(0, b"one"), Outcome::Won(Version(1)));
@@ -182,6 +182,12 @@ fn a_lost_disk_is_a_stranger_and_two_of_them_decide_nothing() {
         world.format(seat, disk);
         world.start(seat);
     }
+    world
+}
+
+#[test]
+fn a_lost_disk_is_a_stranger_and_two_of_them_decide_nothing() {
+    let mut world = two_lost_disks();
     world.run(3000);
     assert_eq!(world.standing(Seat(1)), Some(Standing::Stranger));
     assert_eq!(world.standing(Seat(2)), Some(Standing::Stranger));
@@ -190,14 +196,7 @@ fn a_lost_disk_is_a_stranger_and_two_of_them_decide_nothing() {
 
 #[test]
 fn lost_disks_wait_for_the_one_that_may_know() {
-    let mut world = World::new(3);
-    world.run(1500);
-    assert_eq!(world.cas(0, b"one"), Outcome::Won(Version(1)));
-    for (seat, disk) in [(Seat(1), 11), (Seat(2), 12)] {
-        world.stop(seat);
-        world.format(seat, disk);
-        world.start(seat);
-    }
+    let mut world = two_lost_disks();
     world.stop(Seat(3));
     world.run(3000);
     assert_eq!(world.standing(Seat(1)), Some(Standing::Founding));

@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::register::{PairId, Registers, Swap};
-use crate::voter::mix64;
 
 const PAIR: PairId = PairId([1; 16]);
 const STEP_US: u64 = 1_000;
