@@ -159,6 +159,8 @@ pub struct ShardStats {
     pub move_failures_total: u64,
     /// Messages that died where no dead-letter or expiry address is set.
     pub dropped_total: u64,
+    /// Annotations of `modified` outcomes since start that were not merged into their messages.
+    pub annotations_refused_total: u64,
     /// Bytes of payload and index held in memory.
     pub memory_bytes: u64,
     /// Their bound.

@@ -37,8 +37,8 @@ use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequ
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
-use crate::moved::Reason;
 use crate::queue::{Queue, Traits};
+use crate::setback::Setback;
 
 /// What happens to the state when a record is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +206,7 @@ impl State {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
         }
+        self.memory_bytes -= queue.added_bytes();
         self.forget_fact(Fact::Queue(id));
         self.forget_fact(Fact::NextSequence(id));
     }
@@ -253,10 +254,10 @@ impl State {
                 let count = record.parts.delivery_count.ok_or_else(|| {
                     ApplyError::Damage(format!("a delivery count at LSN {lsn} has no count"))
                 })?;
-                // Without a payload it is a count and nothing more. A reason of a later version
-                // has it moved there again.
-                let doom = record.payload.first().and_then(|code| Reason::from_code(*code));
-                Ok(self.apply_delivery_count(record.queue, record.sequence, count, doom))
+                let setback = Setback::read(count, record.payload).map_err(|what| {
+                    ApplyError::Damage(format!("the delivery count at LSN {lsn}: {what}"))
+                })?;
+                Ok(self.apply_setback(record.queue, record.sequence, setback))
             }
             RecordKind::QueueCreate => {
                 let queue = QueueRecord::decode(record.queue, record.payload)
@@ -384,9 +385,9 @@ impl State {
         self.queue(id)?.message(sequence)
     }
 
-    /// What the log says of the failed deliveries of a live message, if anything.
-    pub fn failures(&self, id: QueueId, sequence: Sequence) -> Option<(u32, Option<Reason>)> {
-        self.queue(id)?.failures(sequence)
+    /// What the log says of a live message that came back, if anything.
+    pub fn setback(&self, id: QueueId, sequence: Sequence) -> Option<Setback> {
+        self.queue(id)?.setback(sequence)
     }
 
     /// Bytes that what lives would take in the log, about; an id may count with its message too.
@@ -459,17 +460,13 @@ impl State {
         if is_live { Effect::Gone(id, sequence) } else { Effect::None }
     }
 
-    /// A failed delivery is in the log, perhaps one after which the message has to go.
-    pub fn apply_delivery_count(
-        &mut self,
-        id: QueueId,
-        sequence: Sequence,
-        count: u32,
-        doom: Option<Reason>,
-    ) -> Effect {
+    /// It is in the log that a message came back, perhaps as one that has to go.
+    pub fn apply_setback(&mut self, id: QueueId, sequence: Sequence, setback: Setback) -> Effect {
         match self.queues.get_mut(id) {
             Some(queue) if queue.lsn(sequence).is_some() => {
-                queue.set_delivery_count(sequence, count, doom);
+                self.memory_bytes -= queue.added_bytes();
+                queue.set_back(sequence, setback);
+                self.memory_bytes += queue.added_bytes();
                 Effect::Counted(id, sequence)
             }
             Some(_) | None => Effect::None,
@@ -668,6 +665,7 @@ fn differs(lsn: Lsn, id: QueueId, sequence: Sequence) -> ApplyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moved::Reason;
 
     const SEGMENT: u64 = 1000;
 
@@ -727,7 +725,8 @@ mod tests {
             assert_eq!((state.messages(), state.memory_bytes()), (2, memory_bytes));
             assert_eq!((state.messages_in(0), state.messages_in(lsn / SEGMENT)), (1, 1));
         }
-        assert_eq!(state.failures(QueueId(1), Sequence(0)), Some((3, Some(Reason::Rejected))));
+        let rejected = Setback { count: 3, doom: Some(Reason::Rejected), added: None };
+        assert_eq!(state.setback(QueueId(1), Sequence(0)), Some(rejected));
         // The last message of a queue tells its next sequence, others don't.
         assert_eq!(state.facts_up_to(0, 9), [Fact::NextSequence(QueueId(1))]);
         replay(&mut state, 4010, &message(1, b"b"));

@@ -29,6 +29,7 @@ pub mod pattern;
 pub mod pending;
 pub mod queue;
 pub mod ration;
+pub mod setback;
 pub mod settings;
 pub mod shard;
 

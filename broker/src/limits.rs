@@ -78,6 +78,8 @@ pub const STRANGER_LINES_PER_SECOND: u32 = 10;
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
+/// Bytes of annotations that consumers may add to one message (`modified`), encoded.
+pub const ADDED_BYTES_MAX: usize = 4_096;
 /// Messages that expire, and moves that begin, in one step of a shard; the next step is in the next
 /// turn.
 pub const EXPIRE_STEP: usize = 256;
@@ -116,6 +118,8 @@ const _: () = {
     assert!(CARRY_ROOM_SEGMENTS > journal::limits::RESERVE_SEGMENTS as u64);
     // Segments that are kept for their ids alone leave half of the log to messages.
     assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
+    // What is added to a message and why it goes fit into one fragment.
+    assert!(ADDED_BYTES_MAX + 1 <= CARRY_RECORD_BYTES);
     // A top-up happens at half, so there must be a half.
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     // Most queues are for those who ask.

@@ -12,7 +12,7 @@
 //!           ◀─────────────────────────────── Published        (committed at its level, or refused)
 //!   Consume, Credit, Drain ────────────────▶ dispatch   (Consumes: a bounded number may)
 //!           ◀─────────────────────────────── Deliver, Drained
-//!   Settle ────────────────────────────────▶ append a settlement
+//!   Settle, Modify ────────────────────────▶ append a settlement
 //!           ◀─────────────────────────────── Settled        (committed; only if it was asked for)
 //!   Unconsume ─────────────────────────────▶ requeue what it held
 //!           ◀─────────────────────────────── Unconsumed     (all settlements before are committed)
@@ -44,12 +44,15 @@
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
 //! the credit given by `Credit`; and everything a link can have under way is bounded by its credit.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use journal::{Level, Origin, QueueId, Sequence, ShardId};
 
 use crate::catalogue::{QueueRecord, Temporary};
 use crate::event::ConnId;
 use crate::queue::Traits;
+use crate::setback::Added;
 
 /// A link's end on a connection's shard: who gets the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,6 +220,8 @@ pub enum Mail {
         delivery_count: u32,
         /// Nobody can have seen it before.
         first_acquirer: bool,
+        /// What consumers have added to its annotations.
+        added: Option<Added>,
     },
     /// The answer to `Credit` with `drain`: what was left of the credit is gone.
     Drained {
@@ -237,6 +242,21 @@ pub enum Mail {
         outcome: Outcome,
         /// Answer with `Settled` once it is committed.
         confirm: bool,
+    },
+    /// The same with annotations to merge into the message's: an encoded map.
+    Modify {
+        /// The queue.
+        queue: QueueId,
+        /// The consumer that holds it.
+        consumer: LinkRef,
+        /// The message.
+        sequence: Sequence,
+        /// What it says beside that.
+        outcome: Outcome,
+        /// Answer with `Settled` once it is committed.
+        confirm: bool,
+        /// What is to be merged.
+        annotations: Arc<[u8]>,
     },
     /// A settlement is committed.
     Settled {

@@ -1,8 +1,8 @@
 //! What a message is told when it is moved: where it was, why it went, and when.
 //!
 //! ```text
-//!   header: without ttl and delivery-count │ message-annotations: its own, and │ the rest,
-//!                                          │ those below                       │ byte for byte
+//!   header: without ttl and delivery-count │ message-annotations: its own, │ the rest,
+//!                                          │ consumers', and those below   │ byte for byte
 //!   x-opt-ORIG-ADDRESS      string   the address where it was
 //!   x-opt-ORIG-QUEUE        string   the queue where it was
 //!   x-opt-ACTUAL-EXPIRY     long     when it expired, milliseconds since 1970; only of those
@@ -19,6 +19,8 @@ use amqp::codec::{DecodeError, Symbol, Value, Writer};
 use amqp::definitions::Timestamp;
 use amqp::message::{Sections, write_header};
 use bytes::Bytes;
+
+use crate::setback::{Added, SECTION_ANNOTATIONS, behind_annotations, entries};
 
 /// Why a message leaves its queue for another. The codes are written to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +62,10 @@ pub struct Death<'a> {
     pub unix_ms: u64,
     /// Failed deliveries.
     pub delivery_count: u32,
+    /// What consumers have added to its annotations.
+    pub added: Option<&'a Added>,
 }
 
-const SECTION_ANNOTATIONS: u64 = 0x72;
 const ORIG_ADDRESS: &str = "x-opt-ORIG-ADDRESS";
 const ORIG_QUEUE: &str = "x-opt-ORIG-QUEUE";
 const ACTUAL_EXPIRY: &str = "x-opt-ACTUAL-EXPIRY";
@@ -88,7 +91,7 @@ pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
     let mut writer = Writer::new(&mut out);
     writer.descriptor(SECTION_ANNOTATIONS);
     writer.map_with(|map| {
-        for (key, value) in before.iter().flat_map(|map| map.iter()) {
+        for (key, value) in entries(before, death.added.map(Added::map)) {
             if !matches!(&key, Value::Symbol(key) if OURS.contains(&key.as_str())) {
                 map.element().value(&key);
                 map.element().value(&value);
@@ -112,8 +115,7 @@ pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
             map.element().uint(death.delivery_count);
         }
     });
-    let annotations_end = sections.message_annotations.map_or(0, |range| range.end);
-    out.extend_from_slice(&message[sections.forwarded.start.max(annotations_end)..]);
+    out.extend_from_slice(&message[behind_annotations(&sections)..]);
     Ok(out.into())
 }
 
@@ -130,7 +132,13 @@ mod tests {
                           \x00\x80\0\0\0\0\0\0\0\x77\xf0\0\0\0\x05\x80\0\0\0\x40";
 
     fn death(reason: Reason) -> Death<'static> {
-        Death { queue: "orders", reason, unix_ms: 1_700_000_000_123, delivery_count: 3 }
+        Death {
+            queue: "orders",
+            reason,
+            unix_ms: 1_700_000_000_123,
+            delivery_count: 3,
+            added: None,
+        }
     }
 
     #[test]

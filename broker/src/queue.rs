@@ -351,10 +351,10 @@ impl Queue {
         self.payload_bytes -= slot.message.len() as u64;
         self.touched.remove(&sequence);
         self.excluded.remove(&sequence);
-        self.dying.forget(sequence);
+        let memory_bytes = Self::memory_bytes(slot.message.len()) + self.dying.forget(sequence);
         self.expiring.forget(sequence);
         self.counters.settled += 1;
-        Some(Archived { lsn: slot.lsn, memory_bytes: Self::memory_bytes(slot.message.len()) })
+        Some(Archived { lsn: slot.lsn, memory_bytes })
     }
 
     /// The oldest live messages, for an operator's eyes.

@@ -48,6 +48,7 @@ mod egress;
 mod idle;
 mod ingress;
 mod link;
+mod modified;
 mod moving;
 mod operator;
 mod recycle;
@@ -484,13 +485,25 @@ impl Shard {
             Mail::Credit { queue, consumer, more, drain } => {
                 self.credit(queue, consumer, more, drain);
             }
-            Mail::Deliver { consumer, sequence, message, delivery_count, first_acquirer } => {
-                let stashed = link::Stashed { sequence, message, delivery_count, first_acquirer };
+            Mail::Deliver {
+                consumer,
+                sequence,
+                message,
+                delivery_count,
+                first_acquirer,
+                added,
+            } => {
+                let stashed =
+                    link::Stashed { sequence, message, delivery_count, first_acquirer, added };
                 self.deliver(now, consumer, stashed);
             }
             Mail::Drained { consumer, unused } => self.drained(now, consumer, unused),
             Mail::Settle { queue, consumer, sequence, outcome, confirm } => {
                 self.settle(now, queue, consumer, egress::Verdict { sequence, outcome, confirm });
+            }
+            Mail::Modify { queue, consumer, sequence, outcome, confirm, annotations } => {
+                let verdict = egress::Verdict { sequence, outcome, confirm };
+                self.modify(now, queue, consumer, verdict, &annotations);
             }
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
             Mail::Unconsume { queue, consumer } => self.unconsume(queue, consumer),

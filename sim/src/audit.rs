@@ -207,7 +207,8 @@ impl Found {
             name,
             origin: record.parts.origin,
             identified: record.parts.duplicate_id.is_some(),
-            doom: record.kind == RecordKind::DeliveryCount && !record.payload.is_empty(),
+            doom: record.kind == RecordKind::DeliveryCount
+                && record.payload.first().is_some_and(|reason| *reason > 0),
             delivery_count: record.parts.delivery_count,
         };
         Self { flags: record.flags, written }

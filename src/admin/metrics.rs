@@ -63,6 +63,12 @@ const OF_SHARD: &[Of<ShardStats>] = &[
     ("dropped_total", Kind::Counter, "Messages that died where no address is set for them.", |s| {
         s.dropped_total
     }),
+    (
+        "annotations_refused_total",
+        Kind::Counter,
+        "Annotations of `modified` outcomes that were not merged.",
+        |s| s.annotations_refused_total,
+    ),
     ("memory_bytes", Kind::Gauge, "Memory of messages and index.", |s| s.memory_bytes),
     ("memory_bytes_max", Kind::Gauge, "Bound of memory_bytes.", |s| s.memory_bytes_max),
     ("memory_pressure", Kind::Gauge, "1: the memory bound holds producers back.", |s| {

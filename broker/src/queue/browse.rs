@@ -41,7 +41,7 @@ impl Queue {
 
     /// The next message for some browser that has credit, while there is one.
     pub fn browse(&mut self) -> Option<Dispatched> {
-        let Self { browsers, index, recovered_end, touched, .. } = self;
+        let Self { browsers, index, recovered_end, touched, dying, .. } = self;
         for browser in browsers.iter_mut().filter(|browser| browser.credit > 0) {
             while let Some((sequence, slot)) = index.first_from(browser.next) {
                 match slot.state {
@@ -65,6 +65,7 @@ impl Queue {
                     message,
                     delivery_count: slot.delivery_count,
                     first_acquirer: sequence >= *recovered_end && !touched.contains(&sequence),
+                    added: dying.added(sequence),
                 });
             }
         }

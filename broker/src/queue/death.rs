@@ -26,6 +26,7 @@ use journal::Sequence;
 use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
+use crate::setback::{Added, Setback};
 use crate::settings::AddressSettings;
 
 /// What is known of the messages that had trouble; most queues have none.
@@ -41,6 +42,10 @@ pub(super) struct Dying {
     pauses: BTreeMap<Sequence, Instant>,
     /// In a pause, by its end.
     delayed: BTreeSet<(Instant, Sequence)>,
+    /// What consumers have added to the annotations of these.
+    added: BTreeMap<Sequence, Added>,
+    /// What that counts against the memory bound.
+    added_bytes: u64,
     /// The queue is its own dead-letter address.
     is_grave: bool,
     /// The queue is its own expiry address.
@@ -65,11 +70,22 @@ impl Dying {
         }
     }
 
-    /// The message is gone.
-    pub(super) fn forget(&mut self, sequence: Sequence) {
+    /// What consumers have added to the annotations of a message.
+    pub(super) fn added(&self, sequence: Sequence) -> Option<Added> {
+        self.added.get(&sequence).cloned()
+    }
+
+    /// The message is gone. Gives what was kept of it and counted against the memory bound.
+    pub(super) fn forget(&mut self, sequence: Sequence) -> u64 {
         if !self.doomed.is_empty() {
             self.doomed.remove(&sequence);
         }
+        if self.added.is_empty() {
+            return 0;
+        }
+        let bytes = self.added.remove(&sequence).map_or(0, |added| added.memory_bytes());
+        self.added_bytes -= bytes;
+        bytes
     }
 }
 
@@ -118,7 +134,7 @@ impl Queue {
         let Some(reason) = slot.and_then(|slot| self.reason_to_go(sequence, slot)) else { return };
         if self.dying.is_grave {
             // It has become the place for the dead meanwhile: there it lies.
-            self.dying.forget(sequence);
+            self.dying.doomed.remove(&sequence);
         } else {
             self.dying.doomed.insert(sequence, reason);
             self.leave(sequence);
@@ -175,23 +191,39 @@ impl Queue {
         Ok(count)
     }
 
-    /// A consumer has rejected what it holds, which is to be appended; when that is committed, the
-    /// message is on its way out. Gives its count, which stays.
+    /// A consumer has rejected what it holds, or added to its annotations, which is to be appended;
+    /// when that is committed, the message is on its way out, or available again. Gives its count,
+    /// which stays.
     ///
     /// # Errors
     /// [`NotHeld`] as in [`Self::settle`].
-    pub fn reject(&mut self, link: LinkRef, sequence: Sequence) -> Result<u32, NotHeld> {
+    pub fn put_back(&mut self, link: LinkRef, sequence: Sequence) -> Result<u32, NotHeld> {
         self.give_up(link, sequence, SlotState::Counting).map(|slot| slot.delivery_count)
     }
 
-    /// The log says how often the delivery of a message has failed, and perhaps that it has to go.
-    pub fn set_delivery_count(&mut self, sequence: Sequence, count: u32, doom: Option<Reason>) {
-        if let Some(slot) = self.index.get_mut(sequence) {
-            slot.delivery_count = count;
-            if let Some(reason) = doom {
-                self.dying.doomed.insert(sequence, reason);
-            }
+    /// The log says how often the delivery of a message has failed, and perhaps that it has to go,
+    /// and what was added to its annotations.
+    pub fn set_back(&mut self, sequence: Sequence, setback: Setback) {
+        let Some(slot) = self.index.get_mut(sequence) else { return };
+        slot.delivery_count = setback.count;
+        if let Some(reason) = setback.doom {
+            self.dying.doomed.insert(sequence, reason);
         }
+        if let Some(added) = setback.added {
+            self.dying.added_bytes += added.memory_bytes();
+            let before = self.dying.added.insert(sequence, added);
+            self.dying.added_bytes -= before.map_or(0, |before| before.memory_bytes());
+        }
+    }
+
+    /// What consumers have added to the annotations of a message.
+    pub fn added(&self, sequence: Sequence) -> Option<Added> {
+        self.dying.added(sequence)
+    }
+
+    /// What that of all messages counts against the memory bound.
+    pub fn added_bytes(&self) -> u64 {
+        self.dying.added_bytes
     }
 
     /// A failed delivery is committed.
@@ -395,9 +427,13 @@ mod tests {
         queue
     }
 
+    fn rejected(count: u32) -> Setback {
+        Setback { count, doom: Some(Reason::Rejected), added: None }
+    }
+
     fn fail(queue: &mut Queue, now: Instant) -> u32 {
         let count = queue.fail(now, LINK, ONE).unwrap();
-        queue.set_delivery_count(ONE, count, None);
+        queue.set_back(ONE, Setback::failed(count));
         assert_eq!(queue.dispatch(), None, "its count is not committed");
         queue.counted(ONE);
         count
@@ -426,8 +462,8 @@ mod tests {
     #[test]
     fn what_is_tried_again_leaves_once_and_not_after_its_settlement() {
         let mut queue = queue(AddressSettings::default());
-        let count = queue.reject(LINK, ONE).unwrap();
-        queue.set_delivery_count(ONE, count, Some(Reason::Rejected));
+        let count = queue.put_back(LINK, ONE).unwrap();
+        queue.set_back(ONE, rejected(count));
         queue.counted(ONE);
         queue.poll_leaving().unwrap();
         // Refused and offered, it expires; meanwhile its next try is due.
@@ -479,9 +515,9 @@ mod tests {
             queue.reserve(Sequence(n), Lsn(n), Bytes::new(), Traits::default());
             queue.commit(Sequence(n));
         }
-        queue.set_delivery_count(Sequence(0), 10, None);
-        queue.set_delivery_count(Sequence(1), 9, None);
-        queue.set_delivery_count(Sequence(2), 0, Some(Reason::Rejected));
+        queue.set_back(Sequence(0), Setback::failed(10));
+        queue.set_back(Sequence(1), Setback::failed(9));
+        queue.set_back(Sequence(2), rejected(0));
         queue.end_recovery();
         queue.adopt("q", Arc::default());
         let leaving = std::iter::from_fn(|| queue.poll_leaving());

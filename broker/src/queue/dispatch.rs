@@ -19,6 +19,7 @@ use journal::Sequence;
 use super::{NotHeld, Place, Queue, RANK_DEFAULT, Slot, SlotState, step};
 use crate::limits::EXCLUSIONS_MAX;
 use crate::mail::LinkRef;
+use crate::setback::Added;
 
 /// Someone who takes messages.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct Dispatched {
     pub delivery_count: u32,
     /// Nobody can have seen it before.
     pub first_acquirer: bool,
+    /// What consumers have added to its annotations.
+    pub added: Option<Added>,
 }
 
 impl Queue {
@@ -126,6 +129,7 @@ impl Queue {
             message: slot.message.clone(),
             delivery_count: slot.delivery_count,
             first_acquirer: first,
+            added: if first { None } else { self.dying.added(sequence) },
         })
     }
 

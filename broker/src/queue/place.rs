@@ -10,7 +10,7 @@ use bytes::Bytes;
 use journal::{Lsn, Sequence};
 
 use super::{Queue, SlotState, Traits};
-use crate::moved::Reason;
+use crate::setback::Setback;
 
 impl Queue {
     /// Whether a message's record is at `lsn`, and no settlement of it is appended, or about to be.
@@ -24,12 +24,12 @@ impl Queue {
         self.index.get(sequence).map(|slot| &slot.message)
     }
 
-    /// How often the log says that a message's delivery has failed, and why it has to go, if it
-    /// says anything.
-    pub fn failures(&self, sequence: Sequence) -> Option<(u32, Option<Reason>)> {
+    /// What the log says of a message that came back, if it says anything.
+    pub fn setback(&self, sequence: Sequence) -> Option<Setback> {
         let count = self.index.get(sequence)?.delivery_count;
-        let doom = self.dying.logged_doom(sequence);
-        (count > 0 || doom.is_some()).then_some((count, doom))
+        let (doom, added) = (self.dying.logged_doom(sequence), self.dying.added(sequence));
+        let setback = Setback { count, doom, added };
+        (setback != Setback::default()).then_some(setback)
     }
 
     /// The copy of a message is committed: its record is there from now on. Gives where it was;

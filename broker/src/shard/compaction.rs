@@ -45,7 +45,7 @@ pub(super) struct Compaction {
     scan: Option<SegmentScan>,
     reading: Option<ReadId>,
     window: Window,
-    /// A copy whose failed deliveries are not appended yet.
+    /// A copy of whose setbacks nothing is appended yet.
     owed: Option<(QueueId, Sequence)>,
     /// The last head that was walked over to its end.
     walked: Option<u64>,
@@ -302,16 +302,15 @@ impl Shard {
         self.append_owed(now)
     }
 
-    /// What the log says of a copied message's failed deliveries stands before the copy, and goes
-    /// with the head: it is said again.
+    /// What the log says of a copied message that came back stands before the copy, and goes with
+    /// the head: it is said again.
     fn append_owed(&mut self, now: Instant) -> Result<(), AppendError> {
         let Some((id, sequence)) = self.compaction.owed else { return Ok(()) };
         let Some(journal) = &mut self.journal else { return Err(AppendError::Closed) };
-        if let Some((count, doom)) = self.state.failures(id, sequence) {
-            let payload = doom.map(|reason| [reason as u8]);
-            let payload = payload.as_ref().map_or(&[][..], |payload| &payload[..]);
-            let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, payload);
-            record.parts.delivery_count = Some(count);
+        if let Some(setback) = self.state.setback(id, sequence) {
+            let payload = setback.payload();
+            let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &payload);
+            record.parts.delivery_count = Some(setback.count);
             let before = journal.appended();
             let appended = journal.append_copy(now, &record)?;
             self.compaction.copied = appended.end;

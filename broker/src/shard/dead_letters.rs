@@ -324,7 +324,9 @@ impl Shard {
         }
         let Some(record) = self.state.catalogue.get(id) else { return };
         let unix_ms = self.config.clock.unix_ms(now);
-        let death = Death { queue: &record.name, reason: moving.reason, unix_ms, delivery_count };
+        let added = queue.added(sequence);
+        let (name, reason, added) = (&record.name, moving.reason, added.as_ref());
+        let death = Death { queue: name, reason, unix_ms, delivery_count, added };
         // A message that can't be read any more (an older version took it) is moved as it is.
         let message = moved(message, &death).unwrap_or_else(|_| message.clone());
         let priority = queue.priority(sequence);

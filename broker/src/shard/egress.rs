@@ -35,6 +35,7 @@ use crate::mail::{LinkKey, LinkRef, Mail, Outcome, Refusal};
 use crate::moved::Reason;
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Dispatched, Queue};
+use crate::setback::Setback;
 
 /// What a consumer says of one message.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +130,17 @@ impl Shard {
             consumer.confirming.insert(sequence, delivery);
         }
         let verdict = Verdict { sequence, outcome: outcome_of(&outcome), confirm: !settled };
-        self.post_verdict(now, (home, queue), consumer_ref, verdict);
+        match outcome {
+            AmqpOutcome::Modified { message_annotations: Some(annotations), .. } => {
+                self.post_modified((home, queue), consumer_ref, verdict, annotations);
+            }
+            AmqpOutcome::Accepted
+            | AmqpOutcome::Rejected(_)
+            | AmqpOutcome::Released
+            | AmqpOutcome::Modified { message_annotations: None, .. } => {
+                self.post_verdict(now, (home, queue), consumer_ref, verdict);
+            }
+        }
     }
 
     /// Tells a queue's home what a consumer says of a message.
@@ -269,7 +280,12 @@ fn send_one(
     header.first_acquirer = stashed.first_acquirer.then_some(true);
     head.clear();
     write_header(&header, head);
-    amqp.send_shared(id, head, (&stashed.message, read.forwarded_from), presettled)
+    let mut from = read.forwarded_from;
+    if let Some(added) = &stashed.added {
+        // Sections that cannot be told apart go out as they came.
+        from = added.write_section(&stashed.message, head).unwrap_or(from);
+    }
+    amqp.send_shared(id, head, (&stashed.message, from), presettled)
 }
 
 fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
@@ -365,13 +381,20 @@ impl Shard {
     }
 
     fn hand_out(&mut self, now: Instant, next: Dispatched) {
-        let Dispatched { consumer, sequence, message, delivery_count, first_acquirer } = next;
+        let Dispatched { consumer, sequence, message, delivery_count, first_acquirer, added } =
+            next;
         if self.is_next(consumer.shard) {
-            let stashed = Stashed { sequence, message, delivery_count, first_acquirer };
+            let stashed = Stashed { sequence, message, delivery_count, first_acquirer, added };
             self.deliver(now, consumer, stashed);
         } else {
-            let mail =
-                Mail::Deliver { consumer, sequence, message, delivery_count, first_acquirer };
+            let mail = Mail::Deliver {
+                consumer,
+                sequence,
+                message,
+                delivery_count,
+                first_acquirer,
+                added,
+            };
             self.post(consumer.shard, mail);
         }
     }
@@ -399,9 +422,10 @@ impl Shard {
                 queue.give_back(consumer, sequence).map(|()| Next::Nothing)
             }
             Outcome::Rejected if queue.buries_elsewhere() => {
-                queue.reject(consumer, sequence).map(|count| {
+                queue.put_back(consumer, sequence).map(|count| {
                     queue.counters.rejected += 1;
-                    Next::Count(Counted { sequence, count, doom: Some(Reason::Rejected) })
+                    let doom = Some(Reason::Rejected);
+                    Next::SetBack(Setback { count, doom, added: None })
                 })
             }
             Outcome::Rejected => queue.settle(consumer, sequence).map(|()| {
@@ -417,7 +441,7 @@ impl Shard {
             }
             Outcome::Modified { delivery_failed: true, .. } => {
                 let count = queue.fail(now, consumer, sequence);
-                count.map(|count| Next::Count(Counted { sequence, count, doom: None }))
+                count.map(|count| Next::SetBack(Setback::failed(count)))
             }
         };
         if matches!(outcome, Outcome::Modified { undeliverable_here: true, .. }) && held.is_ok() {
@@ -427,7 +451,9 @@ impl Shard {
         let urgency = if confirm { Urgency::Now } else { Urgency::Window };
         match held {
             Ok(Next::Settle) => self.append_settle(now, id, level, sequence, answer, urgency),
-            Ok(Next::Count(counted)) => self.append_count(now, id, level, counted, answer),
+            Ok(Next::SetBack(setback)) => {
+                self.append_setback(now, (id, level), sequence, setback, answer);
+            }
             Ok(Next::Nothing) | Err(_) => self.answer(answer),
         }
     }
@@ -464,30 +490,29 @@ impl Shard {
         }
     }
 
-    fn append_count(
+    pub(super) fn append_setback(
         &mut self,
         now: Instant,
-        id: QueueId,
-        level: Level,
-        counted: Counted,
+        (id, level): (QueueId, Level),
+        sequence: Sequence,
+        setback: Setback,
         answer: Answer,
     ) {
-        let Counted { sequence, count, doom } = counted;
-        let payload = doom.map(|reason| [reason as u8]);
-        let payload = payload.as_ref().map_or(&[][..], |payload| &payload[..]);
-        let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, payload);
+        let payload = setback.payload();
+        let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &payload);
         record.level = level;
-        record.parts.delivery_count = Some(count);
+        record.parts.delivery_count = Some(setback.count);
         let Some(journal) = &mut self.journal else { return };
         match journal.append(now, &record, Urgency::Now) {
             Ok(appended) => {
-                let effect = self.state.apply_delivery_count(id, sequence, count, doom);
+                let effect = self.state.apply_setback(id, sequence, setback);
                 let level = appended.answered_at(level);
                 self.pending.push(level, Waiting { end: appended.end, effect, answer });
             }
             // The message stays where no consumer sees it, and the answer waits.
             Err(AppendError::Busy) => {
-                self.waiting.push_back(Parked::Count { id, level, counted, answer });
+                let place = (id, level);
+                self.waiting.push_back(Parked::Setback { place, sequence, setback, answer });
             }
             Err(AppendError::Full | AppendError::TooLarge) => {
                 self.state.commit(Effect::Counted(id, sequence));
@@ -507,8 +532,8 @@ impl Shard {
                 Parked::Settle { id, level, sequence, answer, urgency } => {
                     self.append_settle(now, id, level, sequence, answer, urgency);
                 }
-                Parked::Count { id, level, counted, answer } => {
-                    self.append_count(now, id, level, counted, answer);
+                Parked::Setback { place, sequence, setback, answer } => {
+                    self.append_setback(now, place, sequence, setback, answer);
                 }
                 Parked::Mark { level, answer } => self.answer_behind_all(level, answer),
             }
@@ -547,17 +572,8 @@ impl Shard {
 /// What is left to do once a slot has moved.
 enum Next {
     Settle,
-    Count(Counted),
+    SetBack(Setback),
     Nothing,
-}
-
-/// A failed delivery.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Counted {
-    sequence: Sequence,
-    count: u32,
-    /// Why the message has to go once this is committed.
-    doom: Option<Reason>,
 }
 
 /// What waits for a journal that is behind, in order.
@@ -565,8 +581,8 @@ pub(super) struct Counted {
 pub(super) enum Parked {
     /// A settlement that it could not take yet.
     Settle { id: QueueId, level: Level, sequence: Sequence, answer: Answer, urgency: Urgency },
-    /// A failed delivery that it could not take yet.
-    Count { id: QueueId, level: Level, counted: Counted, answer: Answer },
+    /// A message that came back, which it could not be told yet.
+    Setback { place: (QueueId, Level), sequence: Sequence, setback: Setback, answer: Answer },
     /// An answer to what came before.
     Mark { level: Level, answer: Answer },
 }

@@ -27,6 +27,7 @@ use crate::event::ConnId;
 use crate::flat_map::FlatMap;
 use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX};
 use crate::mail::{LinkKey, Token};
+use crate::setback::Added;
 
 /// One connection.
 #[derive(Debug)]
@@ -248,6 +249,7 @@ pub(crate) struct Stashed {
     pub(crate) message: Bytes,
     pub(crate) delivery_count: u32,
     pub(crate) first_acquirer: bool,
+    pub(crate) added: Option<Added>,
 }
 
 /// The links of a shard's connections, by key.

@@ -37,6 +37,8 @@ pub(super) struct Counters {
     pub(super) move_failures_total: u64,
     /// Messages that died where nobody keeps the dead.
     pub(super) dropped_total: u64,
+    /// Annotations of `modified` outcomes that were not merged.
+    pub(super) annotations_refused_total: u64,
 }
 
 /// Purges under way.
@@ -169,6 +171,7 @@ impl Shard {
             moved_in_total: self.counters.moved_in_total,
             move_failures_total: self.counters.move_failures_total,
             dropped_total: self.counters.dropped_total,
+            annotations_refused_total: self.counters.annotations_refused_total,
             memory_bytes: self.memory_bytes(),
             memory_bytes_max: self.config.memory_bytes_max,
             memory_pressure: self.pressing.memory,

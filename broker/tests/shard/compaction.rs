@@ -5,29 +5,31 @@ use std::time::Duration;
 use amqp::delivery::Outcome;
 use amqp::link::LinkId;
 use broker::queue::SlotState;
+use broker::setback::Setback;
 use journal::{Level, QueueId};
 
 use crate::host::{Host, SEGMENT_BYTES, Wish, Writes, message};
 
 const SEGMENTS_MAX: u32 = 12;
+const FAILED_THRICE: Option<Setback> = Some(Setback { count: 3, doom: None, added: None });
 const FAILED: Outcome = Outcome::Modified {
     delivery_failed: true,
     undeliverable_here: false,
     message_annotations: None,
 };
 
-fn small_log() -> Wish {
+pub(crate) fn small_log() -> Wish {
     Wish { segments_max: SEGMENTS_MAX, ..Wish::default() }
 }
 
 /// Producer and consumer of a queue in which nothing stays.
-struct Stream {
+pub(crate) struct Stream {
     at: usize,
     sender: LinkId,
 }
 
 impl Stream {
-    fn new(host: &mut Host) -> Self {
+    pub(crate) fn new(host: &mut Host) -> Self {
         let at = host.connect(0);
         let sender = host.sender(at, "stream");
         host.receiver(at, "stream", 100_000);
@@ -61,7 +63,7 @@ impl Stream {
     }
 
     /// Twenty-four times what the log may take.
-    fn flow_round(&mut self, host: &mut Host) {
+    pub(crate) fn flow_round(&mut self, host: &mut Host) {
         let log_bytes = u64::from(SEGMENTS_MAX) * SEGMENT_BYTES;
         self.flow(host, (24 * log_bytes / 4096) as usize);
     }
@@ -131,9 +133,9 @@ fn what_is_behind_the_stream_keeps_its_failures_and_its_doom() {
     // It is at a consumer while it is copied, and while the process dies.
     let mut stream = Stream::new(&mut host);
     stream.flow_round(&mut host);
-    assert_eq!(host.shards[0].state().failures(QueueId(1), journal::Sequence(0)), Some((3, None)));
+    assert_eq!(host.shards[0].state().setback(QueueId(1), journal::Sequence(0)), FAILED_THRICE);
     host.crash();
-    assert_eq!(host.shards[0].state().failures(QueueId(1), journal::Sequence(0)), Some((3, None)));
+    assert_eq!(host.shards[0].state().setback(QueueId(1), journal::Sequence(0)), FAILED_THRICE);
     let consumer = host.connect(0);
     host.receiver(consumer, "lagging", 1);
     stream = Stream::new(&mut host);

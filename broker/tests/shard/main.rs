@@ -8,6 +8,7 @@ mod compaction;
 mod dead_letters;
 mod duplicates;
 mod host;
+mod modified;
 mod moving;
 mod pressure;
 mod recycling;

@@ -289,6 +289,7 @@ impl World {
             | Mail::Deliver { .. }
             | Mail::Drained { .. }
             | Mail::Settle { .. }
+            | Mail::Modify { .. }
             | Mail::Settled { .. }
             | Mail::Unconsume { .. }
             | Mail::Unconsumed { .. }

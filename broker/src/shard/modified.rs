@@ -1,0 +1,91 @@
+//! The outcome `modified` with annotations, which are merged into the message's [3.4.5].
+//!
+//! ```text
+//!   disposition ─▶ Modify ─▶ home: merged with what was added before ─▶ fit? ─▶ a setback is
+//!                                                                       │       appended: what was
+//!                                                                       │       added, and counts
+//!                                                                       └─ no ─▶ settled as if it
+//!                                                                                brought none
+//! ```
+//! The message is available again when that is committed, as after a failed delivery, and goes out
+//! with one section of all annotations (`setback.rs`). What was added is counted against the
+//! memory bound, and is there after a restart and after compaction.
+//!
+//! What is not fit: keys that no annotation has, more than [`ADDED_BYTES_MAX`] in all, no memory
+//! left, or a message that has to go already. It is counted (`annotations_refused_total`), and the
+//! rest of the outcome holds: a link that was detached instead would get the message again, its
+//! failures never counted. Where the log is full, the whole outcome counts as `released`.
+//!
+//! [`ADDED_BYTES_MAX`]: crate::limits::ADDED_BYTES_MAX
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use journal::{QueueId, ShardId};
+
+use super::Shard;
+use super::egress::Verdict;
+use crate::mail::{LinkRef, Mail, Outcome};
+use crate::pending::Answer;
+use crate::setback::{Added, Setback};
+
+impl Shard {
+    /// Tells a queue's home what a consumer says of a message, and what it adds to it.
+    #[cold]
+    pub(super) fn post_modified(
+        &mut self,
+        (home, queue): (ShardId, QueueId),
+        consumer: LinkRef,
+        verdict: Verdict,
+        annotations: Arc<[u8]>,
+    ) {
+        let Verdict { sequence, outcome, confirm } = verdict;
+        self.post(home, Mail::Modify { queue, consumer, sequence, outcome, confirm, annotations });
+    }
+
+    /// A consumer's verdict on a message that it holds, with annotations to merge into it.
+    pub(super) fn modify(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        consumer: LinkRef,
+        verdict: Verdict,
+        annotations: &[u8],
+    ) {
+        let Verdict { sequence, outcome, confirm } = verdict;
+        let Outcome::Modified { delivery_failed, undeliverable_here } = outcome else {
+            return self.settle(now, id, consumer, verdict);
+        };
+        let room = self.config.memory_bytes_max.saturating_sub(self.memory_bytes());
+        let level = self.state.catalogue.get(id).map(|record| record.level);
+        let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
+            return self.settle(now, id, consumer, verdict);
+        };
+        let merged = Added::merge(queue.added(sequence).as_ref(), annotations);
+        let added = match merged.ok().filter(|added| added.memory_bytes() <= room) {
+            // What has to go is on its way, and the log has been told all about it.
+            Some(added) if !queue.is_doomed(sequence) => added,
+            Some(_) | None => {
+                self.counters.annotations_refused_total += 1;
+                return self.settle(now, id, consumer, verdict);
+            }
+        };
+        let held = if delivery_failed {
+            queue.fail(now, consumer, sequence)
+        } else {
+            queue.put_back(consumer, sequence)
+        };
+        if undeliverable_here && held.is_ok() {
+            queue.exclude(consumer, sequence);
+        }
+        self.dirty_queues.insert(id);
+        let answer = if confirm { Answer::Settled(consumer, sequence) } else { Answer::Nobody };
+        match held {
+            Ok(count) => {
+                let setback = Setback { count, doom: None, added: Some(added) };
+                self.append_setback(now, (id, level), sequence, setback, answer);
+            }
+            Err(_) => self.answer(answer),
+        }
+    }
+}
