@@ -119,7 +119,7 @@ const _: () = {
     // Segments that are kept for their ids alone leave half of the log to messages.
     assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
     // What is added to a message and why it goes fit into one fragment.
-    assert!(ADDED_BYTES_MAX + 1 <= CARRY_RECORD_BYTES);
+    assert!(ADDED_BYTES_MAX < CARRY_RECORD_BYTES);
     // A top-up happens at half, so there must be a half.
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     // Most queues are for those who ask.
