@@ -431,6 +431,18 @@ impl Connection {
         }
     }
 
+    /// Server: answers `Opened` with an open that has these properties, an encoded map, and a close
+    /// with the error [2.4.1].
+    ///
+    /// # Panics
+    /// As [`Connection::new`], where the properties are none.
+    pub fn refuse_open(&mut self, properties: Bytes, error: Error) {
+        if self.state == ConnectionState::OpenReceived {
+            self.config.properties = Some(properties);
+            self.close_connection(Some(error));
+        }
+    }
+
     /// Begins a session; `SessionBegun` tells when it is up.
     ///
     /// # Errors

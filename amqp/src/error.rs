@@ -13,10 +13,12 @@
 
 use std::fmt;
 
-use crate::codec::DecodeError;
-use crate::codec::Symbol;
+use bytes::Bytes;
+
+use crate::codec::{CompoundWriter, DecodeError, Symbol, Writer};
 pub use crate::definitions::Condition;
 use crate::frame::FrameError;
+use crate::link::{borrow_map, own_map};
 use crate::performative;
 
 /// An error as AMQP carries it in `detach`, `end`, `close` and `rejected` [2.8.14].
@@ -26,6 +28,8 @@ pub struct Error {
     pub condition: AnyCondition,
     /// What went wrong, for a person; may be empty.
     pub description: String,
+    /// More of it, for the peer's program: an encoded map.
+    pub info: Option<Bytes>,
 }
 
 /// A condition of the specification, or one that an application made up.
@@ -62,7 +66,17 @@ impl PartialEq<Condition> for AnyCondition {
 impl Error {
     /// An error with a description.
     pub fn new(condition: impl Into<AnyCondition>, description: impl Into<String>) -> Self {
-        Self { condition: condition.into(), description: description.into() }
+        Self { condition: condition.into(), description: description.into(), info: None }
+    }
+
+    /// The same with a map that `write` fills: keys are symbols. A long one is left out on the wire,
+    /// so that any answer with an error fits the smallest frame.
+    #[must_use]
+    pub fn with_info(mut self, write: impl FnOnce(&mut CompoundWriter<'_>)) -> Self {
+        let mut encoded = Vec::new();
+        Writer::new(&mut encoded).map_with(write);
+        self.info = Some(encoded.into());
+        self
     }
 
     pub(crate) fn from_wire(error: &performative::Error<'_>) -> Self {
@@ -71,25 +85,32 @@ impl Error {
             Some(condition) => AnyCondition::Known(condition),
             None => AnyCondition::Other(symbol.into()),
         };
-        Self { condition, description: error.description.unwrap_or_default().to_owned() }
+        let description = error.description.unwrap_or_default().to_owned();
+        Self { condition, description, info: error.info.as_ref().map(own_map) }
     }
 
     /// The borrowed form. The description is cut so that any answer with an error fits the smallest
     /// frame.
     pub(crate) fn to_wire(&self) -> performative::Error<'_> {
         let cut = self.description.floor_char_boundary(DESCRIPTION_BYTES_MAX);
+        let info = self.info.as_ref().filter(|info| info.len() <= INFO_BYTES_MAX);
         performative::Error {
             condition: Symbol::from_ascii(self.condition.as_str().as_bytes())
                 .unwrap_or(Condition::InternalError.symbol()),
             description: (cut > 0).then_some(&self.description[..cut]),
-            info: None,
+            info: borrow_map(info.map(|info| &info[..])),
         }
     }
 }
 
 /// What of a description goes on the wire, in bytes: a frame may be no larger than 512.
 const DESCRIPTION_BYTES_MAX: usize = 256;
-const _: () = assert!(DESCRIPTION_BYTES_MAX + 200 <= crate::frame::MAX_FRAME_SIZE_MIN as usize);
+/// And of the map beside it.
+const INFO_BYTES_MAX: usize = 56;
+const _: () = {
+    let texts = DESCRIPTION_BYTES_MAX + INFO_BYTES_MAX;
+    assert!(texts + 200 <= crate::frame::MAX_FRAME_SIZE_MIN as usize);
+};
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -72,6 +72,10 @@ pub const TEMPORARY_QUEUES_PER_CONNECTION_MAX: u32 = 256;
 pub const TEMPORARY_IDS: u64 = 1_024;
 /// Connections of one shard.
 pub const CONNECTIONS_MAX: usize = 16_384;
+/// Bytes of a container-id that a connection may claim for itself.
+pub const CONTAINER_ID_BYTES_MAX: usize = 1_024;
+/// How long a connection may be on its way to another shard; then its host has dropped it.
+pub const TRANSIT_WITHIN: Duration = Duration::from_secs(30);
 /// Lines in a second that a shard's log has for connections that end before they are open.
 pub const STRANGER_LINES_PER_SECOND: u32 = 10;
 /// Links of one connection.

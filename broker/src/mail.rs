@@ -38,7 +38,10 @@
 //!           ◀─────────────────────────────── Moved          (committed), or NotMoved
 //!   append the settlement … commit ── Landed ▶ show the copy
 //! ```
-//! and after recovery each shard tells every other, by `Arrivals`, which hidden copies it has.
+//! One connection for a container (`shard/sole.rs`): Claim, Unclaim, Departed and Arrived go to
+//! shard 0, Claimed and GiveUp come from it.
+//!
+//! After recovery each shard tells every other, by `Arrivals`, which hidden copies it has.
 //!
 //! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
@@ -70,6 +73,24 @@ pub struct LinkKey {
     pub slot: u32,
     /// Which of the links that used the slot.
     pub generation: u32,
+}
+
+/// A connection's claim to its container's name, numbered by the shard where it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClaimId {
+    /// The shard that gave the number.
+    pub shard: ShardId,
+    /// The number there.
+    pub number: u64,
+}
+
+/// What one connection has for itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SoleName {
+    /// Its user.
+    pub user: String,
+    /// Its container-id.
+    pub container: String,
 }
 
 /// A transfer on its way, numbered by the connection's shard.
@@ -303,6 +324,37 @@ pub enum Mail {
     Landed(CopyRef),
     /// After recovery, from every shard to every shard: hidden copies of yours.
     Arrivals(Vec<(Origin, CopyRef)>),
+    /// A connection wants to be the only one of this name. To shard 0.
+    Claim {
+        /// Its claim.
+        claim: ClaimId,
+        /// The name.
+        name: Arc<SoleName>,
+        /// Whoever has it is to go; otherwise the claim is refused.
+        closes_existing: bool,
+    },
+    /// The answer to `Claim`.
+    Claimed {
+        /// Which.
+        claim: ClaimId,
+        /// The name is the connection's.
+        is_granted: bool,
+    },
+    /// Shard 0 to the shard of a connection: another gets its name, close it.
+    GiveUp(ClaimId),
+    /// A connection with a claim is over. To shard 0.
+    Unclaim(ClaimId),
+    /// A connection with a claim leaves its shard. To shard 0.
+    Departed(ClaimId),
+    /// It has come to another. To shard 0, perhaps before `Departed`.
+    Arrived {
+        /// Its claim.
+        claim: ClaimId,
+        /// The name.
+        name: Arc<SoleName>,
+        /// Where it is now.
+        shard: ShardId,
+    },
     /// The sender is stopping and has no connection left: no more mail of its links will come.
     NoMore,
     /// This shard's memory or disk is near its bound (or no longer): withhold producers' credit.

@@ -54,6 +54,7 @@ mod operator;
 mod recycle;
 mod relay;
 mod sent;
+mod sole;
 mod start;
 mod temporary;
 mod terms;
@@ -157,6 +158,7 @@ pub struct Shard {
     overdue_queues: Vec<QueueId>,
     creations: Creations,
     temporaries: Temporaries,
+    soles: sole::Soles,
     idle: idle::Idle,
     parked: ingress::Parked,
     waiting: VecDeque<egress::Parked>,
@@ -213,6 +215,7 @@ impl Shard {
             overdue_queues: Vec::new(),
             creations: Creations::default(),
             temporaries: Temporaries::default(),
+            soles: sole::Soles::default(),
             idle: idle::Idle::default(),
             parked: ingress::Parked::default(),
             waiting: VecDeque::new(),
@@ -508,6 +511,14 @@ impl Shard {
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
             Mail::Unconsume { queue, consumer } => self.unconsume(queue, consumer),
             Mail::Unconsumed { consumer } => self.unconsumed(consumer),
+            Mail::Claim { claim, name, closes_existing } => {
+                self.claim(now, claim, name, closes_existing);
+            }
+            Mail::Claimed { claim, is_granted } => self.claimed(claim, is_granted),
+            Mail::GiveUp(claim) => self.give_up(claim),
+            Mail::Unclaim(claim) => self.unclaimed(claim),
+            Mail::Departed(claim) => self.departed(now, claim),
+            Mail::Arrived { claim, name, shard } => self.arrived_with(claim, name, shard),
             Mail::NoMore => self.stopped_shards += 1,
             Mail::Pressure(on) => self.pressed_by(self.config.shard, on),
         }

@@ -62,6 +62,7 @@ impl Shard {
             certificate_user: login.certificate_user,
             refusal_told: false,
             container_id: String::new(),
+            claim: None,
             opened: false,
             links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
@@ -162,13 +163,7 @@ impl Shard {
             Amqp::SaslPlain(plain) => self.plain(id, plain),
             Amqp::SaslScram(scram) => self.verify(id, Attempt::Scram(scram)),
             Amqp::SaslExternal { authzid } => self.external(id, &authzid),
-            Amqp::Opened(open) => {
-                if let Some(conn) = self.conns.get_mut(id) {
-                    conn.container_id = open.container_id;
-                    conn.opened = true;
-                    conn.amqp.open();
-                }
-            }
+            Amqp::Opened(open) => self.peer_opened(id, *open),
             Amqp::SessionBegun { .. } | Amqp::Attached { .. } | Amqp::Drained { .. } => {}
             Amqp::AttachReceived { link, attach } => self.attach(now, id, link, attach),
             Amqp::Transfer { link, delivery, settled, message_format, message } => {
@@ -550,6 +545,7 @@ impl Shard {
         for key in links {
             self.retire(key, Farewell::Gone);
         }
+        self.unclaim(id);
         self.touch(id);
     }
 
@@ -560,6 +556,7 @@ impl Shard {
         for key in links {
             self.retire(key, Farewell::Gone);
         }
+        self.unclaim(id);
         if let Some(conn) = self.conns.remove(id) {
             self.forget_unfinished(conn.unfinished_bytes);
             if let Some(at) = conn.deadline {

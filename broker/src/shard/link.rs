@@ -43,6 +43,8 @@ pub(crate) struct Conn {
     /// The log says already that this user was refused something.
     pub(crate) refusal_told: bool,
     pub(crate) container_id: String,
+    /// It is the only one of its container, or will be.
+    pub(crate) claim: Option<Box<super::sole::Claim>>,
     /// The peer's open has come.
     pub(crate) opened: bool,
     pub(crate) links: FlatMap<LinkId, LinkKey>,

@@ -69,6 +69,9 @@ impl Shard {
         conn.links.remove(link.id);
         conn.dirty = false;
         self.forget_unfinished(std::mem::take(&mut conn.unfinished_bytes));
+        if let Some(claim) = &conn.claim {
+            self.claim_departs(claim);
+        }
         let moving = Box::new(Moving { conn, link, name, bytes: Vec::new() });
         self.actions.push_back(Action::Move { conn: id, to: home, moving });
         true
@@ -98,6 +101,7 @@ impl Shard {
         conn.links.insert(of_engine, key);
         conn.amqp.withhold_reads(now, false);
         self.conns.insert(id, conn);
+        self.claim_arrives(id);
         self.count_unfinished(now, id);
         self.look_up(now, key, name);
         self.pump(now, id);
@@ -109,6 +113,9 @@ impl Shard {
     /// A connection that has come is not served: its peer hears why, and that is all.
     fn turn_away(&mut self, id: ConnId, moving: Moving, condition: Condition, why: &str) {
         let Moving { mut conn, .. } = moving;
+        if let Some(claim) = conn.claim.take() {
+            self.drop_claim(&claim);
+        }
         tracing::info!(conn = id.0, peer = %conn.peer, "connection turned away: {why}");
         conn.amqp.close(Some(Error::new(condition, why)));
         let mut buf = Vec::new();

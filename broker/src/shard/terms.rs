@@ -8,7 +8,7 @@
 //! Invariant: what is not built is refused, never left out. An ignored filter would hand a consumer
 //! everything; an ignored `topic` would hand one subscriber another's messages.
 
-use amqp::codec::{Symbol, Writer};
+use amqp::codec::{CompoundWriter, Symbol, Writer};
 use amqp::definitions::{Role, TerminusDurability};
 use amqp::error::{Condition, Error};
 use amqp::link::{
@@ -19,7 +19,10 @@ use bytes::Bytes;
 use crate::catalogue::{AddressError, queue_name};
 
 /// What our open offers [2.7.1].
-pub(super) const OFFERED_CAPABILITIES: [&str; 1] = ["ANONYMOUS-RELAY"];
+pub(super) const OFFERED_CAPABILITIES: [&str; 2] = ["ANONYMOUS-RELAY", SOLE_CONNECTION];
+
+/// What a peer desires that wants to be the only connection of its container.
+pub(super) const SOLE_CONNECTION: &str = "sole-connection-for-container";
 
 /// What a link is to be attached to.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,6 +146,18 @@ pub(super) fn knows_rejected(source: Option<&LinkSource>) -> bool {
 
 /// The property map of our open: who we are, as clients show it [2.7.1].
 pub(super) fn open_properties() -> Bytes {
+    properties(|_| {})
+}
+
+/// The same of an open that a close follows.
+pub(super) fn refused_properties() -> Bytes {
+    properties(|map| {
+        map.element().symbol(Symbol::new("amqp:connection-establishment-failed"));
+        map.element().boolean(true);
+    })
+}
+
+fn properties(more: impl FnOnce(&mut CompoundWriter<'_>)) -> Bytes {
     let mut encoded = Vec::new();
     Writer::new(&mut encoded).map_with(|map| {
         let known =
@@ -151,6 +166,10 @@ pub(super) fn open_properties() -> Bytes {
             map.element().symbol(Symbol::new(key));
             map.element().string(value);
         }
+        // Weak: of connections that ask for it themselves.
+        map.element().symbol(Symbol::new("sole-connection-detection-policy"));
+        map.element().uint(1);
+        more(map);
     });
     Bytes::from(encoded)
 }

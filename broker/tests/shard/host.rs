@@ -165,6 +165,8 @@ pub(crate) struct Host {
     /// Mail between these two waits until the test lets it go.
     pub(crate) mail_held: Option<(ShardId, ShardId)>,
     letters: VecDeque<(ShardId, ShardId, Mail)>,
+    /// The host drops connections that leave their shard.
+    pub(crate) drops_moving: bool,
     /// How often a shard has told another of its pressure.
     pub(crate) pressure_letters: usize,
     moved: bool,
@@ -201,6 +203,7 @@ impl Host {
             replies: Vec::new(),
             mail_held: None,
             letters: VecDeque::new(),
+            drops_moving: false,
             pressure_letters: 0,
             moved: false,
         }
@@ -379,6 +382,10 @@ impl Host {
     fn carry(&mut self, conn: ConnId, to: ShardId, moving: Box<Moving>) {
         let now = self.now;
         let client = &mut self.clients[conn.0 as usize];
+        if self.drops_moving {
+            client.closed = true;
+            return;
+        }
         for buf in std::mem::take(&mut client.unread) {
             client.hear(now, &buf);
         }
@@ -454,6 +461,26 @@ impl Host {
             idle_time_out: None,
             ..Config::default()
         };
+        self.accept(shard, may_move, config, login);
+        self.settle();
+        self.begin_first(at);
+        at
+    }
+
+    /// The session that `session` names.
+    pub(crate) fn begin_first(&mut self, at: usize) {
+        self.clients[at].session = Some(self.begin(at));
+    }
+
+    /// A client connects, and nothing moves yet.
+    pub(crate) fn accept(
+        &mut self,
+        shard: usize,
+        may_move: bool,
+        config: Config,
+        login: LogIn,
+    ) -> usize {
+        let at = self.clients.len();
         self.clients.push(Client {
             amqp: Connection::new(config, Side::Client, self.now),
             shard,
@@ -466,8 +493,6 @@ impl Host {
         });
         let peer = format!("memory-{at}");
         self.event(shard, Event::Accepted { conn: ConnId(at as u64), peer, may_move, login });
-        self.settle();
-        self.clients[at].session = Some(self.begin(at));
         at
     }
 

@@ -15,6 +15,7 @@ mod recycling;
 mod relay;
 mod rights;
 mod settlements;
+mod sole;
 mod stopping;
 mod temporary;
 mod unfinished;

@@ -296,6 +296,12 @@ impl World {
             | Mail::Consumes { .. }
             | Mail::Full { .. }
             | Mail::Pressure(false)
+            | Mail::Claim { .. }
+            | Mail::Claimed { .. }
+            | Mail::GiveUp(_)
+            | Mail::Unclaim(_)
+            | Mail::Departed(_)
+            | Mail::Arrived { .. }
             | Mail::NoMore => {}
         }
     }
