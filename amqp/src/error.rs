@@ -69,8 +69,8 @@ impl Error {
         Self { condition: condition.into(), description: description.into(), info: None }
     }
 
-    /// The same with a map that `write` fills: keys are symbols. A long one is left out on the wire,
-    /// so that any answer with an error fits the smallest frame.
+    /// The same with a map that `write` fills: keys are symbols. A long one is left out on the
+    /// wire, so that any answer with an error fits the smallest frame.
     #[must_use]
     pub fn with_info(mut self, write: impl FnOnce(&mut CompoundWriter<'_>)) -> Self {
         let mut encoded = Vec::new();
