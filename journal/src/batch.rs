@@ -142,6 +142,12 @@ impl BatchHeader {
         self.first_lsn.plus(block_ceil(self.bytes()) as u64)
     }
 
+    /// Bytes up to the next batch that are no record's: the header, and padding.
+    #[must_use]
+    pub const fn padding_bytes(&self) -> u64 {
+        (block_ceil(self.bytes()) - self.body_bytes as usize) as u64
+    }
+
     /// The chain after it.
     #[must_use]
     pub const fn chain_after(&self) -> Chain {

@@ -199,6 +199,8 @@ pub struct Usage {
     pub segments_made: u32,
     /// Bytes from the head to the end of what was appended, padding included.
     pub log_bytes: u64,
+    /// Those of them that are no record's: headers of segments and batches, and padding.
+    pub padding_bytes: u64,
     /// Bytes that could still be appended, the reserve included.
     pub free_bytes: u64,
     /// Messages for whose settlements space is set aside.
@@ -600,6 +602,7 @@ impl Journal {
             segments_live: self.space.segments_len() as u64,
             segments_made: self.space.files(),
             log_bytes: self.appended().since(self.head()),
+            padding_bytes: self.space.padding_bytes(),
             free_bytes: self.space.free_bytes(next),
             unsettled: self.space.unsettled(),
             room: self.room(),
@@ -842,6 +845,7 @@ impl Journal {
 
     fn seal(&mut self) {
         self.granted = 0;
+        self.space.count_padding((BATCH_HEADER_BYTES + self.commit.open_padding()) as u64);
         if let Some(chain_before) = self.commit.seal() {
             self.space.set_tail_chain(chain_before);
         }

@@ -64,6 +64,12 @@ impl SealedBatch {
         self.header.end()
     }
 
+    /// Bytes up to the next batch that are no record's: its header, and padding.
+    #[must_use]
+    pub fn padding_bytes(&self) -> u64 {
+        self.header.padding_bytes()
+    }
+
     /// How far the writer's log was durable when it was sealed.
     #[must_use]
     pub fn durable(&self) -> Lsn {

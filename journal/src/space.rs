@@ -53,6 +53,15 @@ pub(crate) struct Segment {
     pub(crate) slot: Slot,
     /// Known once its first batch is sealed.
     pub(crate) chain_before: Option<Chain>,
+    /// Its bytes that are no record's, as far as they were seen.
+    pub(crate) padding_bytes: u64,
+}
+
+impl Segment {
+    /// One without batches.
+    pub(crate) fn new(number: u64, slot: Slot, chain_before: Option<Chain>) -> Self {
+        Self { number, slot, chain_before, padding_bytes: SEGMENT_HEADER_BYTES }
+    }
 }
 
 #[derive(Debug)]
@@ -61,6 +70,8 @@ pub(crate) struct Space {
     segments_max: u32,
     /// Head first, tail last, without gaps.
     segments: VecDeque<Segment>,
+    /// Of all of them.
+    padding_bytes: u64,
     ready: VecDeque<Slot>,
     /// Ready slots that recovery found to name a segment which is still to be opened.
     named: Vec<(u64, Slot)>,
@@ -120,6 +131,7 @@ impl Space {
         Self {
             segment_bytes,
             segments_max,
+            padding_bytes: segments.iter().map(|segment| segment.padding_bytes).sum(),
             segments,
             ready: others.ready.into(),
             named: others.named,
@@ -281,7 +293,9 @@ impl Space {
         let named = named.and_then(|(_, slot)| self.ready.iter().position(|ready| ready == slot));
         let slot = self.ready.remove(named.unwrap_or(0)).expect("admitted only with a slot");
         self.named.retain(|(_, other)| *other != slot);
-        self.segments.push_back(Segment { number, slot, chain_before: None });
+        let segment = Segment::new(number, slot, None);
+        self.padding_bytes += segment.padding_bytes;
+        self.segments.push_back(segment);
         slot
     }
 
@@ -291,11 +305,23 @@ impl Space {
         tail.chain_before = Some(chain);
     }
 
+    /// A batch in the tail was sealed with so much that is no record's.
+    pub(crate) fn count_padding(&mut self, bytes: u64) {
+        self.segments.back_mut().expect("a batch is sealed in the tail").padding_bytes += bytes;
+        self.padding_bytes += bytes;
+    }
+
+    pub(crate) fn padding_bytes(&self) -> u64 {
+        self.padding_bytes
+    }
+
     /// Gives up the head; its slot is free once the superblock says so, by [`Self::release`].
     pub(crate) fn drop_head(&mut self) -> Slot {
         assert!(self.segments.len() > 1, "the tail is never recycled");
         self.releasing += 1;
-        self.segments.pop_front().expect("more than one").slot
+        let head = self.segments.pop_front().expect("more than one");
+        self.padding_bytes -= head.padding_bytes;
+        head.slot
     }
 
     pub(crate) fn release(&mut self, slot: Slot) {

@@ -8,9 +8,11 @@
 //!   5 nothing in the head lives ─▶ facts are copied, the head is recycled (`recycle.rs`)
 //! ```
 //! It pays when enough of the log is dead: an eighth where room is short, so that each byte that is
-//! freed costs at most seven that are copied; three quarters where there is plenty, for a log that
-//! is much longer than what lives in it only takes time to read. A lap over the log that freed less
-//! than that is followed by rest, until so much more has died.
+//! freed costs at most seven that are copied; three quarters of all records where there is plenty,
+//! for a log that is much longer than what lives in it only takes time to read. Padding is as dead
+//! as any, but while there is plenty nobody copies records only to win theirs: of a producer that
+//! waits for each answer, every message lies in a block alone. A lap over the log that freed less
+//! than an eighth is followed by rest, until so much more has died.
 //!
 //! In the foreground's interest copies are appended while the disk is free, and few are on their
 //! way; where room is short they are only few. Meanwhile an append that finds no room is told to
@@ -28,7 +30,7 @@ use std::time::Instant;
 use journal::limits::{BATCH_HEADER_BYTES, BLOCK_BYTES, RESERVE_SEGMENTS};
 use journal::{
     AppendError, Appended, Level, Lsn, QueueId, ReadId, Record, RecordFlags, RecordKind, Room,
-    SegmentScan, Sequence,
+    SegmentScan, Sequence, Usage,
 };
 
 use super::Shard;
@@ -218,20 +220,20 @@ impl Shard {
         }
         let segment_bytes = self.config.segment_bytes;
         let dead = usage.log_bytes.saturating_sub(self.state.log_bytes());
-        let needed = if self.is_short() {
-            (usage.log_bytes / 8).max(2 * segment_bytes)
+        let (needed, is_scattered) = if self.is_short(&usage) {
+            ((usage.log_bytes / 8).max(2 * segment_bytes), true)
         } else {
-            (usage.log_bytes / 4 * 3).max(4 * segment_bytes)
+            let of_records = usage.log_bytes.saturating_sub(usage.padding_bytes);
+            (4 * segment_bytes, self.state.log_bytes() <= of_records / 4)
         };
         // What a segment can hold must fit into what is free, beside what is set aside.
         let has_room = usage.room != Room::Packed;
-        has_room && dead >= needed.max(self.compaction.lap.rest_until_dead)
+        has_room && is_scattered && dead >= needed.max(self.compaction.lap.rest_until_dead)
     }
 
     /// Whether room is short: then copies are worth more, and wait for less. What is kept has room
     /// for a copy of the largest message, where that is not half of the log.
-    fn is_short(&self) -> bool {
-        let Some(usage) = self.journal.as_ref().map(journal::Journal::usage) else { return false };
+    fn is_short(&self, usage: &Usage) -> bool {
         let most = self.config.segments_max;
         let largest = self.config.amqp.max_message_size / self.config.segment_bytes;
         let kept = u64::from(RESERVE_SEGMENTS) + (most / 8).max(2) + largest.min(most / 2);
@@ -240,7 +242,8 @@ impl Shard {
 
     /// Copies what is in the window, as far as may be now.
     fn append_copies(&mut self, now: Instant) -> Result<Progress, AppendError> {
-        let is_short = self.is_short();
+        let Some(journal) = &self.journal else { return Err(AppendError::Closed) };
+        let is_short = self.is_short(&journal.usage());
         let bytes_max =
             if is_short { COPIES_IN_FLIGHT_BYTES_SHORT } else { COPIES_IN_FLIGHT_BYTES };
         loop {

@@ -177,6 +177,36 @@ fn a_settlement_that_comes_while_its_copy_is_on_its_way_is_final() {
     assert_eq!(host.messages(), 0);
 }
 
+/// Each of these lies in a block alone, which is nearly all padding.
+#[test]
+fn padding_is_won_back_where_room_is_short_and_not_before() {
+    for (segments_max, is_short) in [(200, false), (SEGMENTS_MAX, true)] {
+        let mut host = Host::new(Wish { segments_max, ..Wish::default() });
+        let at = host.connect(0);
+        let backlog = host.sender(at, "backlog");
+        let blocks = (u64::from(SEGMENTS_MAX) * SEGMENT_BYTES / 4096) as usize;
+        for _ in 0..2 {
+            for _ in 0..blocks {
+                assert!(host.send(at, backlog, 10, false), "there is room if padding is won back");
+                host.pass(Duration::from_millis(1));
+            }
+            let copied = host.stats(0).journal_copied_bytes_total;
+            assert_eq!(copied > 0, is_short, "{copied} of a log of {segments_max} segments");
+        }
+        host.crash();
+        // What is padding is known from the log, too.
+        let at = host.connect(0);
+        let more = host.sender(at, "backlog");
+        assert!(host.send(at, more, 20, false));
+        host.pass(Duration::from_millis(1));
+        let copied = host.stats(0).journal_copied_bytes_total;
+        assert!(is_short || copied == 0, "{copied} bytes");
+        let came = drain(&mut host, "backlog");
+        assert_eq!(came[..2 * blocks], vec![10; 2 * blocks]);
+        assert_eq!(came.len(), 2 * blocks + 1);
+    }
+}
+
 /// Sends until a message is refused.
 fn fill(host: &mut Host, at: usize, sender: LinkId) {
     for _ in 0..1_000 {

@@ -379,6 +379,7 @@ impl Follower {
         } else {
             journal.space.tail().expect("a batch that opens no segment follows one").slot
         };
+        journal.space.count_padding(batch.padding_bytes());
         journal.commit.take(&batch, slot);
         journal.poll_disk(now)
     }

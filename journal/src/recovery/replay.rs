@@ -263,7 +263,7 @@ impl Replay {
             return false;
         };
         let slot = found.slot;
-        self.live.push_back(Segment { number, slot, chain_before: Some(self.chain) });
+        self.live.push_back(Segment::new(number, slot, Some(self.chain)));
         self.entered_from = self.lsn;
         self.lsn = first_lsn;
         self.chunk = None;
@@ -307,6 +307,9 @@ impl Replay {
             lsn: header.first_lsn.plus(BATCH_HEADER_BYTES as u64),
             left: header.records,
         });
+        if let Some(tail) = self.live.back_mut() {
+            tail.padding_bytes += header.padding_bytes();
+        }
         let ahead = header.end().since(header.first_lsn);
         self.lsn = self.lsn.plus(ahead);
         self.chain = header.chain_after();
