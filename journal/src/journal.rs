@@ -421,6 +421,14 @@ impl Journal {
         op
     }
 
+    /// Since when the oldest write of a batch or of the superblock is under way.
+    #[must_use]
+    pub fn writing_since(&self) -> Option<Instant> {
+        let batch = self.commit.oldest_flight().map(|flight| flight.since);
+        let mark = self.keeper.flight().map(|flight| flight.since);
+        batch.into_iter().chain(mark).min()
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) and then [`poll_disk`](Self::poll_disk) are
     /// next due, if nothing else happens.
     #[must_use]

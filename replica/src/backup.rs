@@ -188,7 +188,8 @@ impl Backup {
             | Frame::Ready { .. }
             | Frame::Batch { .. }
             | Frame::Ack { .. }
-            | Frame::Beat { .. } => self.refuse(Reason::Protocol, "a frame out of turn"),
+            | Frame::Beat { .. }
+            | Frame::Card(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
         }
     }
 
@@ -216,6 +217,12 @@ impl Backup {
     #[must_use]
     pub fn may_reign(&self) -> bool {
         !matches!(self.stage, Stage::Turning | Stage::Over | Stage::Adopting { .. })
+    }
+
+    /// Whether the log is being cut, or gone over to another history or to its own reign.
+    #[must_use]
+    pub fn is_turning(&self) -> bool {
+        !self.may_reign()
     }
 
     /// The log, once [`BackupEvent::Live`] was handed out, and the batches in it that

@@ -34,8 +34,8 @@ use journal::{Epoch, Lsn, mix64};
 use crate::canary::{Canaries, Canary};
 use crate::lease::LeaseTerms;
 use crate::limits::TICK;
-use crate::record::{Mark, Member, NodeId, PairRecord};
-use crate::register::{Answer, Held, Outcome, RequestId, Version};
+use crate::record::{Mark, Member, MemberInfo, NodeId, PairRecord};
+use crate::register::{Answer, Held, Outcome, PairId, Register, RequestId, Swap, Version};
 
 /// What a member does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,26 @@ pub enum Query {
     Cas(RequestId, Version, Box<PairRecord>),
 }
 
+impl Query {
+    /// Its number.
+    #[must_use]
+    pub const fn request(&self) -> RequestId {
+        match self {
+            Self::Read(request) | Self::Cas(request, ..) => *request,
+        }
+    }
+
+    /// Asks it of the register of this pair.
+    pub fn put(self, register: &mut impl Register, pair: PairId) {
+        match self {
+            Self::Read(request) => register.read(request, pair),
+            Self::Cas(request, expect, record) => {
+                register.cas(request, Swap { pair, expect, value: record.encode() });
+            }
+        }
+    }
+}
+
 /// A connection of the other member to this one: what is known of its log belongs to it (R9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session(pub u64);
@@ -89,6 +109,12 @@ pub enum Refused {
     OtherSession,
     /// The other member is not in sync.
     NotInSync,
+    /// It has the role already, or asks for it.
+    Busy,
+    /// The voters hold no record of this pair.
+    NoRecord,
+    /// Not every shard's log is recovered.
+    NotWhole,
 }
 
 /// What a member brings to its elections.
@@ -151,6 +177,8 @@ pub struct Election {
     /// What is durable here, one place a shard; none while the log is not whole.
     durable: Option<Vec<Lsn>>,
     watermark: Vec<Mark>,
+    /// How the members are reached; goes into the record with the next renewal.
+    members: Vec<MemberInfo>,
     ask_at: Option<Instant>,
     hurried_until: Option<Instant>,
     /// After a try that came to nothing: not before this.
@@ -180,6 +208,7 @@ impl Election {
             peer: None,
             durable: None,
             watermark: Vec::new(),
+            members: Vec::new(),
             ask_at: None,
             hurried_until: None,
             retry_at: None,
@@ -218,6 +247,20 @@ impl Election {
     pub fn record(&self) -> Option<(Version, &PairRecord)> {
         let known = self.known.as_ref()?;
         Some((known.version, known.record.as_ref()?))
+    }
+
+    /// The version that was last seen; none before the first answer.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        self.known.as_ref().map(|known| known.version)
+    }
+
+    /// R6: the member beside this one that is, or may be by a swap that is not resolved, in sync.
+    #[must_use]
+    pub fn beside(&self) -> Option<Member> {
+        let stands = self.record().map_or(&[][..], |(_, record)| &record.in_sync);
+        let mut all = stands.iter().chain(&self.perhaps_in_sync);
+        all.find(|member| member.node != self.config.me.node).copied()
     }
 
     /// Whether clients may be served at this moment.
@@ -273,6 +316,19 @@ impl Election {
         self.watermark = watermark;
     }
 
+    /// How the members are reached: goes into the record with the next renewal.
+    pub fn handle_members(&mut self, members: Vec<MemberInfo>) {
+        self.members = members;
+    }
+
+    /// Somebody says that this version stands. Nothing rests on it but when to ask (R1).
+    pub fn handle_hint(&mut self, now: Instant, version: Version) {
+        let is_news = self.version().is_none_or(|known| version > known);
+        if is_news && self.role == Role::Follower {
+            self.ask_at = Some(now);
+        }
+    }
+
     /// Whether every shard has beaten since it was last asked and no write to the journal is older
     /// than it may be. Who is not well does not renew, and loses the role at the fence.
     pub const fn handle_wellness(&mut self, is_well: bool) {
@@ -321,6 +377,9 @@ impl Election {
     /// This one does not serve.
     pub fn shrink(&mut self, now: Instant) -> Result<(), Refused> {
         self.live_epoch().ok_or(Refused::NotLive)?;
+        if self.wish == Some(Wish::Shrink) {
+            return Ok(());
+        }
         self.wish = Some(Wish::Shrink);
         let me = self.config.me;
         if self.canaries.has(Canary::ShrinkAtOnce)
@@ -387,6 +446,26 @@ impl Election {
             self.role = Role::Candidate;
             self.send(now, record);
         }
+    }
+
+    /// An operator's word: takes the role whoever is in sync, and whatever was acknowledged by
+    /// others. `newest` is the newest epoch that the own log knows.
+    ///
+    /// # Errors
+    /// It has the role, or waits for an answer, or there is no record.
+    pub fn promote_by_force(&mut self, now: Instant, newest: Epoch) -> Result<(), Refused> {
+        let (Role::Follower, None) = (self.role, &self.swap) else { return Err(Refused::Busy) };
+        let Some((_, record)) = self.record() else { return Err(Refused::NoRecord) };
+        let me = self.config.me;
+        let mut above = record.clone();
+        above.epoch = above.epoch.max(newest);
+        let mut next = above.granted(me.node, vec![me]);
+        // What others had in common is not known to be here.
+        next.watermark.clear();
+        self.role = Role::Candidate;
+        self.read = None;
+        self.send(now, next);
+        Ok(())
     }
 
     // ---- the time ------------------------------------------------------------------------------
@@ -469,6 +548,9 @@ impl Election {
         }
         if self.watermark.len() == usize::from(next.shards) {
             next.watermark.clone_from(&self.watermark);
+        }
+        if !self.members.is_empty() {
+            next.members.clone_from(&self.members);
         }
         match self.wish {
             Some(Wish::Shrink) => next.in_sync.retain(|member| *member == me),

@@ -13,6 +13,9 @@
 //!   backup    the backup's: joins, writes them as they are, answers
 //!   catchup   where two logs part, and what becomes of what only one has
 //!   in_sync   whom the live waits for, and in which order that changes
+//!
+//!   card      what one member tells the other of itself
+//!   member    all of it for one member: what its shards are to be, what it asks and says
 //! ```
 //!
 //! Nothing here does I/O, reads a clock, or draws a random number: the host does, and hands in what
@@ -23,6 +26,7 @@
 
 pub mod backup;
 mod canary;
+pub mod card;
 pub mod catchup;
 mod codec;
 mod election;
@@ -31,6 +35,7 @@ pub mod in_sync;
 mod lease;
 pub mod limits;
 pub mod live;
+pub mod member;
 mod record;
 mod register;
 pub mod voter;

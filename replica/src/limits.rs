@@ -126,7 +126,22 @@ pub const BEAT_EVERY: Duration = Duration::from_millis(50);
 /// Silence after which either side gives the connection up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// Bytes that a backup may be behind on a shard when it is to come into the in-sync set.
+pub const NEAR_BYTES: u64 = 256 * 1024;
+
+// ---- A member ----------------------------------------------------------------------------------
+
+/// How often a member tells the other one of itself, if nothing changes.
+pub const CARD_EVERY: Duration = Duration::from_millis(250);
+
+/// How long a write to the journal may be under way before its member gives the role away.
+pub const WRITE_AGE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a switchover waits for what was taken to be answered.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
+
 const _: () = {
+    assert!(NEAR_BYTES < LAG_WITHHOLD_BYTES);
     assert!(journal::limits::BATCH_BYTES_MAX + 16 <= STREAM_BODY_BYTES_MAX);
     assert!(SEND_AHEAD_BYTES_MAX * 2 <= journal::limits::BACKLOG_BYTES_MAX);
     assert!(LAG_REFUSE_BYTES <= journal::limits::BACKLOG_BYTES_MAX);

@@ -35,6 +35,7 @@ use crate::limits::{
     ACK_PATIENCE, BEAT_EVERY, LAG_REFUSE_BYTES, LAG_WITHHOLD_BYTES, SEND_AHEAD_BATCHES_MAX,
     SEND_AHEAD_BYTES_MAX, SILENCE_MAX, WINDOW_BYTES_MAX,
 };
+use crate::record::Mark;
 use crate::wire::{Frame, Hello, Identity, Marks, Reason, Welcome};
 
 /// Where the live's log stands when its reign begins.
@@ -139,6 +140,11 @@ pub struct Live {
     /// A reader is wanted, from here.
     wanted: Option<Lsn>,
     stalled_since: Option<Instant>,
+    /// It was asked to put the backup out of the set, and nothing has moved since.
+    is_stalled: bool,
+    /// A place not beyond `committed` whose chain is known; at first perhaps beyond it: where the
+    /// reign began.
+    watermark: Mark,
     frames: VecDeque<Frame>,
     events: VecDeque<LiveEvent>,
     canaries: Canaries,
@@ -150,6 +156,7 @@ impl Live {
     #[must_use]
     pub fn new(now: Instant, at: Reigning, required: Option<JournalUuid>) -> Self {
         let durable = at.end;
+        let watermark = Mark { lsn: at.end, chain: at.chain };
         let mut live = Self {
             at,
             window: VecDeque::new(),
@@ -161,6 +168,8 @@ impl Live {
             session_next: 1,
             wanted: None,
             stalled_since: None,
+            is_stalled: false,
+            watermark,
             frames: VecDeque::new(),
             events: VecDeque::new(),
             canaries: Canaries::default(),
@@ -200,6 +209,7 @@ impl Live {
     pub fn set_required(&mut self, now: Instant, required: Option<JournalUuid>) {
         self.required = required;
         self.stalled_since = None;
+        self.is_stalled = false;
         self.note_committed();
         self.note_stall(now);
     }
@@ -267,7 +277,8 @@ impl Live {
             | Frame::Ready { .. }
             | Frame::Batch { .. }
             | Frame::Ack { .. }
-            | Frame::Beat { .. } => self.refuse(Reason::Protocol, "a frame out of turn"),
+            | Frame::Beat { .. }
+            | Frame::Card(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
         }
     }
 
@@ -326,6 +337,7 @@ impl Live {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.stalled_since.is_some_and(|since| since + ACK_PATIENCE <= now) {
             self.stalled_since = Some(now);
+            self.is_stalled = true;
             self.events.push_back(LiveEvent::PleaseShrink);
         }
         let committed = self.committed;
@@ -381,6 +393,18 @@ impl Live {
     #[must_use]
     pub fn committed(&self) -> Lsn {
         self.committed
+    }
+
+    /// A place not beyond [`committed`](Self::committed), with the chain there: for the record.
+    #[must_use]
+    pub fn watermark(&self) -> Option<Mark> {
+        Some(self.watermark).filter(|mark| mark.lsn <= self.committed)
+    }
+
+    /// Whether [`LiveEvent::PleaseShrink`] was said and the required backup has not moved since.
+    #[must_use]
+    pub const fn is_stalled(&self) -> bool {
+        self.is_stalled
     }
 
     /// The log must not be recycled beyond this while a backup still has to read it.
@@ -560,7 +584,14 @@ impl Live {
             Some(marks) => self.durable.min(marks.durable),
             None => self.durable,
         };
-        self.committed = self.committed.max(reached);
+        if reached <= self.committed {
+            return;
+        }
+        self.committed = reached;
+        let below = self.window.partition_point(|batch| batch.end() <= self.committed);
+        if let Some(batch) = below.checked_sub(1).and_then(|last| self.window.get(last)) {
+            self.watermark = Mark { lsn: batch.end(), chain: batch.chain_after() };
+        }
     }
 
     /// The backup is waited for from now on, if it is required and behind.
@@ -569,11 +600,13 @@ impl Live {
             self.stalled_since.get_or_insert(now);
         } else {
             self.stalled_since = None;
+            self.is_stalled = false;
         }
     }
 
     fn note_progress(&mut self, now: Instant) {
         self.stalled_since = None;
+        self.is_stalled = false;
         self.note_stall(now);
     }
 

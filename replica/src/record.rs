@@ -243,12 +243,7 @@ impl PairRecord {
             w.u64(mark.lsn.0);
             w.u64(mark.chain.0);
         });
-        w.list(&self.members, |w, info| {
-            w.u8(info.node.0);
-            w.bytes(info.replication.as_bytes());
-            w.bytes(info.advertise.as_bytes());
-            info.certificate.iter().for_each(|byte| w.u8(*byte));
-        });
+        w.list(&self.members, |w, info| info.write(w));
         let mut bytes = w.finish();
         bytes.extend_from_slice(&self.carried);
         bytes
@@ -282,7 +277,7 @@ impl PairRecord {
             Ok(Reign { epoch: Epoch(r.u64("reign")?), live: NodeId(r.u8("its live")?) })
         })?;
         let watermark = r.list(usize::from(SHARDS_MAX), "watermark", read_mark)?;
-        let members = r.list(MEMBERS_MAX, "members", read_info)?;
+        let members = r.list(MEMBERS_MAX, "members", MemberInfo::read)?;
         let carried = read_parts(&mut r)?;
         let record = Self {
             log,
@@ -309,18 +304,27 @@ fn read_mark(r: &mut Reader<'_>) -> Result<Mark, WireError> {
     Ok(Mark { lsn: Lsn(lsn), chain: Chain(r.u64("chain")?) })
 }
 
-fn read_info(r: &mut Reader<'_>) -> Result<MemberInfo, WireError> {
-    let text = |bytes: &[u8], field| {
-        String::from_utf8(bytes.to_vec()).map_err(|_| WireError::Contradiction(field))
-    };
-    let node = NodeId(r.u8("member")?);
-    let replication = text(r.bytes(ADDRESS_BYTES_MAX, "replication address")?, "its address")?;
-    let advertise = text(r.bytes(ADDRESS_BYTES_MAX, "client address")?, "its address")?;
-    let mut certificate = [0; 32];
-    for byte in &mut certificate {
-        *byte = r.u8("certificate")?;
+impl MemberInfo {
+    pub(crate) fn write(&self, w: &mut Writer) {
+        w.u8(self.node.0);
+        w.bytes(self.replication.as_bytes());
+        w.bytes(self.advertise.as_bytes());
+        self.certificate.iter().for_each(|byte| w.u8(*byte));
     }
-    Ok(MemberInfo { node, replication, advertise, certificate })
+
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, WireError> {
+        let text = |bytes: &[u8], field| {
+            String::from_utf8(bytes.to_vec()).map_err(|_| WireError::Contradiction(field))
+        };
+        let node = NodeId(r.u8("member")?);
+        let replication = text(r.bytes(ADDRESS_BYTES_MAX, "replication address")?, "its address")?;
+        let advertise = text(r.bytes(ADDRESS_BYTES_MAX, "client address")?, "its address")?;
+        let mut certificate = [0; 32];
+        for byte in &mut certificate {
+            *byte = r.u8("certificate")?;
+        }
+        Ok(Self { node, replication, advertise, certificate })
+    }
 }
 
 /// What a newer version may have added, kept as it is.

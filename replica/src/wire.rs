@@ -17,6 +17,8 @@
 //!     │ 5 Ack      received, durable                      │
 //!     │ ───────────────────────────────────────────────▶ │
 //!     │      6 Beat    committed                          │   7 Refuse, either way: why, the end
+//!
+//!   beside the shards' streams, both ways: 8 Card, what a member is, holds and does
 //! ```
 //! Little-endian. The checksum covers the head before it and the body, but for the batch in a
 //! `Batch`: that has its own, and both members' disks hold them.
@@ -33,6 +35,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use journal::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, FORMAT_VERSION, LSN_MAX};
 use journal::{Chain, EPOCHS_MAX, Epoch, EpochTable, Geometry, JournalUuid, LogId, Lsn, ShardId};
 
+use crate::card::Card;
 use crate::codec::{Reader, WireError, Writer};
 use crate::limits::{PAIR_NAME_BYTES_MAX, REASON_BYTES_MAX, STREAM_BODY_BYTES_MAX};
 
@@ -171,6 +174,8 @@ pub enum Frame {
         /// The same for a log line, at most [`REASON_BYTES_MAX`].
         detail: String,
     },
+    /// What the other member is: the only frame of the connection beside the streams.
+    Card(Box<Card>),
 }
 
 /// Why a member does not go on with the other one.
@@ -308,7 +313,8 @@ impl Frame {
             | Self::Ready { .. }
             | Self::Ack { .. }
             | Self::Beat { .. }
-            | Self::Refuse { .. } => &[],
+            | Self::Refuse { .. }
+            | Self::Card(_) => &[],
         };
         let length = u32::try_from(fields.len() + batch.len()).expect("bounded");
         assert!(length as usize <= STREAM_BODY_BYTES_MAX, "a body of {length} bytes");
@@ -380,7 +386,8 @@ impl Frame {
                 Self::Beat { session: r.u64("session")?, committed: read_lsn(&mut r, "committed")? }
             }
             7 => read_refuse(&mut r)?,
-            0 | 8.. => return Err(FrameError::Kind(kind)),
+            8 => Self::Card(Box::new(Card::read(&mut r)?)),
+            0 | 9.. => return Err(FrameError::Kind(kind)),
         };
         r.end()?;
         Ok(frame)
@@ -427,6 +434,10 @@ impl Frame {
                 let most = detail.floor_char_boundary(REASON_BYTES_MAX);
                 w.bytes(&detail.as_bytes()[..most]);
                 7
+            }
+            Self::Card(card) => {
+                card.write(&mut w);
+                8
             }
         };
         (kind, w.finish())

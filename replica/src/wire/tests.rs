@@ -1,6 +1,9 @@
 //! The frames, pinned and under attack.
 
 use super::*;
+use crate::card::{HeldLog, LogEnd, Standing};
+use crate::record::{MemberInfo, NodeId};
+use crate::register::Version;
 
 fn epochs() -> EpochTable {
     EpochTable::from_rows(vec![(Epoch(1), Lsn(4096)), (Epoch(4), Lsn(90112))]).expect("in order")
@@ -9,6 +12,27 @@ fn epochs() -> EpochTable {
 fn identity() -> Identity {
     let geometry = Geometry { segment_bytes: 65536, shards: 2 };
     Identity::new("orders", [7; 16], LogId([9; 16]), geometry)
+}
+
+fn card() -> Card {
+    Card {
+        pair: "orders".into(),
+        cluster: [7; 16],
+        journal: JournalUuid([1; 16]),
+        boot: [2; 16],
+        settings: [3; 32],
+        info: MemberInfo {
+            node: NodeId(1),
+            replication: "b.example:5680".into(),
+            advertise: "b.example:5672".into(),
+            certificate: [4; 32],
+        },
+        standing: Standing::Backup,
+        version: Version(12),
+        is_leaving: true,
+        held: Some(HeldLog { log: identity().log, geometry: identity().geometry }),
+        ends: vec![LogEnd { epoch: Epoch(4), end: Lsn(98304) }; 2],
+    }
 }
 
 /// One of each.
@@ -36,6 +60,7 @@ fn frames() -> Vec<Frame> {
         Frame::Ack { session: 3, marks: Marks { received: Lsn(12288), durable: Lsn(8192) } },
         Frame::Beat { session: 3, committed: Lsn(12288) },
         Frame::Refuse { reason: Reason::StaleEpoch, detail: "epoch 3 is over".into() },
+        Frame::Card(Box::new(card())),
     ]
 }
 
@@ -82,7 +107,8 @@ fn no_flipped_bit_passes_but_inside_a_batch() {
             | Frame::Ready { .. }
             | Frame::Ack { .. }
             | Frame::Beat { .. }
-            | Frame::Refuse { .. } => good.len(),
+            | Frame::Refuse { .. }
+            | Frame::Card(_) => good.len(),
         };
         for bit in 0..checked * 8 {
             let mut hurt = good.clone();

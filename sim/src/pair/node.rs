@@ -352,7 +352,8 @@ impl Node {
             | Frame::Ready { .. }
             | Frame::Ack { .. }
             | Frame::Beat { .. }
-            | Frame::Refuse { .. } => None,
+            | Frame::Refuse { .. }
+            | Frame::Card(_) => None,
         };
         let before = backup.follower().received();
         backup.handle_frame(now, frame);

@@ -1,0 +1,507 @@
+//! Two members over a register that answers at once. Their shards do at once what they are told,
+//! and copy each other's logs by their lengths.
+
+use super::*;
+use crate::register::{LocalRegister, PairId, Register};
+use crate::wire::Marks;
+use crate::{LeaseTerms, Mark, NodeId};
+use journal::{Chain, Geometry, LogId, ShardId};
+
+const PAIR: PairId = PairId([1; 16]);
+const STEP: Duration = Duration::from_millis(10);
+const SHARDS: u16 = 2;
+
+fn held(log: u8) -> HeldLog {
+    let geometry = Geometry { segment_bytes: 65536, shards: SHARDS };
+    HeldLog { log: LogId([log; 16]), geometry }
+}
+
+fn config(node: u8) -> MemberConfig {
+    MemberConfig {
+        pair: "orders".into(),
+        cluster: [7; 16],
+        info: MemberInfo {
+            node: NodeId(node),
+            replication: format!("node-{node}:5680"),
+            advertise: format!("node-{node}:5672"),
+            certificate: [0; 32],
+        },
+        journal: JournalUuid([10 + node; 16]),
+        boot: [node; 16],
+        settings: [3; 32],
+        terms: LeaseTerms::new(Duration::from_secs(2)).expect("in bounds"),
+        is_sole: true,
+        in_sync_min: 1,
+        founding: held(20 + node),
+        seed: node.into(),
+    }
+}
+
+/// What a shard of the tests has.
+#[derive(Clone, Copy, Debug)]
+struct Log {
+    end: u64,
+    epoch: u64,
+}
+
+struct Side {
+    member: Membership,
+    duty: Option<Duty>,
+    logs: Vec<Log>,
+    live: Option<Epoch>,
+    obeyed: Option<(Round, u64)>,
+    is_down: bool,
+    /// Its shards say nothing any more.
+    is_wedged: bool,
+    writing_since: Option<Instant>,
+    has_failed: bool,
+    events: Vec<MemberEvent>,
+}
+
+impl Side {
+    fn new(now: Instant, node: u8, held: Option<HeldLog>, log: Log) -> Self {
+        Self {
+            member: Membership::new(now, config(node), held),
+            duty: None,
+            logs: vec![log; usize::from(SHARDS)],
+            live: None,
+            obeyed: None,
+            is_down: false,
+            is_wedged: false,
+            writing_since: None,
+            has_failed: false,
+            events: Vec::new(),
+        }
+    }
+
+    fn obey(&mut self, now: Instant) {
+        while let Some(duty) = self.member.poll_duty() {
+            self.duty = Some(duty);
+            match duty {
+                Duty::Format(held) => {
+                    self.logs = vec![Log { end: 4096, epoch: 1 }; usize::from(SHARDS)];
+                    self.member.handle_formatted(now, held);
+                }
+                Duty::Stand | Duty::Follow => (self.live, self.obeyed) = (None, None),
+                Duty::Reign(reign) => {
+                    if self.live != Some(reign.epoch) {
+                        self.live = Some(reign.epoch);
+                        self.logs.iter_mut().for_each(|log| log.epoch = reign.epoch.0);
+                    }
+                    let round = reign.required.map(|required| required.round);
+                    if self.obeyed.map(|(round, _)| round) != round {
+                        self.obeyed = round.map(|round| (round, self.logs[0].end));
+                    }
+                }
+            }
+        }
+    }
+
+    fn service(&self) -> Service {
+        match self.duty {
+            Some(Duty::Reign(reign)) => reign.service,
+            Some(Duty::Format(_) | Duty::Stand | Duty::Follow) | None => Service::Closed,
+        }
+    }
+
+    fn required(&self) -> Option<JournalUuid> {
+        match self.duty? {
+            Duty::Reign(reign) => reign.required.map(|required| required.member),
+            Duty::Format(_) | Duty::Stand | Duty::Follow => None,
+        }
+    }
+
+    fn may_serve(&self, now: Instant) -> bool {
+        !self.is_down && self.member.gate().fence_at.is_some_and(|fence| now < fence)
+    }
+}
+
+struct Pair {
+    now: Instant,
+    register: LocalRegister,
+    voters_up: bool,
+    link_up: bool,
+    stream_up: bool,
+    session: u64,
+    sides: [Side; 2],
+}
+
+const EMPTY: Log = Log { end: 0, epoch: 0 };
+
+impl Pair {
+    #[expect(clippy::disallowed_methods, reason = "the origin of virtual time")]
+    fn new(held: [Option<HeldLog>; 2], logs: [Log; 2]) -> Self {
+        let now = Instant::now();
+        let [a, b] = held;
+        let sides = [Side::new(now, 0, a, logs[0]), Side::new(now, 1, b, logs[1])];
+        let register = LocalRegister::default();
+        Self { now, register, voters_up: true, link_up: false, stream_up: true, session: 1, sides }
+    }
+
+    /// A pair that has come in sync from two empty directories.
+    fn in_sync() -> Self {
+        let mut pair = Self::new([None, None], [EMPTY; 2]);
+        pair.link(true);
+        pair.run_until(2000, |pair| pair.in_sync_len() == 2 && pair.sides[0].may_serve(pair.now));
+        pair
+    }
+
+    fn link(&mut self, is_up: bool) {
+        self.link_up = is_up;
+        let now = self.now;
+        self.sides.iter_mut().for_each(|side| side.member.handle_link(now, is_up));
+    }
+
+    fn in_sync_len(&self) -> usize {
+        let value = self.held().value;
+        PairRecord::decode(&value).map_or(0, |record| record.in_sync.len())
+    }
+
+    fn held(&self) -> crate::Held {
+        let mut register = self.register.clone();
+        register.read(RequestId(u64::MAX), PAIR);
+        let answer = register.poll_answer().expect("at once");
+        let Outcome::Stands(held) = answer.outcome else { panic!("{answer:?}") };
+        held
+    }
+
+    fn run_until(&mut self, ms: u64, is_so: impl Fn(&Self) -> bool) {
+        let until = self.now + Duration::from_millis(ms);
+        while !is_so(self) {
+            self.step();
+            assert!(self.now < until, "not within {ms} ms: {self}");
+        }
+    }
+
+    fn run(&mut self, ms: u64) {
+        let until = self.now + Duration::from_millis(ms);
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += STEP;
+        let now = self.now;
+        for index in [0, 1] {
+            if self.sides[index].is_down {
+                continue;
+            }
+            self.report(index);
+            let side = &mut self.sides[index];
+            side.member.handle_time(now);
+            side.obey(now);
+            while let Some(query) = side.member.poll_query() {
+                let request = query.request();
+                if self.voters_up {
+                    query.put(&mut self.register, PAIR);
+                    let answer = self.register.poll_answer().expect("at once");
+                    side.member.handle_answer(now, answer);
+                } else {
+                    let outcome = Outcome::Unknown;
+                    side.member.handle_answer(now, Answer { request, outcome });
+                }
+            }
+            side.obey(now);
+            side.events.extend(std::iter::from_fn(|| side.member.poll_event()));
+            if let Some(card) = side.member.poll_card(now)
+                && self.link_up
+                && !self.sides[1 - index].is_down
+            {
+                self.sides[1 - index].member.handle_card(now, card);
+            }
+        }
+        self.copy();
+        let serving = self.sides.iter().filter(|side| side.may_serve(now)).count();
+        assert!(serving < 2, "I1: {self}");
+    }
+
+    fn follows(&self, index: usize) -> bool {
+        let (side, other) = (&self.sides[index], &self.sides[1 - index]);
+        let both_up = !side.is_down && !other.is_down && self.stream_up;
+        both_up && side.duty == Some(Duty::Follow) && other.live.is_some()
+    }
+
+    fn copy(&mut self) {
+        for index in [0, 1] {
+            if self.follows(index) {
+                self.sides[index].logs = self.sides[1 - index].logs.clone();
+            }
+        }
+    }
+
+    fn report(&mut self, index: usize) {
+        let (follows, followed) = (self.follows(index), self.follows(1 - index));
+        let other = &self.sides[1 - index];
+        let (their_disk, their_logs) = (other.member.config.journal, other.logs.clone());
+        let their_live = other.live;
+        let now = self.now;
+        let session = self.session;
+        let side = &mut self.sides[index];
+        if side.is_wedged || side.member.held.is_none() {
+            return;
+        }
+        for shard in 0..SHARDS {
+            let log = side.logs[usize::from(shard)];
+            let theirs = Lsn(their_logs[usize::from(shard)].end);
+            let stage = match (side.live, their_live) {
+                _ if side.has_failed => Stage::Failed,
+                (Some(epoch), _) => Stage::Live(epoch),
+                (None, Some(epoch)) if follows => Stage::Following(epoch),
+                (None, _) => Stage::Standing,
+            };
+            let end = Lsn(log.end);
+            let peer = PeerReport {
+                session,
+                member: their_disk,
+                marks: Marks { received: theirs, durable: theirs },
+                lag_bytes: end.since(theirs.min(end)),
+            };
+            let is_followed = side.live.is_some() && followed;
+            let waits = side.required().is_some();
+            let report = ShardReport {
+                stage,
+                log: LogEnd { epoch: Epoch(log.epoch), end },
+                committed: end,
+                watermark: side.live.map(|_| Mark { lsn: end, chain: Chain(0) }),
+                service: side.service(),
+                is_drained: side.service() == Service::Draining,
+                obeyed: side.obeyed.map(|(round, committed)| (round, Lsn(committed))),
+                peer: is_followed.then_some(peer),
+                is_stalled: waits && !is_followed,
+                deposed_by: None,
+                refused: None,
+                writing_since: side.writing_since,
+            };
+            side.member.handle_shard(now, ShardId(shard), report);
+        }
+    }
+
+    fn restart(&mut self, index: usize) {
+        let side = &self.sides[index];
+        let (held, log) = (side.member.held, side.logs[0]);
+        self.sides[index] = Side::new(self.now, u8::try_from(index).expect("0 or 1"), held, log);
+        self.session += 1;
+        let (now, link_up) = (self.now, self.link_up);
+        self.sides.iter_mut().for_each(|side| side.member.handle_link(now, link_up));
+    }
+}
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for side in &self.sides {
+            write!(f, "\n{:?} {:?} {:?}", side.duty, side.member.status(self.now), side.events)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn two_empty_directories_become_a_pair_in_sync() {
+    let mut pair = Pair::new([None, None], [EMPTY; 2]);
+    pair.run(5000);
+    assert_eq!(pair.held().version, Version::NONE, "nobody has heard of the other");
+    let waits = pair.sides[0].member.status(pair.now).waits;
+    assert_eq!(waits, Some(Waits::Log));
+    pair.link(true);
+    pair.run_until(1000, |pair| pair.in_sync_len() == 2);
+    let logs = pair.sides.each_ref().map(|side| side.member.held);
+    assert_eq!(logs, [Some(held(20)); 2], "the log that the lower seat has founded");
+    assert!(pair.sides[0].may_serve(pair.now), "{pair}");
+    pair.run(500);
+    let status = pair.sides[1].member.status(pair.now);
+    assert!(status.role == Standing::Backup && status.is_ready(), "{status:?}");
+    assert_eq!(pair.sides[1].member.live_address(), Some("node-0:5672"));
+}
+
+#[test]
+fn voters_that_lost_everything_crown_who_holds_more_whoever_comes_first() {
+    let (older, newer) = (Log { end: 90112, epoch: 3 }, Log { end: 8192, epoch: 4 });
+    let mut pair = Pair::new([Some(held(1)); 2], [older, newer]);
+    pair.sides[1].is_down = true;
+    pair.link(true);
+    pair.run(10_000);
+    assert_eq!(pair.held().version, Version::NONE, "the older one alone is nobody");
+    assert_eq!(pair.sides[0].member.status(pair.now).waits, Some(Waits::Peer));
+    pair.restart(1);
+    pair.run_until(1000, |pair| pair.sides[1].may_serve(pair.now));
+    assert_eq!(pair.sides[1].live, Some(Epoch(5)));
+}
+
+#[test]
+fn an_operator_may_say_who_begins() {
+    let mut pair = Pair::new([Some(held(1)), None], [Log { end: 8192, epoch: 3 }, EMPTY]);
+    pair.run(3000);
+    let now = pair.now;
+    pair.sides[0].member.bootstrap(now);
+    pair.run_until(500, |pair| pair.sides[0].may_serve(pair.now));
+    assert!(pair.sides[0].live.is_some_and(|epoch| epoch > Epoch(1000)));
+}
+
+#[test]
+fn r10_who_was_out_of_sync_waits_for_the_other_one() {
+    let mut pair = Pair::in_sync();
+    pair.sides[1].is_down = true;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    assert!(pair.sides[0].may_serve(pair.now) && pair.sides[0].required().is_none());
+    pair.sides[0].is_down = true;
+    pair.restart(1);
+    pair.run(10_000);
+    assert!(!pair.sides[1].may_serve(pair.now), "{pair}");
+    pair.restart(0);
+    pair.run_until(3000, |pair| pair.in_sync_len() == 2 && pair.sides[0].may_serve(pair.now));
+}
+
+#[test]
+fn a_backup_in_sync_takes_the_role_when_the_lease_is_over() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].is_down = true;
+    pair.link(false);
+    pair.run_until(2400, |pair| pair.sides[1].may_serve(pair.now));
+    assert_eq!(pair.sides[1].required(), None, "alone in the set");
+    pair.restart(0);
+    pair.link(true);
+    pair.run_until(2000, |pair| pair.in_sync_len() == 2);
+    assert_eq!(pair.sides[0].duty, Some(Duty::Follow));
+}
+
+#[test]
+fn r8_the_voters_hear_of_a_member_only_after_every_shard_waits_for_it() {
+    let mut pair = Pair::in_sync();
+    pair.stream_up = false;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.stream_up = true;
+    pair.sides[0].obeyed = None;
+    pair.run_until(100, |pair| pair.sides[0].required().is_some());
+    assert_eq!(pair.in_sync_len(), 1, "required, and not in the record yet");
+    pair.run_until(500, |pair| pair.in_sync_len() == 2);
+}
+
+#[test]
+fn r12_a_switchover_serves_nowhere_in_between_and_keeps_both_in_sync() {
+    let mut pair = Pair::in_sync();
+    let now = pair.now;
+    pair.sides[0].member.switch_over(now).expect("in sync");
+    pair.run_until(300, |pair| pair.sides[1].may_serve(pair.now));
+    assert_eq!(pair.in_sync_len(), 2);
+    pair.run(1000);
+    assert_eq!(pair.sides[0].member.standing(), Standing::Backup);
+    assert_eq!(pair.sides[0].member.switch_over(pair.now), Err(Refused::NotLive));
+}
+
+#[test]
+fn a_stop_gives_the_role_away_and_takes_it_no_more() {
+    let mut pair = Pair::in_sync();
+    let now = pair.now;
+    pair.sides[0].member.stop(now);
+    pair.run_until(300, |pair| pair.sides[1].may_serve(pair.now));
+    pair.run_until(2000, |pair| pair.sides[0].member.may_end());
+    assert_eq!(pair.in_sync_len(), 1, "who stops is not waited for");
+    pair.sides[1].is_down = true;
+    pair.run(10_000);
+    assert!(!pair.sides[0].may_serve(pair.now));
+}
+
+#[test]
+fn r17_a_disk_that_fails_or_stands_gives_the_role_away_at_once() {
+    for stands in [false, true] {
+        let mut pair = Pair::in_sync();
+        if stands {
+            pair.sides[0].writing_since = Some(pair.now);
+        } else {
+            pair.sides[0].has_failed = true;
+        }
+        pair.run_until(2500, |pair| pair.sides[1].may_serve(pair.now));
+        assert_eq!(pair.in_sync_len(), 1, "its disk is not waited for");
+    }
+}
+
+#[test]
+fn r17_a_silent_shard_ends_the_renewals() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].is_wedged = true;
+    pair.run_until(5000, |pair| pair.sides[1].may_serve(pair.now));
+    assert!(pair.sides[0].events.contains(&MemberEvent::Unwell));
+}
+
+#[test]
+fn without_voters_nobody_serves_and_afterwards_the_same_one_goes_on() {
+    let mut pair = Pair::in_sync();
+    let epoch = pair.sides[0].live;
+    pair.voters_up = false;
+    pair.run_until(2000, |pair| !pair.sides[0].may_serve(pair.now));
+    pair.run(5000);
+    assert!(!pair.sides[0].may_serve(pair.now) && !pair.sides[1].may_serve(pair.now));
+    pair.voters_up = true;
+    pair.run_until(500, |pair| pair.sides.iter().any(|side| side.may_serve(pair.now)));
+    pair.run(1000);
+    let again = pair.sides.iter().find(|side| side.may_serve(pair.now)).expect("one");
+    assert!(again.live >= epoch);
+}
+
+#[test]
+fn a_peer_that_is_none_is_said_and_decides_nothing() {
+    let faults =
+        [Fault::OtherPair, Fault::OtherCluster, Fault::SameSeat, Fault::SameDisk, Fault::OtherLog];
+    for fault in faults {
+        let mut pair = Pair::new(
+            [Some(held(1)); 2],
+            [Log { end: 8192, epoch: 3 }, Log { end: 4096, epoch: 2 }],
+        );
+        pair.run(100);
+        let mut card = pair.sides[1].member.own_card();
+        match fault {
+            Fault::OtherPair => card.pair = "invoices".into(),
+            Fault::OtherCluster => card.cluster = [8; 16],
+            Fault::SameSeat => card.info.node = NodeId(0),
+            Fault::SameDisk => card.journal = JournalUuid([10; 16]),
+            Fault::OtherLog => card.held = Some(held(2)),
+            Fault::NotThePairsLog => unreachable!("its own"),
+        }
+        let now = pair.now;
+        pair.sides[0].member.handle_link(now, true);
+        pair.sides[0].member.handle_card(now, card);
+        pair.run(1000);
+        assert_eq!(pair.sides[0].member.status(pair.now).fault, Some(fault));
+        assert_eq!(pair.held().version, Version::NONE, "{fault:?}");
+    }
+}
+
+#[test]
+fn a_directory_of_another_log_never_follows_nor_leads() {
+    let mut pair = Pair::in_sync();
+    let now = pair.now;
+    pair.sides[1] = Side::new(now, 1, Some(held(9)), Log { end: 1 << 30, epoch: 99 });
+    pair.link(true);
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.sides[0].is_down = true;
+    pair.run(10_000);
+    assert_eq!(pair.sides[1].duty, Some(Duty::Stand));
+    assert_eq!(pair.sides[1].member.status(pair.now).fault, Some(Fault::NotThePairsLog));
+    let forced = pair.sides[1].member.promote_by_force(pair.now);
+    assert_eq!(forced, Err(Refused::NotWhole));
+}
+
+#[test]
+fn an_operator_may_take_what_is_left() {
+    let mut pair = Pair::in_sync();
+    pair.sides[1].is_down = true;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.sides[0].is_down = true;
+    pair.restart(1);
+    pair.run(5000);
+    let now = pair.now;
+    pair.sides[1].member.promote_by_force(now).expect("it is a follower");
+    pair.run_until(500, |pair| pair.sides[1].may_serve(pair.now));
+}
+
+#[test]
+fn min_in_sync_of_two_takes_nothing_alone() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].member.config.in_sync_min = 2;
+    pair.stream_up = false;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.run(50);
+    let Some(Duty::Reign(reign)) = pair.sides[0].duty else { panic!("{pair}") };
+    assert!(reign.is_short && reign.service == Service::Open);
+}
