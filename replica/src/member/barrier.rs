@@ -8,8 +8,9 @@
 //!     └──── a session is over ───┴──────────────────────────────┘                   │
 //!     └──── it is in the record, or can't come into it any more ────────────────────┘
 //! ```
-//! Whom a live waits for is the maximal in-sync set (R6): [`beside`](crate::Election::beside) knows all of it that a swap may have made or may yet make. This adds
-//! the member that is not named to the voters yet.
+//! Whom a live waits for is the maximal in-sync set (R6): [`beside`](crate::Election::beside) knows
+//! all of it that a swap may have made or may yet make. This adds the member that is not named to
+//! the voters yet.
 //!
 //! Invariants: before the voters are asked for the larger set every shard has begun to wait for the
 //! peer, and the peer is durable beyond all that any shard had committed without it (R8). What is

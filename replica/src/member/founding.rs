@@ -10,8 +10,8 @@
 //!   none     a log   another      nobody: an operator has to say
 //! ```
 //! The fourth column is never reached before both members have said what they hold: voters that
-//! lost everything must not crown a log that is empty, or the older one. *More* is: the newer epoch;
-//! in the same epoch, at least as much of every shard.
+//! lost everything must not crown a log that is empty, or the older one. *More* is: the newer
+//! epoch; in the same epoch, at least as much of every shard.
 //!
 //! Why that is enough: who won the newest epoch had everything that was acknowledged before it, and
 //! in it nothing was acknowledged that was not durable there. If one member knows a newer epoch
