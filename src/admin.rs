@@ -10,6 +10,9 @@
 //!   POST   /api/v1/queues/{name}/purge          remove what is available
 //!   GET    /api/v1/connections                  every connection
 //!   DELETE /api/v1/connections/{id}             close one
+//!   POST   /api/v1/point                        name one moment of all shards, hold their logs
+//!   PUT    /api/v1/point                        hold them for another while (`src/backup.rs`)
+//!   DELETE /api/v1/point                        hold them no longer
 //! ```
 //! A request asks the shards over their cores' inboxes and merges the answers. At most
 //! [`REQUESTS_MAX`] are under way; the next ones wait their turn here, not at a shard.
@@ -49,6 +52,7 @@ mod guard;
 mod json;
 mod listener;
 mod metrics;
+mod point;
 
 pub(crate) use guard::Guard;
 use guard::{Operator, Peer};
@@ -71,6 +75,8 @@ struct Desk {
     node: Arc<Node>,
     turns: Arc<Semaphore>,
     purges: Arc<Semaphore>,
+    /// Who names a moment of all shards.
+    naming: Arc<tokio::sync::Mutex<()>>,
     on_loopback: bool,
     guard: Guard,
 }
@@ -98,7 +104,8 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>, guard: Guard) -> Res
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
     let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
     let purges = Arc::new(Semaphore::new(PURGES_MAX));
-    let app = app(Desk { node, turns, purges, on_loopback, guard });
+    let naming = Arc::default();
+    let app = app(Desk { node, turns, purges, naming, on_loopback, guard });
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
@@ -125,6 +132,7 @@ fn app(desk: Desk) -> Router {
         .route("/api/v1/queues/{name}/messages", get(peek))
         .route("/api/v1/queues/{name}/purge", post(purge))
         .route("/api/v1/connections", get(connections))
+        .route("/api/v1/point", post(point::name).put(point::keep).delete(point::forget))
         .route("/api/v1/connections/{id}", delete(close_connection))
         .fallback(no_such_path)
         .method_not_allowed_fallback(not_that_method)

@@ -157,8 +157,9 @@ const CONNECTION_COLUMNS: Columns = &[
 
 /// The requests that change something.
 #[derive(Clone, Copy)]
-enum Method {
+pub(crate) enum Method {
     Post,
+    Put,
     Delete,
 }
 
@@ -182,9 +183,11 @@ impl Server {
         self.ask("GET", path, ANSWER_WITHIN)
     }
 
-    fn send(&self, method: Method, path: &str) -> Result<Value, Failure> {
+    /// Ask the broker for something that changes something.
+    pub(crate) fn send(&self, method: Method, path: &str) -> Result<Value, Failure> {
         match method {
             Method::Post => self.ask("POST", path, CARRIED_OUT_WITHIN),
+            Method::Put => self.ask("PUT", path, ANSWER_WITHIN),
             Method::Delete => self.ask("DELETE", path, ANSWER_WITHIN),
         }
     }
@@ -241,7 +244,8 @@ impl Server {
         }
     }
 
-    fn show(&self, answer: &Value, for_people: impl Fn(&Value) -> String) {
+    /// Print an answer, as it came or for people.
+    pub(crate) fn show(&self, answer: &Value, for_people: impl Fn(&Value) -> String) {
         if self.json {
             output::line(format_args!("{answer:#}"));
         } else {

@@ -53,7 +53,10 @@ mod disk;
 mod sockets;
 mod tls;
 
-pub(crate) use directory::{Directory, LockWait, Wanted, nearest_there, path_failure, volume};
+pub(crate) use directory::{
+    Directory, Files, LockWait, Mapped, Wanted, make_durably, nearest_there, path_failure, random,
+    superblock_failure, sync_directory, volume,
+};
 pub(crate) use net::tls::{certificates, roots};
 pub(crate) use tls::Shaken;
 

@@ -12,16 +12,15 @@
 //! Failure: `verify` ends with the status that a start would end with: 14 damaged, 13 newer format,
 //! 15 unreadable; a torn tail is no failure, it is reported.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use journal::{
     BatchState, BatchView, FileId, NodeSuperblock, RecoveryError, SegmentFile, SegmentRead,
-    SegmentView, ShardId, SuperblockError, verify,
+    SegmentView, ShardId, Slot, SuperblockError, Verified, verify,
 };
 
-use crate::driver::{Directory, path_failure};
+use crate::driver::{Directory, Mapped};
 use crate::fatal::{Cause, Failure};
 use crate::output;
 
@@ -88,18 +87,8 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
     output::line(node_line(&node));
     let mut worst = None;
     for shard in (0..node.geometry.shards).map(ShardId) {
-        let path = files.path(FileId::ShardSuperblock(shard));
-        let superblock = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(path_failure(&path, "cannot be read", &error)),
-        };
-        let maps = files.map_segments(shard)?;
-        let segments: Vec<SegmentFile<'_>> = maps
-            .iter()
-            .map(|(slot, map)| SegmentFile { slot: *slot, bytes: map.bytes() })
-            .collect();
-        match verify(&node, shard, &superblock, &segments) {
+        let superblock = files.shard_superblock(shard)?;
+        match judge(&node, shard, &superblock, &files.map_segments(shard)?) {
             Ok(log) => {
                 let torn = log.truncated.map_or(String::new(), |cut| {
                     format!("; a start will cut {} bytes behind LSN {}", cut.bytes, cut.lsn)
@@ -114,14 +103,28 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
                     if log.clean { "closed in order" } else { "not closed in order" },
                 ));
             }
-            Err(error) => {
-                output::line(format_args!("shard {}: {error}", shard.0));
-                let message = format!("shard {}: {error}", shard.0);
-                worst = worst.or(Some(Failure::new(cause_of(&error), message)));
+            Err(failure) => {
+                output::line(&failure);
+                worst = worst.or(Some(failure));
             }
         }
     }
     worst.map_or(Ok(()), Err)
+}
+
+/// A shard's log as a start would judge it; `segments` by slot.
+pub(crate) fn judge(
+    node: &NodeSuperblock,
+    shard: ShardId,
+    superblock: &[u8],
+    segments: &[(Slot, Mapped)],
+) -> Result<Verified, Failure> {
+    let segments: Vec<SegmentFile<'_>> = segments
+        .iter()
+        .map(|(slot, map)| SegmentFile { slot: *slot, bytes: map.bytes() })
+        .collect();
+    verify(node, shard, superblock, &segments)
+        .map_err(|error| Failure::new(cause_of(&error), format!("shard {}: {error}", shard.0)))
 }
 
 fn cause_of(error: &RecoveryError) -> Cause {

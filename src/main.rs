@@ -9,6 +9,7 @@
 //!   config, user             src/config.rs, src/auth.rs
 //!   queue, connection        src/admin_client.rs over HTTP to a running broker
 //!   journal                  src/journal_cli.rs  offline, read-only
+//!   backup, restore          src/backup.rs       of a running broker; into a new directory
 //!   perf                     perf/src/command.rs loads, floors and what they say
 //! ```
 //! A command that is not built is not listed. Every failure is a [`Failure`]: one message on
@@ -27,6 +28,7 @@ use crate::fatal::{Cause, Failure};
 mod admin;
 mod admin_client;
 mod auth;
+mod backup;
 mod budget;
 #[cfg(feature = "canary")]
 mod canary;
@@ -100,6 +102,10 @@ enum Command {
     /// Read the journals of a data directory without a broker; nothing is changed
     #[command(subcommand)]
     Journal(journal_cli::Command),
+    /// Keep what a running broker holds at this moment in another directory
+    Backup(backup::Backup),
+    /// Make a data directory of a backup
+    Restore(backup::Restore),
     /// Measure: a load on a broker, this machine's floors, and one against the other
     #[command(subcommand)]
     Perf(Box<perf::command::Command>),
@@ -152,6 +158,8 @@ fn main() -> ExitCode {
         Command::Queue { command, server } => admin_client::queue(&server, &command),
         Command::Connection { command, server } => admin_client::connection(&server, &command),
         Command::Journal(command) => journal_cli::run(&command),
+        Command::Backup(options) => backup::backup(&options),
+        Command::Restore(options) => backup::restore(&options),
         Command::Perf(command) => {
             perf::command::run(&command).map_err(|failure| Failure::command(failure.to_string()))
         }

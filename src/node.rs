@@ -13,6 +13,7 @@
 //! of its own queue. Failure: a core that is gone answers nothing, and whoever asks has a deadline.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -136,6 +137,8 @@ pub(crate) struct Facts {
     pub(crate) volatile: bool,
     /// Whether journal files go past the page cache.
     pub(crate) direct: bool,
+    /// The data directory, absolute.
+    pub(crate) data: PathBuf,
 }
 
 /// The process as its cold threads see it.

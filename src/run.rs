@@ -96,6 +96,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
         durability: config.durability.to_string(),
         volatile: directory.volume().volatile,
         direct: directory.is_direct(),
+        data: std::path::absolute(&config.data.0).unwrap_or_else(|_| config.data.0.clone()),
     };
     let storage = Storage::of(&directory);
     warn_of_bounds(config, &directory);

@@ -5,7 +5,7 @@
 //! admin API's business. A list is bounded by `limits.rs`, and says so when it was cut.
 
 use bytes::Bytes;
-use journal::{QueueId, Sequence};
+use journal::{Lsn, QueueId, Sequence};
 
 use crate::event::ConnId;
 
@@ -36,6 +36,17 @@ pub enum AdminRequest {
     CloseConnection(ConnId),
     /// The counters.
     Stats,
+    /// Take no mail of other shards until `Thaw`, `limits::FREEZE_MAX` at most.
+    Freeze,
+    /// Every shard is frozen: where does the log begin, how far is it durable; and hold it for
+    /// `limits::HOLD_MAX`.
+    Point,
+    /// Take mail again.
+    Thaw,
+    /// Hold the log for another while.
+    KeepPoint,
+    /// Hold it no longer.
+    ForgetPoint,
 }
 
 /// An answer.
@@ -53,8 +64,26 @@ pub enum AdminReply {
     ConnectionClosed(bool),
     /// To `Stats`.
     Stats(Box<ShardStats>),
+    /// To `Freeze`.
+    Frozen,
+    /// To `Point`.
+    Point(PointAt),
+    /// To `Thaw`: whether it was frozen until now, without which the point counts for nothing. And
+    /// to a `Point` that comes too late.
+    Thawed(bool),
+    /// To `KeepPoint` and `ForgetPoint`: whether the log is held.
+    Held(bool),
     /// The request could not be carried out, and why.
     Failed(String),
+}
+
+/// A shard's log at a moment of all shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PointAt {
+    /// Where its first segment's first batch stands.
+    pub first: Lsn,
+    /// Everything below is durable.
+    pub durable: Lsn,
 }
 
 /// One queue.

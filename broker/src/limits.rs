@@ -40,6 +40,10 @@ pub const FULL_HOLD: Duration = Duration::from_secs(1);
 pub const PRESSURE_LOG_EVERY: Duration = Duration::from_secs(10);
 /// Pause between two steps of a purge.
 pub const PURGE_PAUSE: Duration = Duration::from_millis(1);
+/// A shard takes no mail of others for so long at most, while all of them name one moment.
+pub const FREEZE_MAX: Duration = Duration::from_millis(250);
+/// A log is held for who copies it for so long, unless it is asked for again.
+pub const HOLD_MAX: Duration = Duration::from_secs(30);
 /// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
 pub const SLOT_BYTES: u64 = 64;
 /// Slots that are allocated and freed together.

@@ -51,6 +51,7 @@ mod link;
 mod modified;
 mod moving;
 mod operator;
+mod point;
 mod recycle;
 mod relay;
 mod sent;
@@ -171,6 +172,7 @@ pub struct Shard {
     /// When pauses after failed deliveries end, by queue; at least the next of each queue.
     pausing: BTreeSet<(Instant, QueueId)>,
     purges: Purges,
+    point: point::Point,
     pressing: ingress::Pressure,
     pressure: Vec<bool>,
     /// Queues of any shard that are full: their producers get no credit.
@@ -225,6 +227,7 @@ impl Shard {
             aside_bytes: 0,
             pausing: BTreeSet::new(),
             purges: Purges::default(),
+            point: point::Point::default(),
             pressing: ingress::Pressure::default(),
             pressure: vec![false; shards],
             full_queues: BTreeSet::new(),
@@ -342,6 +345,7 @@ impl Shard {
         let steps = earlier(self.pressing.lifts_at, self.purges.due());
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
+        let steps = earlier(steps, self.point.due());
         earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
     }
 
@@ -434,11 +438,14 @@ impl Shard {
         {
             journal.handle_timeout(now);
         }
+        self.thaw_if_due(now);
         self.connection_timeouts(now);
     }
 
     fn take_mail(&mut self, from: ShardId, mail: Mail) {
-        if let Mail::Pressure(on) = mail {
+        if self.point.is_frozen() && from != self.config.shard {
+            self.point.keep_mail(from, mail);
+        } else if let Mail::Pressure(on) = mail {
             self.pressed_by(from, on);
         } else if self.takes(&mail) {
             self.mail.push_back(mail);

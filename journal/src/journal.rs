@@ -578,6 +578,13 @@ impl Journal {
         self.keeper.head()
     }
 
+    /// Where the oldest segment begins that has not been given up.
+    #[must_use]
+    pub fn first_kept(&self) -> Lsn {
+        let first = self.space.head().map(|segment| self.space.first_lsn(segment.number));
+        first.unwrap_or_else(|| self.keeper.head())
+    }
+
     /// As far as [`set_committed`](Self::set_committed) went.
     #[must_use]
     pub fn committed(&self) -> Lsn {

@@ -29,6 +29,7 @@ mod block_buf;
 mod calibrate;
 mod canary;
 mod commit;
+mod copied;
 mod disk;
 mod epochs;
 mod format;
@@ -55,6 +56,7 @@ pub use calibrate::{
 };
 #[cfg(feature = "canary")]
 pub use canary::Canary;
+pub use copied::LogCopy;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use epochs::{EPOCHS_MAX, EpochTable};
 pub use format::{Format, FormatError};

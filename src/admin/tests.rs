@@ -1,8 +1,8 @@
 //! The admin API against a scripted shard, over real HTTP.
 
-use broker::admin::PeekedMessage;
+use broker::admin::{PeekedMessage, PointAt};
 use bytes::Bytes;
-use journal::{QueueId, Sequence};
+use journal::{Lsn, QueueId, Sequence};
 
 use super::*;
 use crate::admin_client::{self, QueueCommand, Server};
@@ -24,6 +24,7 @@ fn start_behind(stage: Stage, guard: Guard) -> String {
         durability: "sync".to_owned(),
         volatile: false,
         direct: true,
+        data: "/data".into(),
     };
     node.set_cores(vec![inbox], 2, facts);
     node.enter(stage);
@@ -89,6 +90,14 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
         AdminRequest::Stats => {
             AdminReply::Stats(Box::new(ShardStats { shard: shard.0, ..ShardStats::default() }))
         }
+        AdminRequest::Freeze => AdminReply::Frozen,
+        AdminRequest::Point => {
+            let durable = Lsn(8192 + u64::from(shard.0));
+            AdminReply::Point(PointAt { first: Lsn(4096), durable })
+        }
+        AdminRequest::Thaw => AdminReply::Thawed(true),
+        AdminRequest::KeepPoint => AdminReply::Held(shard == ShardId(0)),
+        AdminRequest::ForgetPoint => AdminReply::Held(false),
     }
 }
 
@@ -115,6 +124,24 @@ fn the_answers_of_all_shards_are_merged() {
     let (_, text) = get(&format!("{url}/metrics"));
     assert!(text.contains("laelaps_queue_available{queue=\"a/b\"} 3"), "{text}");
     assert!(text.contains("laelaps_connections{shard=\"1\"} 0"), "{text}");
+}
+
+#[test]
+fn a_point_is_of_all_shards_and_held_by_all_of_them() {
+    let url = start(Stage::Ready);
+    let ask = |method: &str| {
+        let uri = format!("{url}/api/v1/point");
+        let request = axum::http::Request::builder().method(method).uri(uri);
+        let mut answer = agent().run(request.body(()).expect("a request")).expect("an answer");
+        let body = answer.body_mut().read_to_string().expect("text");
+        (answer.status().as_u16(), serde_json::from_str::<Value>(&body).expect("JSON"))
+    };
+    let (status, point) = ask("POST");
+    assert_eq!((status, &point["data"]), (200, &"/data".into()), "{point}");
+    let second = &point["shards"][1];
+    assert_eq!((&second["first_lsn"], &second["durable_lsn"]), (&4096.into(), &8193.into()));
+    assert_eq!(ask("PUT").0, 409, "shard 1 holds it no longer");
+    assert_eq!(ask("DELETE").0, 200);
 }
 
 #[test]

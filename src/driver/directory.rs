@@ -172,6 +172,12 @@ pub(crate) type Inspected = (Files, NodeSuperblock, Option<DirectoryLock>);
 pub(crate) struct Mapped(Option<FileMap>);
 
 impl Mapped {
+    /// A file, mapped to be read.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let is_empty = fs::metadata(path)?.len() == 0;
+        Ok(Self((!is_empty).then(|| FileMap::open(path)).transpose()?))
+    }
+
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()
@@ -211,7 +217,7 @@ impl Wanted {
 }
 
 /// Make a directory with all above it, and their names durable.
-fn make_durably(root: &Path) -> io::Result<()> {
+pub(crate) fn make_durably(root: &Path) -> io::Result<()> {
     let root = std::path::absolute(root)?;
     let missing: Vec<&Path> = root.ancestors().take_while(|path| !path.exists()).collect();
     fs::create_dir_all(&root)?;
@@ -227,6 +233,12 @@ fn make_durably(root: &Path) -> io::Result<()> {
         },
         (false, _) | (_, None) => Ok(()),
     }
+}
+
+/// Make the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), Failure> {
+    net::file::sync_directory(directory)
+        .map_err(|error| path_failure(directory, "cannot be synced", &error))
 }
 
 /// The directory, or the one in which it would be made.
@@ -293,6 +305,20 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 impl Files {
+    /// The files below a directory, whoever holds it: only to be read.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The bytes of a shard's superblock; none where it is missing.
+    pub(crate) fn shard_superblock(&self, shard: ShardId) -> Result<Vec<u8>, Failure> {
+        let path = self.path(FileId::ShardSuperblock(shard));
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read.map_err(|error| path_failure(&path, "cannot be read", &error)),
+        }
+    }
+
     /// Where a file is.
     pub(crate) fn path(&self, file: FileId) -> PathBuf {
         self.root.join(file.to_string())
@@ -339,9 +365,9 @@ impl Files {
     pub(crate) fn map_segments(&self, shard: ShardId) -> Result<Vec<(Slot, Mapped)>, Failure> {
         let map = |file: SlotFile| {
             let path = self.path(FileId::Segment { shard, slot: file.slot });
-            let map = (file.bytes > 0).then(|| FileMap::open(&path)).transpose();
+            let map = Mapped::open(&path);
             let map = map.map_err(|error| path_failure(&path, "cannot be mapped", &error))?;
-            Ok((file.slot, Mapped(map)))
+            Ok((file.slot, map))
         };
         self.slots(shard)?.into_iter().map(map).collect()
     }
@@ -365,7 +391,7 @@ impl Files {
     }
 
     /// The node's superblock; `None` if it was never written.
-    fn node_superblock(&self) -> Result<Option<NodeSuperblock>, Failure> {
+    pub(crate) fn node_superblock(&self) -> Result<Option<NodeSuperblock>, Failure> {
         let path = self.path(FileId::NodeSuperblock);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -389,8 +415,7 @@ impl Files {
         for directory in shards.chain([self.root.clone()]) {
             // A shard's directory that is not there is for its recovery to judge.
             if directory.exists() {
-                net::file::sync_directory(&directory)
-                    .map_err(|error| path_failure(&directory, "cannot be synced", &error))?;
+                sync_directory(&directory)?;
             }
         }
         Ok(())
@@ -499,7 +524,7 @@ fn done(result: io::Result<()>, bytes: usize) -> Result<u32, DiskError> {
     result.map(|()| bytes).map_err(|error| disk_error(&error))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
@@ -507,7 +532,7 @@ fn random<const N: usize>() -> Result<[u8; N], Failure> {
     Ok(bytes)
 }
 
-fn superblock_failure(path: &Path, error: &SuperblockError) -> Failure {
+pub(crate) fn superblock_failure(path: &Path, error: &SuperblockError) -> Failure {
     let cause = match error {
         SuperblockError::Version(_)
         | SuperblockError::UnknownFeatures(_)

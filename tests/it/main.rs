@@ -11,6 +11,7 @@
 //!   duplicates  producers that send again after kill -9
 //!   voters    those who remember who is live, killed in turn
 //!   laps      a small log, a long stream, and what lags behind it
+//!   backup    a point of a running broker, restored elsewhere
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
@@ -23,6 +24,7 @@
 
 mod addresses;
 mod authority;
+mod backup;
 mod check;
 mod compare;
 mod damage;

@@ -80,6 +80,14 @@ impl Shard {
             AdminRequest::Connections => AdminReply::Connections(self.connection_stats()),
             AdminRequest::CloseConnection(conn) => self.close_connection(conn),
             AdminRequest::Stats => AdminReply::Stats(Box::new(self.stats())),
+            AdminRequest::Freeze => self.freeze(now),
+            AdminRequest::Point => self.point(now),
+            AdminRequest::Thaw => AdminReply::Thawed(self.thaw()),
+            AdminRequest::KeepPoint => AdminReply::Held(self.keep_point(now)),
+            AdminRequest::ForgetPoint => {
+                self.forget_point();
+                AdminReply::Held(false)
+            }
         };
         self.actions.push_back(Action::AdminReply { id, reply });
     }

@@ -265,6 +265,21 @@ impl Host {
         assert_eq!(self.ready, usize::from(self.wish.shards));
     }
 
+    /// A shard's files as they are now.
+    pub(crate) fn files_of(&self, of: ShardId) -> Vec<(FileId, Vec<u8>)> {
+        let its = |file: &FileId| match file {
+            FileId::Segment { shard, .. } | FileId::ShardSuperblock(shard) => *shard == of,
+            FileId::NodeSuperblock => false,
+        };
+        let files = self.disk.files.iter().filter(|(file, _)| its(file));
+        files.map(|(file, bytes)| (*file, bytes.clone())).collect()
+    }
+
+    /// Puts files back as they were.
+    pub(crate) fn put_files(&mut self, files: Vec<(FileId, Vec<u8>)>) {
+        self.disk.files.extend(files);
+    }
+
     /// Carries everything to and fro until nothing moves.
     pub(crate) fn settle(&mut self) {
         loop {

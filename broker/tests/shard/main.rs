@@ -10,6 +10,7 @@ mod duplicates;
 mod host;
 mod modified;
 mod moving;
+mod point;
 mod pressure;
 mod recycling;
 mod relay;
