@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   GET    /healthz/live                        200 while every core's loop turns
-//!   GET    /healthz/ready                       200 when the broker serves; 503 and why otherwise
+//!   GET    /healthz/ready                       200 when it serves, or is a backup in sync; else
+//!                                               503 and why
 //!   GET    /metrics                             Prometheus text
 //!   GET    /api/v1/queues                       every queue
 //!   GET    /api/v1/queues/{name}                one
@@ -13,6 +14,8 @@
 //!   POST   /api/v1/point                        name one moment of all shards, hold their logs
 //!   PUT    /api/v1/point                        hold them for another while (`src/backup.rs`)
 //!   DELETE /api/v1/point                        hold them no longer
+//!   GET    /api/v1/ha                           this member of a pair
+//!   POST   /api/v1/ha/switchover                have the other one be live
 //! ```
 //! A request asks the shards over their cores' inboxes and merges the answers. At most
 //! [`REQUESTS_MAX`] are under way; the next ones wait their turn here, not at a shard.
@@ -46,6 +49,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::fatal::{Cause, Failure};
+use crate::ha::Command;
 use crate::node::{Input, Node, Stage};
 
 mod guard;
@@ -134,6 +138,8 @@ fn app(desk: Desk) -> Router {
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/point", post(point::name).put(point::keep).delete(point::forget))
         .route("/api/v1/connections/{id}", delete(close_connection))
+        .route("/api/v1/ha", get(ha))
+        .route("/api/v1/ha/switchover", post(switch_over))
         .fallback(no_such_path)
         .method_not_allowed_fallback(not_that_method)
         .layer(middleware::from_fn_with_state(desk.clone(), admit))
@@ -253,7 +259,7 @@ impl Desk {
     ) -> Result<Vec<AdminReply>, Refused> {
         match self.node.stage() {
             Stage::Ready | Stage::Draining => {}
-            Stage::Locking | Stage::Recovering => {
+            Stage::Locking | Stage::Recovering | Stage::Joining | Stage::Backup | Stage::Fenced => {
                 let why = self.node.stage().reason().to_owned();
                 return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why));
             }
@@ -323,10 +329,7 @@ async fn live(State(desk): State<Desk>) -> Response {
 
 async fn ready(State(desk): State<Desk>) -> Response {
     let stage = desk.node.stage();
-    let status = match stage {
-        Stage::Ready => StatusCode::OK,
-        Stage::Locking | Stage::Recovering | Stage::Draining => StatusCode::SERVICE_UNAVAILABLE,
-    };
+    let status = if stage.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}\n", stage.reason())).into_response()
 }
 
@@ -338,7 +341,8 @@ async fn metrics(
     // Before the shards answer there is still something to say: that they do not.
     let shards = desk.stats().await.unwrap_or_default();
     let queues = desk.queues().await.unwrap_or_default();
-    let text = metrics::text(&desk.node, &shards, &queues);
+    let pair = ask_ha(&desk, Command::Status).await.ok();
+    let text = metrics::text(&desk.node, &shards, &queues, pair.as_ref());
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
@@ -443,6 +447,49 @@ async fn close_connection(
         }
     }
     Err(Refused(StatusCode::NOT_FOUND, format!("there is no connection {id}")))
+}
+
+/// Ask who decides about the pair.
+async fn ask_ha<T>(
+    desk: &Desk,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Result<T, Refused> {
+    let Some(pair) = desk.node.ha() else {
+        let why = "this broker is of no pair: there is no [ha] in its configuration";
+        return Err(Refused(StatusCode::NOT_FOUND, why.to_owned()));
+    };
+    let (answer, answered) = oneshot::channel();
+    // It ends with the process.
+    drop(pair.send(command(answer)));
+    match tokio::time::timeout(ANSWER_WITHIN, answered).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => {
+            let why = "the pair's thread does not answer";
+            Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
+        }
+    }
+}
+
+async fn ha(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<Value>, Refused> {
+    operator.must_manage_all()?;
+    ask_ha(&desk, Command::Status).await.map(Json)
+}
+
+async fn switch_over(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+) -> Result<Json<Value>, Refused> {
+    operator.must_manage_all()?;
+    match ask_ha(&desk, Command::SwitchOver).await? {
+        Ok(()) => {
+            tracing::info!(user = operator.user, "a switchover by an operator");
+            Ok(Json(json!({ "switchover": true })))
+        }
+        Err(why) => Err(Refused(StatusCode::CONFLICT, why.to_owned())),
+    }
 }
 
 #[cfg(test)]

@@ -116,6 +116,20 @@ pub(crate) fn connection(server: &Server, command: &ConnectionCommand) -> Result
     Ok(())
 }
 
+/// `laelaps ha status`.
+pub(crate) fn ha_status(server: &Server) -> Result<(), Failure> {
+    let answer = server.get("/api/v1/ha")?;
+    server.show(&answer, fields);
+    Ok(())
+}
+
+/// `laelaps ha switchover`.
+pub(crate) fn ha_switchover(server: &Server) -> Result<(), Failure> {
+    let answer = server.send(Method::Post, "/api/v1/ha/switchover")?;
+    server.show(&answer, |_| "the other member takes over\n".to_owned());
+    Ok(())
+}
+
 /// A question is answered within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 

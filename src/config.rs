@@ -20,10 +20,12 @@ use std::path::Path;
 use crate::fatal::{Cause, Failure};
 
 mod address;
+mod ha;
 mod page;
 mod user;
 mod value;
 
+pub(crate) use ha::{Pair, node_name};
 pub(crate) use page::schema;
 pub(crate) use user::{CertificateName, Role, User, access};
 pub(crate) use value::{
@@ -77,6 +79,9 @@ macro_rules! knobs {
             #[arg(skip)]
             #[serde(default)]
             roles: Vec<Role>,
+            #[arg(skip)]
+            #[serde(default)]
+            ha: Option<ha::Table>,
         }
 
         /// The configuration: complete and within its bounds.
@@ -89,6 +94,8 @@ macro_rules! knobs {
             address: Vec<address::AddressRule>,
             /// What users may do; without any, everything.
             pub(crate) roles: Vec<Role>,
+            /// The pair of which it is a member, as the file says it.
+            ha: Option<ha::Table>,
             /// The keys that a file or a flag gave.
             given: Vec<&'static str>,
         }
@@ -100,6 +107,7 @@ macro_rules! knobs {
                     users: Vec::new(),
                     address: Vec::new(),
                     roles: Vec::new(),
+                    ha: None,
                     given: Vec::new(),
                 }
             }
@@ -121,6 +129,7 @@ macro_rules! knobs {
                 if !layer.roles.is_empty() {
                     self.roles = layer.roles;
                 }
+                self.ha = layer.ha.or(self.ha.take());
             }
 
             fn check_bounds(&self) -> Result<(), String> {
@@ -267,8 +276,27 @@ impl Config {
             config.lay(read(path)?);
         }
         config.lay(flags);
+        config.complete();
         config.check()?;
         Ok(config)
+    }
+
+    /// A pair's members keep what is accepted on both disks, unless less is asked for.
+    fn complete(&mut self) {
+        if self.ha.is_some() && !self.is_given("durability") {
+            self.durability = Durability::ReplicatedSync;
+        }
+    }
+
+    /// The pair of which this broker is a member, if it is one of any.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with it.
+    pub(crate) fn pair(&self) -> Result<Option<Pair>, Failure> {
+        self.ha.as_ref().map(ha::Table::check).transpose().map_err(|fault| match fault {
+            ha::Fault::Invalid(why) => Failure::new(Cause::ConfigInvalid, why),
+            ha::Fault::Exposed(why) => Failure::new(Cause::Exposed, why),
+        })
     }
 
     /// What holds for which address.
@@ -305,8 +333,10 @@ impl Config {
         self.check_users().map_err(invalid)?;
         self.address_settings()?;
         self.check_tls().map_err(invalid)?;
+        let is_alone = self.pair()?.is_none();
         match self.durability {
             Durability::Async | Durability::Sync => {}
+            Durability::Replicated | Durability::ReplicatedSync if !is_alone => {}
             Durability::Replicated | Durability::ReplicatedSync => {
                 return Err(Failure::new(
                     Cause::ReplicationMissing,

@@ -30,7 +30,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use broker::ShardConfig;
 use broker::clock::WallClock;
@@ -50,6 +50,7 @@ mod core;
 mod crowds;
 mod directory;
 mod disk;
+mod pair;
 mod sockets;
 mod tls;
 
@@ -58,6 +59,7 @@ pub(crate) use directory::{
     superblock_failure, sync_directory, volume,
 };
 pub(crate) use net::tls::{certificates, roots};
+pub(crate) use pair::{FromCore, PairLink};
 pub(crate) use tls::Shaken;
 
 use cold::Cold;
@@ -112,6 +114,8 @@ pub(crate) struct Plan {
     pub(crate) engine: Engine,
     /// What TLS is served with, if it is.
     pub(crate) tls: Option<Arc<Tls>>,
+    /// In a pair: what the cores are to know of it.
+    pub(crate) pair: Option<PairLink>,
 }
 
 /// The running cores.
@@ -191,6 +195,7 @@ pub(crate) fn start(plan: Plan) -> Result<Driver, Failure> {
             crowds: Arc::clone(&crowds),
             all_have_rings: Arc::clone(&all_have_rings),
             reports: reports.clone(),
+            pair: plan.pair.clone(),
         };
         spawn(core, setup, reports.clone())?;
     }
@@ -236,6 +241,11 @@ pub(crate) fn wall_clock() -> WallClock {
     #[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     WallClock { at: clock(), unix_ms: since.map_or(0, |since| since.as_millis() as u64) }
+}
+
+/// Time since the machine was started, sleep included: what leases are counted by.
+pub(crate) fn boot_time() -> Duration {
+    net::boot_time()
 }
 
 /// The one clock of the process's hot side; everything below it takes the time as an argument.

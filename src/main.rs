@@ -36,9 +36,11 @@ mod config;
 mod dev;
 mod driver;
 mod fatal;
+mod ha;
 mod journal_cli;
 mod log;
 mod machine;
+mod mutual;
 mod node;
 mod output;
 mod preflight;
@@ -72,9 +74,9 @@ enum Command {
     },
     /// Remember who is live, with two, four or six others
     Voter(voter::Options),
-    /// Look at those who remember who is live
+    /// Look at a pair and at those who remember who is live
     #[command(subcommand)]
-    Ha(voter::HaCommand),
+    Ha(ha::HaCommand),
     /// Start a broker, send to it, kill it with SIGKILL, start it again: nothing is lost
     Dev(dev::Options),
     /// Say what this machine allows: io_uring, direct I/O, sync latency, cores, limits
@@ -143,7 +145,7 @@ fn main() -> ExitCode {
             return run::run(config.as_deref(), *flags);
         }
         Command::Voter(options) => voter::run(&options),
-        Command::Ha(command) => voter::ha(&command),
+        Command::Ha(command) => ha::ha(&command),
         Command::Dev(options) => dev::dev(&options),
         Command::Preflight(options) => return preflight::command(&options),
         Command::Config(ConfigCommand::Check { file }) => {

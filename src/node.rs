@@ -4,6 +4,7 @@
 //!   admin, auth, signals ── Input ──▶ Inbox of a core ──(bell)──▶ its driver ──▶ its shard
 //!
 //!   Stage:  Locking ─▶ Recovering ─▶ Ready ─▶ Draining
+//!           in a pair between those: Joining, Backup, Fenced, Ready, in any order
 //! ```
 //! An [`Inbox`] is the only way from a cold thread into a core: an unbounded queue with a bell. Its
 //! senders bound it: the admin API asks a bounded number of questions at a time, log-ins wait in a
@@ -20,12 +21,16 @@ use std::sync::{Arc, OnceLock};
 use broker::ConnId;
 use broker::admin::{AdminReply, AdminRequest};
 use broker::event::AuthVerdict;
+use broker::shard::pair::{PairEvent, StreamId};
+use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use journal::{DiskDone, ShardId};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::auth::{Authenticator, Conversation};
 use crate::driver::Shaken;
+use crate::ha::Command;
 use crate::tls::Tls;
 
 /// What a cold thread has for a core.
@@ -73,6 +78,28 @@ pub(crate) enum Input {
     },
     /// Stop accepting; each shard drains.
     Shutdown,
+    /// Something for a shard of a pair.
+    Pair {
+        /// Which.
+        shard: ShardId,
+        /// What.
+        event: PairEvent,
+        /// Room of the stream that it came on; given back when it is handled.
+        room: Option<OwnedSemaphorePermit>,
+    },
+    /// A stream to the other member stands.
+    Stream {
+        /// Of which shard.
+        shard: ShardId,
+        /// Which.
+        stream: StreamId,
+        /// Where frames for it go; dropped, it ends.
+        outbox: UnboundedSender<Bytes>,
+    },
+    /// How are the shards of this pair? Answered by reports.
+    Look,
+    /// Nobody is served any more: close every client and listener.
+    CloseClients,
 }
 
 /// The way into a core.
@@ -108,10 +135,34 @@ pub(crate) enum Stage {
     Ready,
     /// Answering what was sent before the end.
     Draining,
+    /// A member of a pair on its way.
+    Joining,
+    /// A member of a pair that follows and is in sync.
+    Backup,
+    /// A member of a pair that has the role and may not serve now.
+    Fenced,
 }
 
 impl Stage {
-    const ALL: [Self; 4] = [Self::Locking, Self::Recovering, Self::Ready, Self::Draining];
+    const ALL: [Self; 7] = [
+        Self::Locking,
+        Self::Recovering,
+        Self::Ready,
+        Self::Draining,
+        Self::Joining,
+        Self::Backup,
+        Self::Fenced,
+    ];
+
+    /// Whether it does what it is there for.
+    pub(crate) fn is_ready(self) -> bool {
+        match self {
+            Self::Ready | Self::Backup => true,
+            Self::Locking | Self::Recovering | Self::Draining | Self::Joining | Self::Fenced => {
+                false
+            }
+        }
+    }
 
     /// What a probe is told.
     pub(crate) fn reason(self) -> &'static str {
@@ -120,6 +171,9 @@ impl Stage {
             Self::Recovering => "recovering the journals",
             Self::Ready => "ready",
             Self::Draining => "stopping",
+            Self::Joining => "not in sync with the other member of the pair: see /api/v1/ha",
+            Self::Backup => "backup: in sync, follows the live",
+            Self::Fenced => "has the role and may not serve now: see /api/v1/ha",
         }
     }
 }
@@ -147,6 +201,7 @@ pub(crate) struct Node {
     cores: OnceLock<Cores>,
     tls: OnceLock<Arc<Tls>>,
     authenticator: OnceLock<Authenticator>,
+    ha: OnceLock<UnboundedSender<Command>>,
 }
 
 struct Cores {
@@ -163,6 +218,7 @@ impl Node {
             cores: OnceLock::new(),
             tls: OnceLock::new(),
             authenticator: OnceLock::new(),
+            ha: OnceLock::new(),
         }
     }
 
@@ -209,6 +265,19 @@ impl Node {
     /// What verifies log-ins, once it does.
     pub(crate) fn authenticator(&self) -> Option<&Authenticator> {
         self.authenticator.get()
+    }
+
+    /// It is a member of a pair.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub(crate) fn set_ha(&self, commands: UnboundedSender<Command>) {
+        assert!(self.ha.set(commands).is_ok(), "it is set once");
+    }
+
+    /// The way to who decides about the pair, if it is a member of one.
+    pub(crate) fn ha(&self) -> Option<&UnboundedSender<Command>> {
+        self.ha.get()
     }
 
     /// The ways into the cores; none before they run.

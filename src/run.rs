@@ -10,7 +10,8 @@
 //!    7 every shard is ready: listen, one line in the log
 //!    8 SIGTERM or SIGINT: no new connections, every shard drains, exit 0
 //! ```
-//! Nobody can connect before step 7: a shard that is not ready has no listener.
+//! Nobody can connect before step 7: a shard that is not ready has no listener. A member of a pair
+//! asks the voters and its peer from step 4 on, and what step 7 is for it stands in `ha/serve.rs`.
 //!
 //! Invariants: the AMQP address is bound without sharing first, at step 5 and again at step 7 (in
 //! a long recovery another broker may have come), so that two brokers can't share a port by
@@ -37,9 +38,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::admin::Guard;
 use crate::auth::Authenticator;
 use crate::budget::Budget;
-use crate::config::{COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Patience};
+use crate::config::{COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Pair, Patience};
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
+use crate::ha::{Beginning, Command, Ha, Served, held_of};
 use crate::machine::Memory;
 use crate::node::{Facts, Inbox, Input, Node, Stage};
 use crate::tls::Tls;
@@ -78,7 +80,14 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node), guard };
     admin.start_if_free()?;
     let cpus = driver::cpus(config.threads)?;
-    let directory = open_directory(config, cpus.threads, &signals)?;
+    let pair = config.pair()?;
+    let (directory, ha) = match &pair {
+        None => (open_directory(config, cpus.threads, &signals)?, None),
+        Some(pair) => {
+            let (directory, ha) = open_member(config, pair, cpus.threads, &signals, &node)?;
+            (directory, Some(ha))
+        }
+    };
     let admin_addr = admin.start()?;
     for addr in [Some(config.listen), config.tls_listen.0].into_iter().flatten() {
         drop(bind_alone(addr)?);
@@ -104,6 +113,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let shard_count = storage.shards;
     let journal = journal_config(config, &directory);
     let write_bound = journal.write_bound;
+    let link = ha.as_ref().map(|ha| ha.link(&directory.node()));
     let driver = driver::start(Plan {
         journal,
         authenticator,
@@ -112,7 +122,17 @@ fn serve(config: &Config) -> Result<(), Failure> {
         cpus,
         engine: engine.engine,
         tls,
+        pair: link,
     })?;
+    if let Some(ha) = ha {
+        let inboxes = wait_started(&driver, write_bound, &signals)?;
+        node.set_cores(inboxes.clone(), shard_count, facts);
+        node.enter(Stage::Joining);
+        let (node, driver, inboxes, signals) = (&*node, &driver, &*inboxes, &signals);
+        let served = Served { config, node, driver, inboxes, shards: shard_count, signals };
+        tracing::info!(data = %config.data, admin = %admin_addr, "a member of a pair has started");
+        return crate::ha::serve(&ha, &served);
+    }
     let (inboxes, recovered) = wait_ready(&driver, shard_count, write_bound, &signals)?;
     let listening = listen(&driver, &inboxes, config.listen, false)?;
     let tls_listening =
@@ -204,27 +224,65 @@ impl Admin {
     }
 }
 
-fn open_directory(
-    config: &Config,
-    threads: usize,
-    signals: &Receiver<i32>,
-) -> Result<Directory, Failure> {
+fn wanted(config: &Config, threads: usize) -> Wanted {
     let shards = match config.shards {
         Count::Just(count) => count,
         Count::Auto => u16::try_from(threads).map_or(COUNT_MAX, |count| count.min(COUNT_MAX)),
     };
-    let wanted = Wanted {
+    Wanted {
         segment_bytes: config.segment_size.0,
         segment_bytes_given: config.is_given("segment-size"),
         shards,
         shards_given: matches!(config.shards, Count::Just(_)),
         allow_volatile: config.allow_volatile || config.durability == Durability::Async,
-    };
-    let wait = match config.lock_wait {
+        identity: None,
+    }
+}
+
+fn lock_wait(config: &Config) -> LockWait {
+    match config.lock_wait {
         Patience::Forever => LockWait(None),
         Patience::For(span) => LockWait(Some(span.0)),
-    };
-    Directory::open(&config.data.0, wait, &wanted, || stop_if_asked(signals))
+    }
+}
+
+fn open_directory(
+    config: &Config,
+    threads: usize,
+    signals: &Receiver<i32>,
+) -> Result<Directory, Failure> {
+    let wanted = wanted(config, threads);
+    Directory::open(&config.data.0, lock_wait(config), &wanted, || stop_if_asked(signals))
+}
+
+/// A member's directory. An empty one is formatted only when voters and peer have said as what.
+fn open_member(
+    config: &Config,
+    pair: &Pair,
+    threads: usize,
+    signals: &Receiver<i32>,
+    node: &Node,
+) -> Result<(Directory, Ha), Failure> {
+    let mut wanted = wanted(config, threads);
+    let root = &config.data.0;
+    let waiting = || stop_if_asked(signals);
+    let taken = Directory::take(root, lock_wait(config), wanted.allow_volatile, waiting)?;
+    let geometry = Geometry { segment_bytes: wanted.segment_bytes, shards: wanted.shards };
+    let exports = root.join("exports");
+    let formatted = taken.node();
+    let ha = Ha::start(&Beginning { config, pair, node: formatted, geometry, exports: &exports })?;
+    node.set_ha(ha.commands.clone());
+    if formatted.is_some() {
+        return Ok((taken.open(&wanted)?, ha));
+    }
+    node.enter(Stage::Joining);
+    let held = crate::ha::wait_for_format(&ha, waiting)?;
+    wanted.identity = Some((held.log, ha.journal()));
+    wanted.segment_bytes = held.geometry.segment_bytes;
+    wanted.shards = held.geometry.shards;
+    let directory = taken.open(&wanted)?;
+    ha.tell(Command::Formatted(held_of(&directory.node())));
+    Ok((directory, ha))
 }
 
 /// Take the address without sharing it, to see that nobody has it.
@@ -337,6 +395,29 @@ fn shard_configs(
     Ok((0..geometry.shards).map(shard).collect())
 }
 
+/// Until every core runs.
+fn wait_started(
+    driver: &Driver,
+    write_bound: Duration,
+    signals: &Receiver<i32>,
+) -> Result<Vec<Inbox>, Failure> {
+    let mut inboxes: Vec<Option<Inbox>> = vec![None; driver.cores];
+    while inboxes.iter().any(Option::is_none) {
+        select! {
+            recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
+                Report::Started { core, inbox } => {
+                    watchdog::watch(core, inbox.0.clone(), write_bound)?;
+                    inboxes[core] = Some(inbox.0);
+                }
+                Report::Failed(failure) => return Err(failure),
+                Report::Ready(_) | Report::Listening(_) | Report::Drained => {}
+            },
+            recv(signals) -> _ => stop_early(),
+        }
+    }
+    Ok(inboxes.into_iter().flatten().collect())
+}
+
 /// Until every core runs and every shard has recovered.
 fn wait_ready(
     driver: &Driver,
@@ -364,12 +445,12 @@ fn wait_ready(
     Ok((inboxes.expect("a core reports that it started before its shards do"), recovered))
 }
 
-fn cores_gone() -> Failure {
+pub(crate) fn cores_gone() -> Failure {
     Failure::new(Cause::ResourceRefused, "the core threads are gone without a word")
 }
 
-/// Have every core listen; the first one tells the port where any free one is wanted.
-fn listen(
+/// Has every core listen; the first one tells the port where any free one is wanted.
+pub(crate) fn listen(
     driver: &Driver,
     inboxes: &[Inbox],
     wanted: SocketAddr,

@@ -20,7 +20,6 @@ mod disk;
 mod links;
 mod settings;
 mod status;
-mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -38,7 +37,7 @@ use disk::Disk;
 use links::{Input, Links};
 pub(crate) use settings::Options;
 use settings::Settings;
-pub(crate) use status::{HaCommand, ha};
+pub(crate) use status::{VotersOptions, ask_all};
 
 /// `laelaps voter`.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {

@@ -20,6 +20,7 @@ use crate::admin::{AdminId, AdminReply, AdminRequest};
 use crate::mail::Mail;
 use crate::pending::BackupMarks;
 use crate::shard::Moving;
+use crate::shard::pair::{PairAction, PairEvent};
 
 /// A connection, numbered by the host; never reused within one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +106,8 @@ pub enum Event<'a> {
     WallClock(u64),
     /// How far the in-sync backup has come with this shard's log. Marks never go back.
     Backup(BackupMarks),
+    /// Something between this member and the other one of its pair.
+    Pair(Box<PairEvent>),
     /// A deadline named by `poll_timeout` has passed.
     Timer,
     /// The process was asked to stop: refuse new transfers, answer what was sent, say goodbye.
@@ -180,6 +183,8 @@ pub enum Action {
         /// The answer.
         reply: AdminReply,
     },
+    /// Something for the other member of the pair, or for who holds the role.
+    Pair(Box<PairAction>),
     /// Recovery is over and the shard serves. Sent once. The host may start to accept.
     Ready(RecoveryReport),
     /// After `Shutdown`: everything sent is committed and answered and every connection is closed.

@@ -13,8 +13,9 @@
 //! ```
 //! ```text
 //!   Recovering ──▶ Joining ──▶ Serving ──▶ Stopping ──▶ Stopped
-//!    own log is     shard 0's    ready       no new        all answered, all
-//!    read           catalogue    (once)      transfers     closed, the journal too
+//!    own log is  ▲  shard 0's    ready       no new        all answered, all
+//!    read        │  catalogue    (once)      transfers     closed, the journal too
+//!        └▶ Standing: a member of a pair, until it has the role (`shard/pair.rs`)
 //! ```
 //! A host calls `handle` for everything that happened, then `poll` until there is nothing left,
 //! then sleeps until `poll_timeout` or the next event.
@@ -26,7 +27,10 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
-use journal::{DiskOp, FileId, Journal, PoisonCause, QueueId, Recovery, ShardId};
+use journal::{
+    DiskOp, FileId, Journal, LogReader, Poison, PoisonCause, QueueId, Recovery, ShardId,
+};
+use replica::backup::Follows;
 
 use crate::apply::State;
 use crate::clock::WallClock;
@@ -51,6 +55,7 @@ mod link;
 mod modified;
 mod moving;
 mod operator;
+pub mod pair;
 mod point;
 mod recycle;
 mod relay;
@@ -105,6 +110,8 @@ pub struct ShardConfig {
 #[derive(Debug)]
 enum Phase {
     Recovering(Box<Recovery>),
+    /// Another member may write the log.
+    Standing(Box<pair::Standing>),
     Joining,
     Serving,
     Stopping,
@@ -144,6 +151,8 @@ pub struct Shard {
     phase: Phase,
     journal: Option<Journal>,
     backup: BackupMarks,
+    /// Its part in a pair, if it has one.
+    member: Option<Box<pair::Membership>>,
     state: State,
     pending: Pending,
     conns: FlatMap<ConnId, Box<Conn>>,
@@ -204,6 +213,7 @@ impl Shard {
             phase: Phase::Recovering(Box::new(recovery)),
             journal: None,
             backup: BackupMarks::default(),
+            member: None,
             pending: Pending::new(),
             conns: FlatMap::default(),
             links: Links::default(),
@@ -242,6 +252,15 @@ impl Shard {
             head: Vec::new(),
             stirred: true,
             dead: false,
+        }
+    }
+
+    /// A shard of a member of a pair: it serves when it is told to reign. Its recovery is
+    /// [`Recovery::of_member`].
+    pub fn member(config: ShardConfig, recovery: Recovery, follows: Follows) -> Self {
+        Self {
+            member: Some(Box::new(pair::Membership::new(follows))),
+            ..Self::new(config, recovery)
         }
     }
 
@@ -304,17 +323,23 @@ impl Shard {
             Event::MustEnd { conn, why } => self.must_end(conn, why),
             Event::Authenticated { conn, verdict } => self.authenticated(now, conn, verdict),
             Event::Disk(done) => match &mut self.phase {
+                // A reader of the log that was cut is gone.
+                Phase::Recovering(_) if LogReader::owns(done.id) => {}
                 Phase::Recovering(recovery) => {
                     recovery.handle_disk(now, done);
                     self.recovery_due = None;
                     self.recover(now);
                 }
+                Phase::Standing(_) => self.pair_disk(now, done),
                 Phase::Joining | Phase::Serving | Phase::Stopping | Phase::Stopped => {
-                    if let Some(journal) = &mut self.journal {
+                    if self.member.is_some() && LogReader::owns(done.id) {
+                        self.pair_disk(now, done);
+                    } else if let Some(journal) = &mut self.journal {
                         journal.handle_disk(now, done);
                     }
                 }
             },
+            Event::Pair(event) => self.pair(now, *event),
             Event::Backup(marks) => self.backup.advance(marks),
             Event::WallClock(unix_ms) => self.config.clock = WallClock { at: now, unix_ms },
             Event::Mail { from, mail } => self.take_mail(from, mail),
@@ -346,7 +371,7 @@ impl Shard {
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
         let steps = earlier(steps, self.point.due());
-        earlier(earlier(self.recovery_due, steps), earlier(conns, journal))
+        self.or_pair_timeout(earlier(earlier(self.recovery_due, steps), earlier(conns, journal)))
     }
 
     /// One round of the steps at the top; whether there is more to do. Most rounds are for one
@@ -360,6 +385,9 @@ impl Shard {
                 return true;
             }
             return self.recover(now);
+        }
+        if let Phase::Standing(_) = self.phase {
+            return self.step_standing(now);
         }
         self.step_mail(now);
         self.step_commit(now);
@@ -378,6 +406,9 @@ impl Shard {
         self.step_transmit(now);
         self.step_stop();
         self.step_disk(now);
+        if self.member.is_some() {
+            self.step_replicate(now);
+        }
         // What could not be appended may find room now that the disk was given something.
         let waits = !self.parked.is_empty() || !self.waiting.is_empty();
         let waits = waits || !self.creations.is_empty() || !self.temporaries.is_quiet();
@@ -403,22 +434,27 @@ impl Shard {
             }
             self.actions.push_back(Action::Disk(op));
         }
-        if let Some(poison) = journal.poisoned() {
-            let cause = match poison.cause {
-                PoisonCause::Failed(error) => error.to_string(),
-                PoisonCause::Hung => "the disk has not answered in time".to_owned(),
-                PoisonCause::Unreadable(_) => {
-                    let what = format!("{poison}; what was acknowledged may still be on the disk");
-                    return self.fatal(Fatal::JournalUnreadable(what));
-                }
-            };
-            let what = format!(
-                "{cause} at offset {} of {}; nothing more is acknowledged; check the disk, then \
-                 start again: what was acknowledged is on it",
-                poison.offset, poison.file
-            );
-            self.fatal(Fatal::JournalPoisoned(what));
+        if let Some(poison) = journal.poisoned().copied() {
+            self.poisoned(&poison);
         }
+    }
+
+    #[cold]
+    fn poisoned(&mut self, poison: &Poison) {
+        let cause = match poison.cause {
+            PoisonCause::Failed(error) => error.to_string(),
+            PoisonCause::Hung => "the disk has not answered in time".to_owned(),
+            PoisonCause::Unreadable(_) => {
+                let what = format!("{poison}; what was acknowledged may still be on the disk");
+                return self.fatal(Fatal::JournalUnreadable(what));
+            }
+        };
+        let what = format!(
+            "{cause} at offset {} of {}; nothing more is acknowledged; check the disk, then start \
+             again: what was acknowledged is on it",
+            poison.offset, poison.file
+        );
+        self.fatal(Fatal::JournalPoisoned(what));
     }
 
     /// Whether the disk's answers (or an append) made something committed that is not handled yet.
@@ -439,6 +475,9 @@ impl Shard {
             journal.handle_timeout(now);
         }
         self.thaw_if_due(now);
+        if self.member.is_some() {
+            self.pair_timer(now);
+        }
         self.connection_timeouts(now);
     }
 
@@ -456,7 +495,7 @@ impl Shard {
 
     fn takes(&self, mail: &Mail) -> bool {
         match self.phase {
-            Phase::Recovering(_) => false,
+            Phase::Recovering(_) | Phase::Standing(_) => false,
             Phase::Joining => matches!(mail, Mail::Catalogue { .. } | Mail::Arrivals(_)),
             Phase::Serving | Phase::Stopping | Phase::Stopped => true,
         }

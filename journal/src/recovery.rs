@@ -273,8 +273,14 @@ impl Recovery {
         Self::open(node, shard, slots, config, opening)
     }
 
-    /// The same for a member of a pair, whose role is not known yet.
-    pub(crate) fn of_member(
+    /// The same for a member of a pair, whose role is not known yet: for [`Follower::new`].
+    ///
+    /// [`Follower::new`]: crate::Follower::new
+    ///
+    /// # Panics
+    /// If the node has no such shard.
+    #[must_use]
+    pub fn of_member(
         node: &NodeSuperblock,
         shard: ShardId,
         slots: &[SlotFile],

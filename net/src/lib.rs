@@ -24,6 +24,7 @@
 //! [`Engine::choose`] took the other; a failed operation comes back as its completion; a failed
 //! [`Ring::wait`] means the ring is lost and the process should end.
 
+mod boot;
 pub mod buf;
 pub mod cgroup;
 pub mod cpu;
@@ -43,6 +44,7 @@ mod tcp;
 pub mod tls;
 mod uring;
 
+pub use boot::boot_time;
 pub use doorbell::Doorbell;
 pub use engine::{Engine, EngineChoice, EngineWanted};
 pub use lease::RecvLease;

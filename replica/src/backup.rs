@@ -337,6 +337,14 @@ impl Backup {
         self.follower.read(from)
     }
 
+    /// Gives the head segment up; see [`Follower::recycle_head`].
+    ///
+    /// # Panics
+    /// If the follower's `head_segment()` is none.
+    pub fn recycle_head(&mut self) {
+        self.follower.recycle_head();
+    }
+
     /// How far it is.
     #[must_use]
     pub fn marks(&self) -> Marks {

@@ -13,8 +13,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use broker::admin::{QueueStat, ShardStats};
+use serde_json::Value;
 
-use crate::node::{Node, Stage};
+use crate::node::Node;
 use crate::tls::Figures;
 
 /// What the answer is.
@@ -22,6 +23,44 @@ pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 
 /// Queues that are listed one by one.
 const QUEUES_MAX: usize = 2_000;
+
+/// What is known of a pair, as `/api/v1/ha` shows it.
+const OF_PAIR: &[Of<Value>] = &[
+    ("pair_live", Kind::Gauge, "1: this member serves.", |pair| u64::from(pair["role"] == "live")),
+    ("pair_epoch", Kind::Gauge, "Number of the reign.", |pair| number(pair, "epoch")),
+    ("pair_in_sync", Kind::Gauge, "Members in sync.", |pair| {
+        pair["in_sync"].as_array().map_or(0, Vec::len) as u64
+    }),
+    (
+        "pair_lag_bytes",
+        Kind::Gauge,
+        "Bytes that the backup is behind, on the shard where it is most.",
+        |pair| number(pair, "lag_bytes"),
+    ),
+    ("pair_lag_ms", Kind::Gauge, "How long it has been behind.", |pair| number(pair, "lag_ms")),
+    ("pair_voters_reachable", Kind::Gauge, "Voters with a link.", |pair| {
+        number(pair, "voters_reachable")
+    }),
+    ("pair_elections_total", Kind::Counter, "Times that this member won the role.", |pair| {
+        number(pair, "elections_total")
+    }),
+    ("pair_fencings_total", Kind::Counter, "Times that it stopped serving.", |pair| {
+        number(pair, "fencings_total")
+    }),
+    ("pair_renewals_total", Kind::Counter, "Renewals of its lease.", |pair| {
+        number(pair, "renewals_total")
+    }),
+    ("pair_renewal_ms_max", Kind::Gauge, "The longest of them.", |pair| {
+        number(pair, "renewal_ms_max")
+    }),
+    ("pair_exported_deltas", Kind::Gauge, "Files of what only this member had.", |pair| {
+        number(pair, "exported_deltas")
+    }),
+];
+
+fn number(pair: &Value, key: &str) -> u64 {
+    pair[key].as_u64().unwrap_or(0)
+}
 
 /// Kind of a metric.
 #[derive(Clone, Copy)]
@@ -145,10 +184,15 @@ const OF_TLS: &[Of<Figures>] = &[
 ];
 
 /// The whole answer.
-pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> String {
+pub(super) fn text(
+    node: &Node,
+    shards: &[ShardStats],
+    queues: &[QueueStat],
+    pair: Option<&Value>,
+) -> String {
     let mut out = String::new();
-    let ready = u64::from(node.stage() == Stage::Ready);
-    head(&mut out, "ready", Kind::Gauge, "1: the broker serves.");
+    let ready = u64::from(node.stage().is_ready());
+    head(&mut out, "ready", Kind::Gauge, "1: the broker does what it is there for.");
     line(&mut out, "ready", "", ready);
     head(&mut out, "build_info", Kind::Gauge, "Always 1; the version is a label.");
     line(&mut out, "build_info", &format!("version=\"{}\"", env!("CARGO_PKG_VERSION")), 1);
@@ -171,6 +215,10 @@ pub(super) fn text(node: &Node, shards: &[ShardStats], queues: &[QueueStat]) -> 
             head(&mut out, name, *kind, help);
             line(&mut out, name, "", value(&tls.figures));
         }
+    }
+    for (name, kind, help, value) in pair.map_or(&[][..], |_| OF_PAIR) {
+        head(&mut out, name, *kind, help);
+        line(&mut out, name, "", pair.map_or(0, value));
     }
     if let Some(authenticator) = node.authenticator() {
         let help = "Log-ins not verified, because too many waited, in all or of their address.";
@@ -216,7 +264,7 @@ mod tests {
     #[test]
     fn each_line_is_a_comment_or_a_sample() {
         let shards = [ShardStats { shard: 3, connections: 7, ..ShardStats::default() }];
-        let text = text(&Node::new(), &shards, &[]);
+        let text = text(&Node::new(), &shards, &[], Some(&Value::Null));
         assert!(text.contains("laelaps_connections{shard=\"3\"} 7\n"), "{text}");
         assert!(text.contains("laelaps_ready 0\n"), "{text}");
         for line in text.lines() {
@@ -237,6 +285,7 @@ mod tests {
         let mut names: Vec<&str> =
             OF_SHARD.iter().map(|m| m.0).chain(OF_QUEUE.iter().map(|m| m.0)).collect();
         names.extend(OF_TLS.iter().map(|m| m.0));
+        names.extend(OF_PAIR.iter().map(|m| m.0));
         let count = names.len();
         names.sort_unstable();
         names.dedup();

@@ -40,6 +40,10 @@ fn start_behind(stage: Stage, guard: Guard) -> String {
                     | Input::Cold { .. }
                     | Input::Listen { .. }
                     | Input::Shaken(_)
+                    | Input::Pair { .. }
+                    | Input::Stream { .. }
+                    | Input::Look
+                    | Input::CloseClients
                     | Input::Shutdown) => panic!("the API has no business with {other:?}"),
                 }
             }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 #[cfg(test)]
 use super::Applies;
-use super::{address, knobs, user};
+use super::{address, ha, knobs, user};
 
 /// `docs/operating/configuration.md`, which a test keeps fresh.
 #[cfg(test)]
@@ -32,6 +32,7 @@ pub(crate) fn page() -> String {
     }
     page.push_str(&address::page());
     page.push_str(&user::page());
+    page.push_str(&ha::page());
     page
 }
 
@@ -50,6 +51,7 @@ pub(crate) fn schema() -> Value {
     }
     properties.insert("address".to_owned(), address::schema());
     properties.extend(user::schema());
+    properties.insert("ha".to_owned(), ha::schema());
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Laelaps configuration",

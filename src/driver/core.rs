@@ -12,6 +12,7 @@
 //!               ├─ Disk ───────▶ ring or cold thread
 //!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held`
 //!               ├─ Authenticate▶ verifier threads
+//!               ├─ Pair ───────▶ a stream, the control thread (driver/pair.rs)
 //!               └─ Fatal ──────▶ the process ends here
 //! ```
 //! Invariants: a shard is handled and polled by this thread alone; mail between two shards stays in
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply};
 use broker::limits::CONNECTIONS_MAX;
+use broker::shard::pair::{PairAction, PairEvent};
 use broker::{Action, ConnId, Event, Mail, Shard, ShardConfig};
 use crossbeam::channel::{Receiver, Sender};
 use journal::limits::{BATCH_BYTES_MAX, SEGMENT_HEADER_BYTES, WRITES_KEPT};
@@ -44,6 +46,7 @@ use super::cold::Cold;
 use super::crowds::Crowds;
 use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
+use super::pair::{PairLink, PairPort};
 use super::sockets::{Carried, Departure, Inbound, Leaving, Sending, Served, Sockets};
 use super::tls::{Complaints, Handshakes, Shaken, Step};
 use super::{InboxOf, Report, clock, wall_clock};
@@ -151,6 +154,8 @@ pub(super) struct Setup {
     pub(super) all_have_rings: Arc<Barrier>,
     /// To the thread that starts us.
     pub(super) reports: Sender<Report>,
+    /// In a pair.
+    pub(super) pair: Option<PairLink>,
 }
 
 /// A core that runs.
@@ -190,6 +195,7 @@ struct Core {
     accept_trouble: Option<Instant>,
     /// When the shards are told the time of day again: it may be set while we run.
     time_of_day_due: Instant,
+    pair: Option<PairPort>,
 }
 
 /// Run a core until the process ends.
@@ -239,12 +245,22 @@ impl Core {
         setup.port.attach(&ring);
         let bell = ring.doorbell();
         let (inbox, inputs) = Inbox::new(move || bell.knock());
+        let (files, node) = (&setup.store.files, &setup.store.node);
+        let pair = setup.pair.map(|link| {
+            let (journal, configs) = (setup.journal.clone(), setup.shards.clone());
+            PairPort::new(link, files.clone(), node.clone(), journal, configs)
+        });
         let mut shards = Vec::new();
-        for config in setup.shards {
-            let slots = setup.store.files.slots(config.shard)?;
-            let node = &setup.store.node;
-            let recovery = Recovery::new(node, config.shard, &slots, setup.journal.clone());
-            shards.push(Shard::new(config, recovery));
+        for (index, config) in setup.shards.into_iter().enumerate() {
+            shards.push(match &pair {
+                Some(pair) => pair.shard(index)?,
+                None => {
+                    let slots = files.slots(config.shard)?;
+                    let journal = setup.journal.clone();
+                    let recovery = Recovery::new(node, config.shard, &slots, journal);
+                    Shard::new(config, recovery)
+                }
+            });
         }
         Ok(Self {
             core: setup.core,
@@ -273,6 +289,7 @@ impl Core {
             question_next: 0,
             accept_trouble: None,
             time_of_day_due: clock() + TIME_OF_DAY_EVERY,
+            pair,
         })
     }
 
@@ -316,7 +333,8 @@ impl Core {
         if at_once {
             return Some(Duration::ZERO);
         }
-        let deadlines = self.shards.iter().filter_map(Shard::poll_timeout);
+        let polled = self.shards.iter().filter(|shard| self.may_poll(shard));
+        let deadlines = polled.filter_map(Shard::poll_timeout);
         let nearest = deadlines.chain(self.sockets.poll_timeout()).min();
         let until = nearest.map(|at| at.saturating_duration_since(now));
         let held = self.held.iter().any(|letters| !letters.is_empty()).then_some(HELD_RETRY);
@@ -604,7 +622,61 @@ impl Core {
                     self.listen(TcpListen { addr, reuse_port: shared, backlog: BACKLOG }, tls);
                 }
                 Input::Shutdown => self.shut_down(now),
+                Input::Pair { shard, event, room } => {
+                    if let (PairEvent::Disconnected(stream), Some(pair)) = (&event, &mut self.pair)
+                    {
+                        pair.hang_up(*stream);
+                    }
+                    self.handle(now, shard, Event::Pair(Box::new(event)));
+                    drop(room);
+                }
+                Input::Stream { shard, stream, outbox } => {
+                    if let Some(pair) = &mut self.pair {
+                        pair.connected(stream, outbox);
+                    }
+                    let event = PairEvent::Connected(stream);
+                    self.handle(now, shard, Event::Pair(Box::new(event)));
+                }
+                Input::Look => self.report_shards(true),
+                Input::CloseClients => self.close_clients(),
             }
+        }
+    }
+
+    /// Nobody is served any more, but the shards stay as they are.
+    fn close_clients(&mut self) {
+        for (listener, _) in self.listeners.drain(..) {
+            self.ring.stop_listening(listener);
+        }
+        self.over.extend(self.sockets.all().map(|socket| (socket, Over::Broken)));
+    }
+
+    fn may_poll(&self, shard: &Shard) -> bool {
+        self.pair.as_ref().is_none_or(|pair| pair.may_poll(shard))
+    }
+
+    fn report_shards(&mut self, is_asked: bool) {
+        let Some(pair) = &mut self.pair else { return };
+        for (index, shard) in self.shards.iter().enumerate() {
+            pair.report(index, shard, is_asked);
+        }
+    }
+
+    /// What a shard asks of the other member, or of who holds the role.
+    fn pair_act(&mut self, now: Instant, from: ShardId, action: PairAction) {
+        let Some(pair) = &mut self.pair else { return };
+        if !pair.act(from, action) {
+            return;
+        }
+        let found = self.shards.iter().position(|shard| shard.id() == from);
+        let index = found.expect("a shard of this core");
+        let duty = self.shards[index].duty();
+        match pair.shard(index) {
+            Ok(shard) => self.shards[index] = shard,
+            Err(failure) => failure.die(),
+        }
+        if let Some(duty) = duty {
+            self.handle(now, from, Event::Pair(Box::new(PairEvent::Duty(duty))));
         }
     }
 
@@ -652,10 +724,14 @@ impl Core {
     fn poll_shards(&mut self, now: Instant) {
         for index in 0..self.shards.len() {
             let from = self.shards[index].id();
+            if !self.may_poll(&self.shards[index]) {
+                continue;
+            }
             while let Some(action) = self.shards[index].poll(now) {
                 self.act(now, from, action);
             }
         }
+        self.report_shards(false);
     }
 
     fn act(&mut self, now: Instant, from: ShardId, action: Action) {
@@ -701,6 +777,7 @@ impl Core {
                     drop(answer.send(reply));
                 }
             }
+            Action::Pair(action) => self.pair_act(now, from, *action),
             Action::Ready(report) => self.report(Report::Ready(report)),
             Action::Drained => self.report(Report::Drained),
             Action::Fatal(fatal) => Failure::from(fatal).die(),

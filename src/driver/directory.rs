@@ -7,9 +7,9 @@
 //!   data/shard-000/segment-00000 …
 //! ```
 //! ```text
-//!   prepare ─▶ lock ─▶ open_or_format ─▶ (cores)
-//!   mkdir      flock   superblock good: its geometry counts
-//!                      never written and no segment there: format
+//!   take ──────────▶ open ──────────────▶ (cores)
+//!   mkdir, flock     superblock good: its geometry counts
+//!                    never written and no segment there: format, as what is wanted
 //! ```
 //! Everything here blocks; it is used before the cores run, by the cold thread, and by the offline
 //! tools. Invariants: a directory is formatted only if nothing in it looks like a log; a
@@ -77,8 +77,21 @@ impl Directory {
         wanted: &Wanted,
         waiting: impl FnMut(),
     ) -> Result<Self, Failure> {
+        Self::take(root, wait, wanted.allow_volatile, waiting)?.open(wanted)
+    }
+
+    /// Make the directory and lock it; nothing of it is changed.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub(crate) fn take(
+        root: &Path,
+        wait: LockWait,
+        allow_volatile: bool,
+        waiting: impl FnMut(),
+    ) -> Result<Taken, Failure> {
         let volume = volume(&nearest_there(root))?;
-        if volume.volatile && !wanted.allow_volatile {
+        if volume.volatile && !allow_volatile {
             return Err(Failure::new(
                 Cause::Volatile,
                 format!("{} is on {}, which forgets at power-off", root.display(), volume.kind),
@@ -87,18 +100,8 @@ impl Directory {
         make_durably(root).map_err(|error| path_failure(root, "cannot be made", &error))?;
         let lock = lock(root, wait, waiting)?;
         let files = Files { root: root.to_owned() };
-        let (node, formatted_now) = match files.node_superblock()? {
-            Some(node) => {
-                wanted.agrees(&node, root)?;
-                files.settle(&node)?;
-                (node, false)
-            }
-            None => (files.format(wanted)?, true),
-        };
-        let direct = files.check_direct()?;
-        // Again: a format has used some of the space.
-        let volume = self::volume(root)?;
-        Ok(Self { files, node, volume, direct, formatted_now, lock: Arc::new(lock) })
+        let node = files.node_superblock()?;
+        Ok(Taken { files, node, lock })
     }
 
     /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched,
@@ -164,6 +167,42 @@ impl Directory {
     }
 }
 
+/// A directory that is ours, and was not touched yet.
+pub(crate) struct Taken {
+    files: Files,
+    node: Option<NodeSuperblock>,
+    lock: DirectoryLock,
+}
+
+impl Taken {
+    /// What it was formatted as; none if it never was.
+    pub(crate) fn node(&self) -> Option<&NodeSuperblock> {
+        self.node.as_ref()
+    }
+
+    /// Settle what is there, or format it.
+    ///
+    /// # Errors
+    /// As for [`Directory::open`].
+    pub(crate) fn open(self, wanted: &Wanted) -> Result<Directory, Failure> {
+        let Self { files, node, lock } = self;
+        let root = &files.root;
+        let formatted_now = node.is_none();
+        let node = match node {
+            Some(node) => {
+                wanted.agrees(&node, root)?;
+                files.settle(&node)?;
+                node
+            }
+            None => files.format(wanted)?,
+        };
+        let direct = files.check_direct()?;
+        // Again: a format has used some of the space.
+        let volume = volume(root)?;
+        Ok(Directory { files, node, volume, direct, formatted_now, lock: Arc::new(lock) })
+    }
+}
+
 /// A directory that is only read: its files, what it was formatted as, and the lock if it can be
 /// had.
 pub(crate) type Inspected = (Files, NodeSuperblock, Option<DirectoryLock>);
@@ -196,6 +235,8 @@ pub(crate) struct Wanted {
     pub(crate) shards_given: bool,
     /// A file system that forgets at power-off will do.
     pub(crate) allow_volatile: bool,
+    /// The log that a new one is to hold, and its own number; drawn where nobody says so.
+    pub(crate) identity: Option<(LogId, JournalUuid)>,
 }
 
 impl Wanted {
@@ -425,7 +466,11 @@ impl Files {
     fn format(&self, wanted: &Wanted) -> Result<NodeSuperblock, Failure> {
         self.refuse_orphans()?;
         let geometry = Geometry { segment_bytes: wanted.segment_bytes, shards: wanted.shards };
-        let mut format = Format::new(LogId(random()?), JournalUuid(random()?), geometry);
+        let (log, journal) = match wanted.identity {
+            Some(identity) => identity,
+            None => (LogId(random()?), JournalUuid(random()?)),
+        };
+        let mut format = Format::new(log, journal, geometry);
         loop {
             while let Some(op) = format.poll_disk() {
                 format.handle_disk(self.perform(op));
@@ -557,6 +602,7 @@ mod tests {
         shards: 2,
         shards_given: false,
         allow_volatile: true,
+        identity: None,
     };
 
     const AT_ONCE: LockWait = LockWait(Some(Duration::ZERO));

@@ -224,6 +224,7 @@ mod tests {
             shards: 1,
             shards_given: false,
             allow_volatile: true,
+            identity: None,
         };
         let directory =
             Directory::open(root.path(), LockWait(None), &wanted, || {}).expect("formatted");

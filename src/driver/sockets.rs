@@ -505,6 +505,11 @@ impl Sockets {
         self.count
     }
 
+    /// Every one that is not closed yet.
+    pub(super) fn all(&self) -> impl Iterator<Item = SocketId> + '_ {
+        self.entries.iter().flatten().map(|entry| entry.socket)
+    }
+
     /// Whether a `ConnId` can name this socket.
     pub(super) fn has_room(&self, socket: SocketId) -> bool {
         socket.slot() < 1 << SLOT_BITS

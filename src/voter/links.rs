@@ -23,16 +23,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use replica::voter::{ClientId, Frames, PREFACE_BYTES, Preface, Seat, frame};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::seat_of;
 use super::settings::Settings;
-use super::tls::{self, Mutual};
 use crate::fatal::{Cause, Failure};
+use crate::mutual::{self, Mutual, Stream};
 
 /// Connections that have not said yet who they are; those after them wait in the kernel.
 const GREETINGS_MAX: usize = 64;
@@ -45,10 +43,6 @@ const OUTPUTS_MAX: usize = 128;
 const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 /// A link on which nothing can be written for so long is made anew.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
-/// Bytes that the other end's kernel does not confirm for so long end the connection; so does,
-/// after as much silence, a probe that nobody answers.
-const DEAD_AFTER: Duration = Duration::from_secs(5);
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 64 * 1024;
 
@@ -60,16 +54,10 @@ pub(super) enum Input {
     Question { client: ClientId, bytes: Vec<u8> },
 }
 
-/// A connection, with TLS or without.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl Stream for TcpStream {}
-impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
-impl Stream for tokio_rustls::server::TlsStream<TcpStream> {}
-
 /// What every connection that is taken shares.
 struct Door {
     addresses: Vec<SocketAddr>,
-    acceptor: Option<TlsAcceptor>,
+    mutual: Option<Mutual>,
     inputs: mpsc::Sender<Input>,
     writers: Writers,
     clients: Semaphore,
@@ -102,7 +90,7 @@ impl Links {
         let writers = Writers::default();
         let door = Door {
             addresses: settings.addresses.clone(),
-            acceptor: mutual.as_ref().map(|mutual| TlsAcceptor::from(Arc::clone(&mutual.server))),
+            mutual: mutual.clone(),
             inputs: sender,
             writers: Arc::clone(&writers),
             clients: Semaphore::new(CLIENTS_MAX),
@@ -114,9 +102,7 @@ impl Links {
             let seat = seat_of(at);
             if seat != settings.seat {
                 let (letters, queue) = mpsc::channel(OUTPUTS_MAX);
-                let connector =
-                    mutual.as_ref().map(|mutual| TlsConnector::from(Arc::clone(&mutual.client)));
-                tokio::spawn(deliver(*address, settings.seat, connector, queue));
+                tokio::spawn(deliver(*address, settings.seat, mutual.clone(), queue));
                 voters.insert(seat, letters);
             }
         }
@@ -200,17 +186,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
 /// The handshake and the preface: the connection, and whose it is.
 async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Option<Seat>), String> {
     let told = |error: std::io::Error| error.to_string();
-    prepare(&stream).map_err(told)?;
-    let mut shown = None;
-    let mut stream: Box<dyn Stream> = match &door.acceptor {
-        None => Box::new(stream),
-        Some(acceptor) => {
-            let stream = acceptor.accept(stream).await.map_err(told)?;
-            let certificates = stream.get_ref().1.peer_certificates();
-            shown = certificates.map(|chain| chain.to_vec());
-            Box::new(stream)
-        }
-    };
+    let (mut stream, shown) = mutual::welcome(stream, door.mutual.as_ref()).await.map_err(told)?;
     let mut preface = [0; PREFACE_BYTES];
     stream.read_exact(&mut preface).await.map_err(told)?;
     let Preface::Voter(seat) = Preface::decode(preface).map_err(|error| error.to_string())? else {
@@ -218,22 +194,13 @@ async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Optio
     };
     let address = door.addresses.get(usize::from(seat.0) - 1);
     let address = *address.ok_or_else(|| format!("there is no seat {seat}"))?;
-    if door.acceptor.is_some() && !tls::names(shown.as_deref(), address) {
+    if door.mutual.is_some() && !mutual::names(shown.as_deref(), address) {
         return Err(format!(
             "its certificate does not name {}, the address of seat {seat}",
             address.ip()
         ));
     }
     Ok((stream, Some(seat)))
-}
-
-/// Letters are short and go at once; an end that is gone without a word is found out.
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(DEAD_AFTER).with_interval(PROBE_EVERY);
-    socket.set_tcp_keepalive(&probes.with_retries(3))?;
-    socket.set_tcp_user_timeout(Some(DEAD_AFTER))
 }
 
 /// One connection, from behind its preface to its end.
@@ -296,14 +263,9 @@ async fn converse(
 async fn connect(
     address: SocketAddr,
     me: Seat,
-    connector: Option<&TlsConnector>,
+    mutual: Option<&Mutual>,
 ) -> std::io::Result<Box<dyn Stream>> {
-    let stream = TcpStream::connect(address).await?;
-    prepare(&stream)?;
-    let mut stream: Box<dyn Stream> = match connector {
-        None => Box::new(stream),
-        Some(connector) => Box::new(connector.connect(tls::name_of(address), stream).await?),
-    };
+    let mut stream = mutual::dial(address, mutual).await?;
     stream.write_all(&Preface::Voter(me).encode()).await?;
     stream.flush().await?;
     Ok(stream)
@@ -313,12 +275,12 @@ async fn connect(
 async fn deliver(
     address: SocketAddr,
     me: Seat,
-    connector: Option<TlsConnector>,
+    mutual: Option<Mutual>,
     mut letters: mpsc::Receiver<Vec<u8>>,
 ) {
     let mut said = String::new();
     loop {
-        let connecting = connect(address, me, connector.as_ref());
+        let connecting = connect(address, me, mutual.as_ref());
         match tokio::time::timeout(PREFACE_WITHIN, connecting).await {
             Ok(Ok(mut stream)) => {
                 said.clear();

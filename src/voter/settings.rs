@@ -21,8 +21,9 @@ use clap::Args;
 use replica::voter::{Seat, Seats};
 use serde::Deserialize;
 
-use super::{seat_of, tls};
+use super::seat_of;
 use crate::fatal::{Cause, Failure};
+use crate::mutual::Files;
 
 /// What `voter` is told.
 #[derive(Args)]
@@ -78,28 +79,20 @@ pub(crate) struct Settings {
     /// Every voter's address, by seat.
     pub(super) addresses: Vec<SocketAddr>,
     /// Without, everything is on loopback.
-    pub(super) tls: Option<tls::Files>,
+    pub(super) tls: Option<Files>,
 }
 
 /// Every voter's address, by seat, for who asks them, and with which certificate.
-pub(super) fn addresses(path: &Path) -> Result<(Vec<SocketAddr>, Option<tls::Files>), Failure> {
+pub(super) fn addresses(path: &Path) -> Result<(Vec<SocketAddr>, Option<Files>), Failure> {
     let file = read(path)?;
     let tls = tls_files(&file, path)?;
     Ok((file.voter.into_iter().map(|peer| peer.address).collect(), tls))
 }
 
 /// All three files, or none.
-fn tls_files(file: &File, path: &Path) -> Result<Option<tls::Files>, Failure> {
-    match (&file.tls_cert, &file.tls_key, &file.tls_ca) {
-        (Some(cert), Some(key), Some(ca)) => {
-            Ok(Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() }))
-        }
-        (None, None, None) => Ok(None),
-        (Some(_) | None, Some(_) | None, Some(_) | None) => {
-            let message = format!("{}: tls-cert, tls-key and tls-ca go together", path.display());
-            Err(Failure::new(Cause::ConfigInvalid, message))
-        }
-    }
+fn tls_files(file: &File, path: &Path) -> Result<Option<Files>, Failure> {
+    Files::of(file.tls_cert.clone(), file.tls_key.clone(), file.tls_ca.clone())
+        .map_err(|why| Failure::new(Cause::ConfigInvalid, format!("{}: {why}", path.display())))
 }
 
 fn read(path: &Path) -> Result<File, Failure> {

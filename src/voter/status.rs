@@ -12,25 +12,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use replica::RequestId;
 use replica::voter::{Ask, Frames, Preface, Question, Reply, Says, Standing, VoterStatus, frame};
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 
 use super::settings;
-use super::tls::{self, Mutual};
 use crate::fatal::Failure;
+use crate::mutual::{self, Mutual};
 use crate::output;
 
 const WITHIN: Duration = Duration::from_secs(1);
-
-/// What can be asked about a pair.
-#[derive(Subcommand)]
-pub(crate) enum HaCommand {
-    /// Ask each voter how it is
-    Voters(VotersOptions),
-}
 
 /// What `ha voters` is told.
 #[derive(Args)]
@@ -43,9 +36,8 @@ pub(crate) struct VotersOptions {
     json: bool,
 }
 
-/// `laelaps ha …`.
-pub(crate) fn ha(command: &HaCommand) -> Result<(), Failure> {
-    let HaCommand::Voters(options) = command;
+/// `laelaps ha voters`.
+pub(crate) fn ask_all(options: &VotersOptions) -> Result<(), Failure> {
     let (addresses, files) = settings::addresses(&options.config)?;
     let mutual = files.as_ref().map(Mutual::load).transpose()?;
     let asked: Vec<(SocketAddr, Result<VoterStatus, String>)> =
@@ -119,7 +111,7 @@ fn ask(address: SocketAddr, mutual: Option<&Mutual>) -> Result<VoterStatus, Stri
     stream.set_read_timeout(Some(WITHIN)).map_err(told)?;
     stream.set_write_timeout(Some(WITHIN)).map_err(told)?;
     let Some(mutual) = mutual else { return status_of(stream) };
-    let session = ClientConnection::new(Arc::clone(&mutual.client), tls::name_of(address));
+    let session = ClientConnection::new(Arc::clone(&mutual.client), mutual::name_of(address));
     status_of(StreamOwned::new(session.map_err(|error| error.to_string())?, stream))
 }
 

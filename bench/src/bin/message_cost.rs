@@ -190,6 +190,7 @@ impl World {
                 | Action::Authenticate { .. }
                 | Action::Mail { .. }
                 | Action::AdminReply { .. }
+                | Action::Pair(_)
                 | Action::Drained
                 | Action::Fatal(_) => panic!("not in this workload: {action:?}"),
             }

@@ -647,7 +647,7 @@ impl Shard {
                 let ids: Vec<ConnId> = self.conns.keys().collect();
                 ids.into_iter().for_each(|id| self.touch(id));
             }
-            Phase::Recovering(_) | Phase::Joining => {
+            Phase::Recovering(_) | Phase::Standing(_) | Phase::Joining => {
                 self.phase = Phase::Stopped;
                 self.post_all(&Mail::NoMore);
                 self.actions.push_back(Action::Drained);

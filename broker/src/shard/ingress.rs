@@ -451,6 +451,7 @@ impl Shard {
         let memory = self.memory_bytes() > bound;
         let packed = self.journal.as_ref().is_some_and(|j| j.room() != Room::Plenty);
         let behind = self.parked.is_behind(now)
+            || (self.member.is_some() && self.lags())
             || self.journal.as_ref().is_some_and(|j| j.backlog_bytes() > BACKLOG_BYTES_MAX / 2);
         let reason = memory || packed || behind;
         let held = [until, full_until].into_iter().flatten().filter(|at| now < *at).max();

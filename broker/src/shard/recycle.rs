@@ -22,7 +22,7 @@
 
 use std::time::Instant;
 
-use journal::{AppendError, Level, Record, RecordKind, Sequence};
+use journal::{AppendError, Level, Record, RecordKind, Room, Sequence};
 
 use super::{Phase, Shard};
 use crate::apply::{Effect, Fact};
@@ -51,6 +51,11 @@ impl Shard {
             let Some(head) = self.journal.as_ref().and_then(journal::Journal::head_segment) else {
                 return;
             };
+            // A member that catches up reads there; it is waited for as long as there is room.
+            let is_plenty = self.journal.as_ref().is_some_and(|j| j.room() == Room::Plenty);
+            if is_plenty && self.held_segment().is_some_and(|held| held <= head.number) {
+                return;
+            }
             if self.state.messages_in(head.number) > 0 || self.compaction.is_owing() {
                 return self.compact(now, head.number);
             }

@@ -9,15 +9,14 @@
 //! that has records here and is not in the catalogue was deleted if its id was given before, and is
 //! damage if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
 //!
-//! What is recovered counts as committed at its level. In a pair that is true only after the
-//! resolve step, which decides with the other member how much of the tail stays: it comes with
-//! replication, before any shard is ready, and nothing may set `ShardConfig::backup` in a release
-//! before it does.
+//! What is recovered counts as committed at its level. In a pair that is true only once it is
+//! decided how much of the tail stays: a member stands until then (`pair.rs`).
 
 use std::time::Instant;
 
 use journal::{
-    DiskError, QueueId, RecordKind, RecoveryError, RecoveryOutcome, ShardId, SuperblockError,
+    DiskError, Journal, QueueId, RecordKind, RecoveryError, RecoveryOutcome, ShardId,
+    SuperblockError,
 };
 
 use super::{Phase, Shard};
@@ -55,10 +54,7 @@ impl Shard {
             match self.state.apply(lsn, &record) {
                 Ok(effect) => self.state.commit(effect),
                 Err(error) => {
-                    self.fatal(match error {
-                        ApplyError::Damage(what) => Fatal::JournalDamaged(what),
-                        ApplyError::Newer(what) => Fatal::FormatUnknown(what),
-                    });
+                    self.fatal(fatal_of_apply(error));
                     return true;
                 }
             }
@@ -76,16 +72,23 @@ impl Shard {
         }
     }
 
-    fn recovered(&mut self, _now: Instant, outcome: RecoveryOutcome) {
-        self.state.end_recovery();
-        self.report.messages = self.state.messages();
+    fn recovered(&mut self, now: Instant, outcome: RecoveryOutcome) {
         self.report.truncated = outcome.truncated.map(|cut| {
             format!(
                 "shard {}: cut {} bytes in {} batches behind LSN {}, none of them promised durable",
                 self.config.shard.0, cut.bytes, cut.batches, cut.lsn
             )
         });
-        let mut journal = outcome.journal;
+        match self.member.as_ref().map(|member| member.follows().clone()) {
+            Some(follows) => self.stand(now, follows, outcome.journal),
+            None => self.take_up(outcome.journal),
+        }
+    }
+
+    /// Everything in the log is in the state: it is this one's to go on with.
+    pub(super) fn take_up(&mut self, mut journal: Journal) {
+        self.state.end_recovery();
+        self.report.messages = self.state.messages();
         journal.set_unsettled(self.state.messages());
         self.journal = Some(journal);
         self.phase = Phase::Joining;
@@ -166,6 +169,14 @@ impl Shard {
         self.actions.push_back(Action::Ready(self.report.clone()));
         let early = std::mem::take(&mut self.early);
         self.mail.extend(early);
+    }
+}
+
+/// What can't be applied ends the process.
+pub(super) fn fatal_of_apply(error: ApplyError) -> Fatal {
+    match error {
+        ApplyError::Damage(what) => Fatal::JournalDamaged(what),
+        ApplyError::Newer(what) => Fatal::FormatUnknown(what),
     }
 }
 

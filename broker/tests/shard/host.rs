@@ -388,6 +388,7 @@ impl Host {
             }
             Action::AdminReply { id, reply } => self.replies.push((id, reply)),
             Action::Ready(_) => self.ready += 1,
+            Action::Pair(said) => panic!("of no pair: {said:?}"),
             Action::Drained => self.drained += 1,
             Action::Fatal(fatal) => self.fatal = Some(fatal),
         }

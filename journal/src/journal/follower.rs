@@ -126,7 +126,9 @@ pub struct Follower {
 }
 
 impl Follower {
-    fn new(journal: Journal) -> Self {
+    /// What [`Recovery::of_member`] has recovered.
+    #[must_use]
+    pub fn new(journal: Journal) -> Self {
         let (end, chain, term) = (journal.appended(), journal.commit.chain(), journal.term());
         Self {
             journal,

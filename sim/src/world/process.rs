@@ -229,6 +229,7 @@ impl World {
                 }
             }
             Action::AdminReply { id, .. } => return Err(format!("nobody asked {id:?}")),
+            Action::Pair(said) => return Err(format!("a broker alone has a pair: {said:?}")),
             Action::Ready(report) => {
                 if report.truncated.is_some() {
                     self.hits.add(Hit::TailCut);
@@ -364,6 +365,7 @@ impl World {
                 | Action::Authenticate { .. }
                 | Action::Disk(_)
                 | Action::Mail { .. }
+                | Action::Pair(_)
                 | Action::Ready(_)
                 | Action::Drained
                 | Action::Fatal(_) => others.push(action),

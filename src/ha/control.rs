@@ -1,0 +1,446 @@
+//! The control thread: what happens goes into the membership, what follows from it goes out.
+//!
+//! ```text
+//!   a turn   1 the time, answers, reports, cards, commands ─▶ Membership
+//!            2 queries ─▶ voters
+//!            3 the gate, before anything that opens or closes
+//!            4 duty ─▶ every shard; streams are dialled while it is Follow
+//!            5 cards ─▶ the other member;  events ─▶ log;  news ─▶ the main thread
+//! ```
+//! Each shard is looked at every fraction of [`report_every`](Membership::report_every): a core
+//! whose loop stands does not answer, and its member does not renew.
+//!
+//! Failure: an export that can't be written ends the process before anything is cut.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use broker::shard::pair::PairEvent;
+use crossbeam::channel::Sender;
+use journal::ShardId;
+use replica::card::{Card, HeldLog, Standing};
+use replica::catchup::Delta;
+use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service};
+use replica::voter::{Client, Seat};
+use replica::{PairId, Register as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::streams::{self, Streams};
+use super::voters::{self, Voters};
+use super::{Clock, Command, Gate, News, status};
+use crate::config::Pair;
+use crate::driver::FromCore;
+use crate::fatal::{Cause, Failure};
+use crate::mutual::Mutual;
+use crate::node::{Inbox, Input, core_of};
+
+/// Looks at each shard in the time in which it must be heard.
+const LOOKS: u32 = 4;
+
+/// A slow renewal is complained of once in this time.
+const SLOW_LINE_EVERY: Duration = Duration::from_secs(60);
+
+/// What it starts with.
+pub(super) struct Setup {
+    pub(super) pair: Pair,
+    pub(super) pair_id: PairId,
+    pub(super) config: MemberConfig,
+    pub(super) held: Option<HeldLog>,
+    pub(super) listener: TcpListener,
+    pub(super) mutual: Option<Mutual>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) from_cores: mpsc::UnboundedReceiver<FromCore>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    pub(super) news: Sender<News>,
+    pub(super) exports: PathBuf,
+    pub(super) first_question: u64,
+}
+
+/// Counted since the start.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    pub(super) elections: u64,
+    pub(super) fencings: u64,
+    pub(super) renewals: u64,
+    pub(super) renewal_max: Duration,
+    pub(super) exported_deltas: u64,
+}
+
+struct Control {
+    clock: Clock,
+    gate: Arc<Gate>,
+    pair: Pair,
+    pair_id: PairId,
+    member: Membership,
+    client: Client,
+    voters: Voters,
+    voters_up: BTreeSet<Seat>,
+    streams: Streams,
+    link: Option<(u64, mpsc::Sender<Card>)>,
+    cores: Vec<Inbox>,
+    shards: u16,
+    duty: Option<Duty>,
+    /// Streams to the live, a shard each.
+    following: Vec<JoinHandle<()>>,
+    is_open: bool,
+    told: Option<(Standing, bool)>,
+    is_stopping: bool,
+    look_at: Instant,
+    slow_said: Option<Instant>,
+    figures: Figures,
+    news: Sender<News>,
+    exports: PathBuf,
+}
+
+/// What comes from elsewhere.
+struct Ears {
+    cards: mpsc::Receiver<streams::Heard>,
+    from_cores: mpsc::UnboundedReceiver<FromCore>,
+    commands: mpsc::UnboundedReceiver<Command>,
+}
+
+/// Starts the thread.
+pub(super) fn start(setup: Setup) -> Result<(), Failure> {
+    let refused = |error: std::io::Error| {
+        Failure::new(Cause::ResourceRefused, format!("the pair's thread cannot start: {error}"))
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
+    std::thread::Builder::new()
+        .name("pair".to_owned())
+        .spawn(move || runtime.block_on(Control::run(setup)))
+        .map(drop)
+        .map_err(refused)
+}
+
+impl Control {
+    async fn run(setup: Setup) {
+        let listener = match tokio::net::TcpListener::from_std(setup.listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                let message = format!("the other member can't be listened for: {error}");
+                Failure::new(Cause::ResourceRefused, message).die()
+            }
+        };
+        let clock = setup.gate.clock();
+        let now = clock.now();
+        let dials_cards = setup.pair.node.0 == 0;
+        let peer = setup.pair.peer;
+        let (streams, cards) = Streams::start(listener, peer, setup.mutual.clone(), dials_cards);
+        let mut control = Self {
+            clock,
+            gate: setup.gate,
+            pair_id: setup.pair_id,
+            member: Membership::new(now, setup.config, setup.held),
+            client: Client::new(setup.pair.seats, setup.first_question >> 1),
+            voters: Voters::start(&setup.pair.voters, setup.mutual.as_ref()),
+            voters_up: BTreeSet::new(),
+            streams,
+            link: None,
+            cores: Vec::new(),
+            shards: 0,
+            duty: None,
+            following: Vec::new(),
+            is_open: false,
+            told: None,
+            is_stopping: false,
+            look_at: now,
+            slow_said: None,
+            figures: Figures::default(),
+            news: setup.news,
+            exports: setup.exports,
+            pair: setup.pair,
+        };
+        let mut ears = Ears { cards, from_cores: setup.from_cores, commands: setup.commands };
+        loop {
+            control.turn();
+            control.wait(&mut ears).await;
+        }
+    }
+
+    async fn wait(&mut self, ears: &mut Ears) {
+        let now = self.clock.now();
+        let due = [self.member.poll_timeout(), self.client.poll_timeout(now)];
+        let due = due.into_iter().flatten().fold(self.look_at, Instant::min);
+        let nap = tokio::time::sleep(due.saturating_duration_since(now));
+        tokio::select! {
+            heard = self.voters.next() => self.hear_voter(heard),
+            Some(heard) = ears.cards.recv() => self.hear_link(heard),
+            Some(from) = ears.from_cores.recv() => self.hear_core(from),
+            Some(command) = ears.commands.recv() => self.obey(command),
+            () = nap => {}
+        }
+    }
+
+    // ---- what comes ----------------------------------------------------------------------------
+
+    fn hear_voter(&mut self, heard: voters::Heard) {
+        let now = self.clock.now();
+        match heard {
+            voters::Heard::Up(seat) => {
+                self.voters_up.insert(seat);
+                self.client.handle_up(seat);
+            }
+            voters::Heard::Reply(seat, bytes) => {
+                if let Err(error) = self.client.handle_reply(now, seat, &bytes) {
+                    tracing::warn!(seat = seat.0, "a voter says what is no reply: {error}");
+                }
+            }
+            voters::Heard::Down(seat) => {
+                self.voters_up.remove(&seat);
+                self.client.handle_down(now, seat);
+            }
+        }
+    }
+
+    fn hear_link(&mut self, heard: streams::Heard) {
+        let now = self.clock.now();
+        match heard {
+            streams::Heard::Up(number, outbox) => {
+                if self.link.replace((number, outbox)).is_some() {
+                    self.member.handle_link(now, false);
+                }
+                self.member.handle_link(now, true);
+            }
+            streams::Heard::Card(number, card) => {
+                if self.link.as_ref().is_some_and(|(known, _)| *known == number) {
+                    self.member.handle_card(now, *card);
+                }
+            }
+            streams::Heard::Down(number) => {
+                if self.link.take_if(|(known, _)| *known == number).is_some() {
+                    self.member.handle_link(now, false);
+                }
+            }
+        }
+    }
+
+    fn hear_core(&mut self, from: FromCore) {
+        match from {
+            FromCore::Report(shard, report) => {
+                self.member.handle_shard(self.clock.now(), shard, *report);
+            }
+            FromCore::Export(shard, delta) => self.export(shard, *delta),
+            FromCore::GiveUp => self.tell(News::GiveUp),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let now = self.clock.now();
+        match command {
+            Command::Formatted(held) => self.member.handle_formatted(now, held),
+            Command::Cores(cores, shards) => {
+                self.streams.set_cores(cores.clone(), shards);
+                (self.cores, self.shards) = (cores, shards);
+                self.look_at = now;
+                if let Some(duty) = self.duty {
+                    self.give(duty);
+                }
+            }
+            Command::Stop => {
+                self.is_stopping = true;
+                self.member.stop(now);
+            }
+            Command::Status(answer) => {
+                let status = self.member.status(now);
+                let voters = (self.voters_up.len(), self.pair.voters.len());
+                // Whoever asked may have given up.
+                drop(answer.send(status::value(&status, voters, &self.figures)));
+            }
+            Command::SwitchOver(answer) => {
+                let _ = answer.send(self.may_switch_over(now));
+            }
+        }
+    }
+
+    /// A switchover is a stop, after which the process begins anew.
+    fn may_switch_over(&mut self, now: Instant) -> Result<(), &'static str> {
+        let status = self.member.status(now);
+        if status.role != Standing::Live {
+            return Err("this member is not live: ask the other one");
+        }
+        if status.in_sync.len() < 2 || !status.peer_is_there {
+            return Err("the other member is not in sync: it could not take over");
+        }
+        self.tell(News::SwitchOver);
+        Ok(())
+    }
+
+    /// What only this member has is made durable before it is cut off.
+    fn export(&mut self, shard: ShardId, delta: Delta) {
+        self.figures.exported_deltas += 1;
+        let (exports, inbox) = (self.exports.clone(), self.inbox_of(shard));
+        tokio::task::spawn_blocking(move || {
+            let bytes = delta.encode();
+            let name = format!("shard-{:03}-{}-{}.delta", shard.0, delta.from, delta.to);
+            let path = exports.join(name);
+            match write_durably(&exports, &path, &bytes) {
+                Ok(()) => tracing::warn!(
+                    shard = shard.0,
+                    batches = delta.batches.len(),
+                    "what only this member had is kept in {}",
+                    path.display()
+                ),
+                Err(error) => {
+                    let what = format!("{} cannot be written: {error}", path.display());
+                    Failure::new(Cause::JournalPoisoned, what).die()
+                }
+            }
+            if let Some(inbox) = inbox {
+                inbox.put(Input::Pair { shard, event: PairEvent::Exported, room: None });
+            }
+        });
+    }
+
+    // ---- what follows --------------------------------------------------------------------------
+
+    fn turn(&mut self) {
+        let now = self.clock.now();
+        self.member.handle_time(now);
+        self.client.handle_time(now);
+        loop {
+            while let Some(query) = self.member.poll_query() {
+                query.put(&mut self.client, self.pair_id);
+            }
+            let Some(answer) = self.client.poll_answer() else { break };
+            self.member.handle_answer(now, answer);
+        }
+        while let Some((seat, question)) = self.client.poll_question(now) {
+            self.voters.ask(seat, question);
+        }
+        self.gate.set(self.member.gate().fence_at);
+        if let Some(duty) = self.member.poll_duty() {
+            self.duty = Some(duty);
+            self.give(duty);
+        }
+        while let Some(card) = self.member.poll_card(now) {
+            let Some((_, link)) = &self.link else { break };
+            // A link that takes nothing is about to end.
+            drop(link.try_send(card));
+        }
+        while let Some(event) = self.member.poll_event() {
+            self.note(now, event);
+        }
+        if self.look_at <= now {
+            self.look_at = now + self.member.report_every() / LOOKS;
+            self.cores.iter().for_each(|core| core.put(Input::Look));
+        }
+        self.tell_standing(now);
+    }
+
+    /// Every shard hears what it is to be.
+    fn give(&mut self, duty: Duty) {
+        if let Duty::Format(held) = duty {
+            return self.tell(News::Format(held));
+        }
+        for shard in (0..self.shards).map(ShardId) {
+            if let Some(inbox) = self.inbox_of(shard) {
+                inbox.put(Input::Pair { shard, event: PairEvent::Duty(duty), room: None });
+            }
+        }
+        if duty != Duty::Follow {
+            self.following.drain(..).for_each(|task| task.abort());
+        } else if self.following.is_empty() {
+            self.following =
+                (0..self.shards).map(|shard| self.streams.follow(ShardId(shard))).collect();
+        }
+        let is_open = match duty {
+            Duty::Reign(reign) => reign.service != Service::Closed,
+            Duty::Format(_) | Duty::Stand | Duty::Follow => false,
+        };
+        if is_open != self.is_open {
+            self.is_open = is_open;
+            self.tell(if is_open { News::Open } else { News::Closed });
+        }
+    }
+
+    fn note(&mut self, now: Instant, event: MemberEvent) {
+        match event {
+            MemberEvent::Elected(epoch) => {
+                self.figures.elections += 1;
+                tracing::info!(epoch = epoch.0, "elected: has the role");
+            }
+            MemberEvent::Serving(epoch) => tracing::info!(epoch = epoch.0, "live: may serve"),
+            MemberEvent::Fenced(epoch) => {
+                self.figures.fencings += 1;
+                tracing::warn!(epoch = epoch.0, "fenced: nobody is served");
+            }
+            MemberEvent::Deposed(epoch) => {
+                tracing::warn!(epoch = epoch.0, "deposed: the other member has the role");
+            }
+            MemberEvent::InSync(count) => tracing::info!(count, "members in sync"),
+            MemberEvent::Renewed(took) => self.note_renewal(now, took),
+            MemberEvent::Unwell => {
+                tracing::warn!("a shard is silent or a write stands: the role is not renewed");
+            }
+            MemberEvent::GivesUp(epoch) => {
+                tracing::error!(epoch = epoch.0, "gives the role away: its disk fails or stands");
+            }
+            MemberEvent::SwitchoverFailed(epoch) => {
+                tracing::warn!(epoch = epoch.0, "clients were not done in time: goes on serving");
+            }
+            MemberEvent::Fault(Some(fault)) => tracing::error!("the pair is at fault: {fault}"),
+            MemberEvent::Fault(None) => tracing::info!("the pair is at fault no more"),
+            MemberEvent::SettingsDiffer(true) => tracing::warn!(
+                "the members' settings differ (durability, max-message-size, address): a failover \
+                 would change what clients get"
+            ),
+            MemberEvent::SettingsDiffer(false) => tracing::info!("the members' settings agree"),
+        }
+    }
+
+    fn note_renewal(&mut self, now: Instant, took: Duration) {
+        self.figures.renewals += 1;
+        self.figures.renewal_max = self.figures.renewal_max.max(took);
+        let is_slow = took * 10 > self.pair.terms.length();
+        if is_slow && self.slow_said.is_none_or(|at| now >= at + SLOW_LINE_EVERY) {
+            self.slow_said = Some(now);
+            tracing::warn!(
+                "the voters took {} ms for a renewal, more than a tenth of ha.lease-ms: make that \
+                 longer, or the voters faster",
+                took.as_millis()
+            );
+        }
+    }
+
+    fn tell_standing(&mut self, now: Instant) {
+        let status = self.member.status(now);
+        let standing = (status.role, status.is_ready());
+        if self.told != Some(standing) {
+            self.told = Some(standing);
+            self.tell(News::Standing(standing.0, standing.1));
+        }
+        if self.is_stopping && self.member.may_end() {
+            self.is_stopping = false;
+            self.tell(News::MayEnd);
+        }
+    }
+
+    fn inbox_of(&self, shard: ShardId) -> Option<Inbox> {
+        self.cores.get(core_of(shard, self.cores.len())).cloned()
+    }
+
+    fn tell(&self, news: News) {
+        // The main thread ends with the process.
+        drop(self.news.send(news));
+    }
+}
+
+fn write_durably(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
+    if let Some(parent) = directory.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}

@@ -1,0 +1,88 @@
+//! `laelaps ha …`: how a pair and its voters are, and the command that turns it over.
+//!
+//! ```text
+//!   ha status      ─▶ GET  /api/v1/ha             ─▶ Membership::status
+//!   ha switchover  ─▶ POST /api/v1/ha/switchover  ─▶ drains, gives the role away, begins anew
+//!   ha voters      ─▶ each voter itself (`voter/status.rs`)
+//! ```
+//! The keys of the JSON are an interface: they are added to, never renamed.
+
+use clap::Subcommand;
+use replica::NodeId;
+use replica::member::Status;
+use serde_json::{Value, json};
+
+use super::control::Figures;
+use crate::admin_client::{self, Server};
+use crate::config::node_name;
+use crate::fatal::Failure;
+use crate::voter::{self, VotersOptions};
+
+/// What can be asked about a pair.
+#[derive(Subcommand)]
+pub(crate) enum HaCommand {
+    /// What this member of a pair does, and how far the other one is
+    Status {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Have the other member be live: clients are answered, then sent there
+    Switchover {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Ask each voter how it is
+    Voters(VotersOptions),
+}
+
+/// `laelaps ha …`.
+pub(crate) fn ha(command: &HaCommand) -> Result<(), Failure> {
+    match command {
+        HaCommand::Status { server } => admin_client::ha_status(server),
+        HaCommand::Switchover { server } => admin_client::ha_switchover(server),
+        HaCommand::Voters(options) => voter::ask_all(options),
+    }
+}
+
+/// A member, as JSON.
+pub(super) fn value(status: &Status, voters: (usize, usize), figures: &Figures) -> Value {
+    let name = |node: NodeId| node_name(node);
+    let in_sync: Vec<&str> = status.in_sync.iter().map(|node| name(*node)).collect();
+    let shards: Vec<Value> = status
+        .shards
+        .iter()
+        .map(|shard| {
+            json!({
+                "shard": shard.shard.0,
+                "durable_lsn": shard.durable.0,
+                "committed_lsn": shard.committed.0,
+                "backup_durable_lsn": shard.backup_durable.map(|lsn| lsn.0),
+            })
+        })
+        .collect();
+    json!({
+        "pair": status.pair,
+        "node": name(status.node),
+        "role": status.role.to_string(),
+        "ready": status.is_ready(),
+        "waits": status.waits.map(|waits| waits.to_string()),
+        "epoch": status.epoch.map(|epoch| epoch.0),
+        "version": status.version.map(|version| version.0),
+        "live": status.live.map(name),
+        "in_sync": in_sync,
+        "lease_left_ms": status.lease_left.map(|left| left.as_millis() as u64),
+        "lag_bytes": status.lag_bytes,
+        "lag_ms": status.lag.map(|lag| lag.as_millis() as u64),
+        "peer_is_there": status.peer_is_there,
+        "fault": status.fault.map(|fault| fault.to_string()),
+        "settings_differ": status.settings_differ,
+        "voters": voters.1,
+        "voters_reachable": voters.0,
+        "exported_deltas": figures.exported_deltas,
+        "elections_total": figures.elections,
+        "fencings_total": figures.fencings,
+        "renewals_total": figures.renewals,
+        "renewal_ms_max": figures.renewal_max.as_millis() as u64,
+        "shards": shards,
+    })
+}

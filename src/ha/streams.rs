@@ -1,0 +1,320 @@
+//! Connections to the other member: a stream for each shard, and one for cards.
+//!
+//! ```text
+//!   who follows dials a stream a shard     Hello first: says which shard
+//!   the lower seat dials the one for cards  Card first
+//!
+//!   socket ─ frames ─▶ room ─▶ the core's inbox ─▶ shard       room comes back when it is handled
+//!   socket ◀─ outbox ◀──────── the core
+//! ```
+//! Invariants: who connects without a certificate that names the peer's address is not heard. What
+//! a peer sends ahead of its shard is bounded by [`STREAM_ROOM_BYTES`]; what waits to be sent is
+//! bounded by what a live sends ahead. One connection for cards is in use: the newer one.
+//!
+//! Failure: bytes that don't decode end their connection; a dial that fails is tried again.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use broker::shard::pair::{PairEvent, StreamId};
+use bytes::{Bytes, BytesMut};
+use journal::ShardId;
+use replica::card::Card;
+use replica::limits::STREAM_BODY_BYTES_MAX;
+use replica::wire::Frame;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::driver;
+use crate::mutual::{self, Mutual, Stream};
+use crate::node::{Inbox, Input, core_of};
+
+/// Bytes that came and were not handled by their shard.
+const STREAM_ROOM_BYTES: usize = 8 * 1024 * 1024;
+/// Connections that have not said yet what they are for.
+const GREETINGS_MAX: usize = 64;
+/// Cards that wait.
+const CARDS_MAX: usize = 16;
+const GREET_WITHIN: Duration = Duration::from_secs(5);
+const RECONNECT_EVERY: Duration = Duration::from_millis(50);
+const RECONNECT_MOST: Duration = Duration::from_millis(800);
+const READ_BYTES: usize = 64 * 1024;
+
+const _: () = assert!(STREAM_BODY_BYTES_MAX * 2 <= STREAM_ROOM_BYTES);
+
+/// What the connection for cards says.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// One stands, and cards go out by this; an older one counts no more.
+    Up(u64, mpsc::Sender<Card>),
+    /// A card came.
+    Card(u64, Box<Card>),
+    /// It broke.
+    Down(u64),
+}
+
+/// What all connections share.
+struct Shared {
+    peer: SocketAddr,
+    mutual: Option<Mutual>,
+    cards: mpsc::Sender<Heard>,
+    next: AtomicU64,
+    /// None before the cores run.
+    cores: Mutex<Vec<Inbox>>,
+    shards: Mutex<u16>,
+}
+
+/// The connections to the other member.
+#[derive(Clone)]
+pub(super) struct Streams(Arc<Shared>);
+
+impl Streams {
+    /// Listens; `dials_cards` makes this member the one that dials for cards.
+    pub(super) fn start(
+        listener: TcpListener,
+        peer: SocketAddr,
+        mutual: Option<Mutual>,
+        dials_cards: bool,
+    ) -> (Self, mpsc::Receiver<Heard>) {
+        let (cards, heard) = mpsc::channel(CARDS_MAX);
+        let shared = Shared {
+            peer,
+            mutual,
+            cards,
+            next: AtomicU64::new(1),
+            cores: Mutex::default(),
+            shards: Mutex::default(),
+        };
+        let streams = Self(Arc::new(shared));
+        tokio::spawn(streams.clone().accept(listener));
+        if dials_cards {
+            tokio::spawn(streams.clone().dial_cards());
+        }
+        (streams, heard)
+    }
+
+    /// The cores run: streams may begin.
+    pub(super) fn set_cores(&self, cores: Vec<Inbox>, shards: u16) {
+        *lock(&self.0.shards) = shards;
+        *lock(&self.0.cores) = cores;
+    }
+
+    /// Keeps a stream for this shard to the live, until the handle is aborted.
+    pub(super) fn follow(&self, shard: ShardId) -> JoinHandle<()> {
+        let streams = self.clone();
+        tokio::spawn(async move {
+            let mut pause = RECONNECT_EVERY;
+            loop {
+                let dialled = mutual::dial(streams.0.peer, streams.0.mutual.as_ref());
+                if let Ok(Ok(stream)) = tokio::time::timeout(GREET_WITHIN, dialled).await {
+                    let began = driver::clock();
+                    streams.carry(shard, Reading::new(stream), None).await;
+                    // Who is refused at once is so again, mostly.
+                    let is_short = driver::clock() < began + RECONNECT_MOST;
+                    pause = if is_short { pause * 2 } else { RECONNECT_EVERY };
+                }
+                pause = pause.min(RECONNECT_MOST);
+                tokio::time::sleep(pause).await;
+            }
+        })
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(GREETINGS_MAX));
+        loop {
+            let greeting = Arc::clone(&room).acquire_owned().await.expect("never closed");
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!("no connection of the other member taken: {error}");
+                    tokio::time::sleep(RECONNECT_EVERY).await;
+                    continue;
+                }
+            };
+            let streams = self.clone();
+            tokio::spawn(async move {
+                let greeted = tokio::time::timeout(GREET_WITHIN, streams.greet(stream)).await;
+                drop(greeting);
+                match greeted {
+                    Ok(Ok((stream, Frame::Hello(hello)))) => {
+                        let shard = hello.shard;
+                        streams.carry(shard, stream, Some(Frame::Hello(hello))).await;
+                    }
+                    Ok(Ok((stream, Frame::Card(card)))) => streams.cards(stream, Some(card)).await,
+                    Ok(Ok((_, frame))) => {
+                        tracing::warn!("a connection of the peer begins out of turn: {frame:?}");
+                    }
+                    Ok(Err(why)) => tracing::info!("a connection to `replication` is over: {why}"),
+                    Err(_) => tracing::info!("a connection to `replication` said nothing"),
+                }
+            });
+        }
+    }
+
+    /// The handshake, and the first frame.
+    async fn greet(&self, stream: tokio::net::TcpStream) -> Result<(Reading, Frame), String> {
+        let mutual = self.0.mutual.as_ref();
+        let welcomed = mutual::welcome(stream, mutual).await;
+        let (stream, shown) = welcomed.map_err(|error| error.to_string())?;
+        if mutual.is_some() && !mutual::names(shown.as_deref(), self.0.peer) {
+            return Err(format!(
+                "its certificate does not name {}, the address of the peer",
+                self.0.peer.ip()
+            ));
+        }
+        let mut reading = Reading::new(stream);
+        let first = reading.next().await?;
+        Ok((reading, first))
+    }
+
+    // ---- a shard's stream ----------------------------------------------------------------------
+
+    /// From its beginning to its end.
+    async fn carry(&self, shard: ShardId, mut stream: Reading, first: Option<Frame>) {
+        let inbox = {
+            let cores = lock(&self.0.cores);
+            let there = shard.0 < *lock(&self.0.shards);
+            cores.get(core_of(shard, cores.len())).filter(|_| there).cloned()
+        };
+        let Some(inbox) = inbox else { return };
+        let id = StreamId(self.0.next.fetch_add(1, Ordering::Relaxed));
+        let (outbox, queue) = mpsc::unbounded_channel();
+        inbox.put(Input::Stream { shard, stream: id, outbox });
+        if let Some(frame) = first {
+            inbox.put(Input::Pair { shard, event: PairEvent::Heard(id, frame), room: None });
+        }
+        let writer = stream.writer.take().expect("nobody writes yet");
+        let room = Arc::new(Semaphore::new(STREAM_ROOM_BYTES));
+        let reading = async {
+            loop {
+                let before = stream.taken_bytes;
+                let frame = stream.next().await?;
+                let bytes = u32::try_from(stream.taken_bytes - before).unwrap_or(u32::MAX);
+                let room = Arc::clone(&room).acquire_many_owned(bytes).await;
+                let room = room.map_err(|error| error.to_string())?;
+                let event = PairEvent::Heard(id, frame);
+                inbox.put(Input::Pair { shard, event, room: Some(room) });
+            }
+        };
+        let ended: Result<(), String> = tokio::select! {
+            ended = reading => ended,
+            ended = write(writer, queue) => ended,
+        };
+        if let Err(why) = ended {
+            tracing::debug!(shard = shard.0, "stream ended: {why}");
+        }
+        inbox.put(Input::Pair { shard, event: PairEvent::Disconnected(id), room: None });
+    }
+
+    // ---- cards ---------------------------------------------------------------------------------
+
+    async fn dial_cards(self) {
+        loop {
+            let dialled = mutual::dial(self.0.peer, self.0.mutual.as_ref());
+            if let Ok(Ok(stream)) = tokio::time::timeout(GREET_WITHIN, dialled).await {
+                self.cards(Reading::new(stream), None).await;
+            }
+            tokio::time::sleep(RECONNECT_EVERY).await;
+        }
+    }
+
+    async fn cards(&self, mut stream: Reading, first: Option<Box<Card>>) {
+        let number = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let (outbox, mut cards) = mpsc::channel::<Card>(CARDS_MAX);
+        let mut writer = stream.writer.take().expect("nobody writes yet");
+        if self.0.cards.send(Heard::Up(number, outbox)).await.is_err() {
+            return;
+        }
+        let gone = |_| "the process ends".to_owned();
+        let reading = async {
+            if let Some(card) = first {
+                self.0.cards.send(Heard::Card(number, card)).await.map_err(gone)?;
+            }
+            loop {
+                let Frame::Card(card) = stream.next().await? else {
+                    return Err::<(), String>("a frame out of turn".to_owned());
+                };
+                self.0.cards.send(Heard::Card(number, card)).await.map_err(gone)?;
+            }
+        };
+        let writing = async {
+            while let Some(card) = cards.recv().await {
+                let mut bytes = BytesMut::new();
+                Frame::Card(Box::new(card)).encode(&mut bytes);
+                let written = async {
+                    writer.write_all(&bytes).await?;
+                    writer.flush().await
+                };
+                written.await.map_err(|error: std::io::Error| error.to_string())?;
+            }
+            Err::<(), String>("a newer one took its place".to_owned())
+        };
+        let ended = tokio::select! {
+            ended = reading => ended,
+            ended = writing => ended,
+        };
+        if let Err(why) = ended {
+            tracing::debug!("the connection for cards ended: {why}");
+        }
+        drop(self.0.cards.send(Heard::Down(number)).await);
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends until there is nothing more to come.
+async fn write(
+    mut writer: tokio::io::WriteHalf<Box<dyn Stream>>,
+    mut queue: mpsc::UnboundedReceiver<Bytes>,
+) -> Result<(), String> {
+    let told = |error: std::io::Error| error.to_string();
+    while let Some(bytes) = queue.recv().await {
+        writer.write_all(&bytes).await.map_err(told)?;
+        // What waits already goes out together.
+        while let Ok(bytes) = queue.try_recv() {
+            writer.write_all(&bytes).await.map_err(told)?;
+        }
+        writer.flush().await.map_err(told)?;
+    }
+    writer.shutdown().await.map_err(told)?;
+    Err("it was hung up here".to_owned())
+}
+
+/// A connection, read frame by frame.
+struct Reading {
+    reader: ReadHalf<Box<dyn Stream>>,
+    writer: Option<tokio::io::WriteHalf<Box<dyn Stream>>>,
+    received: BytesMut,
+    /// Bytes of all frames that were handed out.
+    taken_bytes: u64,
+}
+
+impl Reading {
+    fn new(stream: Box<dyn Stream>) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self { reader, writer: Some(writer), received: BytesMut::new(), taken_bytes: 0 }
+    }
+
+    /// The next frame, or why there is none.
+    async fn next(&mut self) -> Result<Frame, String> {
+        loop {
+            let before = self.received.len();
+            let frame = Frame::decode(&mut self.received).map_err(|error| error.to_string())?;
+            if let Some(frame) = frame {
+                self.taken_bytes += (before - self.received.len()) as u64;
+                return Ok(frame);
+            }
+            self.received.reserve(READ_BYTES);
+            let read = self.reader.read_buf(&mut self.received).await;
+            if read.map_err(|error| error.to_string())? == 0 {
+                return Err("closed by the other member".to_owned());
+            }
+        }
+    }
+}
