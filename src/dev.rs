@@ -35,12 +35,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::fatal::Failure;
 use crate::output;
 
+mod pair;
+
 /// What `dev` is told.
 #[derive(Args)]
 pub(crate) struct Options {
     /// Where to keep data and log [default: a new one in this directory, removed at the end]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Two brokers and three voters instead of one broker
+    #[arg(long)]
+    pair: bool,
     /// AMQP on this port, HTTP on the next [default: 5672, or free ones where that is taken]
     #[arg(long, value_name = "N")]
     base_port: Option<u16>,
@@ -66,7 +71,9 @@ const CREDIT: u32 = 200;
 pub(crate) fn dev(options: &Options) -> Result<(), Failure> {
     let asked = Asked::listen()?;
     // What a signal interrupts fails in many ways; they all mean the same.
-    demonstrate(options, &asked).map_err(|failure| asked.check().err().unwrap_or(failure))
+    let shown =
+        if options.pair { pair::run(options, &asked) } else { demonstrate(options, &asked) };
+    shown.map_err(|failure| asked.check().err().unwrap_or(failure))
 }
 
 fn demonstrate(options: &Options, asked: &Asked) -> Result<(), Failure> {
