@@ -97,7 +97,8 @@ impl<'a> Start<'a> {
         command
     }
 
-    fn spawn(&self) -> Broker {
+    /// Starts it and waits for nothing.
+    pub(crate) fn spawn(&self) -> Broker {
         let (amqp, admin) = (self.listen.unwrap_or_else(free_port), free_port());
         let child = self.command(amqp, admin).spawn().expect("the broker can be started");
         Broker { child, output: self.output.clone(), amqp, admin }
@@ -175,6 +176,11 @@ impl Broker {
     pub(crate) fn send_term(&self) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("a child of ours can be signalled");
+    }
+
+    /// Any signal that leaves it there.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a child can be signalled");
     }
 
     /// SIGTERM, and its end.

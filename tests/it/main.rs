@@ -10,6 +10,7 @@
 //!   table     each foreign client and what works with it, as docs/operating/clients.md says
 //!   duplicates  producers that send again after kill -9
 //!   voters    those who remember who is live, killed in turn
+//!   pair      two brokers and their voters: killed, stopped, paused, started in any order
 //!   laps      a small log, a long stream, and what lags behind it
 //!   backup    a point of a running broker, restored elsewhere
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
@@ -38,6 +39,7 @@ mod kill;
 mod laps;
 mod load;
 mod message;
+mod pair;
 mod perf;
 mod place;
 mod power;

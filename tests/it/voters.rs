@@ -25,16 +25,16 @@ const PAIR: PairId = PairId([7; 16]);
 const WAIT: Duration = Duration::from_secs(20);
 
 /// Three voters, those that run.
-struct Voters {
+pub(crate) struct Voters {
     /// Lines of each one's configuration.
     tls: [String; 3],
     scratch: Scratch,
-    addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
     running: Vec<Option<Child>>,
 }
 
 impl Voters {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut voters = Self::stopped(name);
         (0..3).for_each(|at| voters.start(at));
         voters
@@ -76,7 +76,7 @@ impl Voters {
         path
     }
 
-    fn start(&mut self, at: usize) {
+    pub(crate) fn start(&mut self, at: usize) {
         let said = fs::File::options()
             .create(true)
             .append(true)
@@ -96,7 +96,7 @@ impl Voters {
         self.running[at] = Some(child.expect("the program runs"));
     }
 
-    fn kill(&mut self, at: usize) {
+    pub(crate) fn kill(&mut self, at: usize) {
         if let Some(mut child) = self.running[at].take() {
             child.kill().expect("it is ours");
             child.wait().expect("it ends");

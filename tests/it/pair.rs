@@ -1,0 +1,408 @@
+//! Two brokers and three voters as real processes on loopback.
+//!
+//! ```text
+//!   empty directories, either first   one is live, the other in sync
+//!   (kill -9 the live while it accepts, the other serves, start it again) x LAELAPS_PAIR_KILLS
+//!   SIGSTOP the live                  the other serves; awake again, the old one follows
+//!   two of three voters gone          nobody serves; back, somebody does
+//!   both gone                         who was left behind waits for who went on alone
+//!   SIGTERM, switchover               the other serves at once, nothing lost
+//! ```
+//! Producers are the built-in client, which numbers its messages and tries the other member every
+//! 20 ms; what was accepted must come out at the end, in order. The foreign clients have a test of
+//! their own, judged by `check.rs`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amqp::connection::Sasl;
+use amqp::delivery::Outcome;
+use perf::client::{Client, ClientError, data_of, durable_message};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::check::{Rules, check};
+use crate::harness::{Broker, Chance, Scratch, Start, free_port, http_get, knob};
+use crate::kill::{STRICT, finish_and_drain, proton_roles, rhea_roles};
+use crate::load::{Address, Client as Foreign, Load, What};
+use crate::voters::Voters;
+
+const WITHIN: Duration = Duration::from_secs(30);
+const TRY_EVERY: Duration = Duration::from_millis(20);
+const QUEUE: &str = "numbers";
+const NAMES: [&str; 2] = ["a", "b"];
+
+/// Two members, those that run.
+struct PairOf {
+    scratch: Scratch,
+    voters: Voters,
+    amqp: [SocketAddr; 2],
+    replication: [SocketAddr; 2],
+    running: [Option<Broker>; 2],
+}
+
+impl PairOf {
+    /// Nobody runs but the voters.
+    fn new(name: &str) -> Self {
+        Self {
+            scratch: Scratch::new(name),
+            voters: Voters::new(&format!("{name}-voters")),
+            amqp: [free_port(), free_port()],
+            replication: [free_port(), free_port()],
+            running: [None, None],
+        }
+    }
+
+    /// Both are there: which one is live.
+    fn up(name: &str) -> (Self, usize) {
+        let mut pair = Self::new(name);
+        pair.start(0);
+        pair.start(1);
+        let live = pair.wait_in_sync();
+        (pair, live)
+    }
+
+    fn config(&self, at: usize) -> PathBuf {
+        let path = self.scratch.join(&format!("{}.toml", NAMES[at]));
+        let text = format!(
+            "[ha]\npair = \"test\"\nnode = \"{}\"\nreplication = \"{}\"\npeer = \"{}\"\n\
+             voters = {:?}\n",
+            NAMES[at],
+            self.replication[at],
+            self.replication[1 - at],
+            self.voters.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>(),
+        );
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn start(&mut self, at: usize) {
+        let data = self.scratch.join(NAMES[at]);
+        let mut start = Start::new(&data);
+        start.listen = Some(self.amqp[at]);
+        start.durability = "replicated-sync";
+        start.args.extend(["--config".into(), self.config(at).display().to_string()]);
+        self.running[at] = Some(start.spawn());
+    }
+
+    fn broker(&self, at: usize) -> &Broker {
+        self.running[at].as_ref().expect("it runs")
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.running[at].take().expect("it runs").kill();
+    }
+
+    /// What a member says of itself; none while it says nothing.
+    fn status(&self, at: usize) -> Option<Value> {
+        let (status, body) = http_get(self.running[at].as_ref()?.admin, "/api/v1/ha")?;
+        (status == 200).then(|| serde_json::from_str(&body).expect("JSON"))
+    }
+
+    fn role(&self, at: usize) -> Option<String> {
+        self.status(at)?["role"].as_str().map(str::to_owned)
+    }
+
+    fn is_ready(&self, at: usize) -> bool {
+        self.running[at].as_ref().is_some_and(Broker::is_ready)
+    }
+
+    /// Until it serves.
+    fn wait_live(&self, at: usize) {
+        self.wait("live", |pair| pair.is_ready(at) && pair.role(at).as_deref() == Some("live"));
+    }
+
+    /// Until one serves and the other is in sync: which one serves.
+    fn wait_in_sync(&self) -> usize {
+        self.wait("in sync", |pair| {
+            let status: Vec<Value> = (0..2).filter_map(|at| pair.status(at)).collect();
+            let in_sync = |status: &Value| status["in_sync"].as_array().map(Vec::len) == Some(2);
+            (0..2).all(|at| pair.is_ready(at)) && status.len() == 2 && status.iter().all(in_sync)
+        });
+        let live = |at: &usize| self.role(*at).as_deref() == Some("live");
+        let lives: Vec<usize> = (0..2).filter(live).collect();
+        assert_eq!(lives.len(), 1, "one member is live: {}", self.said());
+        lives[0]
+    }
+
+    fn wait(&self, what: &str, so: impl Fn(&Self) -> bool) {
+        let since = Instant::now();
+        while !so(self) {
+            assert!(since.elapsed() < WITHIN, "not {what} in time:\n{}", self.said());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn said(&self) -> String {
+        let said = |at: usize| {
+            let log = fs::read_to_string(self.scratch.join(&format!("{}.log", NAMES[at])));
+            let status = self.status(at);
+            format!("{}: {status:?}\n{}", NAMES[at], log.unwrap_or_default())
+        };
+        said(0) + &said(1)
+    }
+}
+
+/// Numbers that are sent and not answered.
+const WINDOW: usize = 16;
+
+/// Sends numbers to whoever takes them.
+struct Producer {
+    next: u64,
+    /// In the order of sending.
+    accepted: Vec<u64>,
+    sent: BTreeSet<u64>,
+}
+
+impl Producer {
+    const fn new() -> Self {
+        Self { next: 0, accepted: Vec::new(), sent: BTreeSet::new() }
+    }
+
+    /// Sends `count` numbers and waits for each answer; an error is that of the connection, and
+    /// what was not answered stays in doubt.
+    fn send(&mut self, addr: SocketAddr, count: usize) -> Result<(), ClientError> {
+        let mut client = Client::connect(addr, "numbers", Sasl::Anonymous, WITHIN)?;
+        let link = client.sender(QUEUE)?;
+        let mut open = Vec::new();
+        let mut left = count;
+        while left > 0 || !open.is_empty() {
+            while left > 0 && open.len() < WINDOW {
+                let number = self.next;
+                let delivery = client.send(link, &durable_message(&number.to_be_bytes()))?;
+                self.next += 1;
+                self.sent.insert(number);
+                open.push((delivery, number));
+                left -= 1;
+            }
+            let (delivery, outcome) = client.next_outcome()?;
+            let at = open.iter().position(|(sent, _)| *sent == delivery);
+            let (_, number) = open.swap_remove(at.expect("an answer to what was sent"));
+            assert!(matches!(outcome, Outcome::Accepted), "{number}: {outcome:?}");
+            self.accepted.push(number);
+        }
+        Ok(())
+    }
+
+    /// Tries until one more number is accepted: how long that took.
+    fn first_accepted(&mut self, addr: SocketAddr, since: Instant) -> Duration {
+        let before = self.accepted.len();
+        loop {
+            drop(self.send(addr, 1));
+            if self.accepted.len() > before {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < WITHIN, "nobody takes anything");
+            thread::sleep(TRY_EVERY);
+        }
+    }
+
+    /// Takes everything: what was accepted is there, in order, and nothing that was never sent.
+    fn check(&self, addr: SocketAddr) {
+        let mut client =
+            Client::connect(addr, "check", Sasl::Anonymous, Duration::from_secs(2)).expect("live");
+        let link = client.receiver(QUEUE, 100).expect("a queue");
+        let mut got = Vec::new();
+        // The last wait ends by its time.
+        while let Ok(received) = client.receive() {
+            let data = data_of(&received.message).expect("one data section");
+            got.push(u64::from_be_bytes(data.try_into().expect("a number")));
+            client.accept(&received);
+            client.grant(link, 1);
+        }
+        assert!(got.windows(2).all(|two| two[0] < two[1]), "in order, none twice");
+        let there: BTreeSet<u64> = got.into_iter().collect();
+        let lost: Vec<&u64> = self.accepted.iter().filter(|n| !there.contains(n)).collect();
+        assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+        assert!(there.is_subset(&self.sent), "never sent");
+    }
+}
+
+#[test]
+fn a_pair_begins_with_empty_directories_in_any_order() {
+    for first in [0, 1] {
+        let mut pair = PairOf::new(&format!("pair-begin-{first}"));
+        pair.start(first);
+        thread::sleep(Duration::from_millis(500));
+        assert_ne!(pair.role(first).as_deref(), Some("live"), "alone it does not know enough");
+        pair.start(1 - first);
+        let live = pair.wait_in_sync();
+        let mut producer = Producer::new();
+        producer.send(pair.amqp[live], 100).expect("accepted");
+        producer.check(pair.amqp[live]);
+        let backup = Client::connect(pair.amqp[1 - live], "x", Sasl::Anonymous, WITHIN);
+        assert!(backup.is_err(), "a backup serves nobody");
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_kill_9_of_the_live() {
+    let (kills, seed) = (knob("LAELAPS_PAIR_KILLS", 3), knob("LAELAPS_SEED", 1));
+    println!("LAELAPS_SEED={seed}, {kills} kills");
+    let (mut pair, mut live) = PairOf::up("pair-kill");
+    let (mut chance, mut producer) = (Chance(seed), Producer::new());
+    let mut gaps = Vec::new();
+    for _ in 0..kills {
+        let victim = pair.running[live].take().expect("it runs");
+        let pause = Duration::from_millis(chance.between(50, 600));
+        let killer = thread::spawn(move || {
+            thread::sleep(pause);
+            let at = Instant::now();
+            victim.kill();
+            at
+        });
+        // Ends with the connection.
+        let ended = producer.send(pair.amqp[live], usize::MAX);
+        assert!(ended.is_err(), "its broker was killed");
+        let killed = killer.join().expect("killed");
+        gaps.push(producer.first_accepted(pair.amqp[1 - live], killed));
+        pair.start(live);
+        live = pair.wait_in_sync();
+    }
+    gaps.sort();
+    println!(
+        "{} accepted; from kill -9 to the first accepted at the other, ms: {:?}",
+        producer.accepted.len(),
+        gaps.iter().map(Duration::as_millis).collect::<Vec<_>>()
+    );
+    assert!(producer.accepted.len() as u64 >= kills * 20, "hardly anything was accepted");
+    producer.check(pair.amqp[live]);
+}
+
+#[test]
+fn a_live_that_sleeps_has_lost_the_role_when_it_wakes() {
+    let (pair, live) = PairOf::up("pair-sleep");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 50).expect("accepted");
+    let mut asleep =
+        Client::connect(pair.amqp[live], "asleep", Sasl::Anonymous, Duration::from_secs(1))
+            .expect("live");
+    let link = asleep.sender("asleep").expect("a link");
+    pair.broker(live).signal(Signal::STOP);
+    let stopped = Instant::now();
+    let gap = producer.first_accepted(pair.amqp[1 - live], stopped);
+    println!("from SIGSTOP to the first accepted at the other: {} ms", gap.as_millis());
+    // What waits in its socket when it wakes is not accepted any more.
+    asleep.send(link, &durable_message(b"late")).expect("it is only sent");
+    pair.broker(live).signal(Signal::CONT);
+    assert!(asleep.next_outcome().is_err(), "accepted by who was not live any more");
+    assert_eq!(pair.wait_in_sync(), 1 - live);
+    producer.check(pair.amqp[1 - live]);
+}
+
+#[test]
+fn without_a_majority_of_voters_nobody_serves() {
+    let (mut pair, live) = PairOf::up("pair-majority");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 50).expect("accepted");
+    (0..2).for_each(|at| pair.voters.kill(at));
+    let since = Instant::now();
+    pair.wait("fenced", |pair| (0..2).all(|at| pair.role(at).as_deref() != Some("live")));
+    println!("fenced after {} ms", since.elapsed().as_millis());
+    for addr in pair.amqp {
+        let refused = Client::connect(addr, "x", Sasl::Anonymous, Duration::from_secs(1));
+        assert!(refused.is_err(), "somebody serves without a majority");
+    }
+    (0..2).for_each(|at| pair.voters.start(at));
+    let live = pair.wait_in_sync();
+    producer.send(pair.amqp[live], 50).expect("accepted again");
+    producer.check(pair.amqp[live]);
+}
+
+#[test]
+fn who_was_left_behind_waits_for_who_went_on_alone() {
+    let (mut pair, live) = PairOf::up("pair-behind");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 50).expect("accepted");
+    let backup = 1 - live;
+    pair.kill(backup);
+    // First it waits for the backup, then the voters leave that out.
+    producer.send(pair.amqp[live], 200).expect("accepted alone");
+    pair.kill(live);
+    pair.start(backup);
+    thread::sleep(Duration::from_secs(5));
+    assert_eq!(pair.role(backup).as_deref(), Some("joining"), "{}", pair.said());
+    pair.start(live);
+    pair.wait_live(live);
+    assert_eq!(pair.wait_in_sync(), live);
+    producer.check(pair.amqp[live]);
+}
+
+#[test]
+fn a_stop_and_a_switchover_give_the_role_away_at_once() {
+    let (mut pair, live) = PairOf::up("pair-stop");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 100).expect("accepted");
+    let stopped = Instant::now();
+    let broker = pair.running[live].take().expect("it runs");
+    let stopping = thread::spawn(move || broker.stop());
+    let gap = producer.first_accepted(pair.amqp[1 - live], stopped);
+    println!("from SIGTERM to the first accepted at the other: {} ms", gap.as_millis());
+    assert!(gap < Duration::from_millis(1500), "a lease was waited for: {gap:?}");
+    assert!(stopping.join().expect("stopped").success());
+    pair.start(live);
+    assert_eq!(pair.wait_in_sync(), 1 - live);
+
+    let url = format!("http://{}/api/v1/ha/switchover", pair.broker(1 - live).admin);
+    let asked = Instant::now();
+    ureq::post(url).send_empty().expect("it may");
+    let gap = producer.first_accepted(pair.amqp[live], asked);
+    println!("from switchover to the first accepted at the other: {} ms", gap.as_millis());
+    assert_eq!(pair.wait_in_sync(), live);
+    producer.check(pair.amqp[live]);
+}
+
+/// Which member serves, once one does.
+fn serving(pair: &PairOf) -> usize {
+    let live =
+        |pair: &PairOf, at: usize| pair.is_ready(at) && pair.role(at).as_deref() == Some("live");
+    pair.wait("live", |pair| (0..2).any(|at| live(pair, at)));
+    (0..2).find(|at| live(pair, *at)).expect("one is")
+}
+
+#[test]
+#[ignore = "needs the foreign clients: tests/run kill"]
+fn failovers_lose_nothing_that_foreign_clients_were_promised() {
+    let (kills, seed) = (knob("LAELAPS_PAIR_KILLS", 3), knob("LAELAPS_SEED", 1));
+    println!("LAELAPS_SEED={seed}, {kills} kills");
+    let (mut pair, mut live) = PairOf::up("pair-load");
+    let mut chance = Chance(seed);
+    let mut address = Address::new(pair.scratch.join("address"));
+    address.set(pair.amqp[live]);
+    let mut loads = vec![
+        Load::start(Foreign::Proton, proton_roles(), address.path()),
+        Load::start(Foreign::Rhea, rhea_roles(), address.path()),
+    ];
+    let accepted = |loads: &[Load]| -> usize {
+        loads.iter().map(|load| load.count(|what| matches!(what, What::Accepted { .. }))).sum()
+    };
+    for _ in 0..kills {
+        let before = accepted(&loads);
+        while accepted(&loads) < before + 20 {
+            loads.iter_mut().for_each(Load::assert_running);
+            thread::sleep(Duration::from_millis(5));
+        }
+        thread::sleep(Duration::from_micros(chance.between(0, 900_000)));
+        address.clear();
+        pair.kill(live);
+        let other = serving(&pair);
+        address.set(pair.amqp[other]);
+        pair.start(live);
+        live = pair.wait_in_sync();
+        assert_eq!(live, other, "it goes on where it went");
+    }
+    thread::sleep(Duration::from_secs(1));
+    let events = finish_and_drain(loads, &address);
+    let verdict = check(events, &Rules { strict: STRICT, may_lose: false, crashes: true });
+    println!(
+        "{kills} failovers: {} accepted, {} received, {} of them again",
+        verdict.accepted.values().sum::<usize>(),
+        verdict.received,
+        verdict.redelivered
+    );
+    verdict.assert_clean();
+}
