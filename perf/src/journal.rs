@@ -5,9 +5,12 @@
 //!     journal   journal::Calibration: record, checksums, batch ─▶ ring ─▶ RWF_DSYNC
 //!     device    the same bytes, no journal                     ─▶ ring ─▶ RWF_DSYNC
 //!     no sync   the journal's batches, plain direct writes from as many threads
+//!   or, with --read:
+//!     reads     so many bytes each, one behind the other                    ─▶ ring ─▶ direct read
 //! ```
 //! `journal` beside `device` says what the journal adds; beside `no sync`, what durability costs.
-//! The broker never writes without data sync: that line is there to be compared with.
+//! The broker never writes without data sync: that line is there to be compared with. The reads are
+//! what a backlog that is on the disk alone could be drained at.
 //!
 //! Failure: what the file system said, with the path. The files are removed in any case.
 
@@ -25,7 +28,7 @@ use journal::{
     BlockBuf, Calibration, CalibrationLine, CalibrationLoad, DiskDone, DiskError, DiskOp, FileId,
     OpId, ShardId, Slot,
 };
-use net::{Completion, DiskWrite};
+use net::{Completion, DiskRead, DiskWrite};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
@@ -39,16 +42,19 @@ pub struct Options {
     /// Measure the disk under this directory
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
-    /// Payload of the one record in each write, bytes
+    /// Payload of the one record in each write, or bytes of each read
     #[arg(long, value_name = "BYTES", value_delimiter = ',',
           default_values_t = [512, 4096, 16_384, 65_536],
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub sizes: Vec<u32>,
-    /// Writes in flight
+    /// Writes, or reads, in flight
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2, 4, 8],
           value_parser = clap::value_parser!(u8).range(1..=8))]
     pub in_flight: Vec<u8>,
-    /// Writes for each line
+    /// Sequential direct reads instead, of whole blocks
+    #[arg(long, conflicts_with = "short")]
+    pub read: bool,
+    /// Writes, or reads, for each line
     #[arg(long, value_name = "N", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub writes: u32,
@@ -70,6 +76,8 @@ pub enum Writer {
     Device,
     /// The journal's batches, without data sync.
     NoSync,
+    /// Nobody: they were read.
+    Reads,
 }
 
 /// One line of the table.
@@ -104,8 +112,9 @@ pub struct JournalResult {
     pub place: Place,
     /// The table.
     pub lines: Vec<Line>,
-    /// How many writes in flight the table speaks for.
-    pub writes_in_flight: usize,
+    /// How many writes in flight the table speaks for; none where it is of reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_in_flight: Option<usize>,
     /// What a reader must know.
     pub notes: Vec<String>,
 }
@@ -138,13 +147,16 @@ pub fn measure(options: &Options) -> Result<JournalResult, Failure> {
         Place::of(&options.dir).map_err(|error| format!("{}: {error}", options.dir.display()))?;
     let store = Store::new(&options.dir, 1)?;
     place.direct = Some(store.direct());
-    let (sizes, depths) = if options.short {
-        (vec![512], vec![1, 4])
-    } else {
-        (options.sizes.clone(), options.in_flight.clone())
+    let (sizes, depths) = match (options.short, options.read) {
+        (true, _) => (vec![512], vec![1, 4]),
+        (false, true) => (Vec::new(), Vec::new()),
+        (false, false) => (options.sizes.clone(), options.in_flight.clone()),
     };
     let mut lines = Vec::new();
     let mut durable = Vec::new();
+    if options.read {
+        lines = reads(&store, options)?;
+    }
     for &size in &sizes {
         for &depth in &depths {
             let load = CalibrationLoad {
@@ -156,12 +168,20 @@ pub fn measure(options: &Options) -> Result<JournalResult, Failure> {
             lines.push(told(Writer::Journal, &line));
             durable.push(line.clone());
             if !options.short {
-                lines.push(bare(&store, &line)?);
+                let (bytes, count) = (line.write_bytes, load.writes);
+                let stream = Stream { reads: false, bytes, depth: load.in_flight, count };
+                lines.push(Line { payload_bytes: load.payload_bytes, ..bare(&store, stream)? });
                 lines.push(unsynced(&store, load)?);
             }
         }
     }
     let mut notes: Vec<String> = place.note().map(str::to_owned).into_iter().collect();
+    if options.read {
+        notes.push(
+            "what is read was just written: a device or host with a cache may have it there"
+                .to_owned(),
+        );
+    }
     if is_debug() {
         notes.push("a debug build: its figures are nobody's".to_owned());
     }
@@ -177,7 +197,7 @@ pub fn measure(options: &Options) -> Result<JournalResult, Failure> {
         machine: Machine::here(),
         place,
         lines,
-        writes_in_flight: journal::writes_in_flight(&durable),
+        writes_in_flight: (!durable.is_empty()).then(|| journal::writes_in_flight(&durable)),
         notes,
     })
 }
@@ -209,6 +229,7 @@ impl JournalResult {
                 Writer::Journal => "journal",
                 Writer::Device => "device",
                 Writer::NoSync => "no sync",
+                Writer::Reads => "reads",
             };
             let time = line.time_ns;
             writeln!(
@@ -228,9 +249,13 @@ impl JournalResult {
             )
             .expect("memory takes text");
         }
-        let speaks = self.writes_in_flight;
-        writeln!(text, "more than {speaks} in flight gives less than 15 % more writes a second")
+        if let Some(speaks) = self.writes_in_flight {
+            writeln!(
+                text,
+                "more than {speaks} in flight gives less than 15 % more writes a second"
+            )
             .expect("memory takes text");
+        }
         for note in &self.notes {
             writeln!(text, "note: {note}").expect("memory takes text");
         }
@@ -287,13 +312,33 @@ fn through_ring(store: &Store, load: CalibrationLoad) -> Result<CalibrationLine,
     }
 }
 
-/// The same writes without a journal.
-fn bare(store: &Store, like: &CalibrationLine) -> Result<Line, Failure> {
-    let depth = like.load.in_flight;
+fn reads(store: &Store, options: &Options) -> Result<Vec<Line>, Failure> {
+    let blocks = |size: &u32| (*size as usize).next_multiple_of(BLOCK_BYTES);
+    let mut sizes: Vec<usize> = options.sizes.iter().map(blocks).collect();
+    sizes.dedup();
+    let depths = || options.in_flight.iter().map(|depth| usize::from(*depth));
+    let lines = sizes.iter().flat_map(|&bytes| depths().map(move |depth| (bytes, depth)));
+    let count = options.writes as usize;
+    lines.map(|(bytes, depth)| bare(store, Stream { reads: true, bytes, depth, count })).collect()
+}
+
+/// One operation behind the other, through the whole file and again.
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    reads: bool,
+    /// Of each operation.
+    bytes: usize,
+    depth: usize,
+    count: usize,
+}
+
+/// The disk without a journal.
+fn bare(store: &Store, stream: Stream) -> Result<Line, Failure> {
+    let Stream { reads, bytes: len, depth, count } = stream;
     let mut ring = new_ring()?;
-    let (file, mut idle) = store.enter(&mut ring, depth, like.write_bytes)?;
-    let warm_up = like.load.writes.div_ceil(10);
-    let all = like.load.writes + warm_up;
+    let (file, mut idle) = store.enter(&mut ring, depth, len)?;
+    let warm_up = count.div_ceil(10);
+    let all = count + warm_up;
     let mut begun = vec![clock(); depth];
     let mut slots: Vec<usize> = (0..depth).collect();
     let (mut next, mut ended, mut offset) = (0, 0, 0);
@@ -304,8 +349,12 @@ fn bare(store: &Store, like: &CalibrationLine) -> Result<Line, Failure> {
         while next < all && !slots.is_empty() {
             let (Some(slot), Some(buf)) = (slots.pop(), idle.pop()) else { break };
             begun[slot] = clock();
-            let len = like.write_bytes;
-            ring.write_durable(DiskWrite { file, offset, buf, len, tag: slot as u64 });
+            let tag = slot as u64;
+            if reads {
+                ring.read(DiskRead { file, offset, buf, len, tag });
+            } else {
+                ring.write_durable(DiskWrite { file, offset, buf, len, tag });
+            }
             next += 1;
             offset += len as u64;
             if offset + len as u64 > FILE_BYTES {
@@ -316,8 +365,8 @@ fn bare(store: &Store, like: &CalibrationLine) -> Result<Line, Failure> {
         let now = clock();
         for completion in completions.drain(..) {
             let Completion::Disk { tag, buf, result } = completion else { continue };
-            if result? as usize != like.write_bytes {
-                return Err("a short write".into());
+            if result? as usize != len {
+                return Err("a short read or write".into());
             }
             let slot = usize::try_from(tag)?;
             ended += 1;
@@ -333,11 +382,13 @@ fn bare(store: &Store, like: &CalibrationLine) -> Result<Line, Failure> {
     let took = clock().saturating_duration_since(since).as_secs_f64().max(1e-9);
     let writes_per_second = times.len() as f64 / took;
     Ok(Line {
-        writer: Writer::Device,
+        writer: if reads { Writer::Reads } else { Writer::Device },
+        payload_bytes: len,
+        write_bytes: len,
+        in_flight: depth,
         time_ns: Percentiles::of(&times),
         writes_per_second,
-        bytes_per_second: writes_per_second * like.write_bytes as f64,
-        ..told(Writer::Device, like)
+        bytes_per_second: writes_per_second * len as f64,
     })
 }
 
@@ -446,6 +497,7 @@ mod tests {
             in_flight: vec![1, 3],
             writes: 20,
             short: false,
+            read: false,
             json: Some(dir.join("journal.json")),
         }
     }
@@ -460,7 +512,7 @@ mod tests {
             assert!(line.time_ns.p50 <= line.time_ns.p99 && line.time_ns.p99 <= line.time_ns.max);
             assert_eq!(line.write_bytes, if line.payload_bytes == 512 { 4096 } else { 69_632 });
         }
-        assert!([1, 3].contains(&result.writes_in_flight));
+        assert!([Some(1), Some(3)].contains(&result.writes_in_flight));
         assert_eq!(result.text().lines().count(), 2 + 12 + 1 + result.notes.len());
         let json = std::fs::read_to_string(root.path().join("journal.json")).expect("written");
         let back: JournalResult = serde_json::from_str(&json).expect("what we wrote");
@@ -476,6 +528,23 @@ mod tests {
         let result = measure(&options).expect("measured");
         let shape: Vec<_> = result.lines.iter().map(|line| (line.writer, line.in_flight)).collect();
         assert_eq!(shape, [(Writer::Journal, 1), (Writer::Journal, 4)]);
+    }
+
+    #[test]
+    fn reads_are_of_whole_blocks_and_each_has_one_line() {
+        let root = tempfile::tempdir().expect("a directory");
+        let sizes = vec![512, 4096, 65_536];
+        let options = Options { read: true, sizes, json: None, ..options(root.path()) };
+        let result = measure(&options).expect("measured");
+        let shape: Vec<_> = result
+            .lines
+            .iter()
+            .map(|line| (line.writer, line.write_bytes, line.in_flight))
+            .collect();
+        let line = |bytes, depth| (Writer::Reads, bytes, depth);
+        assert_eq!(shape, [line(4096, 1), line(4096, 3), line(65_536, 1), line(65_536, 3)]);
+        assert!(result.lines.iter().all(|line| line.bytes_per_second > 4096.0));
+        assert!(!result.text().contains("writes a second"), "{}", result.text());
     }
 
     #[test]
