@@ -18,6 +18,8 @@
 //! place (`serve.rs`), and recovers its log as after a kill. There is one way from a log to a
 //! state, and it is that of every start.
 //!
+//! A child process stays when this one dies, and tells the voters (`watch.rs`).
+//!
 //! Invariants: without `[ha]` nothing here runs. A core needs nobody here to stop: it looks at the
 //! gate itself.
 //!
@@ -29,6 +31,7 @@ mod serve;
 mod status;
 mod streams;
 mod voters;
+mod watch;
 
 use std::path::Path;
 
@@ -148,6 +151,7 @@ impl Ha {
             news,
             exports: begin.exports.to_owned(),
             first_question: random_u64()?,
+            watcher: watch::Watcher::start(pair, pair_id(pair), random_u64()?)?,
         };
         control::start(setup)?;
         Ok(Self { pair: pair.clone(), journal, boot, gate, from_cores, commands, news: heard })

@@ -33,6 +33,7 @@ use tokio::task::JoinHandle;
 
 use super::streams::{self, Streams};
 use super::voters::{self, Voters};
+use super::watch::Watcher;
 use super::{Clock, Command, Gate, News, status};
 use crate::config::Pair;
 use crate::driver::FromCore;
@@ -60,6 +61,7 @@ pub(super) struct Setup {
     pub(super) news: Sender<News>,
     pub(super) exports: PathBuf,
     pub(super) first_question: u64,
+    pub(super) watcher: Watcher,
 }
 
 /// Counted since the start.
@@ -94,6 +96,7 @@ struct Control {
     look_at: Instant,
     slow_said: Option<Instant>,
     figures: Figures,
+    watcher: Watcher,
     news: Sender<News>,
     exports: PathBuf,
 }
@@ -153,6 +156,7 @@ impl Control {
             look_at: now,
             slow_said: None,
             figures: Figures::default(),
+            watcher: setup.watcher,
             news: setup.news,
             exports: setup.exports,
             pair: setup.pair,
@@ -364,6 +368,7 @@ impl Control {
         match event {
             MemberEvent::Elected(epoch) => {
                 self.figures.elections += 1;
+                self.watcher.reigns(epoch);
                 tracing::info!(epoch = epoch.0, "elected: has the role");
             }
             MemberEvent::Serving(epoch) => tracing::info!(epoch = epoch.0, "live: may serve"),

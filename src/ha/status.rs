@@ -33,6 +33,9 @@ pub(crate) enum HaCommand {
     },
     /// Ask each voter how it is
     Voters(VotersOptions),
+    /// Stays when a broker dies, and tells the voters; a broker starts it
+    #[command(hide = true)]
+    Watch,
 }
 
 /// `laelaps ha …`.
@@ -41,6 +44,7 @@ pub(crate) fn ha(command: &HaCommand) -> Result<(), Failure> {
         HaCommand::Status { server } => admin_client::ha_status(server),
         HaCommand::Switchover { server } => admin_client::ha_switchover(server),
         HaCommand::Voters(options) => voter::ask_all(options),
+        HaCommand::Watch => super::watch::watch(),
     }
 }
 
