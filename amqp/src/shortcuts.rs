@@ -10,6 +10,7 @@
 
 use crate::codec::code;
 use crate::definitions::{DeliveryId, Handle, Role};
+use crate::delivery::tags;
 use crate::performative::{DeliveryState, Disposition, Transfer};
 
 /// The longest head of a frame below: frame header, descriptor, list header, fields.
@@ -62,13 +63,14 @@ impl FrameHead {
     }
 }
 
-/// The one transfer of a message of ours, whose tag is its delivery id.
+/// The one transfer of a message of ours, whose tag says its delivery id.
 pub(crate) fn transfer(channel: u16, handle: u32, delivery: u32, settled: bool) -> FrameHead {
     let mut head = FrameHead::begin(channel, 0x14, 5);
     head.put_uint(handle);
     head.put_uint(delivery);
-    let [a, b, c, d] = delivery.to_be_bytes();
-    head.put([code::VBIN8, 4, a, b, c, d, code::UINT0]);
+    head.put([code::VBIN8, 8]);
+    head.put(tags::of_delivery(delivery));
+    head.put([code::UINT0]);
     head.put([if settled { code::TRUE } else { code::FALSE }]);
     head
 }
@@ -205,7 +207,7 @@ mod tests {
                     frame.composite(&Transfer {
                         handle: Handle(handle),
                         delivery_id: Some(DeliveryId(delivery)),
-                        delivery_tag: Some(&delivery.to_be_bytes()),
+                        delivery_tag: Some(&tags::of_delivery(delivery)),
                         message_format: Some(0),
                         settled: Some(settled),
                         ..Transfer::default()

@@ -22,7 +22,7 @@ use super::state::LinkState;
 use super::{Connection, Event, SendError};
 use crate::definitions::{DeliveryId, Handle, ReceiverSettleMode, Role, SenderSettleMode};
 use crate::delivery::Outcome;
-use crate::delivery::tags::Tag;
+use crate::delivery::tags::{self, Tag};
 use crate::error::{Fault, LimitExceeded, PeerViolation, Unsupported};
 use crate::frame::FrameWriter;
 use crate::link::{LinkId, Partial};
@@ -400,7 +400,7 @@ impl Connection {
             parts.iter().for_each(|part| self.out.extend_from_slice(part));
             session.count_outgoing_frame();
         } else {
-            let tag = delivery.to_be_bytes();
+            let tag = tags::of_delivery(delivery);
             let first = Transfer {
                 handle: Handle(handle),
                 delivery_id: Some(DeliveryId(delivery)),

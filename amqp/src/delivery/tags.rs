@@ -37,6 +37,18 @@ impl Tag {
     }
 }
 
+/// The tag of a delivery of ours: its id in base 16, by the letters `a` to `p`. Some clients take
+/// tags for text, so all of it is ASCII.
+#[inline(always)]
+pub(crate) fn of_delivery(id: u32) -> [u8; 8] {
+    // Each step sets the halves of each part apart, until there is one digit in each byte.
+    let wide = u64::from(id);
+    let wide = (wide | wide << 16) & 0x0000_FFFF_0000_FFFF;
+    let wide = (wide | wide << 8) & 0x00FF_00FF_00FF_00FF;
+    let wide = (wide | wide << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+    (wide + 0x6161_6161_6161_6161).to_be_bytes()
+}
+
 /// The secret keys of the hash, expanded from a seed.
 #[derive(Debug, Clone)]
 pub(crate) struct TagKeys([u64; 2 + TAG_BYTES_MAX / 4]);
@@ -190,6 +202,18 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn tags_of_ours_are_text_and_differ() {
+        for (id, tag) in [(0, "aaaaaaaa"), (0x1234_ABCF, "bcdeklmp"), (u32::MAX, "pppppppp")] {
+            assert_eq!(std::str::from_utf8(&of_delivery(id)), Ok(tag));
+        }
+        let ids = (0..32).map(|bit| 1 << bit).chain(0..5000);
+        let tags: std::collections::BTreeSet<[u8; 8]> = ids.clone().map(of_delivery).collect();
+        let ids: std::collections::BTreeSet<u32> = ids.collect();
+        assert_eq!(tags.len(), ids.len());
+        assert!(tags.iter().flatten().all(u8::is_ascii_lowercase));
+    }
 
     #[test]
     fn tags_hold_up_to_32_bytes_and_differ_by_length() {

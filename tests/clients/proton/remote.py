@@ -280,7 +280,6 @@ class Remote(MessagingHandler):
             if "read" in step:
                 messages.append(read(data))
             else:
-                # Proton takes tags for UTF-8, which only the first 128 of a link's are.
                 messages.append({"hex": data.hex(), "tag": str(delivery.tag)})
         return {"messages": messages}
 
