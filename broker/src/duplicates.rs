@@ -145,6 +145,8 @@ struct Ids {
     bytes: u64,
     /// Nothing of it stands before this segment.
     oldest: u64,
+    /// How far the last record went that carries ids of this segment forward.
+    carried_to: Option<(u64, Sequence)>,
 }
 
 impl Ids {
@@ -157,6 +159,25 @@ impl Ids {
     fn carried_bytes(&self) -> u64 {
         let count = self.by_sequence.len() as u64;
         self.bytes - count * DUPLICATE_ID_BYTES + count * CARRIED_HEADER_BYTES as u64
+    }
+
+    /// What a record carries, of the ids from this one on that stand up to this segment.
+    fn piece(&self, from: Sequence, segment: u64, bytes_max: usize) -> Piece {
+        let (mut payload, mut oldest) = (Vec::new(), u64::MAX);
+        for (sequence, Known { id, segment: at, .. }) in self.by_sequence.range(from..) {
+            oldest = oldest.min(*at);
+            if *at > segment {
+                continue;
+            }
+            if payload.len() + id.carried_bytes() > bytes_max {
+                return Piece { payload, oldest, ends_before: Some(*sequence) };
+            }
+            payload.extend_from_slice(&sequence.0.to_le_bytes());
+            let len = u16::try_from(id.0.len()).expect("bounded when it was read");
+            payload.extend_from_slice(&len.to_le_bytes());
+            payload.extend_from_slice(&id.0);
+        }
+        Piece { payload, oldest, ends_before: None }
     }
 
     fn learn(&mut self, told: Told<'_>) {
@@ -194,6 +215,15 @@ impl Ids {
         }
         forgotten
     }
+}
+
+/// Ids for one record.
+struct Piece {
+    payload: Vec<u8>,
+    /// The oldest segment of those that were looked at.
+    oldest: u64,
+    /// The first that had no room.
+    ends_before: Option<Sequence>,
 }
 
 /// What a shard's queues remember.
@@ -278,21 +308,24 @@ impl Duplicates {
     }
 
     /// A queue's ids that stand in this segment or before it, for a record that carries them
-    /// forward; no more than so many bytes. Empty if there are none.
+    /// forward; no more than so many bytes. Empty if there are none. It goes on where the last one
+    /// ended, and looks again from the first before it says that there are none: a record may not
+    /// have been appended.
     pub fn carry(&mut self, queue: QueueId, segment: u64, bytes_max: usize) -> Vec<u8> {
         let Some(ids) = self.queues.get(queue) else { return Vec::new() };
-        let mut payload = Vec::new();
-        let mut oldest = u64::MAX;
-        for (sequence, Known { id, segment: at, .. }) in &ids.by_sequence {
-            oldest = oldest.min(*at);
-            if *at <= segment && payload.len() + id.carried_bytes() <= bytes_max {
-                payload.extend_from_slice(&sequence.0.to_le_bytes());
-                let len = u16::try_from(id.0.len()).expect("bounded when it was read");
-                payload.extend_from_slice(&len.to_le_bytes());
-                payload.extend_from_slice(&id.0);
+        let begun = ids.carried_to.filter(|(of, _)| *of == segment);
+        let Piece { payload, oldest, ends_before } = match begun {
+            None => ids.piece(Sequence(0), segment, bytes_max),
+            Some((_, from)) => {
+                let piece = ids.piece(from, segment, bytes_max);
+                let is_over = piece.payload.is_empty();
+                if is_over { ids.piece(Sequence(0), segment, bytes_max) } else { piece }
             }
-        }
-        self.change(queue, |ids| ids.oldest = oldest);
+        };
+        self.change(queue, |ids| {
+            ids.oldest = if payload.is_empty() { oldest } else { ids.oldest };
+            ids.carried_to = ends_before.map(|next| (segment, next));
+        });
         payload
     }
 
@@ -456,6 +489,29 @@ mod tests {
         count(&duplicates);
         assert_eq!(carried(&duplicates.carry(Q, 9, 1 << 16), 9).count() as u64, 10);
         assert_eq!(duplicates.carry(Q, 9, 1 << 16).len() as u64, duplicates.carried_bytes());
+    }
+
+    /// Each goes on where the one before ended; what was not appended is carried after all.
+    #[test]
+    fn a_record_that_was_not_appended_is_carried_again() {
+        let mut duplicates = Duplicates::default();
+        for n in 0..10_u8 {
+            duplicates.remember(Q, told(u64::from(n), &[3, n], 0), 100);
+        }
+        let mut sequences = Vec::new();
+        for turn in 0.. {
+            let payload = duplicates.carry(Q, 0, 40);
+            if payload.is_empty() {
+                break;
+            }
+            let again: Vec<Told<'_>> = carried(&payload, 9).map(Result::unwrap).collect();
+            sequences.extend(again.iter().map(|told| told.sequence.0));
+            if turn != 1 {
+                again.into_iter().for_each(|told| duplicates.remember(Q, told, 100));
+            }
+        }
+        assert_eq!(sequences, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 4, 5]);
+        assert_eq!(duplicates.queues_up_to(0).count(), 0);
     }
 
     #[test]
