@@ -162,12 +162,16 @@ impl Queue {
         Ok(())
     }
 
-    /// This consumer does not get this message again. A message remembers the newest few of those;
-    /// links that are gone need no care, since their references name nobody else.
+    /// This consumer does not get this message again. A message remembers the newest few of those
+    /// that are there; whoever is gone needs no care, since its reference names nobody else.
     pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {
         let links = self.excluded.entry(sequence).or_default();
         if links.contains(&link) {
             return;
+        }
+        if links.len() == EXCLUSIONS_MAX {
+            let consumers = &self.consumers;
+            links.retain(|link| consumers.iter().any(|consumer| consumer.link == *link));
         }
         if links.len() == EXCLUSIONS_MAX {
             links.remove(0);
@@ -357,6 +361,32 @@ mod tests {
         queue.attach(link(3));
         queue.add_credit(link(3), 3, false);
         assert_eq!(drain_to(&mut queue), [(3, 0), (3, 1), (3, 2)]);
+    }
+
+    /// Of more consumers than it remembers, the one that was excluded first may see it again; those
+    /// that have gone count for nothing.
+    #[test]
+    fn a_message_remembers_the_newest_exclusions_of_those_that_are_there() {
+        let mut queue = queue_of(1);
+        let most = EXCLUSIONS_MAX as u32;
+        let pass_on = |queue: &mut Queue, slot: u32| {
+            queue.attach(link(slot));
+            queue.add_credit(link(slot), 1, false);
+            assert_eq!(drain_to(queue), [(slot, 0)]);
+            queue.release(link(slot), Sequence(0)).unwrap();
+            queue.exclude(link(slot), Sequence(0));
+        };
+        for gone in 100..100 + 2 * most {
+            pass_on(&mut queue, gone);
+            queue.detach(link(gone));
+        }
+        for slot in 0..most {
+            pass_on(&mut queue, slot);
+        }
+        (0..most).for_each(|slot| queue.add_credit(link(slot), 1, false));
+        assert_eq!(queue.dispatch(), None, "each of them is excluded");
+        pass_on(&mut queue, most);
+        assert_eq!(drain_to(&mut queue), [(0, 0)], "one more than it remembers");
     }
 
     #[test]
