@@ -15,6 +15,14 @@ pub enum Canary {
     SequenceReused,
     /// Nothing expires.
     NeverExpires,
+    /// What expires some day expires at once.
+    ExpiresEarly,
+    /// What has expired is settled, and goes nowhere.
+    ExpiredDropped,
+    /// Recovery forgets what consumers have added to messages' annotations.
+    AnnotationsForgotten,
+    /// Every message is of the usual priority.
+    PriorityIgnored,
     /// A message is settled when its move is sent, not when its copy is committed.
     SettledBeforeMoved,
     /// A copy is shown when it is committed, not when its origin is settled.

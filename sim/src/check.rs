@@ -9,9 +9,10 @@
 //! [`Facts`] is what all of them need to know (which letter is which, what crashed when); a checker
 //! keeps what only it needs. A broken promise is an `Err` with a sentence; the world adds the seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use amqp::message::PRIORITY_DEFAULT;
 use broker::clock::WallClock;
 use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
@@ -20,6 +21,7 @@ use crate::letter::LetterId;
 use crate::wire::Verdict;
 
 mod attempts;
+mod browse;
 mod commit;
 mod compaction;
 mod count;
@@ -28,6 +30,7 @@ mod early;
 mod expiry;
 mod holder;
 mod moved;
+mod note;
 mod once;
 mod order;
 mod recovery;
@@ -128,6 +131,8 @@ pub enum Seen {
         again: bool,
         /// When it expires, if it does.
         expiry_unix_ms: Option<u64>,
+        /// Its priority, if it states one.
+        priority: Option<u8>,
     },
     /// The broker accepted it.
     Accepted(LetterId),
@@ -147,6 +152,19 @@ pub enum Seen {
         alone: bool,
         /// It came from a queue for what died.
         grave: bool,
+        /// The annotation that a consumer gave it.
+        note: Option<u32>,
+    },
+    /// A letter was shown to somebody who only looks.
+    Browsed {
+        /// Which.
+        letter: LetterId,
+        /// On which link.
+        link: LinkKey,
+        /// It was in a queue for what died.
+        grave: bool,
+        /// When it began to look: what it is shown may have gone since.
+        since_unix_ms: u64,
     },
     /// A client gave a delivery its outcome.
     Judged {
@@ -219,6 +237,8 @@ pub struct Letter {
     pub copies: Vec<Copied>,
     /// When it expires, if it does.
     pub expiry_unix_ms: Option<u64>,
+    /// Its priority.
+    pub priority: u8,
     /// It was sent more than once: its place in the order is that of any of them.
     pub repeated: bool,
 }
@@ -291,6 +311,8 @@ pub struct Facts {
     pub clock: Option<WallClock>,
     /// A second member is in the in-sync set.
     pub backup: bool,
+    /// Queues that drop what they have no room for, in the clients' numbering.
+    pub dropping: BTreeSet<usize>,
     /// The log may get full: what dies may have to stay.
     pub tight: bool,
     /// The queues are drained although something was still on its way to another.
@@ -307,6 +329,15 @@ impl Facts {
     /// The letter, which must have been sent.
     pub fn letter(&self, id: LetterId) -> Result<&Letter, String> {
         self.letters.get(&id).ok_or_else(|| format!("{id:?} was never sent"))
+    }
+
+    /// Whether the broker may have accepted a letter and dropped it: it is in no log, or was sent
+    /// once more.
+    pub fn may_be_dropped(&self, id: LetterId) -> bool {
+        self.letters.get(&id).is_some_and(|letter| {
+            let is_there = letter.written.is_some() && !letter.repeated;
+            !is_there && self.dropping.contains(&letter.queue)
+        })
     }
 
     /// The level of a letter's queue. One that was never written may be at `async`, and lost.
@@ -330,6 +361,7 @@ impl Facts {
             | Seen::Accepted(letter)
             | Seen::Refused(letter)
             | Seen::Delivered { letter, .. }
+            | Seen::Browsed { letter, .. }
             | Seen::Judged { letter, .. }
             | Seen::Confirmed { letter, .. } => *letter == id,
             Seen::Written(record) => {
@@ -387,6 +419,8 @@ impl Default for Checks {
             facts: Facts::default(),
             checks: vec![
                 Box::new(attempts::Attempts),
+                Box::new(browse::Browse::default()),
+                Box::new(note::Note::default()),
                 Box::new(expiry::Expiry),
                 Box::new(moved::Moved::default()),
                 Box::new(commit::Commit),
@@ -443,7 +477,8 @@ impl Checks {
             Seen::Sent { letter, again: true, .. } => {
                 facts.letters.entry(*letter).and_modify(|letter| letter.repeated = true);
             }
-            Seen::Sent { letter, link, queue, expiry_unix_ms, .. } => {
+            Seen::Sent { letter, link, queue, expiry_unix_ms, priority, .. } => {
+                let priority = priority.unwrap_or(PRIORITY_DEFAULT);
                 let expiry_unix_ms = *expiry_unix_ms;
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
                 let new = Letter {
@@ -454,6 +489,7 @@ impl Checks {
                     settled: None,
                     copies: Vec::new(),
                     expiry_unix_ms,
+                    priority,
                     repeated: false,
                 };
                 facts.letters.insert(*letter, new);
@@ -491,6 +527,7 @@ impl Checks {
             Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }
+            | Seen::Browsed { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)

@@ -26,6 +26,7 @@ use crate::wire::{Endpoint, Heard, Hello, Verdict};
 pub struct Desk {
     next_letter: u64,
     next_link: u64,
+    next_note: u32,
     forms: BTreeMap<LetterId, Form>,
     /// Letters with duplicate ids, by queue.
     identified: BTreeMap<usize, Vec<LetterId>>,
@@ -52,6 +53,11 @@ impl Desk {
             self.identified.entry(queue).or_default().push(id);
         }
         id
+    }
+
+    fn note(&mut self) -> u32 {
+        self.next_note += 1;
+        self.next_note
     }
 
     /// The letter that these bytes are, if its bare message is what was sent.
@@ -113,6 +119,14 @@ pub struct Habits {
     pub lags: bool,
     /// Of a thousand links that consume, so many take what died.
     pub undertakes: u32,
+    /// Of a thousand letters, so many have a priority.
+    pub prefers: u32,
+    /// Of a thousand `modified` outcomes, so many annotate the message.
+    pub notes: u32,
+    /// Of a thousand links that produce, so many relay.
+    pub relays: u32,
+    /// Of a thousand links that consume, so many only look.
+    pub browses: u32,
 }
 
 /// Of a thousand turns of a producer to the queue that lags, so many bring letters.
@@ -164,7 +178,11 @@ pub enum Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
     Produce,
+    /// Each letter says where it goes.
+    Relay,
     Consume,
+    /// Nothing is taken.
+    Browse,
 }
 
 #[derive(Debug)]
@@ -172,12 +190,13 @@ struct Link {
     key: LinkKey,
     job: Job,
     queue: usize,
+    since_unix_ms: u64,
     up: bool,
     detaching: bool,
     draining: bool,
     credit: u32,
     /// Sent, and not answered.
-    unanswered: BTreeMap<u32, LetterId>,
+    unanswered: BTreeMap<u32, (LetterId, usize)>,
     /// Delivered, without a verdict.
     held: Vec<(u32, LetterId)>,
     /// Judged; the broker is to settle them.
@@ -269,7 +288,7 @@ impl Client {
 
     /// A link is gone: of what it sent nobody knows what became.
     fn unanswered(&mut self, link: &Link) {
-        self.unknown.extend(link.unanswered.values().map(|letter| (link.queue, *letter)));
+        self.unknown.extend(link.unanswered.values().map(|(letter, queue)| (*queue, *letter)));
     }
 
     /// Bytes for the broker.
@@ -387,19 +406,42 @@ impl Client {
             return Err("a delivery came settled, on a link that did not ask for it".to_owned());
         }
         let (letter, delivery_count, first_acquirer) = desk.recognise(message)?;
+        let link = self.links.get_mut(&handle).ok_or("a delivery on a link that is gone")?;
+        link.credit = link.credit.saturating_sub(1);
+        let (key, grave) = (link.key, self.habits.is_grave(link.queue));
+        if link.job == Job::Browse {
+            hits.add(Hit::Browsed);
+            let since_unix_ms = link.since_unix_ms;
+            out.push(Seen::Browsed { letter, link: key, grave, since_unix_ms });
+            if let Some(endpoint) = &mut self.endpoint {
+                endpoint.dispose(id, id, Verdict::Accepted, true);
+            }
+            return Ok(());
+        }
         desk.deliveries += 1;
         if !desk.delivered.insert(letter) {
             hits.add(Hit::Redelivered);
         }
         let alone = self.mode == Mode::Drain;
-        let link = self.links.get_mut(&handle).ok_or("a delivery on a link that is gone")?;
-        link.credit = link.credit.saturating_sub(1);
         link.held.push((id, letter));
-        let (link, grave) = (link.key, self.habits.is_grave(link.queue));
         if grave {
-            hits.add(Hit::Buried);
+            hits.add(if link.queue == self.habits.queues.len() {
+                Hit::Buried
+            } else {
+                Hit::Expired
+            });
         }
-        out.push(Seen::Delivered { letter, link, delivery_count, first_acquirer, alone, grave });
+        if desk.forms[&letter].priority.is_some() {
+            hits.add(Hit::Prioritised);
+        }
+        let note = letter::note(message);
+        if note.is_some() {
+            hits.add(Hit::Noted);
+        }
+        let link = key;
+        let seen =
+            Seen::Delivered { letter, link, delivery_count, first_acquirer, alone, grave, note };
+        out.push(seen);
         Ok(())
     }
 
@@ -413,7 +455,7 @@ impl Client {
     ) -> Result<(), String> {
         for id in serial_range(first, last) {
             let found = self.links.values_mut().find_map(|link| link.unanswered.remove(&id));
-            let Some(letter) = found else { continue };
+            let Some((letter, _)) = found else { continue };
             match verdict {
                 Some(Verdict::Accepted) => {
                     hits.add(Hit::Accepted);
@@ -498,7 +540,13 @@ impl Client {
             if !produces && self.habits.lags(queue) {
                 queue = 0;
             }
-            self.attach(desk, if produces { Job::Produce } else { Job::Consume }, queue);
+            let job = match produces {
+                true if self.rng.chance(self.habits.relays) => Job::Relay,
+                true => Job::Produce,
+                false if self.rng.chance(self.habits.browses) => Job::Browse,
+                false => Job::Consume,
+            };
+            self.attach(desk, job, queue);
         }
         let handles: Vec<u32> = self.links.keys().copied().collect();
         for handle in handles {
@@ -508,8 +556,8 @@ impl Client {
             }
             let job = link.job;
             match job {
-                Job::Produce => self.produce(handle, desk, hits, out),
-                Job::Consume => self.consume(handle, out),
+                Job::Produce | Job::Relay => self.produce(handle, desk, hits, out),
+                Job::Consume | Job::Browse => self.consume(handle, desk, out),
             }
             let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
             if self.rng.chance(self.habits.detaches) && !waiting {
@@ -526,13 +574,16 @@ impl Client {
         let address = self.habits.queue(queue);
         let name = format!("{}-{job:?}-{handle}", self.name);
         match job {
-            Job::Produce => endpoint.attach_sender(handle, &name, address),
+            Job::Produce => endpoint.attach_sender(handle, &name, Some(address)),
+            Job::Relay => endpoint.attach_sender(handle, &name, None),
             Job::Consume => endpoint.attach_receiver(handle, &name, address),
+            Job::Browse => endpoint.attach_browser(handle, &name, address),
         }
         let link = Link {
             key: desk.link(),
             job,
             queue,
+            since_unix_ms: desk.unix_ms,
             up: false,
             detaching: false,
             draining: false,
@@ -555,24 +606,29 @@ impl Client {
     }
 
     fn produce(&mut self, handle: u32, desk: &mut Desk, hits: &mut Hits, out: &mut Vec<Seen>) {
-        let lags = self.links.get(&handle).is_some_and(|link| self.habits.lags(link.queue));
-        if lags && !self.rng.chance(LAGGARDS) {
+        let Some(link) = self.links.get(&handle) else { return };
+        let (job, queue) = (link.job, link.queue);
+        if self.habits.lags(queue) && !self.rng.chance(LAGGARDS) {
             return;
         }
         for _ in 0..self.rng.between(0, self.habits.burst) {
-            let Some(queue) = self.links.get(&handle).map(|link| link.queue) else { return };
+            let to = (job == Job::Relay).then(|| self.relays_to());
+            let queue = to.unwrap_or(queue);
             if !self.endpoint.as_ref().is_some_and(|endpoint| endpoint.can_send(handle)) {
                 return;
             }
-            let repeated = self.repeated(queue, desk);
+            let repeated = if to.is_none() { self.repeated(queue, desk) } else { None };
             let letter = match repeated {
                 Some(letter) => {
                     hits.add(Hit::Repeated);
                     letter
                 }
                 None => {
-                    let form = self.form(desk, hits);
+                    let form = Form { to, ..self.form(desk, hits) };
                     desk.sent += 1;
+                    if to.is_some() {
+                        hits.add(Hit::Relayed);
+                    }
                     desk.letter(queue, form)
                 }
             };
@@ -584,12 +640,19 @@ impl Client {
             };
             let id = endpoint.send(handle, letter::write(letter, form), settled);
             if !settled {
-                link.unanswered.insert(id, letter);
+                link.unanswered.insert(id, (letter, queue));
             }
             let (link, expiry_unix_ms) = (link.key, form.expiry_unix_ms);
             let again = repeated.is_some();
-            out.push(Seen::Sent { letter, link, queue, settled, again, expiry_unix_ms });
+            let priority = form.priority;
+            out.push(Seen::Sent { letter, link, queue, settled, again, expiry_unix_ms, priority });
         }
+    }
+
+    /// Where the next letter of a link that relays goes.
+    fn relays_to(&mut self) -> usize {
+        let queue = self.rng.index(self.habits.queues.len());
+        if self.habits.lags(queue) && !self.rng.chance(LAGGARDS) { 0 } else { queue }
     }
 
     /// What a new letter is like.
@@ -606,7 +669,8 @@ impl Client {
         let lives_ms = mortal.then(|| self.rng.between(1, 60));
         let expiry_unix_ms = lives_ms.map(|lives_ms| desk.unix_ms + lives_ms);
         let identified = self.rng.chance(self.habits.identified);
-        Form { bytes: bytes as usize, expiry_unix_ms, identified }
+        let priority = self.rng.chance(self.habits.prefers).then(|| self.rng.below(10) as u8);
+        Form { bytes: bytes as usize, expiry_unix_ms, identified, priority, to: None }
     }
 
     /// A letter that is sent again: one without an answer, or any one of anybody's.
@@ -622,7 +686,7 @@ impl Client {
         Some(known[self.rng.index(known.len())])
     }
 
-    fn consume(&mut self, handle: u32, out: &mut Vec<Seen>) {
+    fn consume(&mut self, handle: u32, desk: &mut Desk, out: &mut Vec<Seen>) {
         if self.rng.chance(400) {
             let credit = self.rng.between(1, self.habits.credit_max) as u32;
             let drain = self.rng.chance(80);
@@ -643,7 +707,8 @@ impl Client {
             if self.rng.chance(400) {
                 Verdict::Released
             } else {
-                Verdict::Modified { failed, not_here }
+                let note = self.rng.chance(self.habits.notes).then(|| desk.note());
+                Verdict::Modified { failed, not_here, note }
             }
         } else if self.rng.chance(50) && !grave {
             Verdict::Rejected

@@ -99,6 +99,20 @@ hits! {
     CopyFound => "hidden copies found by a start",
     /// A queue did not take a message that was moved to it.
     NotMoved => "moves refused",
+    /// A message was shown to somebody who only looks.
+    Browsed => "messages browsed",
+    /// A message found its queue by what it says itself.
+    Relayed => "messages relayed",
+    /// A message of another priority than the usual one was delivered.
+    Prioritised => "deliveries with a priority",
+    /// A message came with an annotation that a consumer had given it.
+    Noted => "deliveries with a consumer's annotation",
+    /// A queue was as deep as it may be, and its producers heard of it.
+    QueueFull => "full queues that block",
+    /// A message was accepted and dropped: its queue was full.
+    Dropped => "messages dropped by full queues",
+    /// A message expired and came from the queue for that.
+    Expired => "expired messages delivered",
     /// A settlement that the broker confirmed.
     Confirmed => "settlements confirmed",
     /// A message accepted.

@@ -9,7 +9,7 @@
 
 use amqp::message::{Header, Properties, Sections, write_header};
 
-use amqp::codec::{Composite, Writer};
+use amqp::codec::{Composite, Value, Writer};
 use amqp::definitions::Timestamp;
 
 use crate::rng::Rng;
@@ -27,6 +27,10 @@ pub struct Form {
     pub expiry_unix_ms: Option<u64>,
     /// It has a duplicate id, so that it may be sent again.
     pub identified: bool,
+    /// Its priority, if it states one.
+    pub priority: Option<u8>,
+    /// It says itself that it goes to the queue of this number.
+    pub to: Option<usize>,
 }
 
 const MARK: &[u8; 6] = b"LETTER";
@@ -35,17 +39,17 @@ const DATA_CODE: u64 = 0x75;
 
 /// The encoded message of this number and form.
 pub fn write(id: LetterId, form: Form) -> Vec<u8> {
-    let Form { bytes, expiry_unix_ms, identified } = form;
+    let Form { bytes, expiry_unix_ms, identified, priority, to } = form;
     let mut rng = Rng::stream(id.0, "letter", bytes as u64);
     let mut out = Vec::with_capacity(bytes + 64);
-    if rng.chance(500) {
-        let header = Header { durable: Some(rng.chance(500)), ..Header::default() };
-        write_header(&header, &mut out);
-    }
-    if rng.chance(300) || expiry_unix_ms.is_some() {
+    let durable = rng.chance(500).then(|| rng.chance(500));
+    write_header(&Header { durable, priority, ..Header::default() }, &mut out);
+    if rng.chance(300) || expiry_unix_ms.is_some() || to.is_some() {
         let absolute_expiry_time = expiry_unix_ms.map(|unix_ms| Timestamp(unix_ms as i64));
         let subject = Some("letter");
-        let properties = Properties { subject, absolute_expiry_time, ..Properties::default() };
+        let name = to.map(queue_name);
+        let to = name.as_deref();
+        let properties = Properties { subject, absolute_expiry_time, to, ..Properties::default() };
         properties.write_described(&mut Writer::new(&mut out));
     }
     if identified {
@@ -72,6 +76,21 @@ pub fn write(id: LetterId, form: Form) -> Vec<u8> {
     writer.binary(&body);
     out
 }
+
+/// The name of a queue, in the clients' numbering.
+pub fn queue_name(queue: usize) -> String {
+    format!("queue-{queue}")
+}
+
+/// The annotation that a consumer gave a message last, if any did.
+pub fn note(message: &[u8]) -> Option<u32> {
+    let sections = Sections::scan(message).ok()?;
+    let value = sections.message_annotations(message).ok()??.get(NOTE)?;
+    if let Value::Uint(note) = value { Some(note) } else { None }
+}
+
+/// The annotation's name.
+pub const NOTE: &str = "x-opt-note";
 
 /// The number of the letter that these bytes begin.
 pub fn find(bytes: &[u8]) -> Option<LetterId> {

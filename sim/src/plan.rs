@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use broker::settings::{Said, Settings};
+use broker::settings::{FullPolicy, Said, Settings};
 use journal::Level;
 
 use crate::client::Habits;
 use crate::disk::{Crash, Profile};
-use crate::letter::LetterId;
+use crate::letter::{self, LetterId};
 use crate::rng::Rng;
 use crate::wire::Hello;
 
@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 25] = [
+    pub const ALL: [(&'static str, Self); 29] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -45,6 +45,10 @@ impl Canary {
         ),
         ("sequence-reused", Self::Broker(broker::canary::Canary::SequenceReused)),
         ("never-expires", Self::Broker(broker::canary::Canary::NeverExpires)),
+        ("expires-early", Self::Broker(broker::canary::Canary::ExpiresEarly)),
+        ("expired-dropped", Self::Broker(broker::canary::Canary::ExpiredDropped)),
+        ("annotations-forgotten", Self::Broker(broker::canary::Canary::AnnotationsForgotten)),
+        ("priority-ignored", Self::Broker(broker::canary::Canary::PriorityIgnored)),
         ("settled-before-moved", Self::Broker(broker::canary::Canary::SettledBeforeMoved)),
         ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
@@ -114,6 +118,8 @@ pub struct Plan {
     pub settings: Settings,
     /// Failed deliveries after which a message goes to the dead letters.
     pub attempts_max: u32,
+    /// The first queue drops what it has no room for.
+    pub drops: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
     pub lags: bool,
 }
@@ -130,7 +136,7 @@ impl Plan {
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::stream(seed, "plan", 0);
         let queues: Vec<String> =
-            (0..rng.between(2, 6)).map(|queue| format!("queue-{queue}")).collect();
+            (0..rng.between(2, 6)).map(|queue| letter::queue_name(queue as usize)).collect();
         let starved = rng.chance(250);
         let clients = (0..rng.between(3, 6)).map(|_| habits(&mut rng, &queues, starved)).collect();
         let backup = rng.chance(300);
@@ -177,6 +183,7 @@ impl Plan {
             settings: settings(&mut rng, attempts_max),
             attempts_max,
             lags: true,
+            drops: false,
         };
         // What has expired waits for room, and only a purge makes it: not where room may be short.
         if !plan.is_tight() && rng.chance(700) {
@@ -191,7 +198,23 @@ impl Plan {
         plan.disk.read_failed_one_in = if rng.chance(100) { 600 } else { 0 };
         plan.lags = rng.chance(800);
         plan.clients.iter_mut().for_each(|client| client.lags = plan.lags);
+        plan.bound_first_queue(&mut rng);
         plan
+    }
+
+    /// In some runs the first queue may not get deep.
+    fn bound_first_queue(&mut self, rng: &mut Rng) {
+        if !rng.chance(400) {
+            return;
+        }
+        let policy = *rng.pick(&[FullPolicy::Refuse, FullPolicy::Block, FullPolicy::Drop]);
+        let said = Said {
+            messages_max: Some(rng.between(3, 40)),
+            full_policy: Some(policy),
+            ..Said::default()
+        };
+        self.settings.add(&letter::queue_name(0), said).expect("a pattern");
+        self.drops = policy == FullPolicy::Drop;
     }
 
     /// Whether log or memory may get full: then what dies may have to stay.
@@ -267,5 +290,9 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         repeats: 0,
         lags: false,
         undertakes: *rng.pick(&[100, 300, 600]),
+        prefers: *rng.pick(&[0, 0, 300]),
+        notes: *rng.pick(&[0, 500]),
+        relays: *rng.pick(&[0, 150]),
+        browses: *rng.pick(&[0, 150]),
     }
 }

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use amqp::codec::{Multiple, Symbol};
+use amqp::codec::{Multiple, Reader, Symbol, Writer};
 use amqp::definitions::{DeliveryId, Handle, Role, SenderSettleMode};
 use amqp::frame::{self, FrameKind, FrameWriter, ProtocolId};
 use amqp::performative::{
@@ -22,6 +22,8 @@ use amqp::performative::{
     Flow, Modified, Open, Performative, Rejected, Source, Target, Transfer,
 };
 use amqp::sasl::{SaslBody, SaslCode, SaslInit};
+
+use crate::letter;
 
 /// What a client asks for when it connects.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,8 @@ pub enum Verdict {
         failed: bool,
         /// Not to this link again.
         not_here: bool,
+        /// An annotation, to be merged into the message's.
+        note: Option<u32>,
     },
 }
 
@@ -265,16 +269,29 @@ impl Endpoint {
     // ---- Commands ------------------------------------------------------------------------------
 
     /// Asks for a link on which we send.
-    pub fn attach_sender(&mut self, handle: u32, name: &str, address: &str) {
-        self.attach(handle, name, Role::Sender, address);
+    /// Without an address each message says where it goes.
+    pub fn attach_sender(&mut self, handle: u32, name: &str, address: Option<&str>) {
+        self.attach(handle, name, Role::Sender, address, None);
     }
 
     /// Asks for a link on which we receive.
     pub fn attach_receiver(&mut self, handle: u32, name: &str, address: &str) {
-        self.attach(handle, name, Role::Receiver, address);
+        self.attach(handle, name, Role::Receiver, Some(address), None);
     }
 
-    fn attach(&mut self, handle: u32, name: &str, role: Role, address: &str) {
+    /// Asks for a link on which we are shown what there is.
+    pub fn attach_browser(&mut self, handle: u32, name: &str, address: &str) {
+        self.attach(handle, name, Role::Receiver, Some(address), Some(Symbol::new("copy")));
+    }
+
+    fn attach(
+        &mut self,
+        handle: u32,
+        name: &str,
+        role: Role,
+        address: Option<&str>,
+        distribution_mode: Option<Symbol<'_>>,
+    ) {
         let delivery_count = if role == Role::Sender { 0xffff_fffc } else { 0 };
         let outcomes = ["amqp:accepted:list", "amqp:rejected:list", "amqp:released:list"];
         let outcomes = outcomes.map(Symbol::new);
@@ -284,11 +301,12 @@ impl Endpoint {
             role,
             snd_settle_mode: SenderSettleMode::Mixed,
             source: Some(AnySource::Source(Source {
-                address: Some(address),
+                address,
                 outcomes: Multiple::from(&outcomes[..]),
+                distribution_mode,
                 ..Source::default()
             })),
-            target: Some(AnyTarget::Target(Target { address: Some(address), ..Target::default() })),
+            target: Some(AnyTarget::Target(Target { address, ..Target::default() })),
             initial_delivery_count: (role == Role::Sender).then_some(delivery_count),
             ..Attach::default()
         }));
@@ -380,14 +398,22 @@ impl Endpoint {
 
     /// Gives deliveries that came to us an outcome, and perhaps settles them.
     pub fn dispose(&mut self, first: u32, last: u32, verdict: Verdict, settled: bool) {
+        let mut encoded = Vec::new();
+        if let Verdict::Modified { note: Some(note), .. } = verdict {
+            Writer::new(&mut encoded).map_with(|map| {
+                map.element().symbol(Symbol::new(letter::NOTE));
+                map.element().uint(note);
+            });
+        }
+        let annotations = Reader::new(&encoded).map().ok();
         let state = match verdict {
             Verdict::Accepted => DeliveryState::Accepted,
             Verdict::Rejected => DeliveryState::Rejected(Rejected::default()),
             Verdict::Released => DeliveryState::Released,
-            Verdict::Modified { failed, not_here } => DeliveryState::Modified(Modified {
+            Verdict::Modified { failed, not_here, note: _ } => DeliveryState::Modified(Modified {
                 delivery_failed: Some(failed),
                 undeliverable_here: Some(not_here),
-                message_annotations: None,
+                message_annotations: annotations,
             }),
         };
         self.write(&Performative::Disposition(Disposition {
@@ -702,6 +728,7 @@ fn verdict_of(state: DeliveryState<'_>) -> Option<Verdict> {
         DeliveryState::Modified(modified) => Some(Verdict::Modified {
             failed: modified.delivery_failed.unwrap_or(false),
             not_here: modified.undeliverable_here.unwrap_or(false),
+            note: None,
         }),
         DeliveryState::Received(_)
         | DeliveryState::Declared(_)

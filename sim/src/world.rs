@@ -231,6 +231,7 @@ impl World {
         let mut checks = Checks::default();
         checks.facts.backup = plan.backup;
         checks.facts.tight = plan.is_tight();
+        checks.facts.dropping = plan.drops.then_some(0).into_iter().collect();
         checks.facts.clock = Some(WallClock { at: base, unix_ms: UNIX_MS });
         checks.facts.attempts_max = plan.attempts_max;
         checks.facts.early_bound = plan.journal.flush_window + ASYNC_SLACK;

@@ -247,7 +247,9 @@ impl Shard {
             Reason::Expired => &queue.settings().expiry_address,
         };
         let Some(record) = self.state.catalogue.get(id) else { return };
-        if to.is_empty() || *to == record.name {
+        let is_dropped =
+            reason == Reason::Expired && self.config.canaries.has(Canary::ExpiredDropped);
+        if to.is_empty() || *to == record.name || is_dropped {
             self.counters.dropped_total += 1;
             self.settle_moved(now, id, sequence, Answer::Nobody);
             return;

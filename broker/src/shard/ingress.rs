@@ -312,6 +312,9 @@ impl Shard {
         if traits.expiry_unix_ms.is_some() && queue.keeps_expired() {
             traits.expiry_unix_ms = None;
         }
+        if self.config.canaries.has(Canary::ExpiresEarly) {
+            traits.expiry_unix_ms = traits.expiry_unix_ms.map(|_| 1);
+        }
         let priority_default = queue.priority_default();
         let admission = queue.admits(message.len());
         match admission {
@@ -323,7 +326,8 @@ impl Shard {
         let mut record = Record::new(RecordKind::Message, id, sequence, message);
         record.parts.duplicate_id = duplicate_id.map(DuplicateId::as_bytes);
         record.level = level;
-        let priority = traits.priority.unwrap_or(priority_default);
+        let stated = traits.priority.filter(|_| !self.config.canaries.has(Canary::PriorityIgnored));
+        let priority = stated.unwrap_or(priority_default);
         if priority != PRIORITY_DEFAULT {
             record.parts.priority = Some(priority);
         }

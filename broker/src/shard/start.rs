@@ -48,6 +48,11 @@ impl Shard {
                 continue;
             }
             let mut record = record;
+            if record.kind == RecordKind::DeliveryCount
+                && self.config.canaries.has(Canary::AnnotationsForgotten)
+            {
+                record.payload = record.payload.get(..1).unwrap_or_default();
+            }
             if self.config.canaries.has(Canary::DuplicatesForgotten) {
                 record.parts.duplicate_id = None;
             }

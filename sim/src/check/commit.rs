@@ -21,7 +21,9 @@ impl Check for Commit {
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
+            Seen::Accepted(letter) if facts.may_be_dropped(*letter) => Ok(()),
             Seen::Accepted(letter) => message(facts, *letter, "accepted", false),
+            Seen::Browsed { letter, grave, .. } => message(facts, *letter, "shown", *grave),
             Seen::Delivered { letter, grave, .. } => message(facts, *letter, "delivered", *grave),
             Seen::Confirmed { letter, verdict } if verdict.is_final() => settlement(facts, *letter),
             Seen::Sent { .. }

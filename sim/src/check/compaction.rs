@@ -62,6 +62,7 @@ impl Check for Compaction {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Ready { .. }

@@ -46,6 +46,7 @@ impl Check for Creation {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -23,6 +23,7 @@ impl Check for Early {
 
     fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
+            Seen::Accepted(letter) if facts.may_be_dropped(*letter) => {}
             Seen::Accepted(letter) | Seen::Delivered { letter, .. } => {
                 let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
                 if self.submitted.contains(letter) {
@@ -42,6 +43,7 @@ impl Check for Early {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

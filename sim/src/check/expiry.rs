@@ -1,11 +1,13 @@
-//! Nothing is delivered when its time is over.
+//! Nothing is delivered when its time is over, and nothing expires before.
 //!
 //! What is on its way to a consumer then is not called back, hence a slack. In a queue for what
 //! died nothing expires.
 
 use std::time::Instant;
 
-use super::{Check, Facts, Seen};
+use broker::settings::EXPIRY_ADDRESS;
+
+use super::{Check, Facts, Seen, Written};
 
 /// How long a delivery may be on its way through the broker, milliseconds.
 const SLACK_MS: u64 = 100;
@@ -15,10 +17,13 @@ pub(super) struct Expiry;
 
 impl Check for Expiry {
     fn promise(&self) -> &'static str {
-        "nothing is delivered when its time is over"
+        "nothing is delivered when its time is over, and nothing expires before"
     }
 
     fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
+        if let Seen::Written(written) = seen {
+            return not_early(now, facts, written);
+        }
         let Seen::Delivered { letter, grave: false, .. } = seen else { return Ok(()) };
         let (Some(expiry), Some(clock)) = (facts.letter(*letter)?.expiry_unix_ms, &facts.clock)
         else {
@@ -30,4 +35,19 @@ impl Check for Expiry {
         }
         Err(format!("{letter:?} was delivered {} ms after its time was over", sent - expiry))
     }
+}
+
+/// What is moved to the queue for that has expired.
+fn not_early(now: Instant, facts: &Facts, written: &Written) -> Result<(), String> {
+    let name = facts.queues.get(&written.queue).and_then(|queue| queue.name.as_deref());
+    let (Some(letter), Some(_), Some(EXPIRY_ADDRESS)) = (written.letter, written.origin, name)
+    else {
+        return Ok(());
+    };
+    let expiry = facts.letter(letter)?.expiry_unix_ms;
+    let unix_ms = facts.clock.map_or(0, |clock| clock.unix_ms(now));
+    if expiry.is_some_and(|expiry| expiry <= unix_ms) {
+        return Ok(());
+    }
+    Err(format!("{letter:?} has expired at {unix_ms}, and says {expiry:?}"))
 }

@@ -43,6 +43,7 @@ impl Check for Holder {
             | Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }
+            | Seen::Browsed { .. }
             | Seen::Confirmed { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }

@@ -61,6 +61,7 @@ impl Check for Moved {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }

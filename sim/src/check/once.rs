@@ -56,6 +56,7 @@ impl Check for Once {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }

@@ -4,6 +4,9 @@
 //! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever
 //! happened to them before: what was given back is back in its place. A letter that was sent again
 //! may stand where any of its copies would.
+//!
+//! All this holds within a priority. Of several the higher one comes first, where a consumer is
+//! alone with a queue at rest.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -14,8 +17,10 @@ use crate::letter::LetterId;
 /// The newest letter seen, by consumer's and producer's link.
 #[derive(Debug, Default)]
 pub(super) struct Order {
-    first: BTreeMap<(LinkKey, LinkKey), LetterId>,
-    alone: BTreeMap<(LinkKey, LinkKey), LetterId>,
+    first: BTreeMap<(LinkKey, LinkKey, u8), LetterId>,
+    alone: BTreeMap<(LinkKey, LinkKey, u8), LetterId>,
+    /// The lowest priority that came, by consumer's link.
+    lowest: BTreeMap<LinkKey, u8>,
 }
 
 impl Check for Order {
@@ -32,8 +37,18 @@ impl Check for Order {
         if sent.repeated {
             return Ok(());
         }
-        let key = (*link, sent.link);
+        let key = (*link, sent.link, sent.priority);
         let alone = *alone && !facts.disordered;
+        if alone {
+            let lowest = self.lowest.entry(*link).or_insert(sent.priority);
+            if sent.priority > *lowest {
+                return Err(format!(
+                    "{letter:?} of priority {} came after one of priority {lowest}",
+                    sent.priority
+                ));
+            }
+            *lowest = sent.priority;
+        }
         for (counts, newest) in [(*first_acquirer, &mut self.first), (alone, &mut self.alone)] {
             if counts
                 && let Some(before) = newest.insert(key, *letter)

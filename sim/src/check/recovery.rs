@@ -42,6 +42,7 @@ impl Check for Recovery {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. } => self.found = None,

@@ -27,7 +27,7 @@ impl Check for Refusal {
                 self.refused.insert(*letter);
                 letter
             }
-            Seen::Delivered { letter, .. } => {
+            Seen::Delivered { letter, .. } | Seen::Browsed { letter, .. } => {
                 self.delivered.insert(*letter);
                 letter
             }

@@ -58,6 +58,7 @@ impl Check for SequenceOnce {
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }

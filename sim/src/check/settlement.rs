@@ -58,6 +58,7 @@ impl Check for Settlement {
             | Seen::Refused(_)
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
+            | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }

@@ -1,9 +1,8 @@
 //! What was accepted, or delivered, is there until somebody has settled it.
 //!
 //! At the end of a run every queue is drained to the last message. A letter that was accepted, or
-//! that anybody has been given, must have been settled by a client by then; otherwise it is lost.
-//! At
-//! `async` it may be, if a crash came before its record was durable.
+//! that anybody has been given or shown, must have been settled by a client by then; otherwise it
+//! is lost. At `async` it may be, if a crash came before its record was durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -37,6 +36,10 @@ impl Check for Survival {
                 let promise = (at, facts.level(*letter), "delivered");
                 self.promised.entry(*letter).or_insert(promise);
             }
+            Seen::Browsed { letter, .. } => {
+                let promise = (at, facts.level(*letter), "shown");
+                self.promised.entry(*letter).or_insert(promise);
+            }
             Seen::Judged { letter, verdict } if verdict.is_final() => {
                 self.settled.insert(*letter);
             }
@@ -63,6 +66,10 @@ impl Check for Survival {
             // At `async`, what a crash met in its flush window, or in a write under way, may be
             // gone; what was recovered may not.
             let known = facts.letter(*letter)?;
+            if known.written.is_none() && facts.may_be_dropped(*letter) && *what == "accepted" {
+                hits.add(Hit::Dropped);
+                continue;
+            }
             let record = known.copy().or(known.written.as_ref());
             if *level != Level::Async || record.is_some() || !facts.at_risk(*at) {
                 return Err(format!("{letter:?} was {what} and is lost; its record: {record:?}"));

@@ -268,6 +268,7 @@ impl World {
                     self.hits.add(Hit::CreateRace);
                 }
             }
+            Mail::Full { is_full: true, .. } => self.hits.add(Hit::QueueFull),
             Mail::NotMoved { .. } => self.hits.add(Hit::NotMoved),
             Mail::Arrivals(copies) if !copies.is_empty() => self.hits.add(Hit::CopyFound),
             Mail::Resolved { .. }
@@ -295,7 +296,7 @@ impl World {
             | Mail::Unconsume { .. }
             | Mail::Unconsumed { .. }
             | Mail::Consumes { .. }
-            | Mail::Full { .. }
+            | Mail::Full { is_full: false, .. }
             | Mail::Pressure(false)
             | Mail::Claim { .. }
             | Mail::Claimed { .. }
