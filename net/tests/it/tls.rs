@@ -1,4 +1,4 @@
-//! TLS sessions whose keys wear out, against each other in memory.
+//! TLS sessions against each other in memory: in pieces, damaged, and with keys that wear out.
 //!
 //! The limits of cipher suites are lowered: 2^24 records take minutes.
 
@@ -24,6 +24,12 @@ struct Pair {
 
 impl Pair {
     fn new(suite: SupportedCipherSuite, version: &'static SupportedProtocolVersion) -> Self {
+        let mut pair = Self::strangers(suite, version);
+        pair.shake(usize::MAX);
+        pair
+    }
+
+    fn strangers(suite: SupportedCipherSuite, version: &'static SupportedProtocolVersion) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let mut provider = default_provider();
@@ -43,19 +49,26 @@ impl Pair {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut pair = Self {
+        Self {
             server: TlsSession::server(Arc::new(server)).unwrap(),
             client: TlsSession::client(Arc::new(client), "localhost".try_into().unwrap()).unwrap(),
-        };
-        while pair.server.is_handshaking() || pair.client.is_handshaking() {
-            let mut bytes = Vec::new();
-            pair.client.flush(&mut bytes);
-            pair.server.receive(&bytes, |_| panic!("nothing was sent")).unwrap();
-            bytes.clear();
-            pair.server.flush(&mut bytes);
-            pair.client.receive(&bytes, |_| panic!("nothing was sent")).unwrap();
         }
-        pair
+    }
+
+    /// The handshake, in pieces of so many bytes.
+    fn shake(&mut self, piece_bytes: usize) {
+        while self.server.is_handshaking() || self.client.is_handshaking() {
+            let mut bytes = Vec::new();
+            self.client.flush(&mut bytes);
+            for piece in bytes.chunks(piece_bytes) {
+                self.server.receive(piece, |_| panic!("nothing was sent")).unwrap();
+            }
+            bytes.clear();
+            self.server.flush(&mut bytes);
+            for piece in bytes.chunks(piece_bytes) {
+                self.client.receive(piece, |_| panic!("nothing was sent")).unwrap();
+            }
+        }
     }
 
     /// The server sends this, and the client receives it.
@@ -133,4 +146,83 @@ fn tls_1_3_changes_its_keys_by_itself() {
     }
     pair.carry(&vec![7; 16 << 20]).unwrap();
     assert!(!pair.server.is_worn());
+}
+
+#[test]
+fn records_may_come_in_any_pieces() {
+    for (suite, version) in [(tls12(), &version::TLS12), (tls13(), &version::TLS13)] {
+        for piece_bytes in [1, 7, 4096, 100_000] {
+            let mut pair = Pair::strangers(suite, version);
+            pair.shake(piece_bytes);
+            let sent: Vec<u8> = (0..50_000_u32).map(|at| at as u8).collect();
+            let mut records = Vec::new();
+            pair.server.flush(&mut records);
+            for part in sent.chunks(20_000) {
+                pair.server.send(part, &mut records).unwrap();
+            }
+            let mut heard = Vec::new();
+            for piece in records.chunks(piece_bytes) {
+                pair.client.receive(piece, |plain| heard.extend_from_slice(plain)).unwrap();
+            }
+            assert!(heard == sent, "{version:?} in pieces of {piece_bytes}");
+        }
+    }
+}
+
+#[test]
+fn what_is_sent_before_the_end_of_the_handshake_follows_it() {
+    for (suite, version) in [(tls12(), &version::TLS12), (tls13(), &version::TLS13)] {
+        let mut pair = Pair::strangers(suite, version);
+        let mut bytes = Vec::new();
+        pair.client.send(b"in a ", &mut bytes).unwrap();
+        pair.client.send(b"hurry", &mut bytes).unwrap();
+        let mut heard = Vec::new();
+        while heard.len() < 10 {
+            pair.server.receive(&bytes, |plain| heard.extend_from_slice(plain)).unwrap();
+            bytes.clear();
+            pair.server.flush(&mut bytes);
+            pair.client.receive(&bytes, |_| panic!("nothing was sent")).unwrap();
+            bytes.clear();
+            pair.client.flush(&mut bytes);
+        }
+        assert_eq!(heard, b"in a hurry");
+    }
+}
+
+/// Each is final, is told again, and leaves an alert: of 7 bytes in the clear, or sealed.
+#[test]
+fn damage_is_an_error_with_an_alert_for_the_peer() {
+    for (suite, version) in [(tls12(), &version::TLS12), (tls13(), &version::TLS13)] {
+        let mut pair = Pair::new(suite, version);
+        let mut records = Vec::new();
+        pair.client.send(&[7; 100], &mut records).unwrap();
+        *records.last_mut().expect("a record") ^= 1;
+        let garbled = pair.server.receive(&records, |_| panic!("it is damaged"));
+        assert_eq!(garbled, Err(rustls::Error::DecryptError));
+        let mut alert = Vec::new();
+        pair.server.flush(&mut alert);
+        let heard = pair.client.receive(&alert, |_| panic!("nothing was sent"));
+        assert!(matches!(heard, Err(rustls::Error::AlertReceived(_))), "{heard:?}");
+        let (mut more, mut none) = (Vec::new(), Vec::new());
+        pair.client.send(b"more", &mut more).expect_err("it has failed");
+        assert_eq!(pair.server.receive(&more, |_| panic!("it has failed")), garbled);
+        pair.server.end(&mut none);
+        assert!(more.is_empty() && none.is_empty(), "the alert is sent once");
+    }
+    let mut pair = Pair::strangers(tls13(), &version::TLS13);
+    pair.server.receive(b"GET / HTTP/1.1\r\n\r\n", |_| ()).expect_err("no TLS");
+    let mut alert = Vec::new();
+    pair.server.flush(&mut alert);
+    assert_eq!((alert.len(), alert[0]), (7, 21), "an alert");
+}
+
+/// A message of the handshake that never ends, in records of a byte.
+#[test]
+fn a_handshake_in_crumbs_is_refused_before_it_fills_the_memory() {
+    let mut pair = Pair::strangers(tls13(), &version::TLS13);
+    // The head of a hello of 65,535 bytes, which come one by one.
+    pair.server.receive(&[22, 3, 1, 0, 4, 1, 0, 0xff, 0xff], |_| ()).unwrap();
+    let crumbs = [22, 3, 1, 0, 1, 0].repeat(1_000);
+    let taken = (0..60).take_while(|_| pair.server.receive(&crumbs, |_| ()).is_ok()).count();
+    assert!((10..30).contains(&taken), "{} bytes of crumbs", taken * crumbs.len());
 }
