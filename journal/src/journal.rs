@@ -612,16 +612,22 @@ impl Journal {
     /// What is used and what is left.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let next = self.commit.next();
+        let free_bytes = self.free_bytes();
         Usage {
             segments_live: self.space.segments_len() as u64,
             segments_made: self.space.files(),
             log_bytes: self.appended().since(self.head()),
             padding_bytes: self.space.padding_bytes(),
-            free_bytes: self.space.free_bytes(next),
+            free_bytes,
             unsettled: self.space.unsettled(),
-            room: self.room(),
+            room: self.space.room_in(free_bytes),
         }
+    }
+
+    /// Bytes that could still be appended, the reserve included.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.space.free_bytes(self.commit.next())
     }
 
     /// Whose log.

@@ -197,7 +197,12 @@ impl Space {
     }
 
     pub(crate) fn room(&self, next: Lsn) -> Room {
-        let free = self.free_bytes(next).saturating_sub(self.set_aside(0));
+        self.room_in(self.free_bytes(next))
+    }
+
+    /// What room so many free bytes are.
+    pub(crate) fn room_in(&self, free_bytes: u64) -> Room {
+        let free = free_bytes.saturating_sub(self.set_aside(0));
         if free >= u64::from(RESERVE_SEGMENTS) * self.usable_bytes() {
             Room::Plenty
         } else if free >= self.usable_bytes() {

@@ -213,11 +213,11 @@ impl Shard {
     /// most turns cost no more than that.
     fn pays(&mut self) -> bool {
         let Some(journal) = &self.journal else { return false };
-        let usage = journal.usage();
-        let now = (journal.appended().0 / BLOCK_BYTES as u64, usage.free_bytes);
+        let now = (journal.appended().0 / BLOCK_BYTES as u64, journal.free_bytes());
         if std::mem::replace(&mut self.compaction.looked_at, now) == now {
             return false;
         }
+        let usage = journal.usage();
         let segment_bytes = self.config.segment_bytes;
         let dead = usage.log_bytes.saturating_sub(self.state.log_bytes());
         let (needed, is_scattered) = if self.is_short(&usage) {
