@@ -24,8 +24,8 @@
 //!
 //! Keys wear out: those of AES-GCM seal 2^24 records. Under TLS 1.3 `rustls` changes them in time
 //! by itself. Under TLS 1.2 it would say `close_notify` and refuse to go on; so records are counted
-//! here, [`TlsSession::is_worn`] asks for a new connection while there is time for a goodbye, and at
-//! the end `send` fails.
+//! here, [`TlsSession::is_worn`] asks for a new connection while there is time for a goodbye, and
+//! at the end `send` fails.
 //!
 //! Failure: a [`rustls::Error`] is final; the alert for the peer is then waiting to be flushed.
 
