@@ -23,8 +23,6 @@ pub enum Canary {
     BackupAnswersBeforeFlush,
     /// Logs are compared by their length, not by epoch and place (R11).
     CutByLength,
-    /// The live stops waiting for its backup when it asks to put it out of the set (R6).
-    AckBeforeShrink,
     /// The live waits for its backup only when the voters hold it to be in sync (R8).
     RequireAfterExpand,
     /// R2: a lease begins when its answer comes.

@@ -12,7 +12,6 @@
 //!   live      the live's side of it: batches from memory or from the log, marks, pressure
 //!   backup    the backup's: joins, writes them as they are, answers
 //!   catchup   where two logs part, and what becomes of what only one has
-//!   in_sync   whom the live waits for, and in which order that changes
 //!
 //!   card      what one member tells the other of itself
 //!   member    all of it for one member: what its shards are to be, what it asks and says
@@ -31,7 +30,6 @@ pub mod catchup;
 mod codec;
 mod election;
 pub mod history;
-pub mod in_sync;
 mod lease;
 pub mod limits;
 pub mod live;

@@ -553,7 +553,7 @@ impl Membership {
                     MemberEvent::Serving(epoch)
                 }
                 Turn::Fence(epoch) => {
-                    self.may_serve = false;
+                    self.may_serve = self.canaries.has(Canary::LeaveUnfenced);
                     MemberEvent::Fenced(epoch)
                 }
                 Turn::Depose(epoch) => {
@@ -623,6 +623,9 @@ impl Membership {
         match self.exit {
             Exit::Stays => Service::Open,
             Exit::Draining { .. } => Service::Draining,
+            Exit::Closing { .. } | Exit::Given if self.canaries.has(Canary::LeaveUnfenced) => {
+                Service::Open
+            }
             Exit::Closing { .. } | Exit::Given => Service::Closed,
         }
     }

@@ -46,7 +46,9 @@ fn whatever_happens_between_two_members_the_promises_are_kept() {
     }
     let Counts { reigns, takeovers, cuts, exported, reads_back, expands, shrinks, .. } = all;
     assert!(reigns > 30 && takeovers > 8, "{reigns} reigns, {takeovers} takeovers");
-    assert!(cuts > 8 && exported > 100, "{cuts} cuts, {exported} records exported");
+    assert!(cuts > 4 && exported > 100, "{cuts} cuts, {exported} records exported");
+    assert!(all.fences > 20 && all.depositions > 4 && all.pauses > 40, "{all:?}");
+    assert!(all.lost_disks > 1 && all.switchovers > 2 && all.voters_cut > 50, "{all:?}");
     assert!(reads_back > 20 && expands > 15 && shrinks > 2, "{all:?}");
     assert!(all.unknown > 4 && all.power_cuts > 20 && all.both_down > 10, "{all:?}");
     assert!(all.acknowledged[1..].iter().all(|level| *level > 1000), "{all:?}");
@@ -58,8 +60,8 @@ fn a_seed_is_the_same_run_again() {
     assert_eq!(run(3, None, base()), run(3, None, base()));
 }
 
-fn seeds_until_caught(canary: Canary) -> Option<(u64, String)> {
-    (0..CANARY_SEEDS_MAX).find_map(|seed| {
+fn seeds_until_caught(canary: Canary, first: u64) -> Option<(u64, String)> {
+    (first..first + CANARY_SEEDS_MAX).find_map(|seed| {
         // An assertion of the product that notices is as good as a checker.
         let caught = std::panic::catch_unwind(|| run(seed, Some(canary), base()));
         match caught {
@@ -73,8 +75,8 @@ fn seeds_until_caught(canary: Canary) -> Option<(u64, String)> {
 #[test]
 fn every_broken_rule_is_caught() {
     let mut missed = Vec::new();
-    for (name, canary) in Canary::ALL {
-        match seeds_until_caught(canary) {
+    for (name, canary, first) in Canary::ALL {
+        match seeds_until_caught(canary, first) {
             Some((seed, what)) => println!("{name}: seed {seed}: {what}"),
             None => missed.push(name),
         }

@@ -14,6 +14,7 @@
 use std::time::Instant;
 
 use super::{MemberEvent, Membership, Service, ShardReport, Stage};
+use crate::canary::Canary;
 use crate::election::Role;
 use crate::limits::WRITE_AGE_MAX;
 use crate::record::Member;
@@ -66,7 +67,8 @@ impl Membership {
             }
             Exit::Closing { goal } => {
                 let is_over = self.election.fence_at().is_none_or(|fence| fence <= now);
-                if !is_over && !self.is_closed() {
+                let waits = !self.canaries.has(Canary::LeaveUnfenced);
+                if waits && !is_over && !self.is_closed() {
                     return;
                 }
                 self.exit = Exit::Given;

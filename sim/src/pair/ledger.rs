@@ -8,6 +8,7 @@
 //! Invariant: nothing is taken back; a later live either holds it or a promise is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use journal::{Chain, Level, Lsn, RecordKind, SealedBatch, ShardId};
 
@@ -53,6 +54,8 @@ struct Told {
     by: usize,
     /// The other member's boot at that moment.
     other_boot: u64,
+    /// The disk of who told it is gone.
+    is_disk_lost: bool,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +89,7 @@ impl Ledger {
     /// A client was told.
     pub(crate) fn tell(&mut self, by: usize, level: Level, key: Key, counts: &mut Counts) {
         let other_boot = self.boots[1 - by];
-        self.told.insert(key, Told { level, by, other_boot });
+        self.told.insert(key, Told { level, by, other_boot, is_disk_lost: false });
         counts.acknowledged[level as usize] += 1;
         counts.settled += u64::from(key.is_settle);
         if !key.is_settle && level == Level::ReplicatedSync {
@@ -102,7 +105,10 @@ impl Ledger {
         from: Lsn,
         to: Lsn,
     ) -> Result<(), String> {
-        for (end, chain) in view.ends.range(..=to).filter(|(end, _)| **end > from) {
+        if to <= from {
+            return Ok(());
+        }
+        for (end, chain) in view.ends.range((Bound::Excluded(from), Bound::Included(to))) {
             let known = self.canon.insert((shard, *end), *chain);
             if known.is_some_and(|known| known != *chain) {
                 return Err(format!("{shard:?}: two histories were committed at {end}"));
@@ -123,6 +129,24 @@ impl Ledger {
 
     pub(crate) fn export(&mut self, keys: Vec<Key>) {
         self.exported.extend(keys);
+    }
+
+    /// This member's disk is gone, and with it what only it had promised to keep.
+    pub(crate) fn lose_disk(&mut self, node: usize) {
+        self.told.retain(|_, told| match told.level {
+            Level::Async | Level::Sync => told.by != node,
+            Level::Replicated | Level::ReplicatedSync => true,
+        });
+        for told in self.told.values_mut().filter(|told| told.by == node) {
+            told.is_disk_lost = true;
+        }
+    }
+
+    /// At level `replicated`: its disk is gone, and the other one's process has ended since.
+    fn may_be_gone(&self, told: &Told) -> bool {
+        told.level == Level::Replicated
+            && told.is_disk_lost
+            && told.other_boot != self.boots[1 - told.by]
     }
 
     /// This member is live from now on.
@@ -148,6 +172,7 @@ impl Ledger {
                     is_there
                         || self.exported.contains(key)
                         || (told.by != node && told.other_boot != boot)
+                        || self.may_be_gone(told)
                 }
                 Level::Async | Level::Sync => {
                     is_there || told.by != node || self.exported.contains(key)
@@ -167,7 +192,7 @@ impl Ledger {
     pub(crate) fn check_end<'a>(&self, view: impl Fn(ShardId) -> &'a View) -> Result<(), String> {
         for (key, told) in &self.told {
             let is_kept = view(key.shard).records.contains(key) || self.exported.contains(key);
-            if !is_kept {
+            if !is_kept && !self.may_be_gone(told) {
                 return Err(format!("{key:?}, acknowledged at {:?}, has vanished", told.level));
             }
         }

@@ -1,205 +1,164 @@
-//! One member: its disk, and each shard's log in whatever role it has.
+//! One member: its process, its disk, its clock.
 //!
 //! ```text
-//!   Down ─start─▶ Recovering ─▶ Standing (Backup) ─reign─▶ Live (Journal + Live)
-//!                     ▲  cut         │                         │
-//!                     └──────────────┘     crash: Down ◀───────┘
+//!   Membership ── duties, some time later ──▶ shard 0, shard 1
+//!       ▲  ▲ ◀─── reports, some time later ──
+//!       │  └ cards, answers of the voters
+//!   its own clock, which runs faster or slower than time
 //! ```
-//! It is the host that `replica` asks for: carries disk operations, readers, exports, orders.
+//! A process that is paused does nothing; its disk goes on, and what is sent to it waits.
+//!
+//! Invariant: a process knows nothing of its earlier life but what its disk holds.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use broker::pending::{BackupMarks, Watermarks};
-use journal::{
-    Config, DiskOp, Epoch, FileId, Follower, FollowerRecovery, Format, Geometry, Journal,
-    JournalUuid, Level, LogId, LogReader, Lsn, NodeSuperblock, QueueId, Record, RecordKind,
-    SealedBatch, Sequence, ShardId, Urgency,
-};
-use replica::backup::{Backup, BackupEvent, Follows};
-use replica::catchup::Delta;
-use replica::in_sync::{InSync, Order};
-use replica::live::{Live, LiveEvent, Pressure, Reigning};
-use replica::wire::{Frame, Identity};
+use journal::{Epoch, Format, Geometry, JournalUuid, LogId, Lsn, NodeSuperblock, ShardId};
+use replica::card::{Card, HeldLog, Standing};
+use replica::member::{Duty, MemberConfig, MemberEvent, Membership, ShardReport};
+use replica::{Answer, LeaseTerms, MemberInfo, NodeId, Query};
 
-use super::ledger::{Key, Ledger, View, keys_of};
-use super::voters::{Answer, Says, Voters};
-use super::{Canary, Counts, SHARDS};
+use super::ledger::{Ledger, View};
+use super::shard::{Ground, Shard, mail_delay};
+use super::voters::{Heard, Voters};
+use super::{Canary, Counts, LEASE, SHARDS};
 use crate::disk::{Crash, Disk, Fate, Owner, Profile};
 use crate::rng::Rng;
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
-const LOG: LogId = LogId([0x1a; 16]);
-/// How far a peer may be behind when it is to come into the set.
-const NEAR_BYTES: u64 = 256 * 1024;
-
-#[derive(Debug)]
-enum Role {
-    Down,
-    Recovering(Box<FollowerRecovery>),
-    Standing(Box<Backup>),
-    Live { journal: Box<Journal>, live: Box<Live> },
-}
-
-/// Something that a client waits for.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    end: Lsn,
-    key: Key,
-}
-
-#[derive(Debug)]
-struct Shard {
-    id: ShardId,
-    role: Role,
-    view: View,
-    waiting: [VecDeque<Waiting>; 4],
-    committed: Lsn,
-    /// When each order reaches this shard.
-    orders: VecDeque<(Instant, Order)>,
-    closed: bool,
-}
+/// A clock's rate is off by at most so many thousandths.
+const DRIFT_PERMILLE: u64 = 10;
 
 #[derive(Debug)]
 pub(crate) struct Node {
     index: usize,
-    superblock: NodeSuperblock,
+    base: Instant,
+    rate_permille: u64,
+    /// Of the directory; none while it is empty.
+    superblock: Option<NodeSuperblock>,
+    journal: JournalUuid,
     disk: Disk,
     rng: Rng,
     canary: Option<Canary>,
     boot: u64,
     down_until: Option<Instant>,
+    paused_until: Instant,
+    member: Option<Membership>,
     shards: Vec<Shard>,
-    set: Option<InSync>,
-    epoch: Option<Epoch>,
+    /// On their way to the member: a cell for each shard, in order.
+    reports: Vec<VecDeque<(Instant, ShardReport)>>,
+    reported: Vec<(Instant, Option<ShardReport>)>,
+    questions: VecDeque<Query>,
+    /// What the voters said, until it is looked at.
+    answers: VecDeque<Answer>,
     is_new_reign: bool,
-    read_at: Option<Instant>,
 }
 
 impl Node {
     pub(crate) fn new(seed: u64, index: usize, canary: Option<Canary>, now: Instant) -> Self {
-        let uuid = JournalUuid([index as u8 + 1; 16]);
-        let geometry = Geometry { segment_bytes: SEGMENT_BYTES, shards: SHARDS };
-        let mut disk = Disk::new(Rng::stream(seed, "pair disk", index as u64), Profile::sound());
-        let mut format = Format::new(LOG, uuid, geometry);
-        let mut at = now;
-        while let Some(op) = format.poll_disk() {
-            disk.submit(at, Owner(0), op);
-            at = disk.poll_timeout().expect("it ends");
-            format.handle_disk(disk.poll_done(at).expect("it is due").1);
-        }
-        let superblock = format.poll_outcome().expect("over").expect("a sound disk");
-        let profile = disk.profile_mut();
-        profile.slow_one_in = 40;
-        profile.slow_factor = 30;
-        let shards = (0..SHARDS).map(|id| Shard {
-            id: ShardId(id),
-            role: Role::Down,
-            view: View::default(),
-            waiting: Default::default(),
-            committed: Lsn::ZERO,
-            orders: VecDeque::new(),
-            closed: false,
-        });
+        let mut rng = Rng::stream(seed, "pair node", index as u64);
+        let rate_permille = 1000 - DRIFT_PERMILLE + rng.below(2 * DRIFT_PERMILLE + 1);
         Self {
             index,
-            superblock,
-            disk,
-            rng: Rng::stream(seed, "pair node", index as u64),
+            base: now,
+            rate_permille,
+            superblock: None,
+            journal: JournalUuid([index as u8 + 1; 16]),
+            disk: Disk::new(Rng::stream(seed, "pair disk", index as u64), Profile::sound()),
+            rng,
             canary,
             boot: 0,
             down_until: Some(now),
-            shards: shards.collect(),
-            set: None,
-            epoch: None,
+            paused_until: now,
+            member: None,
+            shards: (0..SHARDS).map(Shard::new).collect(),
+            reports: vec![VecDeque::new(); usize::from(SHARDS)],
+            reported: vec![(now, None); usize::from(SHARDS)],
+            questions: VecDeque::new(),
+            answers: VecDeque::new(),
             is_new_reign: false,
-            read_at: None,
         }
     }
 
-    // ---- What the world asks --------------------------------------------------------------------
+    // ---- Its clock ------------------------------------------------------------------------------
 
-    pub(crate) fn uuid(&self) -> JournalUuid {
-        self.superblock.journal_uuid
+    fn clock(&self, now: Instant) -> Instant {
+        let us = (now - self.base).as_micros() as u64;
+        self.base + Duration::from_micros(us * self.rate_permille / 1000)
     }
+
+    /// The first moment at which its clock shows this, or shortly after.
+    fn moment_of(&self, clock: Instant) -> Instant {
+        let us = (clock - self.base).as_micros() as u64;
+        self.base + Duration::from_micros(us * 1000 / self.rate_permille + 2)
+    }
+
+    // ---- What the world asks --------------------------------------------------------------------
 
     pub(crate) fn boot(&self) -> u64 {
         self.boot
     }
 
     pub(crate) fn view(&self, shard: ShardId) -> &View {
-        &self.shards[usize::from(shard.0)].view
+        self.shards[usize::from(shard.0)].view()
     }
 
-    pub(crate) fn is_serving(&self) -> bool {
-        self.shards.iter().all(|shard| matches!(shard.role, Role::Live { .. }))
+    pub(crate) fn is_up(&self) -> bool {
+        self.member.is_some()
     }
 
-    pub(crate) fn is_in_sync(&self) -> bool {
-        self.set.as_ref().is_some_and(InSync::is_in_sync)
+    pub(crate) fn is_awake(&self, now: Instant) -> bool {
+        self.is_up() && self.paused_until <= now
     }
 
-    /// Whether it has the role of this epoch, or is on its way.
-    pub(crate) fn holds(&self, epoch: Epoch) -> bool {
-        self.epoch == Some(epoch)
+    /// Whether its gate is open, by its own clock.
+    pub(crate) fn may_serve(&self, now: Instant) -> bool {
+        let gate = self.member.as_ref().and_then(|member| member.gate().fence_at);
+        self.is_awake(now) && gate.is_some_and(|fence| self.clock(now) < fence)
     }
 
-    pub(crate) fn may_reign(&self) -> bool {
-        self.shards.iter().all(|shard| match &shard.role {
-            Role::Standing(backup) => backup.may_reign(),
-            Role::Down | Role::Recovering(_) | Role::Live { .. } => false,
-        })
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        self.member.as_ref().map(Membership::standing)
     }
 
     pub(crate) fn waits_for_nothing(&self) -> bool {
-        self.shards.iter().all(|shard| shard.waiting.iter().all(VecDeque::is_empty))
+        self.shards.iter().all(Shard::waits_for_nothing)
     }
 
     pub(crate) fn committed(&self, shard: ShardId) -> Lsn {
-        self.shards[usize::from(shard.0)].committed
+        self.shards[usize::from(shard.0)].committed()
     }
 
-    /// Where a shard's log ends, durably.
     pub(crate) fn end(&self, shard: ShardId) -> Lsn {
-        match &self.shards[usize::from(shard.0)].role {
-            Role::Standing(backup) => backup.follower().durable(),
-            Role::Live { live, journal } if journal.durable() == live.end() => live.end(),
-            Role::Live { .. } | Role::Down | Role::Recovering(_) => Lsn::ZERO,
-        }
+        self.shards[usize::from(shard.0)].end()
     }
 
-    pub(crate) fn is_live_on(&self, shard: ShardId) -> bool {
-        matches!(self.shards[usize::from(shard.0)].role, Role::Live { .. })
+    pub(crate) fn shard(&mut self, shard: ShardId) -> &mut Shard {
+        &mut self.shards[usize::from(shard.0)]
     }
 
-    pub(crate) fn is_standing_on(&self, shard: ShardId) -> bool {
-        match &self.shards[usize::from(shard.0)].role {
-            Role::Standing(backup) => backup.may_reign(),
-            Role::Down | Role::Recovering(_) | Role::Live { .. } => false,
-        }
+    /// The reign of all its shards.
+    fn live_epoch(&self) -> Option<Epoch> {
+        let first = self.shards[0].live_epoch()?;
+        self.shards.iter().all(|shard| shard.live_epoch() == Some(first)).then_some(first)
     }
 
     pub(crate) fn take_new_reign(&mut self) -> bool {
-        let is_new = self.is_new_reign && self.is_serving();
+        let is_new = self.is_new_reign && self.live_epoch().is_some();
         self.is_new_reign &= !is_new;
         is_new
     }
 
-    pub(crate) fn take_closed(&mut self, shard: ShardId) -> bool {
-        std::mem::take(&mut self.shards[usize::from(shard.0)].closed)
-    }
-
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let roles = self.shards.iter().filter_map(|shard| match &shard.role {
-            Role::Down | Role::Recovering(_) => None,
-            Role::Standing(backup) => backup.poll_timeout(),
-            Role::Live { journal, live } => {
-                [journal.poll_timeout(), live.poll_timeout()].into_iter().flatten().min()
-            }
-        });
-        let orders = self.shards.iter().filter_map(|shard| Some(shard.orders.front()?.0));
-        roles.chain(orders).chain(self.disk.poll_timeout()).min()
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let member = self.member.as_ref()?;
+        if self.paused_until > now {
+            return Some(self.paused_until);
+        }
+        let shards = self.shards.iter().filter_map(Shard::poll_timeout);
+        let reports = self.reports.iter().filter_map(|queue| Some(queue.front()?.0));
+        let member = member.poll_timeout().map(|at| self.moment_of(at));
+        shards.chain(reports).chain(self.disk.poll_timeout()).chain(member).min()
     }
 
     // ---- What the world does --------------------------------------------------------------------
@@ -208,186 +167,118 @@ impl Node {
         let crash =
             if is_power { Crash::PowerCut(Fate::Seeded) } else { Crash::Kill(Fate::Seeded) };
         self.disk.crash(crash);
-        for shard in &mut self.shards {
-            shard.role = Role::Down;
-            shard.waiting = Default::default();
-            shard.orders.clear();
-            shard.closed = false;
-        }
-        (self.set, self.epoch, self.read_at) = (None, None, None);
+        self.shards.iter_mut().for_each(Shard::crash);
+        self.reports.iter_mut().for_each(VecDeque::clear);
+        self.questions.clear();
+        self.answers.clear();
+        self.member = None;
         self.is_new_reign = false;
         self.down_until = Some(now + rest);
+        self.paused_until = now;
+    }
+
+    /// Its disk is gone with all that was on it; the next start finds another one, empty.
+    pub(crate) fn lose_disk(&mut self) {
+        self.superblock = None;
+        self.journal = JournalUuid(std::array::from_fn(|_| self.rng.below(256) as u8));
+        let seed = self.rng.bits();
+        self.disk = Disk::new(Rng::stream(seed, "new disk", 0), Profile::sound());
+        self.shards = (0..SHARDS).map(Shard::new).collect();
+    }
+
+    pub(crate) fn pause(&mut self, until: Instant) {
+        self.paused_until = until;
+    }
+
+    pub(crate) fn switch_over(&mut self, now: Instant) -> bool {
+        let clock = self.clock(now);
+        self.member.as_mut().is_some_and(|member| member.switch_over(clock).is_ok())
     }
 
     pub(crate) fn start_if_due(&mut self, now: Instant, at_once: bool) {
-        if self.down_until.is_some_and(|until| until <= now || at_once) {
-            self.down_until = None;
-            self.boot += 1;
-            for index in 0..self.shards.len() {
-                self.recover(index);
-            }
-        }
-    }
-
-    fn recover(&mut self, index: usize) {
-        let id = self.shards[index].id;
-        let config = Config {
-            segments_max: 4096,
-            canary: match self.canary {
-                Some(Canary::Journal(canary)) => Some(canary),
-                Some(Canary::Replica(_)) | None => None,
-            },
-            ..Config::default()
-        };
-        let slots = self.disk.segments(id);
-        let recovery = FollowerRecovery::new(&self.superblock, id, &slots, config);
-        self.shards[index].role = Role::Recovering(Box::new(recovery));
-    }
-
-    pub(crate) fn reign(&mut self, epoch: Epoch, backup: Option<JournalUuid>) {
-        let mut set = InSync::new(SHARDS, backup);
-        if let Some(Canary::Replica(canary)) = self.canary {
-            set.break_rule(canary);
-        }
-        (self.set, self.epoch, self.is_new_reign) = (Some(set), Some(epoch), true);
-        for shard in &mut self.shards {
-            let Role::Standing(backup) = &mut shard.role else { panic!("asked before") };
-            backup.reign(epoch);
-            shard.closed = true;
-        }
-    }
-
-    /// Appends something, as a client asks.
-    pub(crate) fn work(&mut self, now: Instant, rng: &mut Rng, ledger: &mut Ledger) {
-        let index = rng.index(self.shards.len());
-        let shard = &mut self.shards[index];
-        let Role::Live { journal, live } = &mut shard.role else { return };
-        if live.pressure() == Pressure::Refuse {
+        if self.down_until.is_none_or(|until| until > now && !at_once) {
             return;
         }
-        let highest = Level::ReplicatedSync;
-        let level = *rng.pick(&[Level::Sync, Level::Replicated, highest, highest]);
-        for _ in 0..rng.between(1, 3) {
-            let settled = if rng.chance(300) { ledger.take_settleable(shard.id) } else { None };
-            let is_settle = settled.is_some();
-            let sequence = settled.unwrap_or_else(|| ledger.next_sequence(shard.id));
-            let most = if rng.one_in(30) { 30_000 } else { 2500 };
-            let bytes = if is_settle { 0 } else { rng.between(1, most) };
-            let payload = vec![sequence as u8; bytes as usize];
-            let kind = if is_settle { RecordKind::Settle } else { RecordKind::Message };
-            let mut record = Record::new(kind, QueueId(1), Sequence(sequence), &payload);
-            record.level = level;
-            if let Ok(appended) = journal.append(now, &record, Urgency::Now) {
-                let key = Key { shard: shard.id, is_settle, sequence };
-                let waiting = Waiting { end: appended.end, key };
-                shard.waiting[level as usize].push_back(waiting);
-            }
+        self.down_until = None;
+        self.boot += 1;
+        let geometry = Geometry { segment_bytes: SEGMENT_BYTES, shards: SHARDS };
+        let log = LogId([0x1a + self.index as u8; 16]);
+        let config = MemberConfig {
+            pair: "pair".into(),
+            cluster: [3; 16],
+            info: MemberInfo {
+                node: NodeId(self.index as u8),
+                replication: format!("node-{}:5680", self.index),
+                advertise: format!("node-{}:5672", self.index),
+                certificate: [0; 32],
+            },
+            journal: self.journal,
+            boot: [self.boot as u8; 16],
+            settings: [0; 32],
+            terms: LeaseTerms::new(LEASE).expect("in bounds"),
+            is_sole: true,
+            in_sync_min: 1,
+            founding: HeldLog { log, geometry },
+            seed: self.rng.bits(),
+        };
+        let held = self.superblock.as_ref();
+        let held = held.map(|node| HeldLog { log: node.log_id, geometry: node.geometry });
+        let clock = self.clock(now);
+        self.member = Some(match self.canary {
+            Some(Canary::Replica(canary)) => Membership::broken(clock, config, held, canary),
+            Some(Canary::Journal(_)) | None => Membership::new(clock, config, held),
+        });
+        self.reported.iter_mut().for_each(|(_, last)| *last = None);
+    }
+
+    /// Formats the directory at once: a crash meanwhile leaves it empty.
+    fn format(&mut self, now: Instant, held: HeldLog) {
+        let mut format = Format::new(held.log, self.journal, held.geometry);
+        let mut at = now;
+        while let Some(op) = format.poll_disk() {
+            self.disk.submit(at, Owner(0), op);
+            at = self.disk.poll_timeout().expect("it ends");
+            format.handle_disk(self.disk.poll_done(at).expect("it is due").1);
         }
+        self.superblock = Some(format.poll_outcome().expect("over").expect("a sound disk"));
+        let profile = self.disk.profile_mut();
+        profile.slow_one_in = *self.rng.pick(&[40, 40, 40, 8]);
+        profile.slow_factor = 30;
     }
 
     // ---- Connections ----------------------------------------------------------------------------
 
-    pub(crate) fn connected_live(&mut self, now: Instant, shard: ShardId) -> u64 {
-        let Role::Live { live, .. } = &mut self.shards[usize::from(shard.0)].role else {
-            panic!("asked before");
-        };
-        live.handle_connected(now)
-    }
-
-    pub(crate) fn connected_backup(&mut self, now: Instant, shard: ShardId) {
-        let Role::Standing(backup) = &mut self.shards[usize::from(shard.0)].role else {
-            panic!("asked before");
-        };
-        backup.handle_connected(now);
-    }
-
-    pub(crate) fn disconnected_live(&mut self, now: Instant, shard: ShardId, session: u64) {
-        if let Role::Live { live, .. } = &mut self.shards[usize::from(shard.0)].role {
-            live.handle_disconnected(now, session);
-            if let Some(set) = &mut self.set {
-                set.handle_session_lost();
-            }
+    pub(crate) fn linked(&mut self, now: Instant, is_up: bool) {
+        let clock = self.clock(now);
+        if let Some(member) = &mut self.member {
+            member.handle_link(clock, is_up);
         }
     }
 
-    pub(crate) fn disconnected_backup(&mut self, shard: ShardId) {
-        if let Role::Standing(backup) = &mut self.shards[usize::from(shard.0)].role {
-            backup.handle_disconnected();
-        }
+    pub(crate) fn poll_card(&mut self, now: Instant) -> Option<Card> {
+        let clock = self.clock(now);
+        self.member.as_mut()?.poll_card(clock)
     }
 
-    pub(crate) fn poll_frame(&mut self, shard: ShardId) -> Option<Frame> {
-        match &mut self.shards[usize::from(shard.0)].role {
-            Role::Live { live, .. } => live.poll_frame(),
-            Role::Standing(backup) => backup.poll_frame(),
-            Role::Down | Role::Recovering(_) => None,
+    pub(crate) fn hear_card(&mut self, now: Instant, card: Card) {
+        let clock = self.clock(now);
+        if let Some(member) = &mut self.member {
+            member.handle_card(clock, card);
         }
     }
-
-    pub(crate) fn hear_as_live(
-        &mut self,
-        now: Instant,
-        shard: ShardId,
-        session: u64,
-        frame: Frame,
-    ) {
-        let shard = &mut self.shards[usize::from(shard.0)];
-        if let Role::Live { live, .. } = &mut shard.role {
-            live.handle_frame(now, session, frame);
-            if let (Some(set), Some(following)) = (&mut self.set, live.following()) {
-                set.handle_durable(shard.id, following.member, following.marks.durable);
-            }
-        }
-    }
-
-    pub(crate) fn hear_as_backup(&mut self, now: Instant, shard: ShardId, frame: Frame) {
-        let shard = &mut self.shards[usize::from(shard.0)];
-        let Role::Standing(backup) = &mut shard.role else { return };
-        let batch = match &frame {
-            Frame::Batch { batch, .. } => {
-                SealedBatch::check(backup.follower().seed(), batch.clone())
-            }
-            Frame::Hello(_)
-            | Frame::Welcome(_)
-            | Frame::Ready { .. }
-            | Frame::Ack { .. }
-            | Frame::Beat { .. }
-            | Frame::Refuse { .. }
-            | Frame::Card(_) => None,
-        };
-        let before = backup.follower().received();
-        backup.handle_frame(now, frame);
-        if let Some(batch) = batch
-            && backup.follower().received() > before
-        {
-            shard.view.add(shard.id, backup.follower().seed(), &batch);
-        }
-    }
-
-    // ---- The voters -----------------------------------------------------------------------------
 
     pub(crate) fn ask(&mut self, now: Instant, voters: &mut Voters) -> bool {
-        let (Some(set), Some(epoch)) = (&mut self.set, self.epoch) else { return false };
-        if let Some(change) = set.poll_change() {
-            set.handle_sent(voters.version());
-            voters.ask(now, self.index, epoch, Some(change));
-            return true;
+        let asks = !self.questions.is_empty();
+        for query in self.questions.drain(..) {
+            voters.ask(now, self.index, self.boot, query);
         }
-        if self.read_at.is_some_and(|at| at <= now) {
-            self.read_at = None;
-            voters.ask(now, self.index, epoch, None);
-            return true;
-        }
-        false
+        asks
     }
 
-    pub(crate) fn handle_voters(&mut self, answer: &Answer) {
-        let Some(set) = self.set.as_mut().filter(|_| self.epoch == Some(answer.epoch)) else {
-            return;
-        };
-        match answer.says {
-            Says::Stands(stands) => set.handle_stands(stands),
-            Says::Unknown => set.handle_unknown(),
+    /// What a process that stands still is told waits for it.
+    pub(crate) fn handle_voters(&mut self, heard: Heard) {
+        if heard.boot == self.boot {
+            self.answers.push_back(heard.answer);
         }
     }
 
@@ -400,349 +291,147 @@ impl Node {
         counts: &mut Counts,
     ) -> Result<bool, String> {
         ledger.note_boot(self.index, self.boot);
-        let mut progress = false;
+        if !self.is_awake(now) {
+            return Ok(false);
+        }
+        let mut progress = self.pump_member(now, counts);
         while let Some((owner, done)) = self.disk.poll_done(now) {
             progress = true;
-            match &mut self.shards[usize::from(owner.0)].role {
-                Role::Down => {}
-                Role::Recovering(recovery) => recovery.handle_disk(now, done),
-                Role::Standing(backup) => backup.handle_disk(now, done),
-                Role::Live { journal, live } => {
-                    if LogReader::owns(done.id) {
-                        live.handle_disk(done);
-                    } else {
-                        journal.handle_disk(now, done);
-                        live.set_durable(journal.durable());
-                    }
-                }
-            }
+            self.shards[usize::from(owner.0)].handle_disk(now, done);
         }
-        for index in 0..self.shards.len() {
-            progress |= self.pump_shard(now, index, ledger, counts)?;
+        let may_serve = self.may_serve(now);
+        let Some(superblock) = &self.superblock else { return Ok(progress) };
+        let mut ground = Ground {
+            now,
+            index: self.index,
+            boot: self.boot,
+            superblock,
+            canary: self.canary,
+            disk: &mut self.disk,
+            ledger,
+            counts,
+            may_serve,
+        };
+        for shard in &mut self.shards {
+            progress |= shard.pump(&mut ground)?;
         }
-        self.pump_set(now);
+        self.report(now);
         Ok(progress)
     }
 
-    fn pump_shard(
-        &mut self,
-        now: Instant,
-        index: usize,
-        ledger: &mut Ledger,
-        counts: &mut Counts,
-    ) -> Result<bool, String> {
-        let shard = &mut self.shards[index];
-        let owner = Owner(shard.id.0);
+    fn pump_member(&mut self, now: Instant, counts: &mut Counts) -> bool {
+        let clock = self.clock(now);
         let mut progress = false;
-        match &mut shard.role {
-            Role::Down => {}
-            Role::Recovering(recovery) => {
-                while recovery.poll_record().is_some() {}
-                if let Some(op) = recovery.poll_disk() {
-                    self.disk.submit(now, owner, op);
-                    progress = true;
-                }
-                while recovery.poll_record().is_some() {}
-                if let Some(outcome) = recovery.poll_outcome() {
-                    let (follower, _) = outcome.map_err(|error| error.to_string())?;
-                    self.stand(now, index, follower)?;
-                    progress = true;
-                }
-            }
-            Role::Standing(backup) => {
-                if backup.poll_timeout().is_some_and(|at| at <= now) {
-                    backup.handle_timeout(now);
-                }
-                while let Some(op) = backup.poll_disk(now) {
-                    self.disk.submit(now, owner, op);
-                    progress = true;
-                }
-                while let Some(batch) = backup.poll_committed() {
-                    ledger.show(shard.id, &batch)?;
-                    counts.shown += 1;
-                }
-                // One at a time: the role may be another one afterwards.
-                if let Some(event) = backup.poll_event() {
-                    self.handle_backup_event(now, index, event, ledger, counts)?;
-                    return Ok(true);
-                }
-            }
-            Role::Live { .. } => progress = self.pump_live(now, index, ledger, counts)?,
-        }
-        Ok(progress)
-    }
-
-    /// A log was recovered: what it holds is read whole.
-    fn stand(&mut self, now: Instant, index: usize, mut follower: Follower) -> Result<(), String> {
-        let shard = &mut self.shards[index];
-        shard.view = View::default();
-        shard.committed = Lsn::ZERO;
-        let head = follower.head();
-        let batches = match follower.read(head) {
-            Some(reader) => read_now(reader, &self.disk)?,
-            None if follower.received() == head => Vec::new(),
-            None => return Err("a recovered log can't be read".into()),
-        };
-        for batch in &batches {
-            shard.view.add(shard.id, follower.seed(), batch);
-        }
-        let follows = Follows {
-            identity: identity(self.superblock.geometry),
-            member: self.superblock.journal_uuid,
-            boot: [self.boot as u8; 16],
-        };
-        let mut backup = Backup::new(now, follows, follower);
-        if let Some(Canary::Replica(canary)) = self.canary {
-            backup.break_rule(canary);
-        }
-        shard.role = Role::Standing(Box::new(backup));
-        Ok(())
-    }
-
-    fn handle_backup_event(
-        &mut self,
-        now: Instant,
-        index: usize,
-        event: BackupEvent,
-        ledger: &mut Ledger,
-        counts: &mut Counts,
-    ) -> Result<(), String> {
-        let shard = &mut self.shards[index];
-        let Role::Standing(backup) = &mut shard.role else { return Ok(()) };
-        match event {
-            BackupEvent::Export { from, to } => {
-                let reader = backup.read(from).ok_or("an export of what is there")?;
-                let delta = Delta {
-                    log: LOG,
-                    shard: shard.id,
-                    from,
-                    to,
-                    epochs: backup.follower().epochs().clone(),
-                    batches: read_now(reader, &self.disk)?,
-                };
-                let read = Delta::decode(&delta.encode()).map_err(|error| error.to_string())?;
-                for batch in &read.batches {
-                    let keys = keys_of(shard.id, backup.follower().seed(), batch);
-                    counts.exported += keys.len() as u64;
-                    ledger.export(keys);
-                }
-                backup.handle_exported();
-            }
-            BackupEvent::Cut => {
-                counts.cuts += 1;
-                shard.closed = true;
-                self.recover(index);
-            }
-            BackupEvent::Joined { .. } => {}
-            BackupEvent::Closed(_) => shard.closed = true,
-            BackupEvent::Live => self.begin(now, index)?,
-            BackupEvent::Failed(failed) => return Err(failed.to_string()),
-        }
-        Ok(())
-    }
-
-    /// The own reign is durable.
-    fn begin(&mut self, now: Instant, index: usize) -> Result<(), String> {
-        let required = self.set.as_ref().and_then(InSync::required);
-        let canary = self.canary;
-        let identity = identity(self.superblock.geometry);
-        let shard = &mut self.shards[index];
-        let Role::Standing(backup) = std::mem::replace(&mut shard.role, Role::Down) else {
-            return Err("only a backup goes live".into());
-        };
-        let chain = backup.follower().chain();
-        // The state here is the view, which has every batch since it was received.
-        let (mut journal, _) = backup.into_live();
-        journal.mirror();
-        let at = Reigning {
-            identity,
-            shard: shard.id,
-            epochs: journal.epochs().clone(),
-            end: journal.durable(),
-            chain,
-        };
-        let mut live = Live::new(now, at, required);
-        if let Some(Canary::Replica(canary)) = canary {
-            live.break_rule(canary);
-        }
-        shard.role = Role::Live { journal: Box::new(journal), live: Box::new(live) };
-        Ok(())
-    }
-
-    fn pump_live(
-        &mut self,
-        now: Instant,
-        index: usize,
-        ledger: &mut Ledger,
-        counts: &mut Counts,
-    ) -> Result<bool, String> {
-        let shard = &mut self.shards[index];
-        let Role::Live { journal, live } = &mut shard.role else { return Ok(false) };
-        let owner = Owner(shard.id.0);
-        let mut progress = false;
-        if journal.poll_timeout().is_some_and(|at| at <= now) {
-            journal.handle_timeout(now);
-        }
-        if live.poll_timeout().is_some_and(|at| at <= now) {
-            live.handle_timeout(now);
-        }
-        while let Some(op) = journal.poll_disk(now) {
-            self.disk.submit(now, owner, op);
-            progress = true;
-        }
-        while let Some(batch) = journal.poll_sealed() {
-            shard.view.add(shard.id, journal.seed(), &batch);
-            live.handle_sealed(now, batch);
-        }
-        live.set_durable(journal.durable());
-        while let Some(from) = live.poll_reader() {
-            counts.reads_back += 1;
-            live.take_reader(journal.read(from));
-            progress = true;
-        }
-        while let Some(op) = live.poll_disk() {
-            self.disk.submit(now, owner, op);
-            progress = true;
-        }
-        while let Some((_, order)) = shard.orders.pop_front_if(|(due, _)| *due <= now) {
-            progress = true;
-            match order {
-                Order::Relax => live.set_required(now, None),
-                Order::Require(round, peer) => {
-                    live.set_required(now, Some(peer));
-                    if let Some(set) = &mut self.set {
-                        set.handle_required(round, shard.id, live.committed());
-                    }
-                }
+        let Some(member) = &mut self.member else { return false };
+        for (shard, queue) in self.reports.iter_mut().enumerate() {
+            while let Some((_, report)) = queue.pop_front_if(|(due, _)| *due <= now) {
+                member.handle_shard(clock, ShardId(shard as u16), report);
+                progress = true;
             }
         }
-        while let Some(event) = live.poll_event() {
+        while let Some(answer) = self.answers.pop_front() {
+            member.handle_answer(clock, answer);
             progress = true;
+        }
+        if member.poll_timeout().is_some_and(|at| at <= clock) {
+            member.handle_time(clock);
+        }
+        while let Some(query) = member.poll_query() {
+            self.questions.push_back(query);
+            progress = true;
+        }
+        while let Some(event) = member.poll_event() {
             match event {
-                LiveEvent::PleaseShrink => {
-                    if let Some(set) = &mut self.set {
-                        set.remove();
-                    }
-                }
-                LiveEvent::Closed { .. } => {
-                    shard.closed = true;
-                    if let Some(set) = &mut self.set {
-                        set.handle_session_lost();
-                    }
-                }
-                LiveEvent::Deposed(epoch) => return Err(format!("deposed by {epoch:?}")),
-                LiveEvent::Failed(failed) => return Err(failed.to_string()),
+                MemberEvent::Serving(_) => self.is_new_reign = true,
+                MemberEvent::Elected(_) => counts.reigns += 1,
+                MemberEvent::Fenced(_) => counts.fences += 1,
+                MemberEvent::Deposed(_) => counts.depositions += 1,
+                MemberEvent::SwitchoverFailed(_)
+                | MemberEvent::InSync(_)
+                | MemberEvent::Renewed(_)
+                | MemberEvent::Unwell
+                | MemberEvent::GivesUp(_)
+                | MemberEvent::Fault(_)
+                | MemberEvent::SettingsDiffer(_) => {}
             }
         }
-        let committed = live.committed();
-        journal.set_committed(committed);
-        ledger.commit(shard.id, &shard.view, shard.committed, committed)?;
-        shard.committed = committed;
-        let backup = live.marks();
-        let backup =
-            backup.map(|marks| BackupMarks { received: marks.received, durable: marks.durable });
-        let marks = Watermarks { durable: journal.durable(), backup };
-        for level in [Level::Sync, Level::Replicated, Level::ReplicatedSync] {
-            let reached = marks.of(level);
-            let waiting = &mut shard.waiting[level as usize];
-            while let Some(told) = waiting.pop_front_if(|waiting| waiting.end <= reached) {
-                ledger.tell(self.index, level, told.key, counts);
-            }
+        if let Some(duty) = member.poll_duty() {
+            self.obey(now, duty);
+            progress = true;
         }
-        Ok(progress)
+        progress
     }
 
-    fn pump_set(&mut self, now: Instant) {
-        let Some(set) = &mut self.set else { return };
-        let following = self.shards.iter().map(|shard| match &shard.role {
-            Role::Live { live, .. } => {
-                let following = live.following()?;
-                let lag_bytes = live.end().since(following.marks.durable);
-                (lag_bytes <= NEAR_BYTES).then_some(following.member)
+    fn obey(&mut self, now: Instant, duty: Duty) {
+        match duty {
+            Duty::Format(held) => {
+                self.format(now, held);
+                let clock = self.clock(now);
+                self.member.as_mut().expect("it has said so").handle_formatted(clock, held);
             }
-            Role::Down | Role::Recovering(_) | Role::Standing(_) => None,
-        });
-        let following: Option<Vec<JournalUuid>> = following.collect();
-        if let Some(peers) = following
-            && !set.is_required()
-        {
-            set.add(peers[0]);
-        }
-        for shard in &self.shards {
-            if let Role::Live { live, .. } = &shard.role
-                && let Some(following) = live.following()
-            {
-                set.handle_durable(shard.id, following.member, following.marks.durable);
+            Duty::Stand | Duty::Follow | Duty::Reign(_) => {
+                for shard in &mut self.shards {
+                    shard.tell(now + mail_delay(&mut self.rng), duty);
+                }
             }
         }
-        while let Some(order) = set.poll_order() {
-            for shard in &mut self.shards {
-                let due = now + Duration::from_micros(self.rng.between(10, 3000));
-                let due = shard.orders.back().map_or(due, |(last, _)| due.max(*last));
-                shard.orders.push_back((due, order));
+    }
+
+    /// What each shard says of itself, on its way to the member.
+    fn report(&mut self, now: Instant) {
+        let every = self.member.as_ref().map_or(Duration::ZERO, Membership::report_every);
+        for (index, shard) in self.shards.iter().enumerate() {
+            let mut report = shard.report();
+            if let Some(since) = &mut report.writing_since {
+                *since = self.clock(*since);
             }
+            let (at, last) = &self.reported[index];
+            if *last == Some(report) && now - *at < every {
+                continue;
+            }
+            self.reported[index] = (now, Some(report));
+            let due = now + mail_delay(&mut self.rng);
+            let queue = &mut self.reports[index];
+            let due = queue.back().map_or(due, |(last, _)| due.max(*last));
+            queue.push_back((due, report));
         }
-        // What is unsure is asked about now and then.
-        if self.read_at.is_none() {
-            self.read_at = Some(now + Duration::from_millis(25));
+    }
+
+    /// Starts the recovery of shards that are down, once there is a log.
+    pub(crate) fn recover(&mut self, now: Instant, ledger: &mut Ledger, counts: &mut Counts) {
+        if !self.is_awake(now) {
+            return;
         }
+        let Some(superblock) = &self.superblock else { return };
+        let ground = Ground {
+            now,
+            index: self.index,
+            boot: self.boot,
+            superblock,
+            canary: self.canary,
+            disk: &mut self.disk,
+            ledger,
+            counts,
+            may_serve: false,
+        };
+        for shard in self.shards.iter_mut().filter(|shard| shard.is_down()) {
+            shard.recover(&ground);
+        }
+    }
+
+    /// Appends something, as a client asks.
+    pub(crate) fn work(&mut self, now: Instant, rng: &mut Rng, ledger: &mut Ledger) {
+        let index = rng.index(self.shards.len());
+        self.shards[index].work(now, rng, ledger);
     }
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} boot {} set {:?}", self.index, self.boot, self.set)?;
-        for shard in &self.shards {
-            match &shard.role {
-                Role::Down => write!(f, " [down]")?,
-                Role::Recovering(_) => write!(f, " [recovering]")?,
-                Role::Standing(backup) => write!(
-                    f,
-                    " [standing to {} durable {} following {}]",
-                    backup.follower().received(),
-                    backup.follower().durable(),
-                    backup.is_following()
-                )?,
-                Role::Live { journal, live } => write!(
-                    f,
-                    " [live to {} durable {} committed {} peer {:?}]",
-                    live.end(),
-                    journal.durable(),
-                    live.committed(),
-                    live.following()
-                )?,
-            }
+        write!(f, "node {} boot {}", self.index, self.boot)?;
+        if let Some(member) = &self.member {
+            write!(f, " {:?}", member.status(self.base))?;
         }
-        Ok(())
-    }
-}
-
-fn identity(geometry: Geometry) -> Identity {
-    Identity::new("pair", [3; 16], LOG, geometry)
-}
-
-/// Reads to the end at once, from what a running host would be given.
-fn read_now(mut reader: LogReader, disk: &Disk) -> Result<Vec<SealedBatch>, String> {
-    let mut batches = Vec::new();
-    loop {
-        while let Some(batch) = reader.poll_batch() {
-            batches.push(batch);
-        }
-        let Some(op) = reader.poll_disk() else { break };
-        let DiskOp::Read { id, file, offset, mut buf } = op else {
-            return Err("a reader reads".into());
-        };
-        let contents: Vec<u8> = match file {
-            FileId::Segment { .. } => disk.contents(file),
-            FileId::NodeSuperblock | FileId::ShardSuperblock(_) => Vec::new(),
-        };
-        let there = contents.get(offset as usize..).unwrap_or_default();
-        let len = there.len().min(buf.len());
-        buf.as_mut_slice()[..len].copy_from_slice(&there[..len]);
-        reader.handle_disk(journal::DiskDone { id, result: Ok(len as u32), buf: Some(buf) });
-    }
-    match reader.failed() {
-        Some(failed) => Err(failed.to_string()),
-        None => Ok(batches),
+        self.shards.iter().try_for_each(|shard| write!(f, " {shard}"))
     }
 }

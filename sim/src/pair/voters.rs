@@ -1,175 +1,143 @@
-//! The voters as an oracle: one record, changed by compare-and-set, with outcomes that come late,
-//! get lost, or are carried out after their asker has given up.
+//! The voters as their promise: one linearizable register, asked over a network that delays, loses
+//! and repeats nothing, and whose answers may never be heard.
 //!
 //! ```text
-//!   ask ──(delay)──▶ carried out or not ──(delay)──▶ answer
-//!        └──────────────── or unknown, before or after it was carried out
+//!   query ──(delay)──▶ carried out ──(delay)──▶ answer
+//!     └── lost ───────▶ never                     └── lost, or after the question was given up:
+//!                                                     Unknown, half a second after it was asked
 //! ```
-//! Invariant: the version goes up by one with each change, and only a change that expected the
-//! version that stands is carried out.
+//! What real voters add to this is the business of `sim/src/voters`, which holds them to it.
+//!
+//! Invariant: each question gets at most one answer, in the life of the process that asked.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use journal::{Epoch, JournalUuid};
-use replica::Version;
-use replica::in_sync::{Change, Stands};
+use replica::limits::QUESTION_TIMEOUT;
+use replica::{Answer, Outcome, PairId, PairRecord, Query, Registers, RequestId, Swap};
 
 use super::Counts;
 use crate::rng::Rng;
 
-/// What a node hears.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answer {
-    pub(crate) node: usize,
-    pub(crate) epoch: Epoch,
-    pub(crate) says: Says,
-}
+const PAIR: PairId = PairId([1; 16]);
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Says {
-    Stands(Stands),
-    Unknown,
+/// What a node hears.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) node: usize,
+    pub(crate) boot: u64,
+    pub(crate) answer: Answer,
 }
 
 #[derive(Debug)]
-struct Attempt {
+struct Asked {
     due: Instant,
     node: usize,
-    epoch: Epoch,
-    /// None: a read.
-    change: Option<(Version, Change)>,
-    is_answered: bool,
+    boot: u64,
+    query: Query,
+    given_up_at: Instant,
 }
 
 #[derive(Debug)]
 pub(crate) struct Voters {
     rng: Rng,
-    version: u64,
-    epoch: u64,
-    live: Option<usize>,
-    /// Whether each node is in the set.
-    in_sync: [bool; 2],
-    backup: Option<JournalUuid>,
-    attempts: Vec<Attempt>,
-    answers: Vec<(Instant, Answer)>,
-    renew_at: Option<Instant>,
+    registers: Registers,
+    asked: Vec<Asked>,
+    answers: Vec<(Instant, Heard)>,
+    /// Nothing that a node asks arrives, and nothing that it is told is heard, before.
+    deaf_until: [[Instant; 2]; 2],
 }
 
 impl Voters {
-    pub(crate) fn new(rng: Rng) -> Self {
-        Self {
-            rng,
-            version: 1,
-            epoch: 1,
-            live: None,
-            in_sync: [true, false],
-            backup: None,
-            attempts: Vec::new(),
-            answers: Vec::new(),
-            renew_at: None,
-        }
+    pub(crate) fn new(rng: Rng, base: Instant) -> Self {
+        let (asked, answers) = (Vec::new(), Vec::new());
+        let registers = Registers::default();
+        Self { rng, registers, asked, answers, deaf_until: [[base; 2]; 2] }
     }
 
-    pub(crate) fn live(&self) -> Option<usize> {
-        self.live
+    /// What stands, as nobody can know it.
+    pub(crate) fn record(&self) -> Option<PairRecord> {
+        PairRecord::decode(&self.registers.get(PAIR).value).ok()
     }
 
-    pub(crate) fn epoch(&self) -> Epoch {
-        Epoch(self.epoch)
-    }
-
-    pub(crate) fn version(&self) -> Version {
-        Version(self.version)
-    }
-
-    pub(crate) fn is_in_sync(&self, node: usize) -> bool {
-        self.in_sync[node]
-    }
-
-    /// A node has won the role; its peer stays in the set if it was and is kept.
-    pub(crate) fn give(
-        &mut self,
-        winner: usize,
-        keep: bool,
-        peer: JournalUuid,
-    ) -> (Epoch, Option<JournalUuid>) {
-        assert!(self.in_sync[winner], "the role is for members of the set");
-        self.version += 1;
-        self.epoch += 1;
-        self.live = Some(winner);
-        self.in_sync[1 - winner] &= keep;
-        self.backup = self.in_sync[1 - winner].then_some(peer);
-        (Epoch(self.epoch), self.backup)
-    }
-
-    /// The live renews now and then: nothing changes but the version.
-    pub(crate) fn renew(&mut self, now: Instant) {
-        if self.renew_at.is_none_or(|at| at <= now) {
-            self.version += 1;
-            self.renew_at = Some(now + Duration::from_millis(40));
-        }
-    }
-
-    pub(crate) fn ask(&mut self, now: Instant, node: usize, epoch: Epoch, change: Option<Change>) {
-        let due = now + Duration::from_micros(self.rng.between(200, 20_000));
-        let change = change.map(|change| (Version(self.version), change));
-        let is_lost = change.is_some() && self.rng.one_in(5);
-        if is_lost {
-            // Given up before or after it is carried out, which may be never.
-            let at = now + Duration::from_micros(self.rng.between(200, 30_000));
-            self.answers.push((at, Answer { node, epoch, says: Says::Unknown }));
-            if self.rng.one_in(3) {
-                return;
+    /// Cuts a node's way to the voters, or theirs to it, or (3) both.
+    pub(crate) fn cut(&mut self, node: usize, until: Instant, directions: u64) {
+        for (index, deaf_until) in self.deaf_until[node].iter_mut().enumerate() {
+            if directions & (1 << index) != 0 {
+                *deaf_until = until.max(*deaf_until);
             }
         }
-        self.attempts.push(Attempt { due, node, epoch, change, is_answered: is_lost });
+    }
+
+    pub(crate) fn heal(&mut self, now: Instant) {
+        self.deaf_until = self.deaf_until.map(|both| both.map(|until| until.min(now)));
+    }
+
+    pub(crate) fn ask(&mut self, now: Instant, node: usize, boot: u64, query: Query) {
+        let given_up_at = now + QUESTION_TIMEOUT;
+        let fate = self.rng.below(40);
+        let is_lost = fate == 0 || self.deaf_until[node][0] > now;
+        let most_us = if fate == 1 { 3_000_000 } else { 5_000 };
+        let due = now + Duration::from_micros(self.rng.between(200, most_us));
+        if is_lost || due >= given_up_at {
+            self.give_up(given_up_at, node, boot, query.request());
+        }
+        if !is_lost {
+            self.asked.push(Asked { due, node, boot, query, given_up_at });
+        }
+    }
+
+    fn give_up(&mut self, at: Instant, node: usize, boot: u64, request: RequestId) {
+        let answer = Answer { request, outcome: Outcome::Unknown };
+        self.answers.push((at, Heard { node, boot, answer }));
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let attempts = self.attempts.iter().map(|attempt| attempt.due);
-        attempts.chain(self.answers.iter().map(|(due, _)| *due)).min()
+        let asked = self.asked.iter().map(|asked| asked.due);
+        asked.chain(self.answers.iter().map(|(due, _)| *due)).min()
     }
 
-    pub(crate) fn pump(&mut self, now: Instant, counts: &mut Counts) -> Vec<Answer> {
-        let due: Vec<Attempt> = self.attempts.extract_if(.., |one| one.due <= now).collect();
-        for attempt in due {
-            if let Some((expect, change)) = attempt.change
-                && expect.0 == self.version
-                && attempt.epoch.0 == self.epoch
-            {
-                self.version += 1;
-                let peer = 1 - attempt.node;
-                match change {
-                    Change::Add(uuid) => {
-                        (self.in_sync[peer], self.backup) = (true, Some(uuid));
-                        counts.expands += 1;
-                    }
-                    Change::Remove => {
-                        (self.in_sync[peer], self.backup) = (false, None);
-                        counts.shrinks += 1;
-                    }
+    pub(crate) fn pump(&mut self, now: Instant, counts: &mut Counts) -> Vec<Heard> {
+        let due: Vec<Asked> = self.asked.extract_if(.., |one| one.due <= now).collect();
+        for Asked { node, boot, query, given_up_at, .. } in due {
+            let request = query.request();
+            let outcome = match query {
+                Query::Read(_) => Outcome::Stands(self.registers.get(PAIR)),
+                Query::Cas(_, expect, record) => {
+                    let before = self.in_sync();
+                    let value = record.encode();
+                    let outcome = self.registers.apply(Swap { pair: PAIR, expect, value });
+                    counts.expands += u64::from(before < self.in_sync() && before > 0);
+                    counts.shrinks += u64::from(before > self.in_sync());
+                    outcome
                 }
+            };
+            if now >= given_up_at {
+                continue;
             }
-            if !attempt.is_answered {
-                let stands = Stands { version: Version(self.version), backup: self.backup };
-                let says = Says::Stands(stands);
-                let at = now + Duration::from_micros(self.rng.between(100, 8000));
-                let answer = Answer { node: attempt.node, epoch: attempt.epoch, says };
-                self.answers.push((at, answer));
+            let most_us = if self.rng.one_in(60) { 450_000 } else { 8000 };
+            let at = now + Duration::from_micros(self.rng.between(100, most_us));
+            if self.rng.one_in(40) || self.deaf_until[node][1] > at || at >= given_up_at {
+                self.give_up(given_up_at, node, boot, request);
+            } else {
+                let answer = Answer { request, outcome };
+                self.answers.push((at, Heard { node, boot, answer }));
             }
         }
         let due = self.answers.extract_if(.., |(due, _)| *due <= now);
-        let due: Vec<Answer> = due.map(|(_, answer)| answer).collect();
-        counts.unknown +=
-            due.iter().filter(|answer| matches!(answer.says, Says::Unknown)).count() as u64;
+        let due: Vec<Heard> = due.map(|(_, answer)| answer).collect();
+        let is_unknown = |heard: &&Heard| heard.answer.outcome == Outcome::Unknown;
+        counts.unknown += due.iter().filter(is_unknown).count() as u64;
         due
+    }
+
+    fn in_sync(&self) -> usize {
+        self.record().map_or(0, |record| record.in_sync.len())
     }
 }
 
 impl fmt::Display for Voters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, epoch, live, in_sync, .. } = self;
-        write!(f, "version {version}, epoch {epoch}, live {live:?}, in sync {in_sync:?}")
+        write!(f, "{:?}", self.record())
     }
 }
