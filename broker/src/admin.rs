@@ -8,6 +8,7 @@ use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
 use crate::event::ConnId;
+use crate::queue::{Peeked, SlotState};
 
 /// Where an answer belongs; the admin thread numbers its questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,8 +108,10 @@ pub struct QueueStat {
     pub moving: u64,
     /// Messages whose own commit or whose settlement's commit is awaited.
     pub uncommitted: u64,
-    /// Bytes of message payload held in memory.
+    /// Bytes of its messages.
     pub payload_bytes: u64,
+    /// Of them, those in memory; the others are on the disk only.
+    pub resident_bytes: u64,
     /// Consumers attached.
     pub consumers: u64,
     /// Messages accepted since the process started.
@@ -134,6 +137,13 @@ pub struct PeekedMessage {
     pub delivery_count: u32,
     /// The message as it was received.
     pub message: Bytes,
+}
+
+impl From<Peeked> for PeekedMessage {
+    fn from(Peeked { sequence, state, delivery_count, message }: Peeked) -> Self {
+        let acquired = state != SlotState::Available;
+        Self { sequence, acquired, delivery_count, message }
+    }
 }
 
 /// One connection.
@@ -196,6 +206,20 @@ pub struct ShardStats {
     pub memory_bytes_max: u64,
     /// Whether producers are held back by the memory bound now.
     pub memory_pressure: bool,
+    /// Messages whose bytes are on the disk only.
+    pub paged_messages: u64,
+    /// Their bytes.
+    pub paged_bytes: u64,
+    /// Messages whose bytes were dropped from memory since start.
+    pub paged_out_total: u64,
+    /// Messages whose bytes were read back since start.
+    pub paged_in_total: u64,
+    /// Reads of the log for that.
+    pub read_backs_total: u64,
+    /// Bytes of these reads.
+    pub read_back_bytes_total: u64,
+    /// Times that a queue with a ready consumer had to wait for one.
+    pub read_back_waits_total: u64,
     /// The journal's head LSN.
     pub journal_head_lsn: u64,
     /// The end of what has been appended.

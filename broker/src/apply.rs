@@ -23,6 +23,9 @@
 //! original may be gone already; then the copy takes its slot, among those that were given later.
 //! A copy never follows its message's settlement, so nothing comes back by it.
 //!
+//! A message's bytes may be paged out, since the log has them; what it is to its queue is not
+//! changed by that (`queue/payload.rs`).
+//!
 //! Invariants: a settlement, a count, a copy or a fact applied twice changes nothing the second
 //! time; a copy that says something else than the original, like any record that cannot be, is
 //! damage and stops the start.
@@ -37,7 +40,8 @@ use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequ
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
-use crate::queue::{Queue, Traits};
+use crate::limits::{INDEX_BYTES, SLOT_BYTES};
+use crate::queue::{Filled, Hand, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
 
 /// What happens to the state when a record is committed.
@@ -107,6 +111,8 @@ pub struct State {
     witnessed: Option<(u64, Fact)>,
     facts: BTreeSet<(u64, Fact)>,
     memory_bytes: u64,
+    /// Messages whose bytes are on the disk only.
+    paged_out: PagedOut,
     /// What was here before, by the ids that producers gave it.
     pub duplicates: Duplicates,
     /// The log is not read to its end yet: settings of queues are not known.
@@ -140,9 +146,12 @@ pub struct Stored {
     pub origin: Option<Origin>,
 }
 
-/// What the optional parts of a message's record say to its queue.
-fn traits_of(parts: &Parts<'_>) -> Traits {
-    Traits { priority: parts.priority, expiry_unix_ms: parts.expiry_unix_ms, ..Traits::default() }
+/// What a message's first record says to its queue.
+fn traits_of(record: &Record<'_>) -> Traits {
+    let Parts { priority, expiry_unix_ms, .. } = record.parts;
+    let is_whole = record.flags.has(RecordFlags::WHOLE);
+    let parts_bytes = u16::try_from(record.parts_len()).ok().filter(|_| is_whole);
+    Traits { priority, expiry_unix_ms, parts_bytes, ..Traits::default() }
 }
 
 impl State {
@@ -164,6 +173,7 @@ impl State {
             witnessed: None,
             facts: BTreeSet::new(),
             memory_bytes: 0,
+            paged_out: PagedOut::default(),
             duplicates,
             recovering: true,
         }
@@ -184,6 +194,11 @@ impl State {
         self.queues.values().map(Box::as_ref)
     }
 
+    /// The first queue that lives here, from this id on.
+    pub fn first_queue_from(&self, id: QueueId) -> Option<QueueId> {
+        self.queues.first_from(id)
+    }
+
     /// A queue is to live here.
     pub fn open_queue(&mut self, id: QueueId) {
         self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
@@ -202,6 +217,7 @@ impl State {
         if let Some(at) = self.expiring_at.remove(&id) {
             self.expiring.remove(&(at, id));
         }
+        self.restore_memory(queue.paged_out());
         for (_, lsn, len) in queue.live_messages() {
             self.memory_bytes -= Queue::memory_bytes(len);
             self.unpin(lsn);
@@ -344,9 +360,9 @@ impl State {
     fn apply_again(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
         let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
         let queue = self.queues.get_mut(id).expect("the caller has it");
-        match queue.message(sequence) {
-            Some(original) if *original != message => return Err(differs(lsn, id, sequence)),
-            Some(_) => return Ok(self.apply_copy(lsn, id, sequence)),
+        match queue.may_be(sequence, &message) {
+            Some(false) => return Err(differs(lsn, id, sequence)),
+            Some(true) => return Ok(self.apply_copy(lsn, id, sequence)),
             None => {}
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
@@ -380,7 +396,53 @@ impl State {
         self.queue(id).is_some_and(|queue| queue.lives_at(sequence, lsn))
     }
 
-    /// The bytes of a live message.
+    /// Messages whose bytes are on the disk only.
+    pub fn paged_out(&self) -> PagedOut {
+        self.paged_out
+    }
+
+    /// Bytes were read for a message, from the place that it was said to be at.
+    pub fn fill(&mut self, wanted: &Wanted, read: impl FnOnce() -> Option<Bytes>) -> Filled {
+        let Some(queue) = self.queues.get_mut(wanted.queue) else { return Filled::Needless };
+        let filled = queue.fill(wanted, read);
+        match filled {
+            Filled::Held(_) => {
+                self.restore_memory(PagedOut::one(wanted.message_bytes as u64));
+            }
+            Filled::Needless | Filled::Moved | Filled::Damaged => {}
+        }
+        filled
+    }
+
+    /// Drops bytes of a queue's messages; see [`Queue::shed`].
+    pub fn shed(&mut self, id: QueueId, committed: Lsn, share_bytes: u64, hand: &mut Hand) -> Shed {
+        let Some(queue) = self.queues.get_mut(id) else {
+            return Shed { paged_out: PagedOut::default(), is_over: true };
+        };
+        let shed = queue.shed(committed, share_bytes, hand);
+        self.paged_out.add(shed.paged_out);
+        self.memory_bytes -= memory_won(shed.paged_out);
+        shed
+    }
+
+    /// Recovery: of what it has just read, it keeps the bytes only as far as memory goes.
+    pub fn page_out_recovered(&mut self, effect: Effect) {
+        let Effect::Visible(id, sequence) = effect else { return };
+        let Some(queue) = self.queues.get_mut(id) else { return };
+        let bytes = queue.message(sequence).map_or(0, Bytes::len) as u64;
+        if queue.page_out(Lsn(u64::MAX), sequence) {
+            let one = PagedOut::one(bytes);
+            self.paged_out.add(one);
+            self.memory_bytes -= memory_won(one);
+        }
+    }
+
+    fn restore_memory(&mut self, paged_out: PagedOut) {
+        self.paged_out.sub(paged_out);
+        self.memory_bytes += memory_won(paged_out);
+    }
+
+    /// The bytes of a live message, if they are in memory.
     pub fn message(&self, id: QueueId, sequence: Sequence) -> Option<&Bytes> {
         self.queue(id)?.message(sequence)
     }
@@ -393,8 +455,8 @@ impl State {
     /// Bytes that what lives would take in the log, about; an id may count with its message too.
     pub fn log_bytes(&self) -> u64 {
         let in_memory = Queue::memory_bytes(0) - RECORD_HEADER_BYTES as u64;
-        let messages = self.memory_bytes - self.messages() * in_memory;
-        messages + self.duplicates.carried_bytes()
+        let all_bytes = self.memory_bytes + memory_won(self.paged_out);
+        all_bytes - self.messages() * in_memory + self.duplicates.carried_bytes()
     }
 
     /// When some message expires next, and in which queue; it may be gone by then.
@@ -546,6 +608,9 @@ impl State {
             Effect::Gone(id, sequence) => {
                 let archived = self.queues.get_mut(id).and_then(|queue| queue.archive(sequence));
                 if let Some(archived) = archived {
+                    if archived.was_paged_out {
+                        self.restore_memory(PagedOut::one(archived.message_bytes));
+                    }
                     self.memory_bytes -= archived.memory_bytes;
                     self.unpin(archived.lsn);
                     if !self.arrivals.is_empty() {
@@ -571,7 +636,7 @@ impl State {
         let begun = || Unfinished {
             lsn,
             fragments: 1,
-            traits: traits_of(&record.parts),
+            traits: traits_of(record),
             origin: record.parts.origin,
             duplicate_id: record.parts.duplicate_id.map(DuplicateId::from_record),
             bytes: BytesMut::from(record.payload),
@@ -652,6 +717,11 @@ impl State {
             self.live.remove(segment);
         }
     }
+}
+
+/// The memory that was won by dropping bytes: the index stays.
+fn memory_won(paged_out: PagedOut) -> u64 {
+    paged_out.bytes + paged_out.messages * (SLOT_BYTES - INDEX_BYTES)
 }
 
 #[cold]

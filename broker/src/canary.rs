@@ -45,6 +45,10 @@ pub enum Canary {
     CopyCountsEarly,
     /// A compaction copies the first fragment of a message, and none of the others.
     FragmentChainCut,
+    /// What is read back is believed, whatever it is.
+    ReadBackUnchecked,
+    /// Bytes of messages are paged out before their records are durable.
+    DroppedBeforeDurable,
     /// A queue is handed out when its creation is appended, not when it is committed.
     MessageBeforeCreation,
 }

@@ -82,6 +82,12 @@ impl<K: Copy + Ord, V> FlatMap<K, V> {
         Some(self.entries.remove(at).1)
     }
 
+    /// The first key from this one on.
+    pub(crate) fn first_from(&self, key: K) -> Option<K> {
+        let at = self.find(key).unwrap_or_else(|at| at);
+        self.entries.get(at).map(|(key, _)| *key)
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = K> {
         self.entries.iter().map(|(key, _)| *key)
     }

@@ -46,11 +46,39 @@ pub const FREEZE_MAX: Duration = Duration::from_millis(250);
 pub const HOLD_MAX: Duration = Duration::from_secs(30);
 /// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
 pub const SLOT_BYTES: u64 = 64;
+/// What is left of that when the message's bytes are on the disk only.
+pub const INDEX_BYTES: u64 = 32;
 /// Slots that are allocated and freed together.
 pub const CHUNK_SLOTS: usize = 32;
 /// Messages and frames that have begun and not ended may take one of so many parts of the memory
 /// bound, beside what is stored; beyond it the connections that take longest to finish are closed.
 pub const UNFINISHED_SHARE: u64 = 4;
+/// Share of the memory bound (in 1/16) above which messages' bytes are dropped from memory, if they
+/// can be read back; below pressure, so that producers are not held back by what can go.
+pub const SHED_SIXTEENTHS: u64 = 10;
+/// Share (in 1/16) at which that ends.
+pub const SHED_UNTIL_SIXTEENTHS: u64 = 9;
+/// Messages whose bytes are dropped in one step.
+pub const SHED_STEP: usize = 1_024;
+/// Chunks of slots that are looked at in one step for that.
+pub const SHED_LOOKS: usize = 16_384;
+/// When nothing can be dropped, it is tried again after this long.
+pub const SHED_REST: Duration = Duration::from_millis(5);
+/// Bytes of one queue that are read before their turn, at most; many queues share an eighth of the
+/// memory bound.
+pub const READ_AHEAD_BYTES: u64 = 1 << 20;
+/// What is read before its turn takes one of so many parts of the memory bound.
+pub const READ_AHEAD_SHARE: u64 = 8;
+/// So far behind the next message it is looked for what is to be read.
+pub const READ_AHEAD_MESSAGES: u64 = 4_096;
+/// The same among messages that came back.
+pub const READ_AHEAD_REQUEUED: usize = 64;
+/// Bytes that one read brings back.
+pub const READ_BACK_BYTES: usize = 256 << 10;
+/// Bytes between two wanted records that are read along rather than skipped.
+pub const READ_BACK_GAP_BYTES: u64 = 16 << 10;
+/// Reads that wait or are under way before more is asked for.
+pub const READ_BACKS_MAX: usize = 32;
 /// Messages that one peek shows.
 pub const PEEK_MESSAGES_MAX: usize = 100;
 /// Settlements that a purge appends in one step.
@@ -118,6 +146,14 @@ const _: () = {
     // Relief must be below pressure, or the credit would flap at one message.
     assert!(RELIEF_SIXTEENTHS < PRESSURE_SIXTEENTHS);
     assert!(PRESSURE_SIXTEENTHS < 16);
+    // What can go goes before anybody is held back.
+    assert!(SHED_UNTIL_SIXTEENTHS < SHED_SIXTEENTHS && SHED_SIXTEENTHS < RELIEF_SIXTEENTHS);
+    assert!(INDEX_BYTES <= SLOT_BYTES);
+    // The longest record that can be read back fits into one read, wherever its blocks begin.
+    let longest = journal::limits::RECORD_HEADER_BYTES
+        + journal::limits::PARTS_BYTES_MAX
+        + journal::limits::FRAGMENT_BYTES_MAX;
+    assert!(READ_BACK_BYTES >= longest + 2 * journal::limits::BLOCK_BYTES);
     // A chunk is a power of two: sequence -> chunk is a shift.
     assert!(CHUNK_SLOTS.is_power_of_two());
     // An id and its kind fit among the optional parts of a record, and into one that carries it.

@@ -17,7 +17,8 @@
 //!
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
-//! The index finds a message's slot by its sequence (`queue/index.rs`). What was released goes back
+//! The index finds a message's slot by its sequence (`queue/index.rs`); its bytes may be on the disk
+//! only, and are asked for when its turn comes near (`queue/payload.rs`). What was released goes back
 //! to its own place in the order: `requeued` holds what lies behind the cursor, and everything that
 //! is not of the usual priority. Higher priorities go out first, each in the order of sequences.
 //!
@@ -49,6 +50,7 @@ mod depth;
 mod dispatch;
 mod expiry;
 mod index;
+mod payload;
 mod place;
 
 use browse::Browser;
@@ -59,7 +61,9 @@ use depth::Entry;
 use dispatch::Consumer;
 pub use dispatch::Dispatched;
 use expiry::Expiring;
-use index::{Index, Slot};
+use index::{IN_FRAGMENTS, Index, Slot};
+use payload::Paged;
+pub use payload::{Filled, Hand, PagedOut, Shed, Wanted};
 
 /// The priority of a message that states none [3.2.1].
 pub const PRIORITY_DEFAULT: u8 = amqp::message::PRIORITY_DEFAULT;
@@ -128,6 +132,8 @@ pub struct Traits {
     pub expiry_unix_ms: Option<u64>,
     /// Where in its bytes its duplicate id begins, if that has yet to be looked at.
     pub duplicate_id_at: Option<NonZeroU32>,
+    /// Bytes of its record's optional parts, if it is in one record: then it can be read back.
+    pub parts_bytes: Option<u16>,
 }
 
 /// What left the index for good.
@@ -135,8 +141,25 @@ pub struct Traits {
 pub struct Archived {
     /// Where the message's record is, so that its segment's count can go down.
     pub lsn: Lsn,
-    /// What it counted against the memory bound.
+    /// What it counted against the memory bound, if its bytes were in memory.
     pub memory_bytes: u64,
+    /// Bytes of the message.
+    pub message_bytes: u64,
+    /// They were on the disk only.
+    pub was_paged_out: bool,
+}
+
+/// A message as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peeked {
+    /// Its sequence.
+    pub sequence: Sequence,
+    /// Where it is in its life.
+    pub state: SlotState,
+    /// Failed deliveries so far.
+    pub delivery_count: u32,
+    /// The message as it was received.
+    pub message: Bytes,
 }
 
 /// Why a consumer's word on a message has no effect.
@@ -181,6 +204,7 @@ pub struct Queue {
     priority_default: u8,
     dying: Dying,
     expiring: Expiring,
+    paged: Paged,
     /// Counters; see [`QueueCounters`].
     pub counters: QueueCounters,
 }
@@ -209,6 +233,7 @@ impl Queue {
             priority_default: PRIORITY_DEFAULT,
             dying: Dying::default(),
             expiring: Expiring::default(),
+            paged: Paged::default(),
             counters: QueueCounters::default(),
         }
     }
@@ -238,7 +263,7 @@ impl Queue {
         self.counts.iter().sum()
     }
 
-    /// Bytes of message payload held.
+    /// Bytes of its messages, in memory or not.
     pub fn payload_bytes(&self) -> u64 {
         self.payload_bytes
     }
@@ -278,21 +303,24 @@ impl Queue {
     pub fn reserve(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
         assert!(sequence >= self.next, "sequence {sequence:?} of {:?} given twice", self.id);
         self.next = Sequence(sequence.0 + 1);
-        let slot = self.slot(sequence, lsn, message, traits);
-        self.index.push(sequence, slot);
+        let slot = self.slot(sequence, lsn, message.len(), traits);
+        self.index.push(sequence, slot, Some(message));
     }
 
     /// The slot of a message that is not committed, counted.
     #[inline(always)]
-    fn slot(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) -> Slot {
-        self.payload_bytes += message.len() as u64;
+    fn slot(&mut self, sequence: Sequence, lsn: Lsn, bytes: usize, traits: Traits) -> Slot {
+        self.payload_bytes += bytes as u64;
         let state = SlotState::Reserved;
         let rank = PRIORITY_MAX - traits.priority.unwrap_or(PRIORITY_DEFAULT).min(PRIORITY_MAX);
         self.counts[SlotState::Reserved as usize] += 1;
         if let Some(unix_ms) = traits.expiry_unix_ms {
             self.expiring.insert(sequence, unix_ms);
         }
-        Slot { state, rank, delivery_count: 0, held_at: 0, lsn, message }
+        let parts_bytes = traits.parts_bytes.unwrap_or(IN_FRAGMENTS);
+        // A message is never longer than its log's largest, which is far below that.
+        let message_bytes = u32::try_from(bytes).expect("a message of less than 4 GiB");
+        Slot { state, rank, parts_bytes, message_bytes, delivery_count: 0, held_at: 0, lsn }
     }
 
     /// The message is committed: consumers may see it. A message that was settled meanwhile stays
@@ -344,34 +372,41 @@ impl Queue {
 
     /// A settlement is committed: the message is gone. `None` if it was gone before.
     pub fn archive(&mut self, sequence: Sequence) -> Option<Archived> {
-        let slot = self.index.take(sequence)?;
+        let (slot, message) = self.index.take(sequence)?;
         let state = slot.state;
         assert_eq!(state, SlotState::Settling, "archived {sequence:?} without a settlement");
         self.counts[SlotState::Settling as usize] -= 1;
-        self.payload_bytes -= slot.message.len() as u64;
+        let message_bytes = u64::from(slot.message_bytes);
+        self.payload_bytes -= message_bytes;
+        let was_paged_out = message.is_none();
+        self.paged.forget(sequence, &slot, was_paged_out);
         self.touched.remove(&sequence);
         self.excluded.remove(&sequence);
-        let memory_bytes = Self::memory_bytes(slot.message.len()) + self.dying.forget(sequence);
+        let memory_bytes = SLOT_BYTES + message_bytes + self.dying.forget(sequence);
         self.expiring.forget(sequence);
         self.counters.settled += 1;
-        Some(Archived { lsn: slot.lsn, memory_bytes })
+        Some(Archived { lsn: slot.lsn, message_bytes, memory_bytes, was_paged_out })
     }
 
-    /// The oldest live messages, for an operator's eyes.
-    pub fn peek(&self, count_max: usize) -> Vec<(Sequence, SlotState, u32, Bytes)> {
-        self.index
-            .iter()
-            .filter(|(_, slot)| slot.state.is_visible())
-            .take(count_max)
-            .map(|(sequence, slot)| {
-                (sequence, slot.state, slot.delivery_count, slot.message.clone())
-            })
-            .collect()
+    /// The oldest live messages, for an operator's eyes, and those that have to be read first.
+    pub fn peek(&self, count_max: usize) -> (Vec<Peeked>, Vec<Sequence>) {
+        let (mut shown, mut missing) = (Vec::new(), Vec::new());
+        let visible = self.index.iter().filter(|(_, slot)| slot.state.is_visible());
+        for (sequence, slot) in visible.take(count_max) {
+            match self.index.payload(sequence).cloned() {
+                Some(message) => {
+                    let Slot { state, delivery_count, .. } = *slot;
+                    shown.push(Peeked { sequence, state, delivery_count, message });
+                }
+                None => missing.push(sequence),
+            }
+        }
+        (shown, missing)
     }
 
     /// Every message that is not archived: sequence, place in the log, bytes.
     pub fn live_messages(&self) -> impl Iterator<Item = (Sequence, Lsn, usize)> + '_ {
-        self.index.iter().map(|(sequence, slot)| (sequence, slot.lsn, slot.message.len()))
+        self.index.iter().map(|(sequence, slot)| (sequence, slot.lsn, slot.message_bytes as usize))
     }
 
     /// A message leaves the order.

@@ -5,8 +5,9 @@
 //!   ─────────────                         ──────
 //!   bytes, disk answers, mail,            1 mail to ourselves and from others
 //!   operators, time: each is taken        2 commit: the watermark moved, answers go out
-//!   to the room it belongs to             3 dispatch: visible messages meet credit
-//!                                         4 recycle the head, step purges
+//!   to the room it belongs to             3 dispatch: visible messages meet credit, and what
+//!                                           is not in memory is asked for
+//!                                         4 recycle the head, step purges, drop from memory
 //!                                         5 transmit: what the connections have to say
 //!                                         6 disk: batches are sealed only now, so that
 //!                                           everything of one turn shares a batch
@@ -56,6 +57,7 @@ mod modified;
 mod moving;
 mod operator;
 pub mod pair;
+mod paging;
 mod point;
 mod recycle;
 mod relay;
@@ -72,6 +74,8 @@ use creation::{Creations, Wish};
 use link::{Conn, Links};
 pub use moving::Moving;
 use operator::{Counters, Purges};
+pub use paging::Paged;
+
 use recycle::Recycling;
 use temporary::Temporaries;
 
@@ -174,6 +178,7 @@ pub struct Shard {
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
     compaction: Compaction,
+    paging: paging::Paging,
     moves: dead_letters::Moves,
     /// Bytes of messages that are in no queue and in no log: copies on their way to other queues,
     /// and what waits at a relay.
@@ -233,6 +238,7 @@ impl Shard {
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
             compaction: Compaction::default(),
+            paging: paging::Paging::default(),
             moves: dead_letters::Moves::default(),
             aside_bytes: 0,
             pausing: BTreeSet::new(),
@@ -368,6 +374,7 @@ impl Shard {
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
         let steps = earlier(self.pressing.lifts_at, self.purges.due());
+        let steps = earlier(steps, self.shed_due());
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
         let steps = earlier(steps, self.point.due());
@@ -391,6 +398,7 @@ impl Shard {
         }
         self.step_mail(now);
         self.step_commit(now);
+        self.step_reads();
         self.step_parked(now);
         self.step_waiting(now);
         self.step_creations(now);
@@ -400,8 +408,10 @@ impl Shard {
         self.step_expiry(now);
         self.step_moves(now);
         self.step_dispatch(now);
+        self.step_read_back();
         self.step_purges(now);
         self.step_recycle(now);
+        self.step_shed(now);
         self.step_pressure(now);
         self.step_transmit(now);
         self.step_stop();

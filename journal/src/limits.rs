@@ -86,7 +86,7 @@ pub const RECOVERY_READ_BYTES: usize = 1024 * 1024;
 pub const SCAN_READ_BYTES: usize = 256 * 1024;
 
 /// Most reads of the running log in flight.
-pub const READS_IN_FLIGHT_MAX: usize = 4;
+pub const READS_IN_FLIGHT_MAX: usize = 8;
 
 /// Most shards of a directory.
 pub const SHARDS_MAX: u16 = 1024;

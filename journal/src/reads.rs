@@ -69,7 +69,10 @@ impl Reads {
         }
         let read = self.wanted.pop_front()?;
         self.flights.push_back(ReadFlight { op, since: now, read });
-        Some((read, BlockBuf::take(read.bytes)))
+        // Buffers are kept by their size for ever: let there be few sizes.
+        let mut buf = BlockBuf::take(read.bytes.next_power_of_two());
+        buf.set_len(read.bytes);
+        Some((read, buf))
     }
 
     /// Takes the read that this operation was, if it was one.

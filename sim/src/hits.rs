@@ -53,6 +53,10 @@ hits! {
     Recycled => "segments recycled",
     /// A message was copied forward, for its segment to be recycled.
     Copied => "messages copied forward",
+    /// A message's bytes were paged out.
+    PagedOut => "messages paged out",
+    /// A message's bytes were read back from the log.
+    PagedIn => "messages read back",
     /// A superblock told where a log begins.
     HeadMoved => "superblocks checked against what lives",
     /// At a crash the log's tail stood in front of batches of an older use of the file.
@@ -140,7 +144,12 @@ impl Default for Hits {
 impl Hits {
     /// It happened once more.
     pub fn add(&mut self, hit: Hit) {
-        self.0[hit as usize] += 1;
+        self.add_many(hit, 1);
+    }
+
+    /// It happened so many times more.
+    pub fn add_many(&mut self, hit: Hit, times: u64) {
+        self.0[hit as usize] += times;
     }
 
     /// How often it happened.

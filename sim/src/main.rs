@@ -79,6 +79,8 @@ const SUITE: &[Hit] = &[
     Hit::PrewriteCut,
     Hit::Recycled,
     Hit::Copied,
+    Hit::PagedOut,
+    Hit::PagedIn,
     Hit::HeadMoved,
     Hit::RecycledTail,
     Hit::PowerCut,

@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 29] = [
+    pub const ALL: [(&'static str, Self); 31] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -62,6 +62,8 @@ impl Canary {
         ("recycled-before-copy", Self::RecycledBeforeCopy),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
+        ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),
+        ("dropped-before-durable", Self::Broker(broker::canary::Canary::DroppedBeforeDurable)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
 }
@@ -160,7 +162,8 @@ impl Plan {
             write_bound: Duration::from_millis(rng.between(300, 1500)),
             ..journal::Config::default()
         };
-        let memory_bytes_max = if rng.chance(250) { rng.between(200_000, 600_000) } else { AMPLE };
+        // Beyond this messages are on the disk only.
+        let memory_bytes_max = if rng.chance(500) { rng.between(200_000, 500_000) } else { AMPLE };
         let delay_max = Duration::from_micros(rng.between(20, 2000));
         let tick_max = Duration::from_micros(rng.between(200, 4000));
         let attempts_max = *rng.pick(&[1, 2, 3, 10]);

@@ -511,6 +511,7 @@ impl World {
 
     /// Nobody is there and nothing is kept: neither messages nor memory nor links.
     fn last_check(&mut self) -> Result<(), String> {
+        self.count_paged();
         for shard in (0..self.plan.shards).map(ShardId) {
             let stats = self.stats(shard)?;
             let node = self.node.as_ref().ok_or("the node is there")?;

@@ -39,6 +39,8 @@ fn no_promise_is_broken_under_twenty_seeds() {
         Hit::Reordered,
         Hit::Recycled,
         Hit::Copied,
+        Hit::PagedOut,
+        Hit::PagedIn,
         Hit::Crossed,
     ];
     assert_eq!(hits.missing(&required), [], "these never happened:\n{hits}");

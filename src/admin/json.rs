@@ -16,6 +16,7 @@ pub(super) fn queue(stat: &QueueStat) -> Value {
         "moving": stat.moving,
         "uncommitted": stat.uncommitted,
         "payload_bytes": stat.payload_bytes,
+        "resident_bytes": stat.resident_bytes,
         "consumers": stat.consumers,
         "enqueued_total": stat.enqueued_total,
         "settled_total": stat.settled_total,

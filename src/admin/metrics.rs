@@ -113,6 +113,24 @@ const OF_SHARD: &[Of<ShardStats>] = &[
     ("memory_pressure", Kind::Gauge, "1: the memory bound holds producers back.", |s| {
         u64::from(s.memory_pressure)
     }),
+    ("paged_messages", Kind::Gauge, "Messages whose bytes are on the disk only.", |s| {
+        s.paged_messages
+    }),
+    ("paged_bytes", Kind::Gauge, "Bytes of messages that are on the disk only.", |s| s.paged_bytes),
+    ("paged_out_total", Kind::Counter, "Messages whose bytes were dropped from memory.", |s| {
+        s.paged_out_total
+    }),
+    ("paged_in_total", Kind::Counter, "Messages whose bytes were read back.", |s| s.paged_in_total),
+    ("read_backs_total", Kind::Counter, "Reads of the log for messages on the disk only.", |s| {
+        s.read_backs_total
+    }),
+    ("read_back_bytes_total", Kind::Counter, "Bytes of these reads.", |s| s.read_back_bytes_total),
+    (
+        "read_back_waits_total",
+        Kind::Counter,
+        "Times that a queue with a ready consumer had to wait for a read.",
+        |s| s.read_back_waits_total,
+    ),
     ("journal_head_lsn", Kind::Gauge, "Oldest byte of the log.", |s| s.journal_head_lsn),
     ("journal_appended_lsn", Kind::Gauge, "End of the log.", |s| s.journal_appended_lsn),
     ("journal_durable_lsn", Kind::Gauge, "End of what is durable.", |s| s.journal_durable_lsn),
@@ -145,7 +163,8 @@ const OF_QUEUE: &[Of<QueueStat>] = &[
     ("queue_delayed", Kind::Gauge, "Messages that pause after a failed delivery.", |q| q.delayed),
     ("queue_moving", Kind::Gauge, "Messages on their way to another queue.", |q| q.moving),
     ("queue_uncommitted", Kind::Gauge, "Messages that await a commit.", |q| q.uncommitted),
-    ("queue_payload_bytes", Kind::Gauge, "Payload in memory.", |q| q.payload_bytes),
+    ("queue_payload_bytes", Kind::Gauge, "Bytes of its messages.", |q| q.payload_bytes),
+    ("queue_resident_bytes", Kind::Gauge, "Of them, those in memory.", |q| q.resident_bytes),
     ("queue_consumers", Kind::Gauge, "Consumers attached.", |q| q.consumers),
     ("queue_enqueued_total", Kind::Counter, "Messages accepted.", |q| q.enqueued_total),
     ("queue_settled_total", Kind::Counter, "Messages settled.", |q| q.settled_total),

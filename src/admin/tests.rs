@@ -69,6 +69,7 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
             moving: 0,
             uncommitted: 0,
             payload_bytes: 10,
+            resident_bytes: 10,
             consumers: 0,
             enqueued_total: 3,
             settled_total: 0,

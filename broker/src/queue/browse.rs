@@ -5,13 +5,13 @@
 //!   browse:   next ─▶ the first available message from there on ─▶ shown, next = behind it
 //!             reserved: nothing available lies behind it, wait
 //!             acquired, settling: passed over, and not shown if it comes back
+//!             its bytes are not in memory: waited for
 //! ```
 //! What a browser was shown stays where it was, and nothing that it says changes anything. Each
 //! message is looked at once by each browser, so a browser costs no more than a consumer.
 //!
 //! Invariant: `next` of a browser never goes back.
 
-use bytes::Bytes;
 use journal::Sequence;
 
 use super::{Dispatched, Queue, SlotState};
@@ -34,6 +34,11 @@ impl Queue {
         }
     }
 
+    /// Whether some browser could be shown something.
+    pub(super) fn has_browser_credit(&self) -> bool {
+        self.browsers.iter().any(|browser| browser.credit > 0)
+    }
+
     /// Whether anybody browses.
     pub fn has_browsers(&self) -> bool {
         !self.browsers.is_empty()
@@ -41,7 +46,7 @@ impl Queue {
 
     /// The next message for some browser that has credit, while there is one.
     pub fn browse(&mut self) -> Option<Dispatched> {
-        let Self { browsers, index, recovered_end, touched, dying, .. } = self;
+        let Self { browsers, index, recovered_end, touched, dying, paged, .. } = self;
         for browser in browsers.iter_mut().filter(|browser| browser.credit > 0) {
             while let Some((sequence, slot)) = index.first_from(browser.next) {
                 match slot.state {
@@ -56,9 +61,13 @@ impl Queue {
                         continue;
                     }
                 }
+                let Some(message) = index.payload(sequence).cloned() else {
+                    paged.await_bytes(sequence);
+                    break;
+                };
                 browser.next = Sequence(sequence.0 + 1);
                 browser.credit -= 1;
-                let message: Bytes = slot.message.clone();
+                paged.handed_out(sequence);
                 return Some(Dispatched {
                     consumer: browser.link,
                     sequence,
@@ -98,6 +107,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use journal::{Lsn, QueueId, ShardId};
 
     use super::*;

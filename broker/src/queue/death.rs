@@ -293,10 +293,10 @@ impl Queue {
         Some(Leaving { sequence, reason })
     }
 
-    /// The bytes of a moving message as received, and its failed deliveries.
-    pub fn moving(&self, sequence: Sequence) -> Option<(&Bytes, u32)> {
+    /// The bytes of a moving message as received, if they are in memory, and its failed deliveries.
+    pub fn moving(&self, sequence: Sequence) -> Option<(Option<&Bytes>, u32)> {
         let slot = self.index.get(sequence).filter(|slot| slot.state == SlotState::Moving)?;
-        Some((&slot.message, slot.delivery_count))
+        Some((self.index.payload(sequence), slot.delivery_count))
     }
 
     /// Nobody took a moving message, and perhaps it was offered again: it is tried again, if no
@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(queue.dispatch(), None);
         let leaving = queue.poll_leaving().unwrap();
         assert_eq!(leaving.reason, Reason::Attempts);
-        assert_eq!(queue.moving(ONE), Some((&Bytes::from_static(b"m"), 3)));
+        assert_eq!(queue.moving(ONE), Some((Some(&Bytes::from_static(b"m")), 3)));
         assert_eq!(queue.poll_leaving(), None);
         assert!(queue.settle_moving(ONE));
         assert!(queue.archive(ONE).is_some());

@@ -105,37 +105,51 @@ impl Queue {
         }
     }
 
-    /// The next message for the next consumer in turn, while there are both.
-    pub fn dispatch(&mut self) -> Option<Dispatched> {
+    /// Whether some consumer could get something.
+    #[inline(always)]
+    pub(super) fn has_credit(&self) -> bool {
         let mut in_turn = self.consumers.iter().take(self.in_turn_max);
-        if !in_turn.any(|consumer| consumer.credit > 0) {
+        in_turn.any(|consumer| consumer.credit > 0)
+    }
+
+    /// The next message for the next consumer in turn, while there are both. One whose bytes are
+    /// not in memory is waited for: [`wants_payloads`](Self::wants_payloads).
+    pub fn dispatch(&mut self) -> Option<Dispatched> {
+        self.paged.awaits_nothing();
+        if !self.has_credit() {
             return None;
         }
         let (place, at) = self.next_match()?;
         let sequence = place.sequence;
-        self.take_out(place);
-        self.turn = at + 1;
+        let (slot, message) = self.index.get_whole(sequence).expect("it was matched");
+        let Some(message) = message.cloned() else {
+            self.paged.await_bytes(sequence);
+            return None;
+        };
         let consumer = &mut self.consumers[at];
-        let slot = self.index.get_mut(sequence).expect("it was matched");
+        let link = consumer.link;
         consumer.credit -= 1;
         slot.held_at = u32::try_from(consumer.held.len()).expect("bounded by its credit");
         consumer.held.push(sequence);
         step(slot, &mut self.counts, SlotState::Acquired);
+        let delivery_count = slot.delivery_count;
+        self.take_out(place);
+        self.turn = at + 1;
+        self.paged.handed_out(sequence);
         self.counters.delivered += 1;
-        let first = sequence >= self.recovered_end && !self.touched.contains(&sequence);
-        Some(Dispatched {
-            consumer: consumer.link,
-            sequence,
-            message: slot.message.clone(),
-            delivery_count: slot.delivery_count,
-            first_acquirer: first,
-            added: if first { None } else { self.dying.added(sequence) },
-        })
+        let first_acquirer = sequence >= self.recovered_end && !self.touched.contains(&sequence);
+        let added = if first_acquirer { None } else { self.dying.added(sequence) };
+        let consumer = link;
+        Some(Dispatched { consumer, sequence, message, delivery_count, first_acquirer, added })
     }
 
     /// A consumer or browser that asked to be drained and can get nothing more now, with its unused
-    /// credit. Call it when `dispatch` and `browse` have no more.
+    /// credit. Call it when `dispatch` and `browse` have no more. While bytes are read there may be
+    /// more.
     pub fn poll_drained(&mut self) -> Option<(LinkRef, u32)> {
+        if self.paged.is_awaited() {
+            return None;
+        }
         let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.drain) else {
             return self.poll_drained_browser();
         };

@@ -19,9 +19,17 @@ impl Queue {
         self.index.get(sequence).is_some_and(is_here)
     }
 
-    /// The bytes of a live message.
+    /// The bytes of a live message, if they are in memory.
     pub fn message(&self, sequence: Sequence) -> Option<&Bytes> {
-        self.index.get(sequence).map(|slot| &slot.message)
+        self.index.payload(sequence)
+    }
+
+    /// Whether a live message could have these bytes: what is not in memory is not compared.
+    pub fn may_be(&self, sequence: Sequence, message: &Bytes) -> Option<bool> {
+        let slot = self.index.get(sequence)?;
+        let known = self.index.payload(sequence);
+        let is_as_long = slot.message_bytes as usize == message.len();
+        Some(known.map_or(is_as_long, |known| known == message))
     }
 
     /// What the log says of a message that came back, if it says anything.
@@ -46,7 +54,7 @@ impl Queue {
     /// If it is there, or its sequence was never given.
     pub fn restore(&mut self, sequence: Sequence, lsn: Lsn, message: Bytes, traits: Traits) {
         assert!(sequence < self.next, "sequence {sequence:?} of {:?} is new", self.id);
-        let slot = self.slot(sequence, lsn, message, traits);
-        self.index.insert(sequence, slot);
+        let slot = self.slot(sequence, lsn, message.len(), traits);
+        self.index.insert(sequence, slot, Some(message));
     }
 }

@@ -29,8 +29,8 @@ use std::time::Instant;
 
 use journal::limits::{BATCH_HEADER_BYTES, BLOCK_BYTES, RESERVE_SEGMENTS};
 use journal::{
-    AppendError, Appended, Level, Lsn, QueueId, ReadId, Record, RecordFlags, RecordKind, Room,
-    SegmentScan, Sequence, Usage,
+    AppendError, Appended, BlockBuf, Level, Lsn, QueueId, ReadId, Record, RecordFlags, RecordKind,
+    Room, SegmentScan, Sequence, Usage,
 };
 
 use super::Shard;
@@ -155,12 +155,10 @@ impl Shard {
     }
 
     /// Takes what was read of the head: what lives in it goes into the window.
-    pub(super) fn take_scanned(&mut self) {
-        let Some(reading) = self.compaction.reading else { return };
+    pub(super) fn take_scanned(&mut self, id: ReadId, buf: &BlockBuf) {
         let Some(journal) = &mut self.journal else { return };
-        let Some((id, buf)) = journal.poll_read() else { return };
-        assert_eq!(id, reading, "one read is under way at a time");
         let Compaction { scan, reading, window, .. } = &mut self.compaction;
+        assert_eq!(Some(id), *reading, "nobody has asked for this read");
         *reading = None;
         let Some(scan) = scan else { return };
         let state = &self.state;
@@ -274,10 +272,13 @@ impl Shard {
             return Ok(());
         }
         let message = self.state.message(queue, sequence);
+        let is_here = message.is_some() || record.flags.has(RecordFlags::WHOLE);
+        assert!(is_here, "{sequence:?} of {queue:?} is in fragments and not in memory");
         let is_whole = record.flags.has(RecordFlags::WHOLE)
             || self.config.canaries.has(Canary::FragmentChainCut);
         let record = match message {
             // Of a message in fragments this is the first; it is split anew.
+            // Its bytes are in memory: what is in fragments is never dropped.
             Some(message) if !is_whole => {
                 Record { flags: record.flags.with(RecordFlags::LAST), payload: message, ..record }
             }

@@ -103,6 +103,8 @@ enum Stage {
     Committing,
     /// 3: there is no such queue yet.
     Provided,
+    /// 4: its bytes are on the disk only.
+    Read,
     /// 4 to 9.
     Sent,
 }
@@ -311,7 +313,9 @@ impl Shard {
     }
 
     fn send_move(&mut self, now: Instant, (id, sequence): (QueueId, Sequence)) {
-        let room = self.config.memory_bytes_max.saturating_sub(self.memory_bytes());
+        // What is on its way has to fit in at its end too.
+        let taken = self.memory_bytes() + self.aside_bytes;
+        let room = self.config.memory_bytes_max.saturating_sub(taken);
         let Some(moving) = self.moves.under_way.get_mut(&(id, sequence)) else { return };
         let Some(record) = self.state.catalogue.named(&moving.to) else { return };
         let (to, home) = (record.id, record.home);
@@ -319,6 +323,10 @@ impl Shard {
         let Some(queue) = self.state.queue(id) else { return drop(self.end_move((id, sequence))) };
         let Some((message, delivery_count)) = queue.moving(sequence) else {
             return drop(self.end_move((id, sequence)));
+        };
+        let Some(message) = message else {
+            moving.stage = Stage::Read;
+            return self.want_bytes(id, sequence);
         };
         let origin = Origin { shard: self.config.shard, queue: id, sequence };
         if Queue::memory_bytes(message.len()) > room {

@@ -370,6 +370,7 @@ impl Shard {
                     self.hand_out(now, next);
                 }
             }
+            self.pages(id);
             // What came back may have expired meanwhile.
             self.may_leave(id);
             while let Some((consumer, unused)) =

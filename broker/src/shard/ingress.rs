@@ -22,7 +22,7 @@ use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
 use amqp::message::{self, Survey};
 use bytes::Bytes;
-use journal::limits::BACKLOG_BYTES_MAX;
+use journal::limits::{BACKLOG_BYTES_MAX, RECORD_HEADER_BYTES};
 use journal::{AppendError, Level, Lsn, QueueId, Record, RecordKind, Room, ShardId, Urgency};
 
 use super::connections::error_of;
@@ -340,6 +340,10 @@ impl Shard {
             Err(AppendError::Busy) => return Err(Untaken::Busy),
             Err(error) => return Err(Untaken::Refused(refusal_of(error))),
         };
+        // Where it is one record, the rest of that is its optional parts.
+        let rest = appended.end.since(appended.lsn) - (RECORD_HEADER_BYTES + message.len()) as u64;
+        let is_whole = message.len() <= journal.fragment_bytes_max();
+        traits.parts_bytes = is_whole.then_some(rest as u16);
         let effect = self
             .state
             .apply_message(Stored {
@@ -553,6 +557,7 @@ fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Trai
             (by_ttl, absolute) => by_ttl.or(absolute),
         },
         duplicate_id_at: duplicates::find(survey, message),
+        parts_bytes: None,
     }
 }
 

@@ -11,11 +11,9 @@ use journal::{QueueId, Sequence, Urgency};
 
 use super::Shard;
 use super::link::End;
-use crate::admin::{
-    AdminId, AdminReply, AdminRequest, ConnectionStat, PeekedMessage, QueueStat, ShardStats,
-};
+use crate::admin::{AdminId, AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats};
 use crate::event::{Action, ConnId};
-use crate::limits::{PEEK_MESSAGES_MAX, PURGE_PAUSE, PURGE_STEP};
+use crate::limits::{PURGE_PAUSE, PURGE_STEP};
 use crate::mail::level_name;
 use crate::pending::Answer;
 use crate::queue::SlotState;
@@ -70,9 +68,10 @@ impl Shard {
     pub(super) fn operator(&mut self, now: Instant, id: AdminId, request: AdminRequest) {
         let reply = match request {
             AdminRequest::Queues => AdminReply::Queues(self.queue_stats()),
-            AdminRequest::Peek { queue, count_max } => {
-                AdminReply::Peeked(self.peek(&queue, count_max))
-            }
+            AdminRequest::Peek { queue, count_max } => match self.named_here(&queue) {
+                Some(queue) => return self.peek(id, queue, count_max),
+                None => AdminReply::Peeked(None),
+            },
             AdminRequest::Purge { queue } => match self.begin_purge(now, &queue, id) {
                 true => return,
                 false => AdminReply::Purged(None),
@@ -117,6 +116,7 @@ impl Shard {
                 moving: queue.count(SlotState::Moving),
                 uncommitted: queue.count(SlotState::Reserved) + queue.count(SlotState::Settling),
                 payload_bytes: queue.payload_bytes(),
+                resident_bytes: queue.resident_bytes(),
                 consumers: queue.consumers() as u64,
                 enqueued_total: queue.counters.enqueued,
                 settled_total: queue.counters.settled,
@@ -126,21 +126,6 @@ impl Shard {
             })
         };
         self.state.queues().filter_map(here).collect()
-    }
-
-    fn peek(&self, name: &str, count_max: usize) -> Option<Vec<PeekedMessage>> {
-        let queue = self.state.queue(self.named_here(name)?)?;
-        let shown = queue.peek(count_max.min(PEEK_MESSAGES_MAX)).into_iter();
-        Some(
-            shown
-                .map(|(sequence, state, delivery_count, message)| PeekedMessage {
-                    sequence,
-                    acquired: state != SlotState::Available,
-                    delivery_count,
-                    message,
-                })
-                .collect(),
-        )
     }
 
     fn connection_stats(&self) -> Vec<ConnectionStat> {
@@ -183,6 +168,13 @@ impl Shard {
             memory_bytes: self.memory_bytes(),
             memory_bytes_max: self.config.memory_bytes_max,
             memory_pressure: self.pressing.memory,
+            paged_messages: self.state.paged_out().messages,
+            paged_bytes: self.state.paged_out().bytes,
+            paged_out_total: self.paging.counters.out_total,
+            paged_in_total: self.paging.counters.in_total,
+            read_backs_total: self.paging.counters.reads_total,
+            read_back_bytes_total: self.paging.counters.read_bytes_total,
+            read_back_waits_total: self.paging.counters.waits_total,
             journal_segments_max: self.config.segments_max,
             ..ShardStats::default()
         };

@@ -46,7 +46,6 @@ impl Shard {
         if self.is_log_held(now) {
             return;
         }
-        self.take_scanned();
         while self.recycling.uncommitted == 0 {
             let Some(head) = self.journal.as_ref().and_then(journal::Journal::head_segment) else {
                 return;

@@ -29,6 +29,7 @@ use crate::mail::Mail;
 impl Shard {
     /// Takes the records that were read, and the end of recovery; whether there was any progress.
     pub(super) fn recover(&mut self, now: Instant) -> bool {
+        let shed_bytes = self.shed_bytes();
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
         let mut progress = false;
         while let Some((lsn, record)) = recovery.poll_record() {
@@ -53,11 +54,17 @@ impl Shard {
             {
                 record.payload = record.payload.get(..1).unwrap_or_default();
             }
-            if self.config.canaries.has(Canary::DuplicatesForgotten) {
-                record.parts.duplicate_id = None;
-            }
             match self.state.apply(lsn, &record) {
-                Ok(effect) => self.state.commit(effect),
+                Ok(effect) => {
+                    self.state.commit(effect);
+                    let has_id = record.parts.duplicate_id.is_some();
+                    if has_id && self.config.canaries.has(Canary::DuplicatesForgotten) {
+                        self.state.duplicates.forget_queue(record.queue);
+                    }
+                    if self.state.memory_bytes() > shed_bytes {
+                        self.state.page_out_recovered(effect);
+                    }
+                }
                 Err(error) => {
                     self.fatal(fatal_of_apply(error));
                     return true;

@@ -64,6 +64,11 @@ fn judge(host: &mut Host, at: usize, outcome: Outcome) {
     host.settle();
 }
 
+/// A message in fragments: it stays in memory.
+const LARGE: usize = 90_000;
+/// Three of them leave no room for another message.
+const MEMORY: u64 = 3 * (LARGE as u64 + 72) + 150;
+
 #[test]
 fn a_rejected_message_is_found_among_the_dead_with_its_origin() {
     for shards in [1, 2] {
@@ -214,12 +219,12 @@ fn a_copy_is_not_shown_while_its_origin_may_come_back() {
 #[test]
 fn what_cannot_be_moved_stays_and_is_offered_again() {
     // The queue for the dead lives on a shard whose memory is full.
-    let wish = Wish { shards: 2, memory_bytes_max: 4000, ..Wish::default() };
+    let wish = Wish { shards: 2, memory_bytes_max: MEMORY, ..Wish::default() };
     let (mut host, at, _) = delivered(wish, 1000);
     let other = host.connect(1);
     let full = host.sender(other, "DLQ");
     for _ in 0..3 {
-        host.send(other, full, 1000, false);
+        host.send(other, full, LARGE, false);
     }
     judge(&mut host, at, rejected());
     host.pass(Duration::from_secs(1));
@@ -240,13 +245,17 @@ fn what_cannot_be_moved_stays_and_is_offered_again() {
 fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
     for outcome in [rejected(), FAILED] {
         let said = Said { delivery_attempts_max: Some(1), ..Said::default() };
-        let wish =
-            Wish { shards: 2, memory_bytes_max: 4000, settings: settings(said), ..Wish::default() };
+        let wish = Wish {
+            shards: 2,
+            memory_bytes_max: MEMORY,
+            settings: settings(said),
+            ..Wish::default()
+        };
         let (mut host, at, _) = delivered(wish, 1000);
         let other = host.connect(1);
         let full = host.sender(other, "DLQ");
         for _ in 0..3 {
-            host.send(other, full, 1000, false);
+            host.send(other, full, LARGE, false);
         }
         judge(&mut host, at, outcome.clone());
         let appended = host.stats(0).journal_appended_lsn;
@@ -277,7 +286,7 @@ fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
 /// Shard 1's memory is full of dead letters; the one that takes them can make room. A mortal
 /// message in `q` on shard 0, rejected and refused again and again, has no consumer.
 fn refused(ttl_ms: u32) -> (Host, usize) {
-    let mut host = Host::new(Wish { shards: 2, memory_bytes_max: 4000, ..Wish::default() });
+    let mut host = Host::new(Wish { shards: 2, memory_bytes_max: MEMORY, ..Wish::default() });
     let at = host.connect(0);
     let sender = host.sender(at, "q");
     host.clients[at].amqp.send(sender, &[&mortal(ttl_ms, None)], false).expect("there is credit");
@@ -285,8 +294,8 @@ fn refused(ttl_ms: u32) -> (Host, usize) {
     let other = host.connect(1);
     host.sender(other, "ExpiryQueue");
     let full = host.sender(other, "DLQ");
-    while host.stats(1).memory_bytes < 3800 {
-        assert!(host.send(other, full, 150, false));
+    for _ in 0..3 {
+        assert!(host.send(other, full, LARGE, false));
     }
     judge(&mut host, at, rejected());
     host.lose(at);

@@ -307,6 +307,21 @@ impl Host {
         }
     }
 
+    /// A byte of every eighth block of shard 0's log, from this place on, is another.
+    pub(crate) fn flip(&mut self, from: usize) {
+        let segment = |(file, bytes): (&FileId, _)| match file {
+            FileId::Segment { shard: ShardId(0), slot } => Some((*slot, bytes)),
+            FileId::Segment { .. } | FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+        };
+        let files = self.disk.files.iter_mut();
+        let mut segments: Vec<_> =
+            files.filter_map(|(file, bytes)| segment((file, bytes))).collect();
+        segments.sort_unstable_by_key(|(slot, _)| *slot);
+        for (_, bytes) in segments.into_iter().skip(from / SEGMENT_BYTES as usize) {
+            bytes.iter_mut().skip(200).step_by(8 * 4096).for_each(|byte| *byte ^= 1);
+        }
+    }
+
     /// Time passes, in steps, with everything that falls due.
     pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time;

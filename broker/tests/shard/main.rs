@@ -10,6 +10,7 @@ mod duplicates;
 mod host;
 mod modified;
 mod moving;
+mod paging;
 mod point;
 mod pressure;
 mod recycling;

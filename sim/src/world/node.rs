@@ -210,6 +210,12 @@ impl Node {
         self.drained.iter().all(|drained| *drained)
     }
 
+    /// Messages whose bytes were dropped from memory, and read back, since it began.
+    pub(super) fn paged(&self) -> (u64, u64) {
+        let paged = self.shards.iter().map(Shard::paged);
+        paged.fold((0, 0), |sum, paged| (sum.0 + paged.out_total, sum.1 + paged.in_total))
+    }
+
     /// Links that a shard knows.
     pub(super) fn links(&self, shard: ShardId) -> usize {
         self.shards.get(usize::from(shard.0)).map_or(0, Shard::links)

@@ -106,6 +106,7 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, crash: Crash) -> Result<(), String> {
+        self.count_paged();
         let Some(node) = self.node.take() else { return Ok(()) };
         if !node.is_ready() {
             self.hits.add(Hit::CrashInRecovery);
@@ -119,6 +120,13 @@ impl World {
         let async_from = oldest.checked_sub(window).unwrap_or(self.base);
         self.disk.crash(crash);
         self.end_process(async_from.max(self.base))
+    }
+
+    /// What the process that ends now has dropped from memory, and read back.
+    pub(super) fn count_paged(&mut self) {
+        let (out, back) = self.node.as_ref().map_or((0, 0), Node::paged);
+        self.hits.add_many(Hit::PagedOut, out);
+        self.hits.add_many(Hit::PagedIn, back);
     }
 
     pub(super) fn end_process(&mut self, async_from: Instant) -> Result<(), String> {
