@@ -369,8 +369,11 @@ impl Shard {
         }
     }
 
-    /// When `Event::Timer` is next due.
+    /// When `Event::Timer` is next due. Who is dead waits for nothing.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.dead {
+            return None;
+        }
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
         let steps = earlier(self.pressing.lifts_at, self.purges.due());

@@ -13,6 +13,7 @@
 //!   pair      two brokers and their voters: killed, stopped, paused, started in any order
 //!   laps      a small log, a long stream, and what lags behind it
 //!   backup    a point of a running broker, restored elsewhere
+//!   paging    a backlog of ten times the memory
 //!   kill, power, interop, addresses, exits, damage, engine, place, tls, users, hostile  the tests
 //! ```
 //!
@@ -40,6 +41,7 @@ mod laps;
 mod load;
 mod message;
 mod pair;
+mod paging;
 mod perf;
 mod place;
 mod power;

@@ -1,0 +1,132 @@
+//! A backlog of ten times the memory, in several queues, and what it costs to have and to drain.
+//!
+//! ```text
+//!   memory-max 8 MiB   ◀── 80 MiB of 1 KiB messages, in turn for eight queues
+//!   resident            what the process may have beside the bound is bounded too
+//!   some queues         drained, in order, each message with its own bytes
+//!   kill -9             the others are drained the same way
+//! ```
+//! Nobody is held back: whatever waits can be paged out.
+
+use std::time::Duration;
+
+use ::perf::client::{Client, durable_message};
+use amqp::connection::Sasl;
+use amqp::delivery::Outcome;
+
+use crate::harness::{Broker, Scratch, Start, http_get, knob};
+
+const MEMORY_MAX: u64 = 8 << 20;
+/// Beside messages: the program, a ring, batch buffers and reads under way.
+const BESIDE: u64 = 64 << 20;
+const BODY_BYTES: usize = 1024;
+const QUEUES: u64 = 8;
+/// Messages on their way at once.
+const WINDOW: u64 = 64;
+
+fn connect(broker: &Broker) -> Client {
+    Client::connect(broker.amqp, "paging", Sasl::Anonymous, Duration::from_secs(30))
+        .expect("the broker takes connections")
+}
+
+fn metric(broker: &Broker, name: &str) -> u64 {
+    let (_, text) = http_get(broker.admin, "/metrics").expect("it answers");
+    let line = text.lines().find(|line| line.starts_with(&format!("laelaps_{name}{{")));
+    let value = line.and_then(|line| line.rsplit_once(' ')).expect("there is such a metric").1;
+    value.parse().expect("a number")
+}
+
+/// What the process has in memory, in bytes.
+fn resident_bytes(broker: &Broker) -> u64 {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there is one");
+    let kib = line.split_whitespace().nth(1).expect("a figure");
+    kib.parse::<u64>().expect("a number") * 1024
+}
+
+fn name(queue: u64) -> String {
+    format!("paged-{queue}")
+}
+
+/// The body of a queue's message: no two are alike.
+fn body(queue: u64, number: u64) -> Vec<u8> {
+    let mut state = ((queue << 40) | number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = (0..BODY_BYTES / 8).flat_map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.collect()
+}
+
+/// Sends so many messages to each queue, in turn; the most that was resident meanwhile.
+fn fill(broker: &Broker, each: u64) -> u64 {
+    let mut client = connect(broker);
+    let senders: Vec<_> =
+        (0..QUEUES).map(|queue| client.sender(&name(queue)).expect("a link")).collect();
+    let mut most = 0;
+    for sent in 0..each * QUEUES + WINDOW {
+        let (number, queue) = (sent / QUEUES, sent % QUEUES);
+        if number < each {
+            let message = durable_message(&body(queue, number));
+            client.send(senders[queue as usize], &message).expect("there is credit in time");
+        }
+        if sent >= WINDOW {
+            assert_eq!(client.next_outcome().expect("each is answered").1, Outcome::Accepted);
+        }
+        if sent % 8192 == 0 {
+            most = most.max(resident_bytes(broker));
+            assert_eq!(metric(broker, "memory_pressure"), 0, "after {sent} messages");
+        }
+    }
+    client.close().expect("in order");
+    most
+}
+
+/// Takes everything that is in a queue.
+fn drain(broker: &Broker, queue: u64, each: u64) {
+    let mut client = connect(broker);
+    let receiver = client.receiver(&name(queue), 4 * WINDOW as u32).expect("a link");
+    for number in 0..each {
+        let received = client.receive().expect("it comes");
+        assert!(received.message.ends_with(&body(queue, number)), "message {number} of {queue}");
+        client.accept(&received);
+        client.grant(receiver, 1);
+    }
+    client.close().expect("in order");
+}
+
+#[test]
+fn a_backlog_of_ten_times_the_memory_is_kept_and_drained_in_order() {
+    let scratch = Scratch::new("paging");
+    let (data, config) = (scratch.join("data"), scratch.join("laelaps.toml"));
+    let text =
+        format!("memory-max = \"{MEMORY_MAX}\"\nmax-message-size = \"1048576\"\nshards = 1\n");
+    std::fs::write(&config, text).expect("a file");
+    let mut start = Start::new(&data);
+    start.args.extend(["--config".into(), config.to_string_lossy().into_owned()]);
+    let broker = start.ready();
+
+    let times = knob("LAELAPS_PAGING_TIMES", 10);
+    let each = times * MEMORY_MAX / BODY_BYTES as u64 / QUEUES;
+    let most = fill(&broker, each);
+    println!("{} messages, at most {} MiB resident", each * QUEUES, most >> 20);
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident");
+    let paged = metric(&broker, "paged_messages");
+    assert!(paged > each * QUEUES / 2, "{paged} messages are paged out");
+    (0..QUEUES / 2).for_each(|queue| drain(&broker, queue, each));
+    let most = resident_bytes(&broker);
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident when half is drained");
+    broker.kill();
+
+    let broker = start.ready();
+    let most = resident_bytes(&broker);
+    println!("after a start {} MiB resident", most >> 20);
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident after a start");
+    (QUEUES / 2..QUEUES).for_each(|queue| drain(&broker, queue, each));
+    assert!(metric(&broker, "paged_in_total") > each);
+    assert_eq!(metric(&broker, "paged_messages"), 0);
+    assert!(broker.stop().success());
+}
