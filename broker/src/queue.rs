@@ -17,10 +17,11 @@
 //!
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
-//! The index finds a message's slot by its sequence (`queue/index.rs`); its bytes may be on the disk
-//! only, and are asked for when its turn comes near (`queue/payload.rs`). What was released goes back
-//! to its own place in the order: `requeued` holds what lies behind the cursor, and everything that
-//! is not of the usual priority. Higher priorities go out first, each in the order of sequences.
+//! The index finds a message's slot by its sequence (`queue/index.rs`); its bytes may be on the
+//! disk only, and are asked for when its turn comes near (`queue/payload.rs`). What was released
+//! goes back to its own place in the order: `requeued` holds what lies behind the cursor, and
+//! everything that is not of the usual priority. Higher priorities go out first, each in the order
+//! of sequences.
 //!
 //! Invariants (asserted, also in release):
 //! - a sequence is given once; `next` never goes back;

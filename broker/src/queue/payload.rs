@@ -14,10 +14,11 @@
 //! as long as somebody can take it, it is not paged out again. So what is read is used once, and a
 //! queue whose next message is ahead gets on, however short memory is.
 //!
-//! Paged out first is what goes out last, by sequence from the end: what a consumer needs next stays.
+//! Paged out first is what goes out last, by sequence from the end: what a consumer needs next
+//! stays.
 //!
-//! Invariants: only what one committed record holds is paged out, and only while nobody else has the
-//! bytes, so that memory is won; `paged_out` counts exactly the live messages without bytes.
+//! Invariants: only what one committed record holds is paged out, and only while nobody else has
+//! the bytes, so that memory is won; `paged_out` counts exactly the live messages without bytes.
 
 use std::collections::BTreeMap;
 

@@ -19,8 +19,8 @@
 //!
 //! Invariants: a read under way keeps its segment in the log, so what comes back was written there
 //! as a message's record, and only whether the message has it still is to be asked; bytes are
-//! believed only with their checksum, queue and sequence. A read that fails poisons the journal: what
-//! was acknowledged is not there.
+//! believed only with their checksum, queue and sequence. A read that fails poisons the journal:
+//! what was acknowledged is not there.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -277,9 +277,9 @@ impl Shard {
     fn damaged(&mut self, wanted: &Wanted) {
         let Wanted { queue, sequence, lsn, .. } = wanted;
         self.fatal(Fatal::JournalDamaged(format!(
-            "shard {}: message {} of queue {} was durable at LSN {lsn}, and what is read there does \
-             not check; look at it with `laelaps journal verify`, and restore the directory from a \
-             copy",
+            "shard {}: message {} of queue {} was durable at LSN {lsn}, and what is read there \
+             does not check; look at it with `laelaps journal verify`, and restore the directory \
+             from a copy",
             self.config.shard.0, sequence.0, queue.0
         )));
     }
