@@ -425,8 +425,15 @@ impl State {
         shed
     }
 
-    /// Recovery: of what it has just read, it keeps the bytes only as far as memory goes.
-    pub fn page_out_recovered(&mut self, effect: Effect) {
+    /// Commits what was read from the log: beyond so much memory its bytes stay on the disk only.
+    pub fn commit_read(&mut self, effect: Effect, memory_bytes_max: u64) {
+        self.commit(effect);
+        if self.memory_bytes() > memory_bytes_max {
+            self.page_out_read(effect);
+        }
+    }
+
+    fn page_out_read(&mut self, effect: Effect) {
         let Effect::Visible(id, sequence) = effect else { return };
         let Some(queue) = self.queues.get_mut(id) else { return };
         let bytes = queue.message(sequence).map_or(0, Bytes::len) as u64;

@@ -423,10 +423,12 @@ impl Shard {
     }
 
     fn apply_batch(&mut self, seed: &LogSeed, batch: &SealedBatch) {
+        // Read back is nothing before the reign is durable, and all of this with it.
+        let shed_bytes = self.shed_bytes();
         for record in batch.records(seed) {
             let (lsn, record) = record.expect("a batch that was taken has been checked");
             match self.state.apply(lsn, &record) {
-                Ok(effect) => self.state.commit(effect),
+                Ok(effect) => self.state.commit_read(effect, shed_bytes),
                 Err(error) => return self.fatal(fatal_of_apply(error)),
             }
         }

@@ -56,13 +56,10 @@ impl Shard {
             }
             match self.state.apply(lsn, &record) {
                 Ok(effect) => {
-                    self.state.commit(effect);
+                    self.state.commit_read(effect, shed_bytes);
                     let has_id = record.parts.duplicate_id.is_some();
                     if has_id && self.config.canaries.has(Canary::DuplicatesForgotten) {
                         self.state.duplicates.forget_queue(record.queue);
-                    }
-                    if self.state.memory_bytes() > shed_bytes {
-                        self.state.page_out_recovered(effect);
                     }
                 }
                 Err(error) => {
