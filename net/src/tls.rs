@@ -16,7 +16,7 @@
 //! calls.
 //!
 //! Invariants: everything received is turned to plaintext before `receive` returns, so nothing but
-//! part of a record waits inside, or of a message of the handshake ([`REST_BYTES_MAX`]); `send`
+//! part of a record waits inside, or of a message of the handshake (`REST_BYTES_MAX`); `send`
 //! encrypts at once and keeps nothing, once the handshake is over. So what a session holds is
 //! bounded by a record and what one call is given. `rustls` remembers places in what it has not
 //! used up: each of its steps is given the rest as it stands, and after an error none is made but

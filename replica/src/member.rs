@@ -50,7 +50,7 @@
 //! an empty directory becomes and who makes the first record.
 //!
 //! When something fails: a shard whose disk has failed, or writes for longer than
-//! [`WRITE_AGE_MAX`], gives the role away at once where somebody can take it (R17); a shard that is
+//! `WRITE_AGE_MAX`, gives the role away at once where somebody can take it (R17); a shard that is
 //! silent ends the renewals. A card that can't be this pair's is ignored, and said in the status.
 
 use std::collections::VecDeque;
