@@ -277,12 +277,11 @@ impl Membership {
         self.settle(now);
     }
 
-    /// A shard, as it is.
-    ///
-    /// # Panics
-    /// If there is no such shard.
+    /// A shard, as it is. One that is heard before [`handle_formatted`](Self::handle_formatted) is
+    /// not known yet, and is heard again.
     pub fn handle_shard(&mut self, now: Instant, shard: journal::ShardId, report: ShardReport) {
-        self.shards[usize::from(shard.0)] = Some(Heard { report, at: now });
+        let Some(heard) = self.shards.get_mut(usize::from(shard.0)) else { return };
+        *heard = Some(Heard { report, at: now });
         if self.lag_bytes().is_some_and(|bytes| bytes > 0) {
             self.behind_since.get_or_insert(now);
         } else {

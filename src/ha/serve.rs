@@ -167,7 +167,8 @@ impl Member<'_> {
         while left > 0 || !may_end {
             select! {
                 recv(driver.reports) -> report => match report.map_err(|_| cores_gone())? {
-                    Report::Drained => left -= 1,
+                    // Once the role is away nobody is waited for, though some still drain.
+                    Report::Drained => left = left.saturating_sub(1),
                     Report::Failed(failure) => return Err(failure),
                     Report::Started { .. } | Report::Listening(_) | Report::Ready(_) => {}
                 },

@@ -44,6 +44,24 @@ struct Log {
     epoch: u64,
 }
 
+fn newly_formatted() -> ShardReport {
+    let end = Lsn(4096);
+    ShardReport {
+        stage: Stage::Standing,
+        log: LogEnd { epoch: Epoch(1), end },
+        committed: end,
+        watermark: None,
+        service: Service::Closed,
+        is_drained: false,
+        obeyed: None,
+        peer: None,
+        is_stalled: false,
+        deposed_by: None,
+        refused: None,
+        writing_since: None,
+    }
+}
+
 struct Side {
     member: Membership,
     duty: Option<Duty>,
@@ -80,6 +98,8 @@ impl Side {
             match duty {
                 Duty::Format(held) => {
                     self.logs = vec![Log { end: 4096, epoch: 1 }; usize::from(SHARDS)];
+                    // Its cores may be up before the host has said so here.
+                    self.member.handle_shard(now, ShardId(SHARDS - 1), newly_formatted());
                     self.member.handle_formatted(now, held);
                 }
                 Duty::Stand | Duty::Follow => (self.live, self.obeyed) = (None, None),
