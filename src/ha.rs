@@ -27,6 +27,7 @@
 
 mod clock;
 mod control;
+mod exports;
 mod serve;
 mod status;
 mod streams;

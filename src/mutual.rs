@@ -6,7 +6,8 @@
 //!                a member's that of the peer
 //! ```
 //! So whoever reaches the port without a certificate can ask nothing, and who has one can't speak
-//! for a seat that is not his. The files are read at the start.
+//! for a seat that is not his. The files are read at the start. What we sign for somebody who
+//! connects is signed on another thread, [`SIGNING_MAX`] at once.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,13 +18,14 @@ use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{Acceptor, NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::sync::Semaphore;
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use crate::driver::{certificates, roots};
 use crate::fatal::{Cause, Failure};
@@ -62,7 +64,11 @@ impl Files {
 pub(crate) struct Mutual {
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    signing: Arc<Semaphore>,
 }
+
+/// Signatures for those who connect that are under way at once, each on a thread of its own.
+const SIGNING_MAX: usize = 4;
 
 impl Mutual {
     /// Reads the files. TLS 1.3 alone: both ends are ours.
@@ -96,7 +102,8 @@ impl Mutual {
             .map_err(pair)?;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server) })
+        let signing = Arc::new(Semaphore::new(SIGNING_MAX));
+        Ok(Self { client: Arc::new(client), server: Arc::new(server), signing })
     }
 }
 
@@ -146,7 +153,16 @@ pub(crate) async fn welcome(
 ) -> std::io::Result<(Box<dyn Stream>, Shown)> {
     prepare(&stream)?;
     let Some(mutual) = mutual else { return Ok((Box::new(stream), None)) };
-    let stream = TlsAcceptor::from(Arc::clone(&mutual.server)).accept(stream).await?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let permit = Arc::clone(&mutual.signing).acquire_owned().await.expect("never closed");
+    let server = Arc::clone(&mutual.server);
+    // Here we sign. Anybody may ask for that, and a lease may hang on the caller's thread.
+    let signed = tokio::task::spawn_blocking(move || {
+        let signed = hello.into_stream(server);
+        drop(permit);
+        signed
+    });
+    let stream = signed.await?.await?;
     let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
     Ok((Box::new(stream), shown))
 }

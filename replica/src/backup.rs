@@ -30,6 +30,7 @@ use journal::{
 };
 
 use crate::canary::{Canaries, Canary};
+use crate::catchup::Tail;
 use crate::limits::{BEAT_EVERY, SILENCE_MAX};
 use crate::wire::{Frame, Hello, Identity, Marks, Reason, Welcome};
 
@@ -193,9 +194,13 @@ impl Backup {
         }
     }
 
-    /// The delta that [`BackupEvent::Export`] asked for is durable.
-    pub fn handle_exported(&mut self) {
-        if let Stage::Exporting { welcome } = &self.stage {
+    /// This is durable as a delta. Only what the last [`BackupEvent::Export`] asked for counts: an
+    /// older connection may have asked for something else.
+    pub fn handle_exported(&mut self, tail: Tail) {
+        let (epoch, to) = (self.follower.epochs().newest().0, self.follower.received());
+        if let Stage::Exporting { welcome } = &self.stage
+            && tail == (Tail { epoch, from: welcome.from, to })
+        {
             self.follower.adopt(welcome.epochs.clone(), welcome.from);
             self.stage = Stage::Turning;
         }

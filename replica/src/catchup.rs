@@ -85,6 +85,18 @@ impl Told {
     }
 }
 
+/// The end of a shard's log, by which its [`Delta`] is known: a log never holds two that differ in
+/// what they hold, and not in this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// The newest reign that the log knows.
+    pub epoch: Epoch,
+    /// Where it begins.
+    pub from: Lsn,
+    /// Where the log ends.
+    pub to: Lsn,
+}
+
 /// What was cut off a shard's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delta {
@@ -135,6 +147,12 @@ impl From<WireError> for DeltaError {
 }
 
 impl Delta {
+    /// Which one it is.
+    #[must_use]
+    pub fn tail(&self) -> Tail {
+        Tail { epoch: self.epochs.newest().0, from: self.from, to: self.to }
+    }
+
     /// The whole file.
     #[must_use]
     pub fn encode(&self) -> Bytes {

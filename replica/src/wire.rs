@@ -330,6 +330,21 @@ impl Frame {
         out.extend_from_slice(batch);
     }
 
+    /// What it is, for a log line: a frame may hold a batch.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "Hello",
+            Self::Welcome(_) => "Welcome",
+            Self::Ready { .. } => "Ready",
+            Self::Batch { .. } => "Batch",
+            Self::Ack { .. } => "Ack",
+            Self::Beat { .. } => "Beat",
+            Self::Refuse { .. } => "Refuse",
+            Self::Card(_) => "Card",
+        }
+    }
+
     /// Takes the next frame off what was received; none while it is not all there.
     ///
     /// # Errors

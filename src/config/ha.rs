@@ -173,7 +173,7 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("voters", "", "Addresses of all 3, 5 or 7 voters, in the order of their seats"),
     ("cluster", "\"\"", "Tells installations with pairs of one name apart"),
     ("lease-ms", "2000", "How long a live may serve on one word of the voters: 500 to 60000"),
-    ("min-in-sync", "1", "With 2, a live whose backup is away takes nothing rather than go alone"),
+    ("min-in-sync", "1", "With 2, a live without its backup answers nothing at replicated levels"),
     ("advertise", "`listen`", "Where clients reach this member, `host:port`"),
     ("site", "none", "Where this member stands, for people"),
     ("tls-cert", "none", "PEM file of this member's certificate, which names its addresses"),

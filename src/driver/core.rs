@@ -724,10 +724,10 @@ impl Core {
     fn poll_shards(&mut self, now: Instant) {
         for index in 0..self.shards.len() {
             let from = self.shards[index].id();
-            if !self.may_poll(&self.shards[index]) {
-                continue;
-            }
-            while let Some(action) = self.shards[index].poll(now) {
+            // The fence may come within a turn.
+            while self.may_poll(&self.shards[index])
+                && let Some(action) = self.shards[index].poll(now)
+            {
                 self.act(now, from, action);
             }
         }

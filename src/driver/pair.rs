@@ -5,9 +5,11 @@
 //!                  ◀── FromCore ── reports, exports, an end ──┘
 //!   stream's task  ◀── outbox ──── frames, encoded
 //! ```
-//! Invariants: a shard that reigns is polled only while it may work and the gate is open, so
-//! nothing of it reaches the journal or a client beyond the fence; it goes on hearing events, and
-//! is reported. A report goes out when more than its figures has changed, and when somebody looks.
+//! Invariants: a shard that reigns is polled only while it may work and the gate is open, which is
+//! looked at before each action: beyond the fence nothing more of it is handed to the ring or to a
+//! stream. What was handed over before can't be recalled: the ring takes it at the end of the turn,
+//! the kernel does it when it does. A shard that may not be polled goes on hearing events, and is
+//! reported. A report goes out when more than its figures has changed, and when somebody looks.
 //!
 //! Failure: a stream whose task is gone drops what is sent; the shard hears of its end.
 
@@ -35,7 +37,7 @@ pub(crate) enum FromCore {
     /// A shard, as it is.
     Report(ShardId, Box<ShardReport>),
     /// To be made durable; then the shard is told.
-    Export(ShardId, Box<Delta>),
+    Export(Box<Delta>),
     /// A shard may not reign any more: the process is to begin anew.
     GiveUp,
 }
@@ -123,7 +125,7 @@ impl PairPort {
                 }
                 self.hang_up(stream);
             }
-            PairAction::Export(delta) => self.tell(FromCore::Export(shard, Box::new(delta))),
+            PairAction::Export(delta) => self.tell(FromCore::Export(Box::new(delta))),
             PairAction::Cut => return true,
         }
         false

@@ -10,13 +10,13 @@
 //! Each shard is looked at every fraction of [`report_every`](Membership::report_every): a core
 //! whose loop stands does not answer, and its member does not renew.
 //!
-//! Failure: an export that can't be written ends the process before anything is cut.
+//! What a shard is about to cut off is kept first (`exports.rs`).
+//!
+//! Failure: this thread's end is the process's.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,14 @@ use broker::shard::pair::PairEvent;
 use crossbeam::channel::Sender;
 use journal::ShardId;
 use replica::card::{Card, HeldLog, Standing};
-use replica::catchup::Delta;
+use replica::catchup::Tail;
 use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service};
 use replica::voter::{Client, Seat};
 use replica::{PairId, Register as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::exports::Exports;
 use super::streams::{self, Streams};
 use super::voters::{self, Voters};
 use super::watch::Watcher;
@@ -98,7 +99,7 @@ struct Control {
     figures: Figures,
     watcher: Watcher,
     news: Sender<News>,
-    exports: PathBuf,
+    exports: Exports,
 }
 
 /// What comes from elsewhere.
@@ -158,7 +159,7 @@ impl Control {
             figures: Figures::default(),
             watcher: setup.watcher,
             news: setup.news,
-            exports: setup.exports,
+            exports: Exports::new(setup.exports),
             pair: setup.pair,
         };
         let mut ears = Ears { cards, from_cores: setup.from_cores, commands: setup.commands };
@@ -177,6 +178,7 @@ impl Control {
             heard = self.voters.next() => self.hear_voter(heard),
             Some(heard) = ears.cards.recv() => self.hear_link(heard),
             Some(from) = ears.from_cores.recv() => self.hear_core(from),
+            Some((shard, tail)) = self.exports.next() => self.exported(shard, tail),
             Some(command) = ears.commands.recv() => self.obey(command),
             () = nap => {}
         }
@@ -230,7 +232,7 @@ impl Control {
             FromCore::Report(shard, report) => {
                 self.member.handle_shard(self.clock.now(), shard, *report);
             }
-            FromCore::Export(shard, delta) => self.export(shard, *delta),
+            FromCore::Export(delta) => self.exports.put(*delta),
             FromCore::GiveUp => self.tell(News::GiveUp),
         }
     }
@@ -276,30 +278,11 @@ impl Control {
         Ok(())
     }
 
-    /// What only this member has is made durable before it is cut off.
-    fn export(&mut self, shard: ShardId, delta: Delta) {
+    fn exported(&mut self, shard: ShardId, tail: Tail) {
         self.figures.exported_deltas += 1;
-        let (exports, inbox) = (self.exports.clone(), self.inbox_of(shard));
-        tokio::task::spawn_blocking(move || {
-            let bytes = delta.encode();
-            let name = format!("shard-{:03}-{}-{}.delta", shard.0, delta.from, delta.to);
-            let path = exports.join(name);
-            match write_durably(&exports, &path, &bytes) {
-                Ok(()) => tracing::warn!(
-                    shard = shard.0,
-                    batches = delta.batches.len(),
-                    "what only this member had is kept in {}",
-                    path.display()
-                ),
-                Err(error) => {
-                    let what = format!("{} cannot be written: {error}", path.display());
-                    Failure::new(Cause::JournalPoisoned, what).die()
-                }
-            }
-            if let Some(inbox) = inbox {
-                inbox.put(Input::Pair { shard, event: PairEvent::Exported, room: None });
-            }
-        });
+        if let Some(inbox) = self.inbox_of(shard) {
+            inbox.put(Input::Pair { shard, event: PairEvent::Exported(tail), room: None });
+        }
     }
 
     // ---- what follows --------------------------------------------------------------------------
@@ -435,17 +418,4 @@ impl Control {
         // The main thread ends with the process.
         drop(self.news.send(news));
     }
-}
-
-fn write_durably(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    fs::create_dir_all(directory)?;
-    if let Some(parent) = directory.parent() {
-        File::open(parent)?.sync_all()?;
-    }
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(directory)?.sync_all()
 }

@@ -9,15 +9,21 @@
 //! ```
 //! Invariants: who connects without a certificate that names the peer's address is not heard. What
 //! a peer sends ahead of its shard is bounded by [`STREAM_ROOM_BYTES`]; what waits to be sent is
-//! bounded by what a live sends ahead. One connection for cards is in use: the newer one.
+//! bounded by what a live sends ahead. One connection for cards is in use: the newer one. Who
+//! connects and says nothing keeps nobody out: where there are too many, the oldest of those that
+//! have said nothing makes room, of the same address first, and the peer's own address has room of
+//! its own. (The peer may come from another address than the one that it is dialled at, so nobody
+//! is refused for his.)
 //!
 //! Failure: bytes that don't decode end their connection; a dial that fails is tried again.
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use broker::ration::Ration;
 use broker::shard::pair::{PairEvent, StreamId};
 use bytes::{Bytes, BytesMut};
 use journal::ShardId;
@@ -26,7 +32,7 @@ use replica::limits::STREAM_BODY_BYTES_MAX;
 use replica::wire::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::driver;
@@ -35,8 +41,15 @@ use crate::node::{Inbox, Input, core_of};
 
 /// Bytes that came and were not handled by their shard.
 const STREAM_ROOM_BYTES: usize = 8 * 1024 * 1024;
-/// Connections that have not said yet what they are for.
-const GREETINGS_MAX: usize = 64;
+/// Connections from the address of the peer that have not said yet what they are for. Where there
+/// are more shards, those that lost their place dial again.
+const PEER_GREETINGS_MAX: usize = 128;
+/// The same from any one other address: the peer may be behind one that is not its own.
+const ADDRESS_GREETINGS_MAX: usize = 16;
+/// The same from all others together.
+const OTHER_GREETINGS_MAX: usize = 64;
+/// Connections that were refused are logged one by one up to here.
+const COMPLAINTS_PER_SECOND: u32 = 5;
 /// Cards that wait.
 const CARDS_MAX: usize = 16;
 const GREET_WITHIN: Duration = Duration::from_secs(5);
@@ -66,6 +79,7 @@ struct Shared {
     /// None before the cores run.
     cores: Mutex<Vec<Inbox>>,
     shards: Mutex<u16>,
+    complaints: Mutex<Ration<COMPLAINTS_PER_SECOND>>,
 }
 
 /// The connections to the other member.
@@ -88,6 +102,7 @@ impl Streams {
             next: AtomicU64::new(1),
             cores: Mutex::default(),
             shards: Mutex::default(),
+            complaints: Mutex::default(),
         };
         let streams = Self(Arc::new(shared));
         tokio::spawn(streams.clone().accept(listener));
@@ -124,35 +139,48 @@ impl Streams {
     }
 
     async fn accept(self, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(GREETINGS_MAX));
+        let mut greetings = Greetings::new(self.0.peer.ip());
         loop {
-            let greeting = Arc::clone(&room).acquire_owned().await.expect("never closed");
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!("no connection of the other member taken: {error}");
                     tokio::time::sleep(RECONNECT_EVERY).await;
                     continue;
                 }
             };
+            let mut place = greetings.admit(from.ip());
             let streams = self.clone();
             tokio::spawn(async move {
-                let greeted = tokio::time::timeout(GREET_WITHIN, streams.greet(stream)).await;
-                drop(greeting);
+                let greeted = tokio::select! {
+                    greeted = tokio::time::timeout(GREET_WITHIN, streams.greet(stream)) => {
+                        greeted.unwrap_or_else(|_| Err("it said nothing".to_owned()))
+                    }
+                    _ = &mut place => Err("it said nothing, and others wait".to_owned()),
+                };
+                drop(place);
                 match greeted {
-                    Ok(Ok((stream, Frame::Hello(hello)))) => {
+                    Ok((stream, Frame::Hello(hello))) => {
                         let shard = hello.shard;
                         streams.carry(shard, stream, Some(Frame::Hello(hello))).await;
                     }
-                    Ok(Ok((stream, Frame::Card(card)))) => streams.cards(stream, Some(card)).await,
-                    Ok(Ok((_, frame))) => {
-                        tracing::warn!("a connection of the peer begins out of turn: {frame:?}");
+                    Ok((stream, Frame::Card(card))) => streams.cards(stream, Some(card)).await,
+                    Ok((_, frame)) => {
+                        streams.complain(from, &format!("it begins with {}", frame.name()));
                     }
-                    Ok(Err(why)) => tracing::info!("a connection to `replication` is over: {why}"),
-                    Err(_) => tracing::info!("a connection to `replication` said nothing"),
+                    Err(why) => streams.complain(from, &why),
                 }
             });
         }
+    }
+
+    /// Anybody may connect, and cause this line.
+    fn complain(&self, from: SocketAddr, why: &str) {
+        let Some(left_out) = lock(&self.0.complaints).line(driver::clock()) else { return };
+        if left_out > 0 {
+            tracing::info!("{left_out} more connections to `replication` were refused");
+        }
+        tracing::info!(%from, "a connection to `replication` is over: {why}");
     }
 
     /// The handshake, and the first frame.
@@ -264,6 +292,40 @@ impl Streams {
     }
 }
 
+/// Connections whose handshake or first frame is awaited, oldest first.
+struct Greetings {
+    peer: IpAddr,
+    /// From where. Dropped, it ends the connection; closed, the connection is greeted.
+    open: Vec<(IpAddr, oneshot::Sender<Infallible>)>,
+}
+
+impl Greetings {
+    fn new(peer: IpAddr) -> Self {
+        Self { peer: peer.to_canonical(), open: Vec::new() }
+    }
+
+    /// Makes room for one more: to be dropped when it is greeted, and it is to end when this does.
+    fn admit(&mut self, from: IpAddr) -> oneshot::Receiver<Infallible> {
+        let (from, peer) = (from.to_canonical(), self.peer);
+        self.open.retain(|(_, place)| !place.is_closed());
+        let count = |are: &dyn Fn(IpAddr) -> bool| {
+            self.open.iter().filter(|(other, _)| are(*other)).count()
+        };
+        let max = if from == peer { PEER_GREETINGS_MAX } else { ADDRESS_GREETINGS_MAX };
+        let is_crowd = count(&|other| other == from) >= max;
+        let are_many = count(&|other| other != peer) >= OTHER_GREETINGS_MAX;
+        let makes_room = |other: IpAddr| {
+            if is_crowd { other == from } else { from != peer && are_many && other != peer }
+        };
+        if let Some(oldest) = self.open.iter().position(|(other, _)| makes_room(*other)) {
+            self.open.remove(oldest);
+        }
+        let (place, held) = oneshot::channel();
+        self.open.push((from, place));
+        held
+    }
+}
+
 fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -316,5 +378,40 @@ impl Reading {
                 return Err("closed by the other member".to_owned());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oneshot::error::TryRecvError::{Closed, Empty};
+
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    #[test]
+    fn who_says_nothing_keeps_nobody_out() {
+        let mut greetings = Greetings::new(address(1));
+        let mut peer = greetings.admit(address(1));
+        // One address has its own in its way alone.
+        let mut beside = greetings.admit(address(2));
+        let mut crowd: Vec<_> =
+            (0..=ADDRESS_GREETINGS_MAX).map(|_| greetings.admit(address(3))).collect();
+        assert_eq!(crowd[0].try_recv(), Err(Closed));
+        assert_eq!(crowd[1].try_recv(), Err(Empty));
+        assert_eq!(beside.try_recv(), Err(Empty));
+        // Many addresses have each other in their way, but not the peer's.
+        let many: Vec<_> = (0..200).map(|at| greetings.admit(address(4 + at % 100))).collect();
+        assert_eq!(greetings.open.len(), OTHER_GREETINGS_MAX + 1);
+        assert_eq!(beside.try_recv(), Err(Closed));
+        assert_eq!(peer.try_recv(), Err(Empty));
+        // Who has been greeted takes no room.
+        drop((many, crowd));
+        let mapped = "::ffff:10.0.0.1".parse().expect("an address");
+        let again = greetings.admit(mapped);
+        assert_eq!(greetings.open.len(), 2);
+        drop((peer, again));
     }
 }

@@ -1,5 +1,5 @@
-//! Who stays when the broker's process dies, and tells the voters: so a death costs one swap, and
-//! only the death of a machine costs the lease.
+//! Who stays when the broker's process dies, and tells the voters: so a death costs one swap.
+//! The lease is waited for where this one dies too, with the machine, its container or its group.
 //!
 //! ```text
 //!   broker ── pipe: what it needs, then each epoch that it reigns in ──▶ watcher, its child
@@ -28,6 +28,7 @@ use std::time::Duration;
 use journal::Epoch;
 use replica::voter::{Client, Seats};
 use replica::{NodeId, Outcome, PairId, PairRecord, Register as _, RequestId, Swap};
+use rustix::process::{WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -72,6 +73,7 @@ impl Watcher {
         let refused = |error: std::io::Error| {
             Failure::new(Cause::ResourceRefused, format!("no process to watch over us: {error}"))
         };
+        reap();
         let mut child = Program::new("/proc/self/exe")
             .args(["ha", "watch"])
             .stdin(Stdio::piped())
@@ -86,11 +88,18 @@ impl Watcher {
 
     /// A reign has begun. A watcher that is gone is missed only by time.
     pub(super) fn reigns(&mut self, epoch: Epoch) {
+        reap();
         let written = self.0.stdin.as_mut().map(|stdin| writeln!(stdin, "{}", epoch.0));
         if let Some(Err(error)) = written {
             tracing::warn!("nobody watches over this process ({error}): its death costs the lease");
         }
     }
+}
+
+/// A process that began anew has the watchers of those before it for children, and does not know
+/// them; a broker has no other children, and waits for none.
+fn reap() {
+    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
 }
 
 /// `laelaps ha watch`: not for people.

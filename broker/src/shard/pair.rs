@@ -19,8 +19,9 @@
 //! Invariants: a shard that stands has no client, and appends nothing. What its state holds is in
 //! its log and committed, or was in the log when it started; a log that was cut is read again from
 //! its head by a new shard. While the other member is required, levels 2 and 3 wait for its marks
-//! of the session that runs. A host polls a shard that reigns only while it
-//! [may](Shard::may_work) and the fence is not reached.
+//! of the session that runs. A host asks before each action that it polls of a shard that reigns
+//! whether it [may](Shard::may_work) and the fence is not reached; what it took before may still
+//! happen.
 //!
 //! Failure: a fault of the peer ends its stream alone. What can't be read or applied here ends the
 //! process.
@@ -29,7 +30,7 @@ use std::time::Instant;
 
 use journal::{DiskDone, Epoch, Follower, Journal, LogReader, LogSeed, Lsn, SealedBatch};
 use replica::backup::{Backup, BackupEvent, Follows};
-use replica::catchup::Delta;
+use replica::catchup::{Delta, Tail};
 use replica::live::{Live, LiveEvent, Pressure, Reigning};
 use replica::member::{Duty, Hosted, Reign, Round, Service, ShardReport};
 use replica::wire::{Frame, Marks, Reason};
@@ -54,8 +55,8 @@ pub enum PairEvent {
     Disconnected(StreamId),
     /// The other member said something.
     Heard(StreamId, Frame),
-    /// The delta of the last [`PairAction::Export`] is durable.
-    Exported,
+    /// The delta of a [`PairAction::Export`] is durable.
+    Exported(Tail),
 }
 
 /// What a shard of a pair asks of its host.
@@ -187,9 +188,9 @@ impl Shard {
             PairEvent::Connected(stream) => self.connect_stream(now, stream),
             PairEvent::Disconnected(stream) => self.disconnect_stream(now, stream),
             PairEvent::Heard(stream, frame) => self.hear(now, stream, frame),
-            PairEvent::Exported => {
+            PairEvent::Exported(tail) => {
                 if let Phase::Standing(standing) = &mut self.phase {
-                    standing.backup.handle_exported();
+                    standing.backup.handle_exported(tail);
                 }
             }
         }

@@ -485,7 +485,7 @@ impl Shard {
                     ground.counts.exported += keys.len() as u64;
                     ground.ledger.export(keys);
                 }
-                backup.handle_exported();
+                backup.handle_exported(read.tail());
             }
             BackupEvent::Cut => {
                 ground.counts.cuts += 1;
