@@ -21,6 +21,7 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -261,10 +262,23 @@ impl Drop for Scratch {
     }
 }
 
-/// An address that nobody listens on at this moment.
+/// An address that nobody listens on, and that is given once in this process. It is below those
+/// that the kernel gives to connections, one of which could take it before it is used.
 pub(crate) fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address")
+    const FIRST: u32 = 16_000;
+    const PORTS: u32 = 16_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Other processes of tests begin elsewhere.
+    let offset = std::process::id().wrapping_mul(61);
+    loop {
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(given < PORTS, "every port was given or is taken");
+        let port = FIRST + offset.wrapping_add(given) % PORTS;
+        let port = u16::try_from(port).expect("below 32,000");
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().expect("a bound socket has an address");
+        }
+    }
 }
 
 /// Status and body, or none where nobody answers.
