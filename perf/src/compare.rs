@@ -803,7 +803,10 @@ pub(crate) mod tests {
         let stop = Interrupt::listen().expect("signals");
         let result = compare(&options, &stop).expect("a result");
         assert_eq!(result.variants.len(), 3);
-        assert!(result.variants.iter().all(|one| one.pooled.is_some()));
+        // On a machine whose time is stolen, what every round lost is in none.
+        let counts =
+            |name: &str| result.rounds.iter().any(|round| round.blocks[name].dropped.is_none());
+        assert!(result.variants.iter().all(|one| one.pooled.is_some() == counts(&one.name)));
         assert!(result.plan.rate.is_some_and(|rate| rate >= 1.0));
         let orders: Vec<_> = result.rounds.iter().map(|round| round.order.clone()).collect();
         let mut backwards = orders[1].clone();
