@@ -138,10 +138,10 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let tls_listening =
         config.tls_listen.0.map(|addr| listen(&driver, &inboxes, addr, true)).transpose()?;
     node.set_cores(inboxes.clone(), shard_count, facts.clone());
-    node.enter(Stage::Ready);
     let cores = driver.cores;
     Started { config, facts, storage, recovered, listening, tls_listening, admin_addr, cores }
         .log();
+    node.enter(Stage::Ready);
 
     wait_for_signal(&driver, &signals)?;
     drain(config, &node, &driver, &inboxes, &signals)

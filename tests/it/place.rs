@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use amqp::connection::Sasl;
 use amqp::delivery::Outcome;
@@ -86,8 +87,16 @@ fn take(client: &mut Client, queue: &str, kept: &mut VecDeque<u32>, count: usize
 
 /// The value of `key=value` in the last line that says `ready`.
 pub(crate) fn ready_line_says(broker: &Broker, key: &str) -> String {
-    let said = broker.said();
-    let line = said.lines().rfind(|line| line.contains(" ready ")).expect("it became ready");
+    // The log has a thread of its own.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let line = loop {
+        let said = broker.said();
+        match said.lines().rfind(|line| line.contains(" ready ")) {
+            Some(line) => break line.to_owned(),
+            None => assert!(Instant::now() < deadline, "it did not become ready:\n{said}"),
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
     let pair = format!(" {key}=");
     let (_, value) = line.split_once(&pair).unwrap_or_else(|| panic!("no {key} in {line}"));
     value.split(' ').next().unwrap_or_default().trim_matches('"').to_owned()
