@@ -128,7 +128,7 @@ fn copy(options: &Backup, answer: &Value) -> Result<Copied, Failure> {
     for (shard, at) in points(answer, node.geometry.shards)? {
         let superblock = shard_superblock(&source, &node, shard)?;
         let extent = Extent::of(&source, &node, shard, &superblock, at)?;
-        store.grow(&source, shard, &extent, &mut copier)?;
+        store.grow(&source, &node, (shard, &extent), &mut copier)?;
         superblocks.push((shard, superblock.copied(&extent.copy)));
     }
     let bytes = copier.bytes();

@@ -171,11 +171,10 @@ impl Store {
     pub(super) fn grow<F: FnMut() -> Result<(), Failure>>(
         &self,
         source: &Files,
-        shard: ShardId,
-        extent: &Extent,
+        node: &NodeSuperblock,
+        (shard, extent): (ShardId, &Extent),
         copier: &mut Copier<F>,
     ) -> Result<(), Failure> {
-        let node = self.node()?;
         let segment_bytes = node.geometry.segment_bytes;
         let end = self.end(shard)?;
         if end > extent.copy.durable.0 {
@@ -266,11 +265,6 @@ impl Store {
             copier.copy(&self.segment(shard, number), &to, &range)?;
         }
         sync_directory(directory)
-    }
-
-    fn node(&self) -> Result<NodeSuperblock, Failure> {
-        let node = Files::at(&self.root).node_superblock()?;
-        node.ok_or_else(|| Failure::command(format!("{} has no superblock", self.root.display())))
     }
 
     /// The time, to the second, in a form that sorts, and a number if there is one of that second.

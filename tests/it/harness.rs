@@ -201,6 +201,14 @@ impl Broker {
         }
     }
 
+    /// A metric of one shard: the first that is listed.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let (_, text) = http_get(self.admin, "/metrics").expect("it answers");
+        let line = text.lines().find(|line| line.starts_with(&format!("laelaps_{name}{{")));
+        let value = line.and_then(|line| line.rsplit_once(' ')).expect("there is such a metric").1;
+        value.parse().expect("a number")
+    }
+
     pub(crate) fn get(&self, path: &str) -> serde_json::Value {
         let (status, body) = http_get(self.admin, path).expect("the broker answers HTTP");
         assert_eq!(status, 200, "GET {path}: {body}");

@@ -14,7 +14,7 @@ use ::perf::client::{Client, durable_message};
 use amqp::connection::Sasl;
 use amqp::delivery::Outcome;
 
-use crate::harness::{Broker, Scratch, Start, http_get, knob};
+use crate::harness::{Broker, Scratch, Start, knob};
 
 const DISK_MAX: u64 = 64 << 20;
 const SEGMENT_BYTES: u64 = 4 << 20;
@@ -25,13 +25,6 @@ const WINDOW: u64 = 16;
 fn connect(broker: &Broker) -> Client {
     Client::connect(broker.amqp, "laps", Sasl::Anonymous, Duration::from_secs(30))
         .expect("the broker takes connections")
-}
-
-fn metric(broker: &Broker, name: &str) -> u64 {
-    let (_, text) = http_get(broker.admin, "/metrics").expect("it answers");
-    let line = text.lines().find(|line| line.starts_with(&format!("laelaps_{name}{{")));
-    let value = line.and_then(|line| line.rsplit_once(' ')).expect("there is such a metric").1;
-    value.parse().expect("a number")
 }
 
 /// Sends so many messages and takes each of them.
@@ -52,7 +45,7 @@ fn stream(broker: &Broker, messages: u64) {
             client.grant(receiver, 1);
         }
         if sent % 512 == 0 {
-            let segments = metric(broker, "journal_segments");
+            let segments = broker.metric("journal_segments");
             assert!(segments <= DISK_MAX / SEGMENT_BYTES, "{segments} segments");
         }
     }
@@ -79,7 +72,7 @@ fn what_lags_behind_a_stream_of_many_laps_costs_no_room_and_survives() {
 
     let laps = knob("LAELAPS_LAPS", 24);
     stream(&broker, laps * DISK_MAX / MESSAGE_BYTES as u64);
-    let copied = metric(&broker, "journal_copied_bytes_total");
+    let copied = broker.metric("journal_copied_bytes_total");
     let lag_bytes = lagging.iter().map(|message| message.len() as u64).sum::<u64>();
     println!("{copied} bytes copied in {laps} laps, {lag_bytes} lag");
     assert!(copied > lag_bytes, "nothing was copied");

@@ -14,7 +14,7 @@ use ::perf::client::{Client, durable_message};
 use amqp::connection::Sasl;
 use amqp::delivery::Outcome;
 
-use crate::harness::{Broker, Scratch, Start, http_get, knob};
+use crate::harness::{Broker, Scratch, Start, knob};
 
 const MEMORY_MAX: u64 = 8 << 20;
 /// Beside messages: the program, a ring, batch buffers and reads under way.
@@ -27,13 +27,6 @@ const WINDOW: u64 = 64;
 fn connect(broker: &Broker) -> Client {
     Client::connect(broker.amqp, "paging", Sasl::Anonymous, Duration::from_secs(30))
         .expect("the broker takes connections")
-}
-
-fn metric(broker: &Broker, name: &str) -> u64 {
-    let (_, text) = http_get(broker.admin, "/metrics").expect("it answers");
-    let line = text.lines().find(|line| line.starts_with(&format!("laelaps_{name}{{")));
-    let value = line.and_then(|line| line.rsplit_once(' ')).expect("there is such a metric").1;
-    value.parse().expect("a number")
 }
 
 /// What the process has in memory, in bytes.
@@ -78,7 +71,7 @@ fn fill(broker: &Broker, each: u64) -> u64 {
         }
         if sent % 8192 == 0 {
             most = most.max(resident_bytes(broker));
-            assert_eq!(metric(broker, "memory_pressure"), 0, "after {sent} messages");
+            assert_eq!(broker.metric("memory_pressure"), 0, "after {sent} messages");
         }
     }
     client.close().expect("in order");
@@ -114,7 +107,7 @@ fn a_backlog_of_ten_times_the_memory_is_kept_and_drained_in_order() {
     let most = fill(&broker, each);
     println!("{} messages, at most {} MiB resident", each * QUEUES, most >> 20);
     assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident");
-    let paged = metric(&broker, "paged_messages");
+    let paged = broker.metric("paged_messages");
     assert!(paged > each * QUEUES / 2, "{paged} messages are paged out");
     (0..QUEUES / 2).for_each(|queue| drain(&broker, queue, each));
     let most = resident_bytes(&broker);
@@ -126,7 +119,7 @@ fn a_backlog_of_ten_times_the_memory_is_kept_and_drained_in_order() {
     println!("after a start {} MiB resident", most >> 20);
     assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident after a start");
     (QUEUES / 2..QUEUES).for_each(|queue| drain(&broker, queue, each));
-    assert!(metric(&broker, "paged_in_total") > each);
-    assert_eq!(metric(&broker, "paged_messages"), 0);
+    assert!(broker.metric("paged_in_total") > each);
+    assert_eq!(broker.metric("paged_messages"), 0);
     assert!(broker.stop().success());
 }

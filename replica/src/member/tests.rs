@@ -46,20 +46,8 @@ struct Log {
 
 fn newly_formatted() -> ShardReport {
     let end = Lsn(4096);
-    ShardReport {
-        stage: Stage::Standing,
-        log: LogEnd { epoch: Epoch(1), end },
-        committed: end,
-        watermark: None,
-        service: Service::Closed,
-        is_drained: false,
-        obeyed: None,
-        peer: None,
-        is_stalled: false,
-        deposed_by: None,
-        refused: None,
-        writing_since: None,
-    }
+    let log = LogEnd { epoch: Epoch(1), end };
+    ShardReport { stage: Stage::Standing, log, committed: end, ..ShardReport::recovering() }
 }
 
 struct Side {
