@@ -16,6 +16,8 @@
 //!   DELETE /api/v1/point                        hold them no longer
 //!   GET    /api/v1/ha                           this member of a pair
 //!   POST   /api/v1/ha/switchover                have the other one be live
+//!   POST   /api/v1/ha/bootstrap?without=NODE    have this one make the pair's first record
+//!   POST   /api/v1/ha/promote?lose=NODE         have this one serve, whatever is lost by it
 //! ```
 //! A request asks the shards over their cores' inboxes and merges the answers. At most
 //! [`REQUESTS_MAX`] are under way; the next ones wait their turn here, not at a shard.
@@ -140,6 +142,8 @@ fn app(desk: Desk) -> Router {
         .route("/api/v1/connections/{id}", delete(close_connection))
         .route("/api/v1/ha", get(ha))
         .route("/api/v1/ha/switchover", post(switch_over))
+        .route("/api/v1/ha/bootstrap", post(bootstrap))
+        .route("/api/v1/ha/promote", post(promote))
         .fallback(no_such_path)
         .method_not_allowed_fallback(not_that_method)
         .layer(middleware::from_fn_with_state(desk.clone(), admit))
@@ -488,7 +492,46 @@ async fn switch_over(
             tracing::info!(user = operator.user, "a switchover by an operator");
             Ok(Json(json!({ "switchover": true })))
         }
-        Err(why) => Err(Refused(StatusCode::CONFLICT, why.to_owned())),
+        Err(why) => Err(Refused(StatusCode::CONFLICT, why)),
+    }
+}
+
+/// Names the member whose data an operator gives up.
+#[derive(serde::Deserialize)]
+struct Without {
+    #[serde(alias = "lose")]
+    without: String,
+}
+
+async fn bootstrap(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+    query: Result<Query<Without>, QueryRejection>,
+) -> Result<Json<Value>, Refused> {
+    overrule(&desk, &operator, query, "bootstrap", Command::Bootstrap).await
+}
+
+async fn promote(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+    query: Result<Query<Without>, QueryRejection>,
+) -> Result<Json<Value>, Refused> {
+    overrule(&desk, &operator, query, "promote", Command::Promote).await
+}
+
+async fn overrule(
+    desk: &Desk,
+    operator: &Operator,
+    query: Result<Query<Without>, QueryRejection>,
+    what: &'static str,
+    command: impl FnOnce(String, oneshot::Sender<Result<(), String>>) -> Command,
+) -> Result<Json<Value>, Refused> {
+    operator.must_manage_all()?;
+    let Query(Without { without }) = query?;
+    tracing::warn!(user = operator.user, without, "{what}: asked for by an operator");
+    match ask_ha(desk, |answer| command(without, answer)).await? {
+        Ok(()) => Ok(Json(json!({ what: true }))),
+        Err(why) => Err(Refused(StatusCode::CONFLICT, why)),
     }
 }
 

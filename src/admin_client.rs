@@ -130,6 +130,22 @@ pub(crate) fn ha_switchover(server: &Server) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `laelaps ha bootstrap`.
+pub(crate) fn ha_bootstrap(server: &Server, without: &str) -> Result<(), Failure> {
+    let path = format!("/api/v1/ha/bootstrap?without={}", segment(without));
+    let answer = server.send(Method::Post, &path)?;
+    server.show(&answer, |_| "this member begins the pair: see `laelaps ha status`\n".to_owned());
+    Ok(())
+}
+
+/// `laelaps ha promote --force-data-loss`.
+pub(crate) fn ha_promote(server: &Server, lose: &str) -> Result<(), Failure> {
+    let path = format!("/api/v1/ha/promote?lose={}", segment(lose));
+    let answer = server.send(Method::Post, &path)?;
+    server.show(&answer, |_| "this member takes the role: see `laelaps ha status`\n".to_owned());
+    Ok(())
+}
+
 /// A question is answered within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -193,6 +209,16 @@ impl Server {
         format!("{}{path}", self.admin.trim_end_matches('/'))
     }
 
+    /// Every queue: its number and its name.
+    pub(crate) fn queues(&self) -> Result<Vec<(u64, String)>, Failure> {
+        let answer = self.get("/api/v1/queues")?;
+        let of = |queue: &Value| Some((queue["id"].as_u64()?, queue["name"].as_str()?.to_owned()));
+        let queues = answer["queues"].as_array().map(|queues| queues.iter().map(of).collect());
+        queues
+            .flatten()
+            .ok_or_else(|| Failure::command(format!("--admin {}: it lists no queues", self.admin)))
+    }
+
     fn get(&self, path: &str) -> Result<Value, Failure> {
         self.ask("GET", path, ANSWER_WITHIN)
     }
@@ -220,10 +246,16 @@ impl Server {
 
     /// What HTTP Basic says of the user, if one is named.
     fn authorization(&self) -> Result<Option<String>, Failure> {
-        let Some(user) = &self.user else { return Ok(None) };
+        let Some((user, password)) = self.credentials()? else { return Ok(None) };
         if user.contains(':') {
             return Err(Failure::command(format!("--user {user}: HTTP Basic knows no `:` in it")));
         }
+        Ok(Some(format!("Basic {}", base64::encode(format!("{user}:{password}").as_bytes()))))
+    }
+
+    /// The user, if one is named, and the password.
+    pub(crate) fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
+        let Some(user) = &self.user else { return Ok(None) };
         let password = match &self.password_file {
             Some(path) => first_line(path)?,
             None => std::env::var(PASSWORD_VARIABLE).map_err(|_| {
@@ -233,7 +265,7 @@ impl Server {
                 ))
             })?,
         };
-        Ok(Some(format!("Basic {}", base64::encode(format!("{user}:{password}").as_bytes()))))
+        Ok(Some((user.clone(), password)))
     }
 
     fn read(

@@ -301,7 +301,7 @@ impl Authenticator {
         let local = peer.ip().to_canonical().is_loopback();
         let mechanisms = self.doors.mechanisms(secure, local, certificate_user.is_some());
         let sasl = Sasl::Server { mechanisms, bare: self.doors.open };
-        let login = LogIn { sasl: Some(sasl), certificate_user };
+        let login = LogIn { sasl: Some(sasl), certificate_user, is_secure: secure };
         (mechanisms != Mechanisms::NONE).then_some(login)
     }
 

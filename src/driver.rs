@@ -50,6 +50,7 @@ mod core;
 mod crowds;
 mod directory;
 mod disk;
+mod links;
 mod pair;
 mod sockets;
 mod tls;
@@ -58,6 +59,7 @@ pub(crate) use directory::{
     Directory, Files, LockWait, Mapped, Wanted, make_durably, nearest_there, path_failure, random,
     superblock_failure, sync_directory, volume,
 };
+pub(crate) use links::Linked;
 pub(crate) use net::tls::{certificates, roots};
 pub(crate) use pair::{FromCore, PairLink};
 pub(crate) use tls::Shaken;

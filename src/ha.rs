@@ -8,6 +8,7 @@
 //!                ╚═ a stream a shard, straight to and from its core
 //!                                  ▼ News
 //!                              serve.rs: listens while it may, begins anew when it may not
+//!                              redirect.rs: listens while the other one serves, and says where
 //! ```
 //! Every decision is made by `replica::member::Membership`, sans-IO; this carries bytes, keeps the
 //! time, and does what it says. One thread (`pair`), on tokio: a message's batch passes through it
@@ -28,6 +29,7 @@
 mod clock;
 mod control;
 mod exports;
+mod redirect;
 mod serve;
 mod status;
 mod streams;
@@ -54,6 +56,7 @@ use crate::mutual::Mutual;
 use crate::node::Inbox;
 
 pub(crate) use clock::{Clock, Gate};
+pub(crate) use redirect::Doors;
 pub(crate) use serve::{Served, serve, wait_for_format};
 pub(crate) use status::{HaCommand, ha};
 
@@ -87,7 +90,11 @@ pub(crate) enum Command {
     /// How is the pair?
     Status(oneshot::Sender<serde_json::Value>),
     /// Give the role to the other member.
-    SwitchOver(oneshot::Sender<Result<(), &'static str>>),
+    SwitchOver(oneshot::Sender<Result<(), String>>),
+    /// Make the pair's first record, although nobody knows what this node holds.
+    Bootstrap(String, oneshot::Sender<Result<(), String>>),
+    /// Take the role, although what this node has acknowledged may be lost.
+    Promote(String, oneshot::Sender<Result<(), String>>),
 }
 
 /// The way to the control thread, and what it says.
@@ -115,6 +122,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) geometry: journal::Geometry,
     /// Where what is cut off a log is kept.
     pub(crate) exports: &'a Path,
+    /// Where clients come to.
+    pub(crate) doors: Doors,
 }
 
 impl Ha {
@@ -153,6 +162,7 @@ impl Ha {
             exports: begin.exports.to_owned(),
             first_question: random_u64()?,
             watcher: watch::Watcher::start(pair, pair_id(pair), random_u64()?)?,
+            redirect: redirect::Redirect::start(begin.doors.clone())?,
         };
         control::start(setup)?;
         Ok(Self { pair: pair.clone(), journal, boot, gate, from_cores, commands, news: heard })
@@ -187,7 +197,8 @@ pub(crate) fn held_of(node: &NodeSuperblock) -> HeldLog {
 
 fn member_config(begin: &Beginning<'_>) -> Result<MemberConfig, Failure> {
     let Beginning { config, pair, .. } = begin;
-    let advertise = pair.advertise.clone().unwrap_or_else(|| config.listen.to_string());
+    // Without one nobody is sent here.
+    let advertise = pair.advertise.clone().unwrap_or_default();
     let journal = match begin.node {
         Some(node) => node.journal_uuid,
         None => JournalUuid(random()?),

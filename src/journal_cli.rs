@@ -4,6 +4,7 @@
 //!   inspect DIR    each segment: its place in the log, its batches and how each one is
 //!                  (--records: each record's kind, queue, sequence and size, never its payload)
 //!   verify  DIR    each shard, judged exactly as a start would judge it
+//!   replay  FILE   what a rejoin has cut off, sent to a running broker (`replay.rs`)
 //! ```
 //! Segments are mapped, not read, so that a large log needs no memory. The directory's lock is held
 //! meanwhile (under it no process of ours writes or truncates), and a running broker's directory is
@@ -23,12 +24,19 @@ use journal::{
 use crate::driver::{Directory, Mapped};
 use crate::fatal::{Cause, Failure};
 use crate::output;
+use crate::replay::{Replay, replay};
 
 /// What can be asked of journals at rest.
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Show what each segment holds
     Inspect(Inspect),
+    /// Send what a rejoin has cut off and kept in `exports/` to the broker that serves
+    ///
+    /// A message may then be there twice: where the broker had it already under no duplicate id,
+    /// where the log had copied it, and where its address has forgotten its id (it remembers the
+    /// last 20,000) when a file is replayed again. Look with --dry-run first.
+    Replay(Replay),
     /// Judge each shard's log as a start would
     Verify {
         /// The data directory
@@ -56,6 +64,7 @@ pub(crate) struct Inspect {
 pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Inspect(options) => inspect(options),
+        Command::Replay(options) => replay(options),
         Command::Verify { dir } => verify_all(dir),
     }
 }
@@ -139,6 +148,7 @@ fn cause_of(error: &RecoveryError) -> Cause {
             SuperblockError::Unreadable | SuperblockError::WrongLog(_) | SuperblockError::Malformed,
         )
         | RecoveryError::NotFormatted
+        | RecoveryError::NotWhole { .. }
         | RecoveryError::WrongLog { .. }
         | RecoveryError::Damaged { .. }
         | RecoveryError::Record { .. } => Cause::JournalDamaged,

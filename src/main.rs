@@ -4,6 +4,7 @@
 //!   run                      src/run.rs          the broker
 //!   voter                    src/voter.rs        one of those who remember who is live
 //!   ha                       src/voter/status.rs how each voter is
+//!   pki                      src/pki.rs          certificates for a pair and its voters
 //!   dev                      src/dev.rs          a demonstration on this machine
 //!   preflight                src/preflight.rs    what this machine allows
 //!   config, user             src/config.rs, src/auth.rs
@@ -43,9 +44,11 @@ mod machine;
 mod mutual;
 mod node;
 mod output;
+mod pki;
 mod preflight;
 #[cfg(test)]
 mod reference;
+mod replay;
 mod run;
 mod tls;
 mod voter;
@@ -77,6 +80,9 @@ enum Command {
     /// Look at a pair and at those who remember who is live
     #[command(subcommand)]
     Ha(ha::HaCommand),
+    /// Make certificates for a pair and its voters
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
     /// Start a broker, send to it, kill it with SIGKILL, start it again: nothing is lost
     Dev(dev::Options),
     /// Say what this machine allows: io_uring, direct I/O, sync latency, cores, limits
@@ -101,7 +107,7 @@ enum Command {
         #[command(flatten)]
         server: admin_client::Server,
     },
-    /// Read the journals of a data directory without a broker; nothing is changed
+    /// Read journals without a broker, changing nothing; replay what a rejoin has cut off
     #[command(subcommand)]
     Journal(journal_cli::Command),
     /// Keep what a running broker holds at this moment in another directory
@@ -146,6 +152,7 @@ fn main() -> ExitCode {
         }
         Command::Voter(options) => voter::run(&options),
         Command::Ha(command) => ha::ha(&command),
+        Command::Pki(command) => pki::pki(&command),
         Command::Dev(options) => dev::dev(&options),
         Command::Preflight(options) => return preflight::command(&options),
         Command::Config(ConfigCommand::Check { file }) => {

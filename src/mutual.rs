@@ -9,7 +9,8 @@
 //! for a seat that is not his. The files are read at the start. What we sign for somebody who
 //! connects is signed on another thread, [`SIGNING_MAX`] at once.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream as Socket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{Acceptor, NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, Connection, ServerConfig};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -107,11 +108,34 @@ impl Mutual {
     }
 }
 
+/// A connection's socket, and its TLS if it has any.
+pub(crate) type Parts = (Socket, Option<Box<Connection>>);
+
 /// A connection, with TLS or without.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl Stream for TcpStream {}
-impl Stream for tokio_rustls::client::TlsStream<TcpStream> {}
-impl Stream for tokio_rustls::server::TlsStream<TcpStream> {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
+    /// The socket and its TLS apart, for who goes on without this runtime.
+    fn into_parts(self: Box<Self>) -> io::Result<Parts>;
+}
+
+impl Stream for TcpStream {
+    fn into_parts(self: Box<Self>) -> io::Result<Parts> {
+        Ok((self.into_std()?, None))
+    }
+}
+
+impl Stream for tokio_rustls::client::TlsStream<TcpStream> {
+    fn into_parts(self: Box<Self>) -> io::Result<Parts> {
+        let (socket, tls) = self.into_inner();
+        Ok((socket.into_std()?, Some(Box::new(tls.into()))))
+    }
+}
+
+impl Stream for tokio_rustls::server::TlsStream<TcpStream> {
+    fn into_parts(self: Box<Self>) -> io::Result<Parts> {
+        let (socket, tls) = self.into_inner();
+        Ok((socket.into_std()?, Some(Box::new(tls.into()))))
+    }
+}
 
 /// Bytes that the other end's kernel does not confirm for so long end the connection; so does,
 /// after as much silence, a probe that nobody answers.
@@ -119,7 +143,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// What is said is short and goes at once; an end that is gone without a word is found out.
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(DEAD_AFTER).with_interval(PROBE_EVERY);
@@ -131,7 +155,7 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
 pub(crate) async fn dial(
     address: SocketAddr,
     mutual: Option<&Mutual>,
-) -> std::io::Result<Box<dyn Stream>> {
+) -> io::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect(address).await?;
     prepare(&stream)?;
     Ok(match mutual {
@@ -150,7 +174,7 @@ pub(crate) type Shown = Option<Vec<CertificateDer<'static>>>;
 pub(crate) async fn welcome(
     stream: TcpStream,
     mutual: Option<&Mutual>,
-) -> std::io::Result<(Box<dyn Stream>, Shown)> {
+) -> io::Result<(Box<dyn Stream>, Shown)> {
     prepare(&stream)?;
     let Some(mutual) = mutual else { return Ok((Box::new(stream), None)) };
     let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;

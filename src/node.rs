@@ -22,14 +22,13 @@ use broker::ConnId;
 use broker::admin::{AdminReply, AdminRequest};
 use broker::event::AuthVerdict;
 use broker::shard::pair::{PairEvent, StreamId};
-use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use journal::{DiskDone, ShardId};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use crate::auth::{Authenticator, Conversation};
-use crate::driver::Shaken;
+use crate::driver::{Linked, Shaken};
 use crate::ha::Command;
 use crate::tls::Tls;
 
@@ -84,18 +83,11 @@ pub(crate) enum Input {
         shard: ShardId,
         /// What.
         event: PairEvent,
-        /// Room of the stream that it came on; given back when it is handled.
-        room: Option<OwnedSemaphorePermit>,
     },
     /// A stream to the other member stands.
-    Stream {
-        /// Of which shard.
-        shard: ShardId,
-        /// Which.
-        stream: StreamId,
-        /// Where frames for it go; dropped, it ends.
-        outbox: UnboundedSender<Bytes>,
-    },
+    Link(Box<Linked>),
+    /// A stream to the other member is to end.
+    Unlink(StreamId),
     /// How are the shards of this pair? Answered by reports.
     Look,
     /// Nobody is served any more: close every client and listener.

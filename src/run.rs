@@ -41,7 +41,7 @@ use crate::budget::Budget;
 use crate::config::{COUNT_MAX, Config, Count, Durability, Layer, LogFormat, Pair, Patience};
 use crate::driver::{self, Directory, Driver, LockWait, Plan, Report, Wanted};
 use crate::fatal::{Cause, Failure};
-use crate::ha::{Beginning, Command, Ha, Served, held_of};
+use crate::ha::{Beginning, Command, Doors, Ha, Served, held_of};
 use crate::machine::Memory;
 use crate::node::{Facts, Inbox, Input, Node, Stage};
 use crate::tls::Tls;
@@ -84,7 +84,9 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let (directory, ha) = match &pair {
         None => (open_directory(config, cpus.threads, &signals)?, None),
         Some(pair) => {
-            let (directory, ha) = open_member(config, pair, cpus.threads, &signals, &node)?;
+            let tls = config.tls_listen.0.zip(tls.clone());
+            let doors = Doors { listen: config.listen, tls, authenticator: authenticator.clone() };
+            let (directory, ha) = open_member(config, pair, cpus.threads, &signals, &node, doors)?;
             (directory, Some(ha))
         }
     };
@@ -262,6 +264,7 @@ fn open_member(
     threads: usize,
     signals: &Receiver<i32>,
     node: &Node,
+    doors: Doors,
 ) -> Result<(Directory, Ha), Failure> {
     let mut wanted = wanted(config, threads);
     let root = &config.data.0;
@@ -270,7 +273,8 @@ fn open_member(
     let geometry = Geometry { segment_bytes: wanted.segment_bytes, shards: wanted.shards };
     let exports = root.join("exports");
     let formatted = taken.node();
-    let ha = Ha::start(&Beginning { config, pair, node: formatted, geometry, exports: &exports })?;
+    let begin = Beginning { config, pair, node: formatted, geometry, exports: &exports, doors };
+    let ha = Ha::start(&begin)?;
     node.set_ha(ha.commands.clone());
     if formatted.is_some() {
         return Ok((taken.open(&wanted)?, ha));

@@ -11,13 +11,15 @@
 //! It is small and cold: nothing of a message passes here. While the disk is written nothing else
 //! happens, which is what a voter with a stuck disk should look like to others.
 //!
-//! `laelaps ha voters` asks each of them how it is (`voter/status.rs`).
+//! `laelaps ha voters` asks each of them how it is (`voter/status.rs`), `laelaps ha voters replace`
+//! has them count on a new disk (`voter/replace.rs`).
 //!
 //! Failure: a write that fails ends the process (status 16); a log that is damaged, or that has
 //! forgotten what it acknowledged, stops it for good (status 14): replace the voter.
 
 mod disk;
 mod links;
+mod replace;
 mod settings;
 mod status;
 
@@ -37,7 +39,7 @@ use disk::Disk;
 use links::{Input, Links};
 pub(crate) use settings::Options;
 use settings::Settings;
-pub(crate) use status::{VotersOptions, ask_all};
+pub(crate) use status::{VotersOptions, voters};
 
 /// `laelaps voter`.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
@@ -171,8 +173,16 @@ impl Served {
             match standing {
                 Standing::Founding => tracing::info!("a new disk: waiting to hear every voter"),
                 Standing::Stranger => tracing::error!(
-                    "the other voters know another disk for this seat: this one never votes. Bring \
-                     the old disk back, or replace this voter"
+                    "the other voters know another disk for this seat: this one does not vote. \
+                     Bring the old disk back, or say `laelaps ha voters replace {}`",
+                    self.voter.identity().seat
+                ),
+                Standing::Joining => {
+                    tracing::info!("put in its place: waiting to be told the rest")
+                }
+                Standing::Replaced => tracing::error!(
+                    "another disk was put in the place of this one: it decides nothing any more. \
+                     Start this voter with an empty directory, or stop it"
                 ),
                 Standing::Follower => tracing::info!("follows"),
                 Standing::Leader => tracing::info!("leads"),

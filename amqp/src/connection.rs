@@ -359,6 +359,11 @@ impl Connection {
         self.live_link(link).map_or(0, |link| link.credit)
     }
 
+    /// Whether [`send_begin`](Self::send_begin) would begin a message now.
+    pub fn can_begin(&self, link: LinkId) -> bool {
+        self.sendable(link).is_ok() && self.is_unoccupied(link.index)
+    }
+
     /// Whether `send` would take a message that is small enough.
     pub fn can_send(&self, link: LinkId) -> bool {
         self.sendable(link).is_ok()
@@ -543,6 +548,35 @@ impl Connection {
         self.send_message(link, &[head, &rest[from..]], Some(rest), settled)
     }
 
+    /// As sender: begins a message of `bytes` in all whose first are in `parts`. The rest is given
+    /// by [`send_part`](Self::send_part), each when it is asked for by `PartWanted`. Until then it
+    /// is the one message of its session that waits inside.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_begin(
+        &mut self,
+        link: LinkId,
+        parts: &[&[u8]],
+        bytes: u64,
+        settled: bool,
+    ) -> Result<DeliveryId, SendError> {
+        self.begin_message(link, parts, bytes, settled)
+    }
+
+    /// As sender: the next part of the message that was begun on this link, and whether it is the
+    /// last. False, and nothing happened, where no part is wanted.
+    pub fn send_part(&mut self, link: LinkId, part: Bytes, is_last: bool) -> bool {
+        self.live_link(link).is_some() && self.give_part(link.index, part, is_last)
+    }
+
+    /// As sender: gives the message up that was begun on this link [2.6.14].
+    pub fn send_abort(&mut self, link: LinkId) {
+        if self.live_link(link).is_some() {
+            self.abort_message(link.index);
+        }
+    }
+
     /// As sender: no more messages for now. Answers a drain: the remaining credit is given back.
     pub fn drained(&mut self, link: LinkId) {
         if self.live_link(link).is_some_and(|link| link.drain_owed) {
@@ -552,6 +586,7 @@ impl Connection {
 
     /// As receiver: settles a delivery with its outcome. Neighbours with the same outcome share a
     /// disposition.
+    #[inline(always)]
     pub fn settle(&mut self, link: LinkId, delivery: DeliveryId, outcome: Outcome) {
         if let Some(receiver) = self.live_link(link) {
             self.settle_incoming((receiver.session, link.index), delivery.0, outcome);

@@ -90,10 +90,11 @@ impl Error {
     }
 
     /// The borrowed form. The description is cut so that any answer with an error fits the smallest
-    /// frame.
+    /// frame; programs read the map, so it goes first.
     pub(crate) fn to_wire(&self) -> performative::Error<'_> {
-        let cut = self.description.floor_char_boundary(DESCRIPTION_BYTES_MAX);
         let info = self.info.as_ref().filter(|info| info.len() <= INFO_BYTES_MAX);
+        let left = TEXTS_BYTES_MAX - info.map_or(0, |info| info.len());
+        let cut = self.description.floor_char_boundary(left.min(DESCRIPTION_BYTES_MAX));
         performative::Error {
             condition: Symbol::from_ascii(self.condition.as_str().as_bytes())
                 .unwrap_or(Condition::InternalError.symbol()),
@@ -105,11 +106,13 @@ impl Error {
 
 /// What of a description goes on the wire, in bytes: a frame may be no larger than 512.
 const DESCRIPTION_BYTES_MAX: usize = 256;
-/// And of the map beside it.
-const INFO_BYTES_MAX: usize = 56;
+/// What of an error's map goes on the wire, in bytes; a longer one is left out.
+pub const INFO_BYTES_MAX: usize = 256;
+/// And of both together.
+const TEXTS_BYTES_MAX: usize = 312;
 const _: () = {
-    let texts = DESCRIPTION_BYTES_MAX + INFO_BYTES_MAX;
-    assert!(texts + 200 <= crate::frame::MAX_FRAME_SIZE_MIN as usize);
+    assert!(TEXTS_BYTES_MAX + 200 <= crate::frame::MAX_FRAME_SIZE_MIN as usize);
+    assert!(DESCRIPTION_BYTES_MAX <= TEXTS_BYTES_MAX && INFO_BYTES_MAX <= TEXTS_BYTES_MAX);
 };
 
 impl fmt::Display for Error {

@@ -61,12 +61,28 @@ impl Sections {
     /// Where a section is cut short, unknown, of the wrong type, out of order or repeated, or
     /// where the header is malformed.
     pub fn scan(message: &[u8]) -> Result<Self, DecodeError> {
+        Self::scan_to(message, Section::Footer)
+    }
+
+    /// Finds the sections before the properties, of a message or of as much of it as holds them.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan), for these sections.
+    pub fn scan_annotations(message: &[u8]) -> Result<Self, DecodeError> {
+        Self::scan_to(message, Section::MessageAnnotations)
+    }
+
+    /// Finds the sections up to those that are the `furthest` asked for.
+    fn scan_to(message: &[u8], furthest: Section) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(message);
         let mut sections = Self::default();
         let mut last = None;
         while !reader.is_empty() {
             let start = reader.position();
             let section = next_section(&mut reader, &mut last)?;
+            if section > furthest {
+                break;
+            }
             if section == Section::Header {
                 sections.header_fields = Header::read_list(&mut reader)?;
             } else {
@@ -151,6 +167,8 @@ fn read_annotations<'a>(reader: &mut Reader<'a>) -> Result<Map<'a>, DecodeError>
 pub struct Survey {
     /// The header's fields; all absent where there is no header.
     pub header: Header,
+    /// Where the map of the message annotations begins, if there are any: behind its descriptor.
+    annotations_at: Option<NonZeroU32>,
     /// Where the list of the properties begins, if there are any: behind its descriptor.
     properties_at: Option<NonZeroU32>,
     /// Where the map of the application's properties begins, if there are any.
@@ -163,6 +181,14 @@ impl Survey {
     #[inline]
     pub fn absolute_expiry_time(&self, message: &[u8]) -> Option<Timestamp> {
         expiry_of(message.get(self.properties_at?.get() as usize..)?)
+    }
+
+    /// The message annotations, if there are any; they were checked.
+    #[must_use]
+    #[inline]
+    pub fn message_annotations<'a>(&self, message: &'a [u8]) -> Option<Map<'a>> {
+        let at = self.annotations_at?.get() as usize;
+        Reader::new(message.get(at..)?).map().ok()
     }
 
     /// Where in the message the value of an application property begins, if it has that one and
@@ -201,24 +227,21 @@ fn expiry_of(rest: &[u8]) -> Option<Timestamp> {
     }
 }
 
+/// Whether it is what most messages are: durable, without more to say, and one section of data.
+/// [`check`] finds nothing else in it.
+#[must_use]
+#[inline(always)]
+pub fn is_plain(message: &[u8]) -> bool {
+    let Some((header, rest)) = message.split_first_chunk() else { return false };
+    *header == DURABLE && is_one_data_section(rest)
+}
+
 /// Whether a message is one: as [`Sections::scan`] and [`Sections::message_annotations`] say, for
 /// those who want to know little more.
 ///
 /// # Errors
 /// As both.
-#[inline(always)]
 pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
-    if let Some(rest) = message.strip_prefix(&DURABLE)
-        && is_one_data_section(rest)
-    {
-        // What most messages are.
-        let header = Header { durable: Some(true), ..Header::default() };
-        return Ok(Survey { header, ..Survey::default() });
-    }
-    check_sections(message)
-}
-
-fn check_sections(message: &[u8]) -> Result<Survey, DecodeError> {
     let mut survey = Survey::default();
     let mut reader = Reader::new(message);
     let mut last = reader.take_exactly(&DURABLE).then_some(Section::Header);
@@ -233,7 +256,10 @@ fn check_sections(message: &[u8]) -> Result<Survey, DecodeError> {
         let at = || u32::try_from(reader.position()).ok().and_then(NonZeroU32::new);
         match section {
             Section::Header => survey.header = read_header(&mut reader)?,
-            Section::MessageAnnotations => drop(read_annotations(&mut reader)?),
+            Section::MessageAnnotations => {
+                survey.annotations_at = at();
+                let _checked = read_annotations(&mut reader)?;
+            }
             Section::Properties => {
                 survey.properties_at = at();
                 Section::Properties.skip(&mut reader)?;
@@ -494,8 +520,14 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as usize % below
         };
-        let kinds = [&ALL[..], &[SEQUENCE, VALUE, HEADER, DATA]].concat();
-        let (mut good, mut bad) = (0, 0);
+        /// Data in the longer form [1.6.19], none at all, and more than its length says.
+        const DATAS: [&[u8]; 3] = [
+            b"\x00\x53\x75\xb0\0\0\0\x02hi",
+            b"\x00\x53\x75\xa0\0",
+            b"\x00\x53\x75\xb0\0\0\0\x01hi",
+        ];
+        let kinds = [&ALL[..], &[SEQUENCE, VALUE, HEADER, DATA, &DURABLE], &DATAS].concat();
+        let (mut good, mut bad, mut plain, mut long) = (0, 0, 0, 0);
         for _ in 0..100_000 {
             let mut message: Vec<u8> = if random(2) == 0 {
                 ALL.iter().filter(|_| random(2) == 0).copied().collect::<Vec<_>>().concat()
@@ -510,8 +542,17 @@ mod tests {
                 .and_then(|found| found.message_annotations(&message).map(|_| found));
             let survey = check(&message);
             assert_eq!(survey.is_ok(), scanned.is_ok(), "{message:x?}");
+            if is_plain(&message) {
+                let header = Header { durable: Some(true), ..Header::default() };
+                assert_eq!(survey, Ok(Survey { header, ..Survey::default() }), "{message:x?}");
+                plain += 1;
+                long += usize::from(message.ends_with(DATAS[0]));
+            }
             if let (Ok(survey), Ok(found)) = (survey, &scanned) {
                 assert_eq!(survey.header, found.header_fields, "{message:x?}");
+                let annotations = found.message_annotations(&message).expect("it was scanned");
+                let surveyed = survey.message_annotations(&message);
+                assert_eq!(surveyed.map(|map| map.len()), annotations.map(|map| map.len()));
             }
             match scanned {
                 Ok(found) => {
@@ -525,6 +566,7 @@ mod tests {
             }
         }
         assert!(good > 20_000 && bad > 20_000, "{good} {bad}");
+        assert!(plain > 50 && long > 20, "{plain} {long}");
     }
 
     #[test]

@@ -101,6 +101,19 @@ pub(crate) struct Unfinished {
     pub(crate) settled: bool,
     /// What is not written yet.
     pub(crate) message: Bytes,
+    /// What the host does after that.
+    pub(crate) end: End,
+}
+
+/// What comes behind the bytes of a message that the engine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing: they are its last.
+    Here,
+    /// More, which the host gives when they are written.
+    Open,
+    /// Nothing, and what was written is nothing either: the host has given the message up.
+    Aborted,
 }
 
 /// Neighbouring deliveries that were settled the same way.
@@ -181,6 +194,12 @@ impl Session {
     /// What it may use.
     pub(crate) fn bounds(&self) -> SessionBounds {
         self.bounds
+    }
+
+    /// Whether some of a message is not written, though perhaps only its end.
+    pub(crate) fn has_to_write(&self) -> bool {
+        let waits = |rest: &Unfinished| !rest.message.is_empty() || rest.end != End::Open;
+        self.unfinished.as_ref().is_some_and(waits)
     }
 
     /// Moves the session; false, and nothing changed, where its state does not allow the event.

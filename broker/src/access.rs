@@ -110,6 +110,8 @@ pub struct LogIn {
     pub sasl: Option<Sasl>,
     /// The user that its certificate names, for EXTERNAL.
     pub certificate_user: Option<String>,
+    /// It came by TLS.
+    pub is_secure: bool,
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ pub struct QueueStat {
     pub available: u64,
     /// Messages at consumers, not settled.
     pub acquired: u64,
-    /// Messages that wait after a failed delivery.
+    /// Messages that wait for their time, or after a failed delivery.
     pub delayed: u64,
     /// Messages on their way to another queue.
     pub moving: u64,

@@ -24,24 +24,28 @@
 //! A copy never follows its message's settlement, so nothing comes back by it.
 //!
 //! A message's bytes may be paged out, since the log has them; what it is to its queue is not
-//! changed by that (`queue/payload.rs`).
+//! changed by that (`queue/payload.rs`). Of a message in fragments what is read keeps the places
+//! and no bytes, so that it may be longer than memory. Its last fragment makes it a message, and
+//! takes the slot. A chain that is not whole keeps the segment in which it begins for as long as
+//! the rest may come: until its message is settled (then it was a copy), or another reign begins.
 //!
 //! Invariants: a settlement, a count, a copy or a fact applied twice changes nothing the second
 //! time; a copy that says something else than the original, like any record that cannot be, is
 //! damage and stops the start.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use journal::limits::RECORD_HEADER_BYTES;
-use journal::{Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequence};
+use journal::{FragmentAt, Lsn, Origin, Parts, QueueId, Record, RecordFlags, RecordKind, Sequence};
 
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
-use crate::limits::{INDEX_BYTES, SLOT_BYTES};
-use crate::queue::{Filled, Hand, PagedOut, Queue, Shed, Traits, Wanted};
+use crate::limits::{INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
+use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
 
 /// What happens to the state when a record is committed.
@@ -51,6 +55,8 @@ pub enum Effect {
     None,
     /// A message becomes visible.
     Visible(QueueId, Sequence),
+    /// A message is there, and becomes visible when its time comes.
+    Scheduled(QueueId, Sequence),
     /// A moved message is here, and hidden while its origin lives.
     Arrived(QueueId, Sequence),
     /// A failed delivery is counted; the message is available again.
@@ -92,20 +98,23 @@ pub enum ApplyError {
 pub struct State {
     segment_bytes: u64,
     queues: FlatMap<QueueId, Box<Queue>>,
+    /// Queues that were deleted, with the messages that count still.
+    forgotten: VecDeque<Box<Queue>>,
     /// Which queues there are. Shard 0's is the truth, the others' a read map.
     pub catalogue: Catalogue,
     creating: BTreeMap<QueueId, QueueRecord>,
     /// Deletions that are in the log and not committed.
     deleting: BTreeSet<QueueId>,
     unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
-    /// When messages expire, by queue: each queue once, with a time that is not after its next.
-    expiring: BTreeSet<(u64, QueueId)>,
-    expiring_at: BTreeMap<QueueId, u64>,
+    /// When messages expire, or are to be delivered, by queue: each queue once, with a time that is
+    /// not after its next.
+    due: BTreeSet<(u64, QueueId)>,
+    due_at: BTreeMap<QueueId, u64>,
     /// Copies that are hidden, by their place; whence each came.
     arrivals: BTreeMap<(QueueId, Sequence), Origin>,
     live: FlatMap<u64, u64>,
     /// The places of copies that are not committed, in the order of the log.
-    copies: VecDeque<Lsn>,
+    copies: VecDeque<(Lsn, Option<Chain>)>,
     witness: BTreeMap<Fact, u64>,
     /// What was witnessed last: most often the same is again.
     witnessed: Option<(u64, Fact)>,
@@ -121,12 +130,11 @@ pub struct State {
 
 #[derive(Debug)]
 struct Unfinished {
-    lsn: Lsn,
-    fragments: u16,
+    chain: Vec<FragmentAt>,
     traits: Traits,
     origin: Option<Origin>,
     duplicate_id: Option<DuplicateId>,
-    bytes: BytesMut,
+    message_bytes: usize,
 }
 
 /// A message that is in the log, and where.
@@ -148,10 +156,11 @@ pub struct Stored {
 
 /// What a message's first record says to its queue.
 fn traits_of(record: &Record<'_>) -> Traits {
-    let Parts { priority, expiry_unix_ms, .. } = record.parts;
+    let Parts { priority, expiry_unix_ms, delivery_unix_ms, .. } = record.parts;
+    let delivery_unix_ms = delivery_unix_ms.and_then(NonZeroU64::new);
     let is_whole = record.flags.has(RecordFlags::WHOLE);
     let parts_bytes = u16::try_from(record.parts_len()).ok().filter(|_| is_whole);
-    Traits { priority, expiry_unix_ms, parts_bytes, ..Traits::default() }
+    Traits { priority, expiry_unix_ms, delivery_unix_ms, parts_bytes, ..Traits::default() }
 }
 
 impl State {
@@ -160,12 +169,13 @@ impl State {
         Self {
             segment_bytes,
             queues: FlatMap::default(),
+            forgotten: VecDeque::new(),
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             deleting: BTreeSet::new(),
             unfinished: BTreeMap::new(),
-            expiring: BTreeSet::new(),
-            expiring_at: BTreeMap::new(),
+            due: BTreeSet::new(),
+            due_at: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             live: FlatMap::default(),
             copies: VecDeque::new(),
@@ -209,22 +219,43 @@ impl State {
         self.queues.values_mut().for_each(|queue| queue.break_order());
     }
 
-    /// A queue was deleted: its messages count no more.
+    /// A queue was deleted. Its messages count until they are [cleared](Self::clear) away.
     pub fn forget_queue(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(id) else { return };
         self.duplicates.forget_queue(id);
+        self.unfinished.retain(|(queue, _), _| *queue != id);
         self.arrivals.retain(|(queue, _), _| *queue != id);
-        if let Some(at) = self.expiring_at.remove(&id) {
-            self.expiring.remove(&(at, id));
+        if let Some(at) = self.due_at.remove(&id) {
+            self.due.remove(&(at, id));
         }
-        self.restore_memory(queue.paged_out());
-        for (_, lsn, len) in queue.live_messages() {
-            self.memory_bytes -= Queue::memory_bytes(len);
-            self.unpin(lsn);
-        }
-        self.memory_bytes -= queue.added_bytes();
+        self.forgotten.push_back(queue);
         self.forget_fact(Fact::Queue(id));
         self.forget_fact(Fact::NextSequence(id));
+    }
+
+    /// Up to `count_max` messages of queues that were deleted count no more.
+    pub fn clear(&mut self, count_max: usize) {
+        for _ in 0..count_max {
+            let Some(queue) = self.forgotten.front_mut() else { return };
+            match queue.drop_first() {
+                Some(archived) => self.let_go(archived),
+                None => drop(self.forgotten.pop_front()),
+            }
+        }
+    }
+
+    /// Whether messages of deleted queues count still.
+    pub fn is_clearing(&self) -> bool {
+        !self.forgotten.is_empty()
+    }
+
+    /// A message is gone.
+    fn let_go(&mut self, archived: Archived) {
+        if archived.was_paged_out {
+            self.restore_memory(PagedOut::one(archived.message_bytes));
+        }
+        self.memory_bytes -= archived.memory_bytes;
+        self.unpin(archived.lsn);
     }
 
     fn forget_fact(&mut self, fact: Fact) {
@@ -265,7 +296,11 @@ impl State {
     pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
-            RecordKind::Settle => Ok(self.apply_settle(record.queue, record.sequence)),
+            RecordKind::Settle => {
+                // Of a copy that was given up for that nothing more comes.
+                self.unfinished.remove(&(record.queue, record.sequence));
+                Ok(self.apply_settle(record.queue, record.sequence))
+            }
             RecordKind::DeliveryCount => {
                 let count = record.parts.delivery_count.ok_or_else(|| {
                     ApplyError::Damage(format!("a delivery count at LSN {lsn} has no count"))
@@ -314,25 +349,93 @@ impl State {
     /// Its sequence was given before.
     #[inline(always)]
     pub fn apply_message(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
-        let id = stored.queue;
+        let Stored { lsn, queue: id, sequence, message, traits, origin } = stored;
         let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
-        if stored.sequence < queue.next_sequence() {
+        if sequence < queue.next_sequence() {
+            let stored = Stored { lsn, queue: id, sequence, message, traits, origin };
             return self.apply_again(stored);
         }
-        let Stored { lsn, sequence, message, traits, origin, .. } = stored;
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.reserve(sequence, lsn, message, traits);
-        if traits.expiry_unix_ms.is_some() {
-            self.note_expiry(id);
-        }
         self.pin(lsn);
         self.witnessed(lsn, Fact::NextSequence(id));
-        match origin {
-            None => Ok(Effect::Visible(id, sequence)),
-            Some(origin) => {
+        Ok(self.applied((id, sequence), traits, origin))
+    }
+
+    /// What becomes of a message that is in the log, when that is committed.
+    #[inline(always)]
+    fn applied(
+        &mut self,
+        (id, sequence): (QueueId, Sequence),
+        traits: Traits,
+        origin: Option<Origin>,
+    ) -> Effect {
+        if traits.expiry_unix_ms.is_some() {
+            self.note_due(id);
+        }
+        match (origin, traits.delivery_unix_ms) {
+            (None, None) => Effect::Visible(id, sequence),
+            (None, Some(unix_ms)) => self.schedule(id, sequence, unix_ms),
+            (Some(origin), _) => {
                 self.arrivals.insert((id, sequence), origin);
-                Ok(Effect::Arrived(id, sequence))
+                Effect::Arrived(id, sequence)
             }
+        }
+    }
+
+    #[cold]
+    fn schedule(&mut self, id: QueueId, sequence: Sequence, unix_ms: NonZeroU64) -> Effect {
+        if let Some(queue) = self.queues.get_mut(id) {
+            queue.schedule(sequence, unix_ms.get());
+            self.memory_bytes += SCHEDULE_BYTES;
+        }
+        self.note_due(id);
+        Effect::Scheduled(id, sequence)
+    }
+
+    /// A message in fragments is in the log, the last of them too: its slot is taken. Its sequence
+    /// may be behind that of others; where it is there already, this is its copy.
+    ///
+    /// # Errors
+    /// Its sequence was given to another.
+    pub fn apply_large(
+        &mut self,
+        (id, sequence): (QueueId, Sequence),
+        large: Large,
+        traits: Traits,
+        origin: Option<Origin>,
+    ) -> Result<Effect, ApplyError> {
+        let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
+        let lsn = large.chain.lsn();
+        match queue.message_bytes(sequence) {
+            Some(bytes) if bytes != large.message_bytes => return Err(differs(lsn, id, sequence)),
+            Some(_) => return Ok(self.apply_copy(lsn, Some(large.chain), (id, sequence))),
+            None => {}
+        }
+        self.memory_bytes += Queue::memory_bytes(large.message_bytes) + large.chain.memory_bytes();
+        if large.message.is_none() {
+            let outside = PagedOut::one(large.message_bytes as u64);
+            self.paged_out.add(outside);
+            self.memory_bytes -= memory_won(outside);
+        }
+        let is_newest = sequence >= queue.next_sequence();
+        queue.take_large(sequence, large, traits);
+        self.pin(lsn);
+        if is_newest {
+            self.witnessed(lsn, Fact::NextSequence(id));
+        }
+        Ok(self.applied((id, sequence), traits, origin))
+    }
+
+    /// Whether a chain that may yet end begins before `lsn`.
+    pub fn has_chain_before(&self, lsn: Lsn) -> bool {
+        self.unfinished.values().any(|unfinished| unfinished.chain[0].lsn < lsn)
+    }
+
+    /// Nothing more comes of chains that begin before `lsn`: who wrote them ended there.
+    pub fn forget_chains_before(&mut self, lsn: Lsn) {
+        if !self.unfinished.is_empty() {
+            self.unfinished.retain(|_, unfinished| unfinished.chain[0].lsn >= lsn);
         }
     }
 
@@ -362,27 +465,24 @@ impl State {
         let queue = self.queues.get_mut(id).expect("the caller has it");
         match queue.may_be(sequence, &message) {
             Some(false) => return Err(differs(lsn, id, sequence)),
-            Some(true) => return Ok(self.apply_copy(lsn, id, sequence)),
+            Some(true) => return Ok(self.apply_copy(lsn, None, (id, sequence))),
             None => {}
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
         queue.restore(sequence, lsn, message, traits);
-        if traits.expiry_unix_ms.is_some() {
-            self.note_expiry(id);
-        }
         self.pin(lsn);
-        match origin {
-            None => Ok(Effect::Visible(id, sequence)),
-            Some(origin) => {
-                self.arrivals.insert((id, sequence), origin);
-                Ok(Effect::Arrived(id, sequence))
-            }
-        }
+        Ok(self.applied((id, sequence), traits, origin))
     }
 
-    /// A live message was copied to `lsn`. Until that is committed it lives where it was.
-    pub fn apply_copy(&mut self, lsn: Lsn, id: QueueId, sequence: Sequence) -> Effect {
-        self.copies.push_back(lsn);
+    /// A live message was copied to `lsn`, one in fragments to this chain. Until that is committed
+    /// it lives where it was.
+    pub fn apply_copy(
+        &mut self,
+        lsn: Lsn,
+        chain: Option<Chain>,
+        (id, sequence): (QueueId, Sequence),
+    ) -> Effect {
+        self.copies.push_back((lsn, chain));
         // Of a queue's messages only the last one tells the next sequence.
         if self.queue(id).is_some_and(|queue| queue.next_sequence().0 == sequence.0 + 1) {
             self.witnessed(lsn, Fact::NextSequence(id));
@@ -409,7 +509,7 @@ impl State {
             Filled::Held(_) => {
                 self.restore_memory(PagedOut::one(wanted.message_bytes as u64));
             }
-            Filled::Needless | Filled::Moved | Filled::Damaged => {}
+            Filled::Part | Filled::Needless | Filled::Moved(_) | Filled::Damaged => {}
         }
         filled
     }
@@ -434,7 +534,9 @@ impl State {
     }
 
     fn page_out_read(&mut self, effect: Effect) {
-        let Effect::Visible(id, sequence) = effect else { return };
+        let (Effect::Visible(id, sequence) | Effect::Scheduled(id, sequence)) = effect else {
+            return;
+        };
         let Some(queue) = self.queues.get_mut(id) else { return };
         let bytes = queue.message(sequence).map_or(0, Bytes::len) as u64;
         if queue.page_out(Lsn(u64::MAX), sequence) {
@@ -466,33 +568,42 @@ impl State {
         all_bytes - self.messages() * in_memory + self.duplicates.carried_bytes()
     }
 
-    /// When some message expires next, and in which queue; it may be gone by then.
-    pub fn next_expiry(&self) -> Option<(u64, QueueId)> {
-        self.expiring.first().copied()
+    /// When some message expires or is to be delivered next, milliseconds since 1970; it may be
+    /// gone by then.
+    pub fn next_due(&self) -> Option<u64> {
+        self.due.first().map(|(unix_ms, _)| *unix_ms)
     }
 
-    /// Up to `count_max` messages of the queue that is next expire, if their time is over. Gives
-    /// the queue, and how many were looked at.
-    pub fn expire_next(&mut self, unix_ms: u64, count_max: usize) -> Option<(QueueId, usize)> {
-        let (at, id) = self.expiring.first().copied().filter(|(at, _)| *at <= unix_ms)?;
-        self.expiring.remove(&(at, id));
-        self.expiring_at.remove(&id);
-        let count = self.queues.get_mut(id).map_or(0, |queue| queue.expire(unix_ms, count_max));
-        self.note_expiry(id);
+    /// Up to `count_max` messages of the queue that is next expire, or become available, if it is
+    /// time. Gives the queue, and how many were looked at.
+    pub fn come_due(&mut self, unix_ms: u64, count_max: usize) -> Option<(QueueId, usize)> {
+        let (at, id) = self.due.first().copied().filter(|(at, _)| *at <= unix_ms)?;
+        self.due.remove(&(at, id));
+        self.due_at.remove(&id);
+        let mut count = 0;
+        if let Some(queue) = self.queues.get_mut(id) {
+            // What has expired must not become available before.
+            count = queue.expire(unix_ms, count_max);
+            count += queue.ripen(unix_ms, count_max - count);
+        }
+        self.note_due(id);
         Some((id, count))
     }
 
-    /// The next expiry of this queue may be sooner than what is known.
-    fn note_expiry(&mut self, id: QueueId) {
-        let next = self.queues.get_mut(id).and_then(|queue| queue.next_expiry());
-        let known = self.expiring_at.get(&id).copied();
+    /// What is due next in this queue may be so sooner than what is known.
+    fn note_due(&mut self, id: QueueId) {
+        let next = self.queues.get_mut(id).and_then(|queue| {
+            let times = [queue.next_expiry(), queue.next_delivery()];
+            times.into_iter().flatten().min()
+        });
+        let known = self.due_at.get(&id).copied();
         if let Some(next) = next
             && known.is_none_or(|known| next < known)
         {
-            self.expiring_at.insert(id, next);
-            self.expiring.insert((next, id));
+            self.due_at.insert(id, next);
+            self.due.insert((next, id));
             if let Some(known) = known {
-                self.expiring.remove(&(known, id));
+                self.due.remove(&(known, id));
             }
         }
     }
@@ -581,12 +692,16 @@ impl State {
     }
 
     /// The batch of a record is committed. What it lets go of is counted out.
+    #[inline(always)]
     pub fn commit(&mut self, effect: Effect) {
         match effect {
             Effect::None | Effect::Arrived(..) => {}
             Effect::Copied(id, sequence) => {
-                let to = self.copies.pop_front().expect("each copy is committed once");
-                let from = self.queues.get_mut(id).and_then(|queue| queue.relocate(sequence, to));
+                let (to, chain) = self.copies.pop_front().expect("each copy is committed once");
+                let Some(queue) = self.queues.get_mut(id) else { return };
+                self.memory_bytes -= queue.chain_bytes();
+                let from = queue.relocate(sequence, to, chain);
+                self.memory_bytes += queue.chain_bytes();
                 if let Some(from) = from {
                     self.unpin(from);
                     self.pin(to);
@@ -607,6 +722,11 @@ impl State {
                     queue.commit(sequence);
                 }
             }
+            Effect::Scheduled(id, sequence) => {
+                if let Some(queue) = self.queues.get_mut(id) {
+                    queue.commit_scheduled(sequence);
+                }
+            }
             Effect::Counted(id, sequence) => {
                 if let Some(queue) = self.queues.get_mut(id) {
                     queue.counted(sequence);
@@ -615,11 +735,7 @@ impl State {
             Effect::Gone(id, sequence) => {
                 let archived = self.queues.get_mut(id).and_then(|queue| queue.archive(sequence));
                 if let Some(archived) = archived {
-                    if archived.was_paged_out {
-                        self.restore_memory(PagedOut::one(archived.message_bytes));
-                    }
-                    self.memory_bytes -= archived.memory_bytes;
-                    self.unpin(archived.lsn);
+                    self.let_go(archived);
                     if !self.arrivals.is_empty() {
                         self.arrivals.remove(&(id, sequence));
                     }
@@ -640,52 +756,57 @@ impl State {
 
     fn apply_fragment(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         let key = (record.queue, record.sequence);
-        let begun = || Unfinished {
-            lsn,
-            fragments: 1,
-            traits: traits_of(record),
-            origin: record.parts.origin,
-            duplicate_id: record.parts.duplicate_id.map(DuplicateId::from_record),
-            bytes: BytesMut::from(record.payload),
-        };
         if record.flags.has(RecordFlags::WHOLE) {
-            return self.apply_whole(key, begun());
+            return self.apply_whole(lsn, record);
         }
+        let at = FragmentAt::new(lsn, record);
         if record.flags.has(RecordFlags::FIRST) {
-            self.unfinished.insert(key, begun());
+            let begun = Unfinished {
+                chain: vec![at],
+                traits: traits_of(record),
+                origin: record.parts.origin,
+                duplicate_id: record.parts.duplicate_id.map(DuplicateId::from_record),
+                message_bytes: record.payload.len(),
+            };
+            self.unfinished.insert(key, begun);
             return Ok(Effect::None);
         }
         let Some(unfinished) = self.unfinished.get_mut(&key) else {
             // Its beginning was recycled: the message is settled, and this is what is left of it.
             return Ok(Effect::None);
         };
-        if record.fragment != unfinished.fragments {
+        if usize::from(record.fragment) != unfinished.chain.len() {
             return Err(ApplyError::Damage(format!(
                 "fragment {} at LSN {lsn} follows {} fragments of message {} of queue {}",
-                record.fragment, unfinished.fragments, record.sequence.0, record.queue.0
+                record.fragment,
+                unfinished.chain.len(),
+                record.sequence.0,
+                record.queue.0
             )));
         }
-        unfinished.fragments += 1;
-        unfinished.bytes.extend_from_slice(record.payload);
+        unfinished.chain.push(at);
+        unfinished.message_bytes += record.payload.len();
         if !record.flags.has(RecordFlags::LAST) {
             return Ok(Effect::None);
         }
-        match self.unfinished.remove(&key) {
-            Some(whole) => self.apply_whole(key, whole),
-            None => Ok(Effect::None),
+        let Some(whole) = self.unfinished.remove(&key) else { return Ok(Effect::None) };
+        let Unfinished { chain, traits, origin, duplicate_id, message_bytes } = whole;
+        let begin = chain[0].lsn;
+        let large = Large { chain: Chain::new(chain), message: None, message_bytes };
+        let effect = self.apply_large(key, large, traits, origin)?;
+        if let Some(id) = duplicate_id {
+            self.apply_duplicate_id(begin..begin, key.0, key.1, &id);
         }
+        Ok(effect)
     }
 
-    fn apply_whole(
-        &mut self,
-        (queue, sequence): (QueueId, Sequence),
-        whole: Unfinished,
-    ) -> Result<Effect, ApplyError> {
-        let Unfinished { lsn, traits, origin, duplicate_id, bytes, .. } = whole;
-        let message = bytes.freeze();
+    fn apply_whole(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
+        let (queue, sequence) = (record.queue, record.sequence);
+        let (traits, origin) = (traits_of(record), record.parts.origin);
+        let message = Bytes::copy_from_slice(record.payload);
         let effect =
             self.apply_message(Stored { lsn, queue, sequence, message, traits, origin })?;
-        if let Some(id) = duplicate_id {
+        if let Some(id) = record.parts.duplicate_id.map(DuplicateId::from_record) {
             self.apply_duplicate_id(lsn..lsn, queue, sequence, &id);
         }
         Ok(effect)
@@ -743,6 +864,7 @@ fn differs(lsn: Lsn, id: QueueId, sequence: Sequence) -> ApplyError {
 mod tests {
     use super::*;
     use crate::moved::Reason;
+    use crate::queue::SlotState;
 
     const SEGMENT: u64 = 1000;
 
@@ -768,6 +890,36 @@ mod tests {
         replay(&mut state, 1100, &settle(0));
         assert_eq!((state.messages_in(0), state.messages()), (0, 1));
         assert_eq!(state.memory_bytes(), Queue::memory_bytes(1));
+    }
+
+    #[test]
+    fn a_chain_keeps_the_segment_in_which_it_begins_until_it_can_have_no_end() {
+        let part = |number: u16, flags: RecordFlags, payload: &'static [u8]| {
+            let mut record = message(0, payload);
+            (record.fragment, record.flags) = (number, flags);
+            record
+        };
+        let (none, last) = (RecordFlags::WHOLE.without(RecordFlags::WHOLE), RecordFlags::LAST);
+        let first = part(0, RecordFlags::FIRST, b"a");
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        replay(&mut state, 900, &first);
+        replay(&mut state, 1100, &part(1, none, b"b"));
+        let kept = |state: &State| (state.messages_in(0), state.has_chain_before(Lsn(SEGMENT)));
+        assert_eq!(kept(&state), (0, true));
+        replay(&mut state, 2100, &part(2, last, b"c"));
+        assert_eq!(kept(&state), (1, false), "it is a message");
+        // A copy without an end goes with its message, and any chain with the reign that began it.
+        replay(&mut state, 2200, &first);
+        assert!(state.has_chain_before(Lsn(3000)) && !state.has_chain_before(Lsn(2200)));
+        replay(&mut state, 2300, &settle(0));
+        assert!(!state.has_chain_before(Lsn(3000)));
+        let mut next = part(0, RecordFlags::FIRST, b"d");
+        next.sequence = Sequence(1);
+        replay(&mut state, 2400, &next);
+        state.forget_chains_before(Lsn(2400));
+        assert!(state.has_chain_before(Lsn(3000)));
+        state.forget_chains_before(Lsn(2401));
+        assert!(!state.has_chain_before(Lsn(3000)));
     }
 
     #[test]
@@ -833,6 +985,34 @@ mod tests {
     }
 
     #[test]
+    fn a_time_to_be_delivered_at_is_found_in_the_record_and_in_its_copy() {
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        let queue = QueueId(1);
+        let mut later = message(0, b"later");
+        later.parts.delivery_unix_ms = Some(50);
+        replay(&mut state, 10, &message(7, b"now"));
+        // The original is gone; one that was moved here has no time any more.
+        replay(&mut state, 1010, &later);
+        let mut moved = Record { sequence: Sequence(8), ..later };
+        moved.parts.origin =
+            Some(Origin { shard: journal::ShardId(0), queue, sequence: Sequence(1) });
+        replay(&mut state, 1020, &moved);
+        assert_eq!(state.next_due(), Some(50));
+        let delayed = |state: &State| state.queue(queue).unwrap().count(SlotState::Delayed);
+        assert_eq!((state.come_due(49, 9), delayed(&state)), (None, 1));
+        // Its own copy changes the place and nothing else.
+        let memory_bytes = state.memory_bytes();
+        replay(&mut state, 2010, &later);
+        assert_eq!((state.memory_bytes(), delayed(&state)), (memory_bytes, 1));
+        assert_eq!((state.come_due(50, 9), delayed(&state)), (Some((queue, 1)), 0));
+        assert_eq!((state.next_due(), state.come_due(99, 9)), (None, None));
+        for sequence in [0, 7] {
+            replay(&mut state, 3010 + sequence, &settle(sequence));
+        }
+        assert_eq!(state.memory_bytes(), Queue::memory_bytes(5));
+    }
+
+    #[test]
     fn a_message_that_is_settled_before_its_copy_is_committed_keeps_nothing() {
         let mut state = State::new(SEGMENT, Duplicates::default());
         replay(&mut state, 10, &message(0, b"a"));
@@ -840,7 +1020,7 @@ mod tests {
         let (queue, first, second) = (QueueId(1), Sequence(0), Sequence(1));
         let copied = [first, second].map(|sequence| {
             assert!(state.lives_at(queue, sequence, Lsn(10 + 10 * sequence.0)));
-            state.apply_copy(Lsn(2010 + 10 * sequence.0), queue, sequence)
+            state.apply_copy(Lsn(2010 + 10 * sequence.0), None, (queue, sequence))
         });
         assert_eq!(state.messages_in(0), 2, "it lives where it was until the copy is committed");
         let gone = state.apply_settle(queue, first);
@@ -876,6 +1056,16 @@ mod tests {
         assert_eq!(state.messages(), 0);
         replay(&mut state, 1010, &last);
         assert_eq!((state.messages_in(0), state.messages_in(1)), (1, 0));
+        assert_eq!(state.paged_out(), PagedOut { messages: 1, bytes: 5 });
+        let memory_bytes = state.memory_bytes();
+        assert!(memory_bytes > INDEX_BYTES && memory_bytes < 4 * SLOT_BYTES, "{memory_bytes}");
+        // A copy has places of its own, and the same bytes.
+        replay(&mut state, 5010, &first);
+        replay(&mut state, 6010, &last);
+        assert_eq!((state.messages_in(0), state.messages_in(5)), (0, 1));
+        assert_eq!((state.messages(), state.memory_bytes()), (1, memory_bytes));
+        let chain = state.queue(QueueId(1)).and_then(|queue| queue.chain(Sequence(0)));
+        assert_eq!(chain.map(|chain| chain.fragments()[1].lsn), Some(Lsn(6010)));
         first.sequence = Sequence(1);
         replay(&mut state, 1990, &first);
         state.end_recovery();
@@ -883,6 +1073,9 @@ mod tests {
         last.sequence = Sequence(9);
         replay(&mut state, 2990, &last);
         assert_eq!(state.messages(), 1, "an end without its beginning is nothing");
+        replay(&mut state, 7000, &settle(0));
+        assert_eq!((state.messages(), state.memory_bytes()), (0, 0));
+        assert_eq!(state.paged_out(), PagedOut::default());
     }
 
     #[test]

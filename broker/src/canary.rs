@@ -17,6 +17,10 @@ pub enum Canary {
     NeverExpires,
     /// What expires some day expires at once.
     ExpiresEarly,
+    /// A message is delivered at once, whatever it says.
+    DeliveredEarly,
+    /// Recovery forgets when messages are to be delivered.
+    ScheduleForgotten,
     /// What has expired is settled, and goes nowhere.
     ExpiredDropped,
     /// Recovery forgets what consumers have added to messages' annotations.
@@ -49,6 +53,12 @@ pub enum Canary {
     ReadBackUnchecked,
     /// Bytes of messages are paged out before their records are durable.
     DroppedBeforeDurable,
+    /// A purge goes on with what has come since it was asked for.
+    PurgeTakesNewer,
+    /// A purge is answered when its settlements are appended, not when they are committed.
+    PurgeAnsweredEarly,
+    /// What a consumer held goes back as far as one step goes, and the rest is forgotten.
+    WindowForgotten,
     /// A queue is handed out when its creation is appended, not when it is committed.
     MessageBeforeCreation,
 }

@@ -38,16 +38,26 @@ pub const PRESSURE_HOLD: Duration = Duration::from_millis(50);
 pub const FULL_HOLD: Duration = Duration::from_secs(1);
 /// Pressure is told in the log once in this time, and in between to those who debug.
 pub const PRESSURE_LOG_EVERY: Duration = Duration::from_secs(10);
-/// Pause between two steps of a purge.
-pub const PURGE_PAUSE: Duration = Duration::from_millis(1);
+/// Messages that are looked at in one step of what concerns very many, like a purge.
+pub const GRADUAL_STEP: usize = 512;
+/// Pause between two such steps where somebody waits: there is one in a turn of the host.
+pub const GRADUAL_MOMENT: Duration = Duration::from_micros(1);
+/// The same where nobody does.
+pub const GRADUAL_PAUSE: Duration = Duration::from_millis(1);
 /// A shard takes no mail of others for so long at most, while all of them name one moment.
 pub const FREEZE_MAX: Duration = Duration::from_millis(250);
 /// A log is held for who copies it for so long, unless it is asked for again.
 pub const HOLD_MAX: Duration = Duration::from_secs(30);
 /// Index and bookkeeping of one message in memory, in bytes; counted against the memory bound.
 pub const SLOT_BYTES: u64 = 64;
+/// What is kept beside that of a message that says when it is to be delivered.
+pub const SCHEDULE_BYTES: u64 = 64;
 /// What is left of that when the message's bytes are on the disk only.
 pub const INDEX_BYTES: u64 = 32;
+/// What a message in fragments takes beside that, in bytes, and counts against the memory bound.
+pub const CHAIN_BYTES: u64 = 96;
+/// And for each of its fragments, whose place it is.
+pub const FRAGMENT_PLACE_BYTES: u64 = 16;
 /// Slots that are allocated and freed together.
 pub const CHUNK_SLOTS: usize = 32;
 /// Messages and frames that have begun and not ended may take one of so many parts of the memory
@@ -58,6 +68,9 @@ pub const UNFINISHED_SHARE: u64 = 4;
 pub const SHED_SIXTEENTHS: u64 = 10;
 /// Share (in 1/16) at which that ends.
 pub const SHED_UNTIL_SIXTEENTHS: u64 = 9;
+/// While a log is read at a start, bytes of messages are kept until so many sixteenths of the bound
+/// are used: how large the index will be is not known before its end, and it needs room too.
+pub const KEPT_AT_START_SIXTEENTHS: u64 = 3;
 /// Messages whose bytes are dropped in one step.
 pub const SHED_STEP: usize = 1_024;
 /// Chunks of slots that are looked at in one step for that.
@@ -77,12 +90,20 @@ pub const READ_AHEAD_REQUEUED: usize = 64;
 pub const READ_BACK_BYTES: usize = 256 << 10;
 /// Bytes between two wanted records that are read along rather than skipped.
 pub const READ_BACK_GAP_BYTES: u64 = 16 << 10;
+/// Fragments that are on their way to a consumer, answered or not; and of one message of a session
+/// those that are on their way to its connection, or wait there.
+pub const OUTFLOW_FRAGMENTS: u16 = 2;
+/// Header and annotations of a message in fragments: they are in the first of them, also when the
+/// broker has added its own.
+pub const HEAD_BYTES_MAX: usize = 48 << 10;
 /// Reads that wait or are under way before more is asked for.
 pub const READ_BACKS_MAX: usize = 32;
 /// Messages that one peek shows.
 pub const PEEK_MESSAGES_MAX: usize = 100;
-/// Settlements that a purge appends in one step.
-pub const PURGE_STEP: usize = 256;
+/// Bytes of messages that one peek shows, and one message at the least.
+pub const PEEK_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a log that are put into an export at once, a batch more or less.
+pub const EXPORT_PIECE_BYTES: usize = 1 << 20;
 /// Records that a copy of the head segment's catalogue and sequences appends in one step.
 pub const COPY_STEP: usize = 256;
 /// Bytes of live records that a compaction gathers before it copies them, by queue; it may be more
@@ -146,9 +167,12 @@ const _: () = {
     // Relief must be below pressure, or the credit would flap at one message.
     assert!(RELIEF_SIXTEENTHS < PRESSURE_SIXTEENTHS);
     assert!(PRESSURE_SIXTEENTHS < 16);
+    assert!(KEPT_AT_START_SIXTEENTHS < SHED_UNTIL_SIXTEENTHS);
+    assert!(KEPT_AT_START_SIXTEENTHS + PRESSURE_SIXTEENTHS <= 16);
     // What can go goes before anybody is held back.
     assert!(SHED_UNTIL_SIXTEENTHS < SHED_SIXTEENTHS && SHED_SIXTEENTHS < RELIEF_SIXTEENTHS);
     assert!(INDEX_BYTES <= SLOT_BYTES);
+    assert!(size_of::<journal::FragmentAt>() as u64 <= FRAGMENT_PLACE_BYTES);
     // The longest record that can be read back fits into one read, wherever its blocks begin.
     let longest = journal::limits::RECORD_HEADER_BYTES
         + journal::limits::PARTS_BYTES_MAX

@@ -12,6 +12,8 @@
 //!           ◀─────────────────────────────── Published        (committed at its level, or refused)
 //!   Consume, Credit, Drain ────────────────▶ dispatch   (Consumes: a bounded number may)
 //!           ◀─────────────────────────────── Deliver, Drained
+//!   Fetch ─────────────────────────────────▶ read a fragment of a message that is too long to
+//!           ◀─────────────────────────────── Fetched          be handed out whole
 //!   Settle, Modify ────────────────────────▶ append a settlement
 //!           ◀─────────────────────────────── Settled        (committed; only if it was asked for)
 //!   Unconsume ─────────────────────────────▶ requeue what it held
@@ -235,14 +237,23 @@ pub enum Mail {
         consumer: LinkRef,
         /// Its identity within the queue.
         sequence: Sequence,
-        /// The message as it was received.
-        message: Bytes,
+        /// The message as it was received; none of one that is fetched in fragments.
+        message: Option<Bytes>,
         /// Failed deliveries so far.
         delivery_count: u32,
         /// Nobody can have seen it before.
         first_acquirer: bool,
         /// What consumers have added to its annotations.
         added: Option<Added>,
+    },
+    /// A fragment of a message that is being sent is wanted. To the home of its queue.
+    Fetch(Fetch),
+    /// The answer to `Fetch`.
+    Fetched {
+        /// What was wanted.
+        fetch: Fetch,
+        /// What it is; none if the message is gone, or is the consumer's no more.
+        fragment: Option<Fetched>,
     },
     /// The answer to `Credit` with `drain`: what was left of the credit is gone.
     Drained {
@@ -368,6 +379,32 @@ pub enum Mail {
     },
 }
 
+/// A fragment that a consumer's connection wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The consumer.
+    pub consumer: LinkRef,
+    /// The queue.
+    pub queue: QueueId,
+    /// The message.
+    pub sequence: Sequence,
+    /// Which fragment, from 0.
+    pub fragment: u16,
+    /// Which sending of the consumer's it is for: what is answered to an earlier one is of no use.
+    pub flow: u32,
+}
+
+/// A fragment that was fetched, and what there is of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its bytes.
+    pub payload: Bytes,
+    /// So many fragments has the message.
+    pub fragments: u16,
+    /// And so many bytes.
+    pub message_bytes: u64,
+}
+
 /// A consumer's outcome, as far as a queue cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -403,6 +440,8 @@ pub enum Refusal {
     TooManyConsumers,
     /// The journal cannot hold a message of this size.
     TooLarge,
+    /// Its header and annotations are longer than a message in fragments may have.
+    HeadTooLong(usize),
     /// The broker is stopping.
     Stopping,
     /// The message cannot be decoded.

@@ -88,7 +88,7 @@ pub enum Answer {
     /// A message may be moved: what the log says of it is committed everywhere.
     Movable(QueueId, Sequence),
     /// The copy of a moved message is there: its origin is told.
-    Moved(Origin, CopyRef),
+    Moved(Box<(Origin, CopyRef)>),
     /// The origin of a copy is settled: the copy may be shown.
     Landed(CopyRef),
     /// Ids for temporary queues, up to this one, are set aside.

@@ -9,11 +9,12 @@
 //!      └── settle (recovery only: message and settlement are both in the log)     │
 //!          Available, Delayed or Moving  ◀────────────── commit ──────────────────┘
 //!
+//!   Available ── to be delivered later (at its commit) ──▶ Delayed
 //!   Delayed ──── its time has come ──▶ Available
 //!   Moving  ──── the copy stands ────▶ Settling          (or Available: nobody takes the copy)
 //! ```
 //! Who gets what is in `queue/dispatch.rs`; what dies, and what waits after a failure, in
-//! `queue/death.rs`.
+//! `queue/death.rs`; what says itself when it is to be delivered, in `queue/schedule.rs`.
 //!
 //! The spec's own names for what a consumer can see are Available, Acquired and Archived [3.1].
 //!
@@ -35,17 +36,20 @@
 //! caller.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
-use crate::limits::SLOT_BYTES;
+use crate::limits::{PEEK_BYTES_MAX, SLOT_BYTES};
 use crate::mail::LinkRef;
 use crate::settings::AddressSettings;
 
 mod browse;
+mod chain;
+mod consumers;
 mod death;
 mod depth;
 mod dispatch;
@@ -53,18 +57,22 @@ mod expiry;
 mod index;
 mod payload;
 mod place;
+mod schedule;
 
 use browse::Browser;
+use chain::Chains;
+pub use chain::{Chain, Large};
+use consumers::Consumers;
 use death::Dying;
 pub use death::{Again, Leaving};
 pub use depth::Admission;
 use depth::Entry;
-use dispatch::Consumer;
 pub use dispatch::Dispatched;
 use expiry::Expiring;
 use index::{IN_FRAGMENTS, Index, Slot};
 use payload::Paged;
 pub use payload::{Filled, Hand, PagedOut, Shed, Wanted};
+use schedule::Schedule;
 
 /// The priority of a message that states none [3.2.1].
 pub const PRIORITY_DEFAULT: u8 = amqp::message::PRIORITY_DEFAULT;
@@ -84,7 +92,7 @@ pub enum SlotState {
     Counting,
     /// Its settlement is appended, not committed.
     Settling,
-    /// Its delivery failed, and it waits until it may be tried again.
+    /// It waits for its time: to be delivered, or tried again after a failed delivery.
     Delayed,
     /// It is on its way to another queue: nobody gets it here.
     Moving,
@@ -110,6 +118,8 @@ impl SlotState {
 struct Place {
     /// Lower goes out first: what is missing from the highest priority.
     rank: u8,
+    /// When it was to be delivered, milliseconds since 1970; 0 where it does not say.
+    time: u64,
     sequence: Sequence,
 }
 
@@ -117,7 +127,7 @@ struct Place {
 const RANK_DEFAULT: u8 = PRIORITY_MAX - PRIORITY_DEFAULT;
 
 impl Place {
-    const FIRST: Self = Self { rank: 0, sequence: Sequence(0) };
+    const FIRST: Self = Self { rank: 0, time: 0, sequence: Sequence(0) };
 
     fn next(self) -> Self {
         Self { sequence: Sequence(self.sequence.0 + 1), ..self }
@@ -131,6 +141,8 @@ pub struct Traits {
     pub priority: Option<u8>,
     /// When it expires, milliseconds since 1970.
     pub expiry_unix_ms: Option<u64>,
+    /// Before this nobody gets it, milliseconds since 1970.
+    pub delivery_unix_ms: Option<NonZeroU64>,
     /// Where in its bytes its duplicate id begins, if that has yet to be looked at.
     pub duplicate_id_at: Option<NonZeroU32>,
     /// Bytes of its record's optional parts, if it is in one record: then it can be read back.
@@ -185,26 +197,27 @@ pub struct QueueCounters {
 pub struct Queue {
     id: QueueId,
     index: Index,
+    chains: Chains,
     next: Sequence,
     cursor: Sequence,
     recovered_end: Sequence,
     requeued: BTreeSet<Place>,
     touched: BTreeSet<Sequence>,
     excluded: BTreeMap<Sequence, Vec<LinkRef>>,
-    consumers: Vec<Consumer>,
+    consumers: Consumers,
     browsers: Vec<Browser>,
-    turn: usize,
+    /// What consumers held that have gone, acquired still.
+    returning: Vec<Sequence>,
     counts: [u64; STATES],
     payload_bytes: u64,
     newest_first: bool,
     settings: Arc<AddressSettings>,
     entry: Entry,
-    /// So many of the first consumers get messages.
-    in_turn_max: usize,
     /// The priority of what states none.
     priority_default: u8,
     dying: Dying,
     expiring: Expiring,
+    schedule: Schedule,
     paged: Paged,
     /// Counters; see [`QueueCounters`].
     pub counters: QueueCounters,
@@ -216,24 +229,25 @@ impl Queue {
         Self {
             id,
             index: Index::default(),
+            chains: Chains::default(),
             next: Sequence(0),
             cursor: Sequence(0),
             recovered_end: Sequence(0),
             requeued: BTreeSet::new(),
             touched: BTreeSet::new(),
             excluded: BTreeMap::new(),
-            consumers: Vec::new(),
+            consumers: Consumers::default(),
             browsers: Vec::new(),
-            turn: 0,
+            returning: Vec::new(),
             counts: [0; STATES],
             payload_bytes: 0,
             newest_first: false,
             settings: Arc::default(),
             entry: Entry::Open,
-            in_turn_max: usize::MAX,
             priority_default: PRIORITY_DEFAULT,
             dying: Dying::default(),
             expiring: Expiring::default(),
+            schedule: Schedule::default(),
             paged: Paged::default(),
             counters: QueueCounters::default(),
         }
@@ -333,9 +347,10 @@ impl Queue {
             step(slot, &mut self.counts, SlotState::Available);
             self.counters.enqueued += 1;
             if sequence < self.cursor || slot.rank != RANK_DEFAULT {
-                let place = Place { rank: slot.rank, sequence };
+                let rank = slot.rank;
+                let place = self.place(sequence, rank);
                 self.requeued.insert(place);
-                self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+                self.consumers.look_again(place);
             }
             if self.expiring.is_overdue(sequence) {
                 self.expire_one(sequence);
@@ -349,16 +364,31 @@ impl Queue {
         self.counters = QueueCounters::default();
     }
 
-    /// The oldest available message leaves the order for its settlement (purge).
-    pub fn take_for_purge(&mut self, below: Sequence) -> Option<Sequence> {
-        let place = match self.requeued.iter().find(|place| place.sequence < below) {
-            Some(place) => *place,
-            None => self.fresh().filter(|place| place.sequence < below)?,
-        };
-        self.take_out(place);
-        let sequence = place.sequence;
-        self.change(sequence, SlotState::Settling);
-        Some(sequence)
+    /// Of up to `count_max` messages in `range`, those that nobody holds leave the order for their
+    /// settlement (purge). Gives them, and where to go on.
+    pub fn take_for_purge(
+        &mut self,
+        range: Range<Sequence>,
+        count_max: usize,
+    ) -> (Vec<Sequence>, Sequence) {
+        let (mut taken, mut from) = (Vec::new(), range.start);
+        for _ in 0..count_max {
+            let next = self.index.first_from(from).filter(|(sequence, _)| *sequence < range.end);
+            let Some((sequence, slot)) = next else { return (taken, range.end) };
+            match slot.state {
+                SlotState::Available | SlotState::Delayed => {
+                    self.take_away(sequence, SlotState::Settling);
+                    taken.push(sequence);
+                }
+                SlotState::Reserved
+                | SlotState::Acquired
+                | SlotState::Counting
+                | SlotState::Settling
+                | SlotState::Moving => {}
+            }
+            from = Sequence(sequence.0 + 1);
+        }
+        (taken, from)
     }
 
     /// The log has a settlement of this message: whatever it was, it is going (recovery; before,
@@ -383,17 +413,26 @@ impl Queue {
         self.paged.forget(sequence, &slot, was_paged_out);
         self.touched.remove(&sequence);
         self.excluded.remove(&sequence);
-        let memory_bytes = SLOT_BYTES + message_bytes + self.dying.forget(sequence);
+        let is_large = slot.parts_bytes == IN_FRAGMENTS;
+        let chain_bytes = if is_large { self.chains.forget(sequence) } else { 0 };
+        let kept = self.dying.forget(sequence) + self.schedule.forget(sequence);
+        let memory_bytes = SLOT_BYTES + message_bytes + chain_bytes + kept;
         self.expiring.forget(sequence);
         self.counters.settled += 1;
         Some(Archived { lsn: slot.lsn, message_bytes, memory_bytes, was_paged_out })
     }
 
-    /// The oldest live messages, for an operator's eyes, and those that have to be read first.
+    /// The oldest live messages, for an operator's eyes, and those that have to be read first; at
+    /// most so many, and none beyond [`PEEK_BYTES_MAX`] but the first.
     pub fn peek(&self, count_max: usize) -> (Vec<Peeked>, Vec<Sequence>) {
         let (mut shown, mut missing) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
         let visible = self.index.iter().filter(|(_, slot)| slot.state.is_visible());
         for (sequence, slot) in visible.take(count_max) {
+            bytes += slot.message_bytes as usize;
+            if bytes > PEEK_BYTES_MAX && bytes > slot.message_bytes as usize {
+                break;
+            }
             match self.index.payload(sequence).cloned() {
                 Some(message) => {
                     let Slot { state, delivery_count, .. } = *slot;
@@ -403,6 +442,13 @@ impl Queue {
             }
         }
         (shown, missing)
+    }
+
+    /// The queue is gone, and so is its first message. `None` when it has no more.
+    pub fn drop_first(&mut self) -> Option<Archived> {
+        let (sequence, _) = self.index.first_from(Sequence(0))?;
+        self.settle_from_log(sequence);
+        self.archive(sequence)
     }
 
     /// Every message that is not archived: sequence, place in the log, bytes.
@@ -421,21 +467,29 @@ impl Queue {
     /// A message that nobody holds is on its way out: no consumer finds it in its place.
     fn take_away(&mut self, sequence: Sequence, to: SlotState) {
         if let Some(slot) = self.index.get(sequence) {
-            self.requeued.remove(&Place { rank: slot.rank, sequence });
+            let place = self.place(sequence, slot.rank);
+            self.requeued.remove(&place);
         }
         self.change(sequence, to);
     }
 
-    /// The first available message of the usual priority that was never handed out. What lies
-    /// before it is passed for good.
+    /// Where a message stands in the order of dispatch.
+    fn place(&self, sequence: Sequence, rank: u8) -> Place {
+        Place { rank, time: self.schedule.time_of(sequence), sequence }
+    }
+
+    /// The first available message of the usual priority, and of no time of its own, that was never
+    /// handed out. What lies before it is passed for good.
     fn fresh(&mut self) -> Option<Place> {
         let mut found = None;
         let mut from = self.cursor;
         while from < self.next {
             let Some((sequence, slot)) = self.index.first_from(from) else { break };
             match slot.state {
-                SlotState::Available if slot.rank == RANK_DEFAULT => {
-                    found = Some(Place { rank: RANK_DEFAULT, sequence });
+                SlotState::Available
+                    if slot.rank == RANK_DEFAULT && self.schedule.time_of(sequence) == 0 =>
+                {
+                    found = Some(Place { rank: RANK_DEFAULT, time: 0, sequence });
                     break;
                 }
                 SlotState::Reserved => break,
@@ -459,12 +513,12 @@ impl Queue {
     /// It is available again: it goes out before what comes after it.
     fn requeue(&mut self, sequence: Sequence) {
         let Some(slot) = self.index.get(sequence) else { return };
-        let place = Place { rank: slot.rank, sequence };
+        let place = self.place(sequence, slot.rank);
         self.touched.insert(sequence);
         // What was to be moved before it was ever handed out lies ahead of the cursor still.
-        if sequence < self.cursor || slot.rank != RANK_DEFAULT {
+        if sequence < self.cursor || place.rank != RANK_DEFAULT || place.time > 0 {
             self.requeued.insert(place);
-            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+            self.consumers.look_again(place);
         }
         if self.expiring.is_overdue(sequence) {
             self.expire_one(sequence);
@@ -493,7 +547,7 @@ fn step(slot: &mut Slot, counts: &mut [u64; STATES], to: SlotState) {
         Available => matches!(from, Reserved | Acquired | Counting | Delayed | Moving),
         Acquired => matches!(from, Available),
         Counting => matches!(from, Acquired),
-        Delayed => matches!(from, Counting),
+        Delayed => matches!(from, Counting | Available),
         Moving => matches!(from, Reserved | Available | Acquired | Counting | Delayed),
         Settling => !matches!(from, Settling),
     };
@@ -595,10 +649,19 @@ mod tests {
             let sequence = reserve(&mut queue, n, priority);
             queue.commit(sequence);
         }
-        let taken: Vec<u64> =
-            std::iter::from_fn(|| queue.take_for_purge(Sequence(3))).map(|s| s.0).collect();
-        assert_eq!(taken, [2, 1, 0]);
+        let range = Sequence(0)..Sequence(3);
+        assert_eq!(
+            queue.take_for_purge(range.clone(), 2),
+            (vec![Sequence(0), Sequence(1)], Sequence(2))
+        );
+        assert_eq!(
+            queue.take_for_purge(Sequence(2)..range.end, 2),
+            (vec![Sequence(2)], Sequence(3))
+        );
         assert_eq!(queue.count(SlotState::Available), 1);
+        queue.attach(link(1));
+        queue.add_credit(link(1), 9, false);
+        assert_eq!(drain_to(&mut queue), [(1, 3)]);
     }
 
     #[test]

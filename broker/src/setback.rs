@@ -113,7 +113,7 @@ impl Added {
     /// # Errors
     /// The message cannot be decoded, which was checked when it came in.
     pub fn write_section(&self, message: &[u8], out: &mut Vec<u8>) -> Result<usize, DecodeError> {
-        let sections = Sections::scan(message)?;
+        let sections = Sections::scan_annotations(message)?;
         let own = sections.message_annotations(message)?;
         let mut writer = Writer::new(out);
         writer.descriptor(SECTION_ANNOTATIONS);

@@ -7,7 +7,8 @@
 //!   operators, time: each is taken        2 commit: the watermark moved, answers go out
 //!   to the room it belongs to             3 dispatch: visible messages meet credit, and what
 //!                                           is not in memory is asked for
-//!                                         4 recycle the head, step purges, drop from memory
+//!                                         4 what takes many turns goes on: purges and the
+//!                                           like, the head's recycling, memory
 //!                                         5 transmit: what the connections have to say
 //!                                         6 disk: batches are sealed only now, so that
 //!                                           everything of one turn shares a batch
@@ -28,6 +29,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
+use amqp::session::SessionId;
 use journal::{
     DiskOp, FileId, Journal, LogReader, Poison, PoisonCause, QueueId, Recovery, ShardId,
 };
@@ -43,6 +45,7 @@ use crate::mail::{LinkKey, LinkRef, Mail};
 use crate::pending::{BackupMarks, Pending, Watermarks};
 use crate::ration::Ration;
 
+mod chain_copy;
 mod commit;
 mod compaction;
 mod connections;
@@ -50,12 +53,14 @@ mod creation;
 mod dead_letters;
 mod depth;
 mod egress;
+mod gradual;
 mod idle;
 mod ingress;
 mod link;
 mod modified;
 mod moving;
 mod operator;
+mod outflow;
 mod paging;
 pub mod pair;
 mod point;
@@ -73,7 +78,7 @@ use compaction::Compaction;
 use creation::{Creations, Wish};
 use link::{Conn, Links};
 pub use moving::Moving;
-use operator::{Counters, Purges};
+use operator::Counters;
 pub use paging::Paged;
 
 use recycle::Recycling;
@@ -152,6 +157,8 @@ impl Dirty {
 #[derive(Debug)]
 pub struct Shard {
     config: ShardConfig,
+    /// The properties of our open to clients that come by TLS.
+    secure_open: bytes::Bytes,
     phase: Phase,
     journal: Option<Journal>,
     backup: BackupMarks,
@@ -179,13 +186,16 @@ pub struct Shard {
     recycling: Recycling,
     compaction: Compaction,
     paging: paging::Paging,
+    fetches: outflow::Fetches,
+    /// Sessions in which the next link may fetch a message.
+    flows_due: BTreeSet<(ConnId, SessionId)>,
     moves: dead_letters::Moves,
     /// Bytes of messages that are in no queue and in no log: copies on their way to other queues,
-    /// and what waits at a relay.
+    /// what waits at a relay, and fragments that wait for their connection.
     aside_bytes: u64,
     /// When pauses after failed deliveries end, by queue; at least the next of each queue.
     pausing: BTreeSet<(Instant, QueueId)>,
-    purges: Purges,
+    gradual: gradual::Gradual,
     point: point::Point,
     pressing: ingress::Pressure,
     pressure: Vec<bool>,
@@ -210,11 +220,12 @@ impl Shard {
     /// A shard that begins by reading its log.
     pub fn new(mut config: ShardConfig, recovery: Recovery) -> Self {
         config.amqp.offered_capabilities = terms::OFFERED_CAPABILITIES.map(str::to_owned).to_vec();
-        config.amqp.properties = Some(terms::open_properties());
+        config.amqp.properties = Some(terms::open_properties(&[], false));
         let shards = usize::from(config.shards);
         Self {
             state: State::new(config.segment_bytes, Duplicates::new(duplicate_bounds(&config))),
             config,
+            secure_open: terms::open_properties(&[], true),
             phase: Phase::Recovering(Box::new(recovery)),
             journal: None,
             backup: BackupMarks::default(),
@@ -239,10 +250,12 @@ impl Shard {
             recycling: Recycling::default(),
             compaction: Compaction::default(),
             paging: paging::Paging::default(),
+            fetches: outflow::Fetches::default(),
+            flows_due: BTreeSet::new(),
             moves: dead_letters::Moves::default(),
             aside_bytes: 0,
             pausing: BTreeSet::new(),
-            purges: Purges::default(),
+            gradual: gradual::Gradual::default(),
             point: point::Point::default(),
             pressing: ingress::Pressure::default(),
             pressure: vec![false; shards],
@@ -376,10 +389,10 @@ impl Shard {
         }
         let conns = self.deadlines.first().map(|(at, _)| *at);
         let journal = self.journal.as_ref().and_then(Journal::poll_timeout);
-        let steps = earlier(self.pressing.lifts_at, self.purges.due());
+        let steps = earlier(self.pressing.lifts_at, self.gradual.due());
         let steps = earlier(steps, self.shed_due());
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
-        let steps = earlier(earlier(steps, self.expiry_due()), earlier(pauses, self.moves_due()));
+        let steps = earlier(earlier(steps, self.next_due()), earlier(pauses, self.moves_due()));
         let steps = earlier(steps, self.point.due());
         self.or_pair_timeout(earlier(earlier(self.recovery_due, steps), earlier(conns, journal)))
     }
@@ -408,11 +421,13 @@ impl Shard {
         self.step_temporaries(now);
         self.step_idle(now);
         self.step_pauses(now);
-        self.step_expiry(now);
+        self.step_due(now);
         self.step_moves(now);
         self.step_dispatch(now);
         self.step_read_back();
-        self.step_purges(now);
+        self.step_flows(now);
+        self.step_fetch();
+        self.step_gradual(now);
         self.step_recycle(now);
         self.step_shed(now);
         self.step_pressure(now);
@@ -429,6 +444,7 @@ impl Shard {
             || self.journal_moved()
             || !self.dirty_queues.is_empty()
             || !self.dirty_conns.is_empty()
+            || !self.flows_due.is_empty()
             || self.has_to_move()
             || (waits && !self.actions.is_empty())
     }
@@ -525,7 +541,7 @@ impl Shard {
             Mail::Tied(queue) => self.tied(queue),
             Mail::Untied { queue, maker } => self.untied(now, queue, maker),
             Mail::Delete(queue) => self.delete_queue(now, queue),
-            Mail::Deleted(queue) => self.deleted(queue),
+            Mail::Deleted(queue) => self.deleted(now, queue),
             Mail::Open(record) => self.open_queue(now, record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.catalogued(now, record),
@@ -559,6 +575,8 @@ impl Shard {
                     link::Stashed { sequence, message, delivery_count, first_acquirer, added };
                 self.deliver(now, consumer, stashed);
             }
+            Mail::Fetch(fetch) => self.fetch(fetch),
+            Mail::Fetched { fetch, fragment } => self.fetched(now, fetch, fragment),
             Mail::Drained { consumer, unused } => self.drained(now, consumer, unused),
             Mail::Settle { queue, consumer, sequence, outcome, confirm } => {
                 self.settle(now, queue, consumer, egress::Verdict { sequence, outcome, confirm });
@@ -568,7 +586,7 @@ impl Shard {
                 self.modify(now, queue, consumer, verdict, &annotations);
             }
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
-            Mail::Unconsume { queue, consumer } => self.unconsume(queue, consumer),
+            Mail::Unconsume { queue, consumer } => self.unconsume(now, queue, consumer),
             Mail::Unconsumed { consumer } => self.unconsumed(consumer),
             Mail::Claim { claim, name, closes_existing } => {
                 self.claim(now, claim, name, closes_existing);

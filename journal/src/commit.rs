@@ -218,6 +218,7 @@ impl Commit {
     }
 
     /// Copies a record into the open batch, which must have room for it.
+    #[inline(always)]
     pub(crate) fn push(&mut self, record: &Record<'_>, bytes: usize, wish: Wish) -> (Lsn, Lsn) {
         let batch = &mut self.open.as_mut().expect("opened by the caller").batch;
         batch.due = batch.due.min(wish.due);

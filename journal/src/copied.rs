@@ -14,7 +14,7 @@
 
 use crate::identity::Chain;
 use crate::lsn::{JournalUuid, Lsn};
-use crate::superblock::{NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock};
+use crate::superblock::{Begun, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock};
 
 /// What of a shard's log is in its copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ impl ShardSuperblock {
         (superblock.generation, superblock.clean) = (1, false);
         (superblock.head, superblock.head_chain) = (head, head_chain);
         (superblock.durable, superblock.slots_made) = (durable, slots);
+        // Files of a log that was given up are not copied.
+        superblock.begun = superblock.begun.map(|begun| Begun { slots_before: 0, ..begun });
         file_of(superblock.encode().0.as_slice())
     }
 }

@@ -10,7 +10,8 @@
 //! incomplete chain at the end of the log is garbage, and so is one whose fragments don't follow
 //! each other.
 //!
-//! What is gathered is bounded by the log itself: a fragment is never longer than its record.
+//! What is gathered is bounded by the log itself: a fragment is never longer than its record. Who
+//! does not gather keeps a chain of places ([`FragmentAt`]), and reads them back one by one.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,33 @@ use bytes::{Bytes, BytesMut};
 use crate::limits::{FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES};
 use crate::lsn::{Lsn, QueueId, Sequence};
 use crate::record::{Parts, Record, RecordFlags};
+
+/// Where the record of a fragment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentAt {
+    /// Where it begins.
+    pub lsn: Lsn,
+    /// Bytes of the record, header and parts included.
+    pub record_bytes: u32,
+}
+
+impl FragmentAt {
+    /// The place of a record that was read.
+    #[must_use]
+    pub fn new(lsn: Lsn, record: &Record<'_>) -> Self {
+        Self::of(lsn, record.encoded_len())
+    }
+
+    pub(crate) fn of(lsn: Lsn, record_bytes: usize) -> Self {
+        Self { lsn, record_bytes: u32::try_from(record_bytes).expect("records are bounded") }
+    }
+
+    /// The end of its last byte.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        self.lsn.plus(u64::from(self.record_bytes))
+    }
+}
 
 /// Bytes in a fragment where there is a choice: two of them fill a batch.
 const SPLIT_BYTES: usize = 63 * 1024;

@@ -26,7 +26,7 @@ use crate::canary::{Canaries, Canary};
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::epochs::EpochTable;
-use crate::fragment;
+use crate::fragment::{self, FragmentAt};
 use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
@@ -224,6 +224,8 @@ pub struct Journal {
     /// Bytes of messages, and of what is set aside for them, that the open batch may take without
     /// another look at space and backlog; none where anything but an append to it happened since.
     granted: u64,
+    /// The fragments of the record that was split last.
+    fragments: Vec<FragmentAt>,
     op_next: u64,
     /// When the last batch became durable: the beginning of the idle period.
     idle_since: Option<Instant>,
@@ -263,6 +265,7 @@ impl Journal {
             keeper: Keeper::new(superblock),
             reads: Reads::default(),
             granted: 0,
+            fragments: Vec::new(),
             op_next,
             idle_since: None,
             poison: None,
@@ -445,7 +448,8 @@ impl Journal {
         let hung = hung.map(|since| since + self.config.write_bound);
         let hung_make = self.space.making().map(|making| making.since + self.prewrite_bound());
         let idle = self.mark_at();
-        [seal, hung, hung_make, idle, self.space.retry_at()].into_iter().flatten().min()
+        let retry = self.space.retry_at().filter(|_| !self.closing);
+        [seal, hung, hung_make, idle, retry].into_iter().flatten().min()
     }
 
     /// Everything below `lsn` is committed at its level. It never goes back; a value beyond
@@ -601,6 +605,24 @@ impl Journal {
     #[must_use]
     pub fn fragment_bytes_max(&self) -> usize {
         self.fragment_bytes_max
+    }
+
+    /// Where the fragments are of the record that was appended last, if that was split.
+    #[must_use]
+    pub fn fragments(&self) -> &[FragmentAt] {
+        &self.fragments
+    }
+
+    /// Whether copies of all these records, of so many bytes, would be taken now: a part of a chain
+    /// would only fill the log.
+    ///
+    /// # Errors
+    /// Why they would not.
+    pub fn admits_copies(
+        &mut self,
+        records: impl Iterator<Item = usize> + Clone,
+    ) -> Result<(), AppendError> {
+        self.admit(Claim::Shrink, records)
     }
 
     /// How much room is left.
@@ -762,18 +784,16 @@ impl Journal {
             self.make_way(now, fragments.clone().next().map_or(0, |first| first.bytes))?;
         }
         let wish = Wish { due: if is_early { now } else { wish.due }, forced: wish.forced };
-        let mut first = None;
-        let mut last = None;
+        self.fragments.clear();
         for fragment in fragments {
-            let (lsn, end) = self.put(now, (&fragment.record, fragment.bytes), wish);
-            first.get_or_insert(lsn);
-            last = Some(end);
+            let (lsn, _) = self.put(now, (&fragment.record, fragment.bytes), wish);
+            self.fragments.push(FragmentAt::of(lsn, fragment.bytes));
         }
         if is_early {
             self.commit.vouch_after_this();
         }
-        let whole = first.zip(last).map(|(lsn, end)| Appended { lsn, end, vouched: false });
-        Ok(whole.expect("a record has at least one fragment"))
+        let [first, .., last] = &self.fragments[..] else { panic!("it is split in two or more") };
+        Ok(Appended { lsn: first.lsn, end: last.end(), vouched: false })
     }
 
     /// Copies an admitted record into the open batch, or into the next one.

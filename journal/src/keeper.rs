@@ -20,7 +20,7 @@ use crate::disk::OpId;
 use crate::epochs::EpochTable;
 use crate::identity::Chain;
 use crate::lsn::{Incarnation, Lsn, Slot};
-use crate::superblock::{ShardSuperblock, Truncation};
+use crate::superblock::{LogStart, ShardSuperblock, Truncation};
 
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -112,6 +112,31 @@ impl Keeper {
         self.superblock.epochs = epochs;
         self.cut_at = cut_at;
         self.wanted = true;
+    }
+
+    /// Another log takes this one's place, from `start` on. Nothing of this one is let go: no file
+    /// of it counts.
+    pub(crate) fn want_start(&mut self, start: LogStart, epochs: EpochTable, slots_before: u32) {
+        self.heads.clear();
+        self.releasing.clear();
+        self.superblock.begin_at(start, epochs, slots_before);
+        self.cut_at = Some(start.head);
+        self.wanted = true;
+    }
+
+    /// How far the log must go to be whole, where it was begun in the middle of another's.
+    pub(crate) fn whole_at(&self) -> Option<Lsn> {
+        self.superblock.begun.map(|begun| begun.whole_at)
+    }
+
+    /// Whether the head that the log was given last is the one on the disk.
+    pub(crate) fn is_head_durable(&self) -> bool {
+        self.heads.is_empty() && self.is_idle()
+    }
+
+    /// The chain before the head that is, or will be, on the disk.
+    pub(crate) fn head_chain(&self) -> Chain {
+        self.heads.back().map_or(self.superblock.head_chain, |last| last.chain)
     }
 
     pub(crate) fn want_mark(&mut self) {

@@ -60,7 +60,7 @@ pub use copied::LogCopy;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use epochs::{EPOCHS_MAX, EpochTable};
 pub use format::{Format, FormatError};
-pub use fragment::{Gather, Gathered};
+pub use fragment::{FragmentAt, Gather, Gathered};
 pub use identity::{Chain, LogSeed, mix64};
 pub use inspect::{BatchState, BatchView, SegmentFile, SegmentView, Verified, verify};
 pub use journal::{
@@ -80,6 +80,6 @@ pub use sealed::SealedBatch;
 pub use segment::{SegmentHeader, SegmentRead};
 pub use space::Room;
 pub use superblock::{
-    Geometry, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock, SuperblockError,
-    Truncation,
+    Begun, Geometry, LogStart, NodeState, NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock,
+    SuperblockError, Truncation,
 };

@@ -176,6 +176,8 @@ pub struct Parts<'a> {
     pub expiry_unix_ms: Option<u64>,
     /// AMQP priority.
     pub priority: Option<u8>,
+    /// Before this nobody gets the message, milliseconds since 1970 (UTC).
+    pub delivery_unix_ms: Option<u64>,
     /// The parts area that this record was decoded from; the parts in it that this version doesn't
     /// know are written again after the known ones. Empty in a new record.
     pub carried: &'a [u8],
@@ -225,6 +227,7 @@ impl<'a> Record<'a> {
                 delivery_count: None,
                 expiry_unix_ms: None,
                 priority: None,
+                delivery_unix_ms: None,
                 carried: &[],
             },
             payload,
@@ -389,6 +392,7 @@ const PART_TRANSACTION_ID: u16 = 3 | PART_REQUIRED;
 const PART_DELIVERY_COUNT: u16 = 4;
 const PART_EXPIRY: u16 = 5;
 const PART_PRIORITY: u16 = 6;
+const PART_DELIVERY_TIME: u16 = 7;
 
 const PART_HEADER_BYTES: usize = 4;
 const ORIGIN_BYTES: usize = 18;
@@ -402,6 +406,7 @@ fn part_is_known(code: u16) -> bool {
             | PART_DELIVERY_COUNT
             | PART_EXPIRY
             | PART_PRIORITY
+            | PART_DELIVERY_TIME
     )
 }
 
@@ -415,6 +420,7 @@ impl<'a> Parts<'a> {
             | self.delivery_count.is_some()
             | self.expiry_unix_ms.is_some()
             | self.priority.is_some()
+            | self.delivery_unix_ms.is_some()
             | !self.carried.is_empty()
     }
 
@@ -428,7 +434,8 @@ impl<'a> Parts<'a> {
             + part(self.transaction_id.map(<[u8]>::len))
             + part(self.delivery_count.map(|_| 4))
             + part(self.expiry_unix_ms.map(|_| 8))
-            + part(self.priority.map(|_| 1));
+            + part(self.priority.map(|_| 1))
+            + part(self.delivery_unix_ms.map(|_| 8));
         let carried = self.unknown().map(|(_, bytes)| PART_HEADER_BYTES + bytes.len());
         known + carried.sum::<usize>()
     }
@@ -470,6 +477,9 @@ impl<'a> Parts<'a> {
         if let Some(priority) = self.priority {
             put(PART_PRIORITY, &[priority]);
         }
+        if let Some(unix_ms) = self.delivery_unix_ms {
+            put(PART_DELIVERY_TIME, &unix_ms.to_le_bytes());
+        }
         for (code, part) in self.unknown() {
             put(code, part);
         }
@@ -499,6 +509,8 @@ impl<'a> Parts<'a> {
                 parts.expiry_unix_ms = Some(u64::from_le_bytes(exact(bytes)?));
             } else if code == PART_PRIORITY {
                 parts.priority = Some(u8::from_le_bytes(exact(bytes)?));
+            } else if code == PART_DELIVERY_TIME {
+                parts.delivery_unix_ms = Some(u64::from_le_bytes(exact(bytes)?));
             } else if code & PART_REQUIRED != 0 {
                 return Err(RecordError::UnknownPart(code));
             } else {
@@ -581,6 +593,7 @@ mod tests {
             delivery_count: Some(4),
             expiry_unix_ms: Some(1_700_000_000_000),
             priority: Some(7),
+            delivery_unix_ms: Some(1_600_000_000_000),
             carried: &[],
         };
         record

@@ -181,6 +181,13 @@ pub enum RecoveryError {
         /// Which log.
         log_id: LogId,
     },
+    /// The log was begun in the middle of another's, and does not go far enough to be a state.
+    NotWhole {
+        /// Where it ends.
+        end: Lsn,
+        /// How far it must go.
+        whole_at: Lsn,
+    },
     /// A record that this version must not skip, or can't read.
     Record {
         /// Its place.
@@ -220,6 +227,11 @@ impl fmt::Display for RecoveryError {
             Self::WrongLog { file, log_id } => {
                 write!(f, "{file} belongs to another shard or log (log {log_id}); move it away")
             }
+            Self::NotWhole { end, whole_at } => write!(
+                f,
+                "the log ends at LSN {end}, on its way to {whole_at}: a member of a pair was being \
+                 brought up, so it is not whole; start it as that member, with `[ha]`"
+            ),
             Self::Record { lsn, error } if error.is_newer_format() => write!(
                 f,
                 "the record at LSN {lsn}: {error}; nothing was changed; \
@@ -495,8 +507,14 @@ impl Recovery {
                 self.begin_replay_when_ready();
             }
             Stage::Headers(next) => {
-                let file = FileId::Segment { shard: self.shard, slot: self.slots[*next].slot };
-                let header = SegmentHeader::decode(&self.seed, self.segment_bytes, read);
+                let slot = self.slots[*next].slot;
+                let file = FileId::Segment { shard: self.shard, slot };
+                let is_stale = self.superblock.as_ref().is_some_and(|sb| sb.is_stale(slot));
+                let header = if is_stale {
+                    SegmentRead::Blank
+                } else {
+                    SegmentHeader::decode(&self.seed, self.segment_bytes, read)
+                };
                 if let SegmentRead::WrongLog(log_id) = header {
                     return Err(RecoveryError::WrongLog { file, log_id });
                 }
@@ -590,8 +608,15 @@ impl Recovery {
             let error = self.damaged(Evidence::DurableMark(mark));
             return self.end(Err(error));
         }
+        if let (Opening::Alone { .. }, Some(whole_at)) =
+            (self.opening, self.superblock().lacks(end))
+        {
+            return self.end(Err(RecoveryError::NotWhole { end, whole_at }));
+        }
         let is_live = |slot| replay.live().iter().any(|segment| segment.slot == slot);
-        let others = self.slots.iter().zip(&self.headers).filter(|(file, _)| !is_live(file.slot));
+        let superblock = self.superblock();
+        let is_other = |slot: Slot| !superblock.is_stale(slot) && !is_live(slot);
+        let others = self.slots.iter().zip(&self.headers).filter(|(file, _)| is_other(file.slot));
         let mut ranges: Vec<_> = others
             .map(|(file, read)| {
                 let is_older = header_of(read).is_some_and(|header| header.first_lsn < end);

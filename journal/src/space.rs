@@ -245,7 +245,7 @@ impl Space {
         next: Lsn,
         batches: impl Iterator<Item = u64>,
     ) -> bool {
-        let (mut room, mut slots, mut bytes) = (self.tail_room(next), 0, 0);
+        let (mut room, mut slots) = (self.tail_room(next), 0);
         for batch in batches {
             if batch > room {
                 slots += 1;
@@ -253,16 +253,17 @@ impl Space {
             }
             assert!(batch <= room, "a batch of {batch} bytes in a segment");
             room -= batch;
-            bytes += batch;
         }
-        let ready = self.ready.len() as u64;
+        // What a batch leaves over at the end of a segment is as lost as what it takes.
+        let ready = (self.ready.len() as u64).checked_sub(slots);
+        let leaves = |bytes| ready.is_some_and(|left| room + left * self.usable_bytes() >= bytes);
         match claim {
-            Claim::Settle => slots <= ready,
-            Claim::Shrink => slots <= ready && self.free_bytes(next) >= bytes + self.set_aside(0),
+            Claim::Settle => ready.is_some(),
+            Claim::Shrink => leaves(self.set_aside(0)),
             Claim::Grow { settlements } => {
                 let reserve = u64::from(RESERVE_SEGMENTS);
                 let kept = reserve * self.usable_bytes() + self.set_aside(settlements);
-                let fits = slots + reserve <= ready && self.free_bytes(next) >= bytes + kept;
+                let fits = ready.is_some_and(|left| left >= reserve) && leaves(kept);
                 // Segments are made ahead for what is usual; a large message says what it needs.
                 self.demand = if fits { 0 } else { slots * self.usable_bytes() };
                 fits
@@ -403,6 +404,11 @@ impl Space {
         self.segments.len()
     }
 
+    /// Every file's number is below.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slot_next
+    }
+
     pub(crate) fn files(&self) -> u32 {
         self.files
     }
@@ -464,6 +470,24 @@ mod tests {
         assert!(space.admit(Claim::Shrink, Lsn(S - 8192), [4096].into_iter()));
         assert!(!space.admit(Claim::Shrink, Lsn(S), [4096].into_iter()));
         assert!(space.admit(Claim::Settle, Lsn(S), [4096].into_iter()));
+    }
+
+    /// A long fragment goes into the next segment whole: the rest of this one is lost with it.
+    #[test]
+    fn what_is_left_over_at_a_segments_end_is_no_room_for_settlements() {
+        let left_over = 13 * 4096;
+        let (fits, goes_on) = ([left_over], [left_over + 4096]);
+        let next = Lsn(S - left_over);
+        let claims = [(2, Claim::Shrink), (4, Claim::Grow { settlements: 1 })];
+        for (slots, claim) in claims {
+            let mut space = space(slots, slots);
+            space.open_segment(0);
+            assert!(space.admit(claim, next, goes_on.into_iter()));
+            space.set_unsettled(760);
+            assert!(!space.admit(claim, next, goes_on.into_iter()), "{claim:?}");
+            assert!(space.admit(claim, next, fits.into_iter()), "{claim:?}");
+            assert!(space.admit(Claim::Settle, next, goes_on.into_iter()));
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //!           100 incarnation of the last opening (4)   104 clean (1)   105 zeros (3)
 //!           108 slots made (4)   112 parts
 //!           part 1: the epoch table, (epoch 8, first LSN 8)*
+//!           part 2, to be understood, of a log begun in the middle of another's: where it is whole
+//!           (8), files that were there (4); gone when it goes so far and they are written through
 //! ```
 //!
 //! Little-endian; the checksum (unseeded: these blocks are where the seed is found) covers `length`
@@ -23,7 +25,8 @@
 //! that is neither zero nor valid has been written and was damaged later. So there are three
 //! answers: never written, good, and written but unreadable, and the last stops the start. A valid
 //! block of a newer version or with features that must be known stops it too; the older block is no
-//! way out. Parts that aren't known are kept.
+//! way out. Parts that aren't known are kept. A log that was begun in the middle of another's is a
+//! state only from a certain LSN on (part 2): until it goes so far nobody starts from it.
 
 use std::fmt;
 
@@ -34,7 +37,7 @@ use crate::limits::{
     BLOCK_BYTES, FORMAT_SEGMENTS, FORMAT_VERSION, LSN_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
     SEGMENT_HEADER_BYTES, SHARDS_MAX,
 };
-use crate::lsn::{Epoch, Incarnation, JournalUuid, LogId, Lsn, ShardId, Term};
+use crate::lsn::{Epoch, Incarnation, JournalUuid, LogId, Lsn, ShardId, Slot, Term};
 use crate::record::{PART_REQUIRED, PartReader, u16_at, u32_at, u64_at};
 
 /// Bytes of a superblock's file.
@@ -52,6 +55,7 @@ const FIELDS_AT: usize = 56;
 const NODE_PARTS_AT: usize = 96;
 const SHARD_PARTS_AT: usize = 112;
 const PART_EPOCHS: u16 = 1;
+const PART_BEGUN: u16 = 2 | PART_REQUIRED;
 /// Most bytes of parts that may be unknown, with their headers, so that there is room to keep them.
 const CARRIED_BYTES_MAX: usize = 2048;
 
@@ -218,7 +222,30 @@ pub struct ShardSuperblock {
     pub slots_made: u32,
     /// Where each reign began.
     pub epochs: EpochTable,
+    /// Of a log that was begun in the middle of another's.
+    pub begun: Option<Begun>,
     carried: Vec<u8>,
+}
+
+/// What is still to be done for a log that was begun in the middle of another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// It is whole once it goes so far.
+    pub whole_at: Lsn,
+    /// Slots with a smaller number had files, which hold nothing of this log until they are made.
+    pub slots_before: u32,
+}
+
+/// Where a log can be begun in the middle of another's, and how far it must go to be whole: what
+/// still lived before the beginning has its copies below that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogStart {
+    /// Where the first batch stands.
+    pub head: Lsn,
+    /// The chain before it.
+    pub chain: Chain,
+    /// The log is whole once it goes so far.
+    pub whole_at: Lsn,
 }
 
 impl ShardSuperblock {
@@ -237,6 +264,7 @@ impl ShardSuperblock {
             clean: true,
             slots_made: FORMAT_SEGMENTS,
             epochs: EpochTable::new(Epoch(1), start),
+            begun: None,
             carried: Vec::new(),
         }
     }
@@ -252,8 +280,15 @@ impl ShardSuperblock {
     ) -> Result<Option<Self>, SuperblockError> {
         let found = newest(file, SHARD_MAGIC, shard.0, |block| {
             let fields = block.get(..SHARD_PARTS_AT).ok_or(SuperblockError::Malformed)?;
-            let (mut epochs, mut carried) = (None, Vec::new());
+            let (mut epochs, mut begun, mut carried) = (None, None, Vec::new());
             read_parts(&block[SHARD_PARTS_AT..], &mut carried, |code, part| {
+                if code == PART_BEGUN {
+                    let part: &[u8; 12] =
+                        part.try_into().map_err(|_| SuperblockError::Malformed)?;
+                    let (whole_at, slots_before) = (Lsn(u64_at(part, 0)), u32_at(part, 8));
+                    begun = Some(Begun { whole_at, slots_before });
+                    return Ok(true);
+                }
                 if code != PART_EPOCHS {
                     return Ok(false);
                 }
@@ -282,6 +317,7 @@ impl ShardSuperblock {
                 clean: fields[104] == 1,
                 slots_made: u32_at(fields, 108),
                 epochs,
+                begun,
                 carried,
             })
         })?;
@@ -290,6 +326,30 @@ impl ShardSuperblock {
             Some(found) if !found.is_sound() => Err(SuperblockError::Malformed),
             Some(_) | None => Ok(found),
         }
+    }
+
+    /// The log is given up for one that begins in the middle of another's. None of its files, whose
+    /// slots have smaller numbers than `slots_before`, counts any more: each is written through
+    /// again before it is used.
+    pub(crate) fn begin_at(&mut self, start: LogStart, epochs: EpochTable, slots_before: u32) {
+        let LogStart { head, chain, whole_at } = start;
+        (self.head, self.head_chain, self.durable) = (head, chain, head);
+        self.truncation = Truncation { at: head, term: Term::default() };
+        (self.slots_made, self.clean, self.epochs) = (0, false, epochs);
+        self.begun = Some(Begun { whole_at, slots_before });
+    }
+
+    /// How far the log must still go to be whole, if it ends at `end`.
+    #[must_use]
+    pub fn lacks(&self, end: Lsn) -> Option<Lsn> {
+        self.begun.map(|begun| begun.whole_at).filter(|whole_at| end < *whole_at)
+    }
+
+    /// Whether this slot has a file of a log that was given up.
+    #[must_use]
+    pub fn is_stale(&self, slot: Slot) -> bool {
+        let before = self.begun.map_or(0, |begun| begun.slots_before);
+        slot.0 < before && slot.0 >= self.slots_made
     }
 
     /// The epoch that goes on from `lsn`: at least `epoch`, and never back. A new one gets its row.
@@ -307,6 +367,7 @@ impl ShardSuperblock {
     fn is_sound(&self) -> bool {
         self.head <= self.durable
             && self.durable.0 <= LSN_MAX
+            && self.begun.is_none_or(|begun| begun.whole_at.0 <= LSN_MAX)
             && self.truncation.at.0 <= LSN_MAX
             && self.incarnation.0 < u32::MAX
             && self.truncation.term.incarnation.0 < u32::MAX
@@ -335,7 +396,15 @@ impl ShardSuperblock {
         let rows_bytes = u16::try_from(rows.len()).expect("bounded by EPOCHS_MAX");
         let end = put_bytes(block, SHARD_PARTS_AT, &PART_EPOCHS.to_le_bytes());
         let end = put_bytes(block, end, &rows_bytes.to_le_bytes());
-        let end = put_bytes(block, end, &rows);
+        let mut end = put_bytes(block, end, &rows);
+        let is_open =
+            |begun: &Begun| begun.whole_at > self.durable || begun.slots_before > self.slots_made;
+        if let Some(begun) = self.begun.filter(is_open) {
+            end = put_bytes(block, end, &PART_BEGUN.to_le_bytes());
+            end = put_bytes(block, end, &12u16.to_le_bytes());
+            end = put_bytes(block, end, &begun.whole_at.0.to_le_bytes());
+            end = put_bytes(block, end, &begun.slots_before.to_le_bytes());
+        }
         let end = put_bytes(block, end, &self.carried);
         let head = Head {
             magic: SHARD_MAGIC,
@@ -493,7 +562,7 @@ const _: () = {
     assert!(NODE_PARTS_AT <= 512 && SHARD_PARTS_AT + 4 + 16 <= 512);
     // What must be kept always fits beside what is known.
     assert!(NODE_PARTS_AT + CARRIED_BYTES_MAX <= BLOCK_BYTES);
-    assert!(SHARD_PARTS_AT + 4 + EPOCHS_MAX * 16 + CARRIED_BYTES_MAX <= BLOCK_BYTES);
+    assert!(SHARD_PARTS_AT + 4 + EPOCHS_MAX * 16 + 16 + CARRIED_BYTES_MAX <= BLOCK_BYTES);
 };
 
 #[cfg(test)]
@@ -622,6 +691,27 @@ mod tests {
         assert_eq!(other_shard, Err(SuperblockError::Malformed));
         let other_log = ShardSuperblock::decode(&bytes, LogId([1; 16]), ShardId(1));
         assert_eq!(other_log, Err(SuperblockError::WrongLog(LOG)));
+    }
+
+    #[test]
+    fn a_log_begun_in_the_middle_says_so_until_it_is_whole() {
+        let mut shard = ShardSuperblock::first(LOG, ShardId(1), Chain(5));
+        let (head, chain, whole_at) = (Lsn(69632), Chain(9), Lsn(81920));
+        let epochs = EpochTable::new(Epoch(3), Lsn(4096));
+        shard.begin_at(LogStart { head, chain, whole_at }, epochs.clone(), 4);
+        let read = |shard: &ShardSuperblock| {
+            let mut file = vec![0; SUPERBLOCK_FILE_BYTES];
+            file[..BLOCK_BYTES].copy_from_slice(shard.encode().0.as_slice());
+            ShardSuperblock::decode(&file, LOG, ShardId(1)).unwrap().unwrap()
+        };
+        assert_eq!(read(&shard), shard);
+        assert_eq!((shard.lacks(Lsn(77824)), shard.lacks(whole_at)), (Some(whole_at), None));
+        assert_eq!((shard.slots_made, &shard.epochs), (0, &epochs));
+        (shard.durable, shard.slots_made) = (whole_at, 3);
+        let stale: Vec<u32> = (0..6).filter(|slot| read(&shard).is_stale(Slot(*slot))).collect();
+        assert_eq!(stale, [3], "one file is still to be written through");
+        shard.slots_made = 4;
+        assert_eq!(read(&shard).begun, None, "and then no more");
     }
 
     #[test]

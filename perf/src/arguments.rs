@@ -17,8 +17,10 @@ use std::time::Duration;
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 
+use crate::command::Failure;
 use crate::load::{Length, Links, LoadPlan, Security, Target};
 use crate::schedule::{Arrivals, RATE_MAX, RATE_MIN};
+use crate::show;
 use crate::tls::{TlsArguments, TlsClient};
 
 /// The port of AMQP.
@@ -26,6 +28,34 @@ const PORT: u16 = 5672;
 
 /// The port of AMQP over TLS.
 const TLS_PORT: u16 = 5671;
+
+/// Of a command that starts a broker of its own.
+#[derive(Args, Clone, Debug)]
+pub struct OwnBroker {
+    /// Where to make a directory for the data, removed at the end
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// Write the result as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// No line for each step
+    #[arg(long)]
+    pub quiet: bool,
+    /// More flags for `laelaps run`
+    #[arg(last = true, value_name = "FLAGS")]
+    pub flags: Vec<String>,
+}
+
+impl OwnBroker {
+    /// Prints what came of it, and writes the JSON if that is asked for.
+    ///
+    /// # Errors
+    /// Standard output, or the file.
+    pub fn show(&self, text: &str, result: &impl Serialize) -> Result<(), Failure> {
+        show::print(text)?;
+        self.json.as_deref().map_or(Ok(()), |path| show::write_json(path, result))
+    }
+}
 
 /// Whom to load.
 #[derive(Args, Clone, Debug)]

@@ -78,6 +78,7 @@ pub struct Broker {
     log: PathBuf,
     addr: SocketAddr,
     admin: SocketAddr,
+    began: Instant,
     ready_after: Duration,
 }
 
@@ -101,13 +102,27 @@ impl Broker {
 
     fn try_start(plan: &BrokerPlan, interrupt: &Interrupt) -> Result<Self, NotStarted> {
         let failed = |what: String| NotStarted::Failed(what.into());
-        let (addr, admin) = free_ports().map_err(|error| failed(format!("loopback: {error}")))?;
+        let [addr, admin] = free_ports().map_err(|error| failed(format!("loopback: {error}")))?;
+        let mut broker = Self::spawn(plan, addr, admin).map_err(NotStarted::Failed)?;
+        broker.wait_ready(plan.ready_within, interrupt)?;
+        Ok(broker)
+    }
+
+    /// Starts it on these addresses, and does not wait.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(crate) fn spawn(
+        plan: &BrokerPlan,
+        addr: SocketAddr,
+        admin: SocketAddr,
+    ) -> Result<Self, Failure> {
         let log = plan.log();
         let sink = File::options()
             .create(true)
             .append(true)
             .open(&log)
-            .map_err(|error| failed(format!("{}: {error}", log.display())))?;
+            .map_err(|error| format!("{}: {error}", log.display()))?;
         let mut command = Command::new(&plan.exe);
         command.arg("run").arg("--data").arg(&plan.data);
         command.args(["--listen", &addr.to_string(), "--admin", &admin.to_string()]);
@@ -116,21 +131,24 @@ impl Broker {
         // A signal of the terminal is for us: we end the broker in our own time.
         command.process_group(0);
         let began = clock();
-        let child = command.spawn().map_err(|error| {
-            failed(format!("{} cannot be started: {error}", plan.exe.display()))
-        })?;
-        let mut broker = Self { child, log, addr, admin, ready_after: Duration::ZERO };
-        broker.wait_ready(began, plan.ready_within, interrupt)?;
-        broker.ready_after = began.elapsed();
-        Ok(broker)
+        let child = command
+            .spawn()
+            .map_err(|error| format!("{} cannot be started: {error}", plan.exe.display()))?;
+        Ok(Self { child, log, addr, admin, began, ready_after: Duration::ZERO })
     }
 
-    fn wait_ready(
-        &mut self,
-        began: Instant,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<(), NotStarted> {
+    /// Until it serves, or is in sync.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time; or we are interrupted.
+    pub(crate) fn wait(&mut self, plan: &BrokerPlan, interrupt: &Interrupt) -> Result<(), Failure> {
+        self.wait_ready(plan.ready_within, interrupt).map_err(|failed| match failed {
+            NotStarted::PortTaken => self.failure("cannot listen: its port was taken"),
+            NotStarted::Failed(failure) => failure,
+        })
+    }
+
+    fn wait_ready(&mut self, within: Duration, interrupt: &Interrupt) -> Result<(), NotStarted> {
         /// The exit status of a broker that cannot listen (`docs/operating/exit-statuses.md`).
         const LISTEN_FAILED: i32 = 6;
         while !is_ready(self.admin) {
@@ -140,13 +158,14 @@ impl Broker {
                 }
                 return Err(NotStarted::Failed(self.failure(&format!("ended with {status}"))));
             }
-            if began.elapsed() > within {
+            if self.began.elapsed() > within {
                 let what = format!("was not ready within {} s", within.as_secs());
                 return Err(NotStarted::Failed(self.failure(&what)));
             }
             interrupt.check().map_err(NotStarted::Failed)?;
             std::thread::sleep(ASK_EVERY);
         }
+        self.ready_after = self.began.elapsed();
         Ok(())
     }
 
@@ -229,28 +248,41 @@ enum NotStarted {
     Failed(Failure),
 }
 
-/// Two ports of loopback that nobody listens on at this moment.
-fn free_ports() -> std::io::Result<(SocketAddr, SocketAddr)> {
-    let any = (Ipv4Addr::LOCALHOST, 0);
-    let (amqp, admin) = (TcpListener::bind(any)?, TcpListener::bind(any)?);
-    Ok((amqp.local_addr()?, admin.local_addr()?))
+/// Ports of loopback that nobody listens on at this moment.
+pub(crate) fn free_ports<const N: usize>() -> std::io::Result<[SocketAddr; N]> {
+    // All are held until all are known, so that none comes twice.
+    let mut held = Vec::with_capacity(N);
+    let mut found = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for addr in &mut found {
+        let listener = TcpListener::bind(*addr)?;
+        *addr = listener.local_addr()?;
+        held.push(listener);
+    }
+    Ok(found)
+}
+
+/// What a broker's admin address answers to a request without a body: status line, headers, body.
+pub(crate) fn ask(admin: SocketAddr, request: &str, within: Duration) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, within)?;
+    stream.set_read_timeout(Some(within))?;
+    write!(
+        stream,
+        "{request} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Whether the answer to a request says that it went well.
+pub(crate) fn is_well(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200")
 }
 
 /// Whether a broker's admin address says that it serves.
 fn is_ready(admin: SocketAddr) -> bool {
     const WITHIN: Duration = Duration::from_secs(1);
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&admin, WITHIN)?;
-        stream.set_read_timeout(Some(WITHIN))?;
-        write!(
-            stream,
-            "GET /healthz/ready HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status)?;
-        Ok(&status == b"HTTP/1.1 200")
-    };
-    ask().unwrap_or(false)
+    ask(admin, "GET /healthz/ready", WITHIN).is_ok_and(|answer| is_well(&answer))
 }
 
 /// A directory of our own, removed in the end.

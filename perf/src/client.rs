@@ -20,7 +20,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use amqp::codec::{Reader, Writer};
-use amqp::connection::{BeginError, CloseReason, Config, Connection, Event, Sasl, SendError, Side};
+use amqp::connection::{
+    BeginError, CloseReason, Config, Connection, Event, RemoteOpen, Sasl, SendError, Side,
+};
 use amqp::delivery::{DeliveryId, Outcome};
 use amqp::error::Error;
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
@@ -102,7 +104,7 @@ pub struct Client {
     out: Vec<u8>,
     /// What goes to the socket, where that is not `out`.
     sealed: Vec<u8>,
-    opened: bool,
+    opened: Option<Box<RemoteOpen>>,
     attached: Vec<LinkId>,
     outcomes: VecDeque<(DeliveryId, Outcome)>,
     received: VecDeque<Received>,
@@ -121,7 +123,21 @@ impl Client {
         sasl: Sasl,
         wait: Duration,
     ) -> Result<Self, ClientError> {
-        Self::begin(addr, None, container_id, sasl, wait)
+        Self::begin(addr, None, config(container_id, sasl), wait)
+    }
+
+    /// As [`Client::connect`], with everything that a client's open says, and over TLS or not.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn connect_with(
+        addr: SocketAddr,
+        tls: Option<&TlsClient>,
+        config: Config,
+        wait: Duration,
+    ) -> Result<Self, ClientError> {
+        let tls = tls.map(TlsClient::session).transpose()?;
+        Self::begin(addr, tls.map(Box::new), config, wait)
     }
 
     /// As [`Client::connect`], over TLS.
@@ -135,20 +151,18 @@ impl Client {
         sasl: Sasl,
         wait: Duration,
     ) -> Result<Self, ClientError> {
-        Self::begin(addr, Some(Box::new(tls.session()?)), container_id, sasl, wait)
+        Self::begin(addr, Some(Box::new(tls.session()?)), config(container_id, sasl), wait)
     }
 
     fn begin(
         addr: SocketAddr,
         tls: Option<Box<TlsSession>>,
-        container_id: &str,
-        sasl: Sasl,
+        config: Config,
         wait: Duration,
     ) -> Result<Self, ClientError> {
         let stream = TcpStream::connect_timeout(&addr, wait)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(wait))?;
-        let config = Config { container_id: container_id.to_owned(), sasl, ..Config::default() };
         let mut client = Self {
             stream,
             tls,
@@ -157,17 +171,28 @@ impl Client {
             wait,
             out: Vec::new(),
             sealed: Vec::new(),
-            opened: false,
+            opened: None,
             attached: Vec::new(),
             outcomes: VecDeque::new(),
             received: VecDeque::new(),
             closed: None,
             detached: None,
         };
-        client.until("open", |client| client.opened)?;
+        client.until("open", |client| client.opened.is_some())?;
+        if let Some(reason) = client.closed.take() {
+            return Err(ClientError::Closed(reason));
+        }
         client.connection.begin().map_err(ClientError::NotBegun)?;
         client.until("begin", |client| client.session.is_some())?;
         Ok(client)
+    }
+
+    /// What the broker's open said.
+    ///
+    /// # Panics
+    /// Never: a client that is there has heard it.
+    pub fn remote_open(&self) -> &RemoteOpen {
+        self.opened.as_ref().expect("it was waited for")
     }
 
     /// A link to send messages to an address.
@@ -243,9 +268,11 @@ impl Client {
     /// See [`ClientError`].
     pub fn close(mut self) -> Result<(), ClientError> {
         self.connection.close(None);
-        match self.until("close", |client| client.closed.is_some()) {
-            Ok(()) | Err(ClientError::Closed(CloseReason::Closed(None))) => Ok(()),
-            Err(error) => Err(error),
+        self.until("close", |client| client.closed.is_some())?;
+        // A connection that broke meanwhile has confirmed nothing.
+        match self.closed {
+            Some(CloseReason::Closed(None)) | None => Ok(()),
+            Some(reason) => Err(ClientError::Closed(reason)),
         }
     }
 
@@ -342,7 +369,7 @@ impl Client {
     fn take_events(&mut self) {
         while let Some(event) = self.connection.poll_event() {
             match event {
-                Event::Opened(_) => self.opened = true,
+                Event::Opened(open) => self.opened = Some(open),
                 Event::SessionBegun { session } => self.session = Some(session),
                 Event::Attached { link, .. } => self.attached.push(link),
                 Event::Transfer { link, delivery, message, .. } => {
@@ -371,10 +398,14 @@ impl Client {
                     self.connection.close(None);
                     self.closed = Some(CloseReason::Closed(error));
                 }
-                Event::Closed { reason } => self.closed = Some(reason),
+                // Why the peer has closed is told before that.
+                Event::Closed { reason } => {
+                    self.closed.get_or_insert(reason);
+                }
                 Event::CreditChanged { link, drain: true, .. } => self.connection.drained(link),
                 Event::CreditChanged { drain: false, .. }
                 | Event::SendReady { .. }
+                | Event::PartWanted { .. }
                 | Event::Drained { .. } => {}
                 // A client asks for links; a broker that asks for one gets no answer.
                 Event::AttachReceived { .. }
@@ -385,6 +416,10 @@ impl Client {
             }
         }
     }
+}
+
+fn config(container_id: &str, sasl: Sasl) -> Config {
+    Config { container_id: container_id.to_owned(), sasl, ..Config::default() }
 }
 
 /// A message with `durable` set and one data section.
@@ -428,6 +463,41 @@ mod tests {
             assert!(Sections::scan(&message).expect("our own").header_fields.is_durable());
         }
         assert_eq!(data_of(b"\x00"), None);
+    }
+
+    /// A peer that answers everything but a close, at which it hangs up.
+    fn hang_up_at_close(mut stream: TcpStream) {
+        let config = Config { sasl: Sasl::None, ..Config::default() };
+        let mut engine = Connection::new(config, Side::Server, clock());
+        let (mut bytes, mut out) = ([0; 4096], Vec::new());
+        loop {
+            let count = stream.read(&mut bytes).expect("the client speaks");
+            engine.handle_bytes(clock(), &bytes[..count]);
+            while let Some(event) = engine.poll_event() {
+                if let Event::CloseReceived { .. } = event {
+                    return;
+                }
+                if let Event::Opened(_) = event {
+                    engine.open();
+                }
+            }
+            while engine.poll_transmit(&mut out) {
+                stream.write_all(&out).expect("the client reads");
+                out.clear();
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_before_the_close_is_answered_has_confirmed_nothing() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        std::thread::scope(|scope| {
+            scope.spawn(|| hang_up_at_close(listener.accept().expect("a client").0));
+            let client = Client::connect(addr, "test", Sasl::None, Duration::from_secs(5));
+            let closed = client.expect("let in").close();
+            assert!(matches!(closed, Err(ClientError::Closed(CloseReason::Eof))), "{closed:?}");
+        });
     }
 
     #[test]

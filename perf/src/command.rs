@@ -4,6 +4,7 @@
 //!   produce, consume, e2e    stream.rs     a load on any AMQP 1.0 broker
 //!   sweep                    sweep.rs      rate steps up to saturation
 //!   recover                  recover.rs    time to ready after a kill
+//!   backlog, laps            one file each storage at scale: beyond memory; many times the disk
 //!   compare, report, gate    one file each who is how much slower; the page; the regression
 //!   floor                    floor.rs      what this machine takes at least
 //!   journal                  journal.rs    the disk, under the journal's own code
@@ -17,7 +18,7 @@ use std::error::Error;
 
 use clap::Subcommand;
 
-use crate::{compare, floor, gate, journal, recover, report, show, stream, sweep};
+use crate::{backlog, compare, floor, gate, journal, laps, recover, report, show, stream, sweep};
 
 /// Why a command failed: one message for a person.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -35,6 +36,10 @@ pub enum Command {
     Sweep(sweep::Options),
     /// Kill a broker of our own and start it again: how long until it is ready
     Recover(recover::Options),
+    /// A backlog far beyond memory in a broker of our own: what it takes, and what it disturbs
+    Backlog(backlog::Options),
+    /// Many times the disk's bound through a broker of our own: whether the log stays in bounds
+    Laps(laps::Options),
     /// Brokers, floors and peers in interleaved blocks: who is how much slower
     Compare(Box<compare::Options>),
     /// What this machine takes at least: TCP echo, durable write, group commit
@@ -58,6 +63,8 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::E2e(options) => stream::e2e(options),
         Command::Sweep(options) => sweep::sweep(options),
         Command::Recover(options) => recover::recover(options),
+        Command::Backlog(options) => backlog::backlog(options),
+        Command::Laps(options) => laps::laps(options),
         Command::Compare(options) => compare::command(options),
         Command::Floor(options) => floor::command(options),
         Command::Report(options) => report::command(options),

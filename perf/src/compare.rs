@@ -17,8 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -27,11 +26,12 @@ use clap::{ArgAction, Args};
 
 use crate::arguments::{parse_duration, parse_rate, parse_target};
 use crate::block::{Block, Percentiles, SCHEMA};
-use crate::broker::{Broker, BrokerPlan, Interrupt, Scratch};
+use crate::broker::{Broker, BrokerPlan, Interrupt, Scratch, ask, is_well};
 use crate::command::Failure;
 use crate::floor::{Floor, FloorKind, FloorLoad, Store, WRITES_IN_FLIGHT};
 use crate::load::{self, Length, Links, LoadPlan, Target};
 use crate::machine::{Machine, Noise, Place, Snapshot};
+use crate::pair::Pair;
 use crate::schedule::Arrivals;
 use crate::show;
 use crate::stats::{Chance, Estimate};
@@ -52,8 +52,11 @@ pub struct Options {
     /// A broker that answers before
     #[arg(long = "async")]
     pub asynchronous: bool,
-    /// What they stand on: group commit and durable write below --sync, TCP echo below --async.
-    /// With none of the three: all of them
+    /// A pair that answers when a message is durable at both members
+    #[arg(long)]
+    pub replicated: bool,
+    /// What they stand on: group commit and durable write below --sync, TCP echo below --async,
+    /// group commit in two places below --replicated. With none of the four: sync, async and floors
     #[arg(long)]
     pub floor: bool,
     /// The brokers' engine; several are compared with each other
@@ -118,9 +121,6 @@ pub const PAIRS_MIN: usize = 12;
 
 /// The queue of a broker that is compared.
 const QUEUE: &str = "laelaps-compare";
-
-/// How long a closed loop is probed.
-const PROBE: Duration = Duration::from_millis(300);
 
 /// How long it may take to empty a queue.
 const PURGE_WITHIN: Duration = Duration::from_secs(120);
@@ -210,6 +210,7 @@ struct Contender {
 
 enum Server {
     Broker(Broker),
+    Pair(Pair),
     Floor(Floor),
     Peer(Target),
 }
@@ -220,14 +221,14 @@ fn start(
     stop: &Interrupt,
     volatile: bool,
 ) -> Result<Vec<Contender>, Failure> {
-    let none = !options.sync && !options.asynchronous && !options.floor;
+    let none = !options.sync && !options.asynchronous && !options.replicated && !options.floor;
     let (sync, asynchronous) = (options.sync || none, options.asynchronous || none);
     let size = options.size as usize;
     let mut contenders = Vec::new();
     if options.floor || none {
         // Only floors that something here stands on: each takes its share of the time, and what
         // objects to one objects to the whole.
-        let alone = !sync && !asynchronous && options.peers.is_empty();
+        let alone = !sync && !asynchronous && !options.replicated && options.peers.is_empty();
         let durable = alone || sync || !options.peers.is_empty();
         let mut kinds = Vec::new();
         if durable {
@@ -240,6 +241,10 @@ fn start(
         // A device alone knows no group commit: it is like the others only with one in flight.
         if durable && options.producers * options.in_flight == 1 {
             kinds.push(("dev", FloorKind::Dev, "aligned 4 KiB writes with data sync"));
+        }
+        if options.replicated {
+            let what = "receive, aligned group commit in two places, 16 bytes back";
+            kinds.push(("pair-floor", FloorKind::Replicated, what));
         }
         for (name, kind, what) in kinds {
             let floor = Floor::start(kind, scratch.path(), size, WRITES_IN_FLIGHT)?;
@@ -275,6 +280,17 @@ fn start(
             contenders.push(Contender { name, what, server: Server::Broker(broker) });
         }
     }
+    if options.replicated {
+        let flags: &[String] = if volatile { &["--allow-volatile".to_owned()] } else { &[] };
+        let directory = scratch.join("replicated");
+        let pair = Pair::start(options.binary.as_ref(), &directory, flags, stop)?;
+        let what = "a pair of this broker at level replicated-sync".to_owned();
+        contenders.push(Contender {
+            name: "replicated".to_owned(),
+            what,
+            server: Server::Pair(pair),
+        });
+    }
     for (number, peer) in (1..).zip(&options.peers) {
         let (name, what) = (format!("peer{number}"), format!("the broker on {}", peer.addr));
         contenders.push(Contender { name, what, server: Server::Peer(peer.clone()) });
@@ -291,7 +307,7 @@ fn pairings(names: &[String]) -> Vec<(String, String)> {
         let own = format!("{kind}-");
         names.iter().filter(move |name| *name == kind || name.starts_with(&own))
     };
-    for (kind, floor) in [("sync", "floor"), ("async", "echo")] {
+    for (kind, floor) in [("sync", "floor"), ("async", "echo"), ("replicated", "pair-floor")] {
         for name in of(kind).filter(|_| has(floor)) {
             pair(name, floor);
         }
@@ -331,12 +347,20 @@ struct Ask {
 impl Run<'_> {
     /// What each does in a closed loop, a second.
     fn probe(&mut self) -> Result<BTreeMap<String, f64>, Failure> {
-        let ask = Ask { rate: None, warm_up: PROBE / 3, duration: PROBE, seed: self.options.seed };
+        // As long as a block: what a burst does says nothing of what can be kept up.
+        let ask = Ask {
+            rate: None,
+            warm_up: self.options.warmup,
+            duration: self.options.block,
+            seed: self.options.seed,
+        };
         let mut rates = BTreeMap::new();
         for contender in &self.contenders {
             let block = self.block(contender, ask)?;
             if block.completed == 0 {
-                return Err(format!("{} answered nothing in {PROBE:?}", contender.name).into());
+                return Err(
+                    format!("{} answered nothing in {:?}", contender.name, ask.duration).into()
+                );
             }
             rates.insert(contender.name.clone(), block.achieved());
         }
@@ -430,12 +454,8 @@ impl Run<'_> {
                 };
                 Ok(floor.run(&load).map_err(|error| named(&error))?)
             }
-            Server::Broker(broker) => {
-                let plan = self.load(broker.target(), Some(broker.process()), ask);
-                let block = self.produce(&plan).map_err(|error| named(&error))?;
-                purge(broker.admin()).map_err(|error| named(&error))?;
-                Ok(block)
-            }
+            Server::Broker(broker) => self.ours(broker, ask, &named),
+            Server::Pair(pair) => self.ours(pair.live(), ask, &named),
             Server::Peer(target) => {
                 let plan = self.load(target.clone(), None, ask);
                 let block = self.produce(&plan).map_err(|error| named(&error))?;
@@ -443,6 +463,18 @@ impl Run<'_> {
                 Ok(block)
             }
         }
+    }
+
+    fn ours(
+        &self,
+        broker: &Broker,
+        ask: Ask,
+        named: &dyn Fn(&dyn std::fmt::Display) -> String,
+    ) -> Result<Block, Failure> {
+        let plan = self.load(broker.target(), Some(broker.process()), ask);
+        let block = self.produce(&plan).map_err(|error| named(&error))?;
+        purge(broker.admin()).map_err(|error| named(&error))?;
+        Ok(block)
     }
 
     fn load(&self, target: Target, process: Option<u32>, ask: Ask) -> LoadPlan {
@@ -489,19 +521,11 @@ impl Run<'_> {
 
 /// Takes away what a block has left in the queue of a broker of ours.
 fn purge(admin: SocketAddr) -> Result<(), Failure> {
-    let mut stream = TcpStream::connect_timeout(&admin, PURGE_WITHIN)?;
-    stream.set_read_timeout(Some(PURGE_WITHIN))?;
-    write!(
-        stream,
-        "POST /api/v1/queues/{QUEUE}/purge HTTP/1.1\r\nHost: {admin}\r\n\
-         Content-Length: 0\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    if &status == b"HTTP/1.1 200" {
+    let answer = ask(admin, &format!("POST /api/v1/queues/{QUEUE}/purge"), PURGE_WITHIN)?;
+    if is_well(&answer) {
         return Ok(());
     }
-    let status = String::from_utf8_lossy(&status).into_owned();
+    let status = answer.lines().next().unwrap_or_default();
     Err(format!("{QUEUE} cannot be emptied: {status}").into())
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!   command     laelaps perf ...                         every command, one function each
 //!      │
-//!      ├─ stream, sweep, recover     a load on a broker  ─┐
+//!      ├─ stream, sweep, recover,    a load on a broker  ─┐
+//!      │  backlog, laps                                   │
 //!      ├─ floor, journal             the machine alone    ├─ all by schedule, all into a block
 //!      ├─ compare                    both, interleaved   ─┘
 //!      └─ report, gate               a result as a page; against a baseline
@@ -11,7 +12,7 @@
 //!   schedule    when messages are due                    pure
 //!   block       what was measured, histograms, JSON      pure
 //!   load        schedule ─▶ AMQP engine on a ring ─▶ block
-//!   broker      a broker of our own as a child
+//!   broker      a broker of our own as a child; `pair`: two and their voters
 //!   verdict     VALID, or why not
 //!   stats       paired ratios, their median and its interval    pure
 //!   machine     what it is, and what it did meanwhile
@@ -24,6 +25,8 @@
 #![forbid(unsafe_code)]
 
 pub mod arguments;
+pub mod backlog;
+pub mod beside;
 pub mod block;
 pub mod broker;
 pub mod client;
@@ -32,8 +35,10 @@ pub mod compare;
 pub mod floor;
 pub mod gate;
 pub mod journal;
+pub mod laps;
 pub mod load;
 pub mod machine;
+pub mod pair;
 pub mod recover;
 pub mod report;
 pub mod schedule;

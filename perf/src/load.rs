@@ -134,6 +134,14 @@ pub struct LoadPlan {
     pub in_flight: u32,
     /// Messages that may come ahead of a consumer's settlements, at least 1.
     pub credit: u32,
+    /// Messages a second that all consumers together let come; none: as fast as they do.
+    pub receive_rate: Option<f64>,
+    /// Messages that the consumers of a connection hold, once they have so many: then for each that
+    /// comes they settle one of those, by chance. At the end they settle all of them.
+    pub held: u32,
+    /// Whether what comes is compared: in the order in which it was sent on each link, each once,
+    /// with its own bytes. For one producer a queue, with messages of this size.
+    pub checks: bool,
     /// Bytes of a message's body.
     pub size: usize,
     /// Whether messages say `durable=true`.
@@ -164,6 +172,9 @@ const THREADS_MAX: u32 = 64;
 /// More connections or links than this are a typing error.
 const LINKS_MAX: u32 = 100_000;
 
+/// A session takes 8,192 unsettled messages, credit among them.
+const HELD_MAX: u32 = 4096;
+
 /// The largest body.
 const SIZE_MAX: usize = 256 << 20;
 
@@ -179,6 +190,9 @@ impl LoadPlan {
             consumers: Links::NONE,
             in_flight: 1,
             credit: 256,
+            receive_rate: None,
+            held: 0,
+            checks: false,
             size: 256,
             durable: true,
             rate: None,
@@ -221,6 +235,12 @@ impl LoadPlan {
                 "a rate of 0.001 to 1,000,000,000 a second",
             ),
             (self.rate.is_none() || self.producers.total() > 0, "a rate is for producers"),
+            (
+                self.receive_rate.is_none_or(|rate| (RATE_MIN..=RATE_MAX).contains(&rate)),
+                "a rate of 0.001 to 1,000,000,000 messages received a second",
+            ),
+            (self.held <= HELD_MAX, "at most 4,096 messages held on a connection"),
+            (!self.checks || self.size >= STAMP_BYTES, "a size of at least 32 bytes to be checked"),
             (self.length != Length::Count(0), "a count of at least 1"),
             (self.length != Length::For(Duration::ZERO), "a duration above 0"),
             (
@@ -326,6 +346,10 @@ pub struct Measured {
     pub consumed: Option<Block>,
     /// Messages that were accepted, warm-up included: what a queue holds more than before.
     pub accepted: u64,
+    /// Messages that were received and settled, warm-up included: what it holds less.
+    pub received: u64,
+    /// Of those, messages that were checked and not as they were sent, or not in order.
+    pub wrong: u64,
 }
 
 /// Carries out a plan that has producers; their block. [`measure`] gives more.
@@ -355,6 +379,8 @@ pub fn drain(plan: &LoadPlan, count: u64) -> Result<u64, LoadError> {
         consumers: Links { connections: 1, each },
         credit: 1024,
         rate: None,
+        receive_rate: None,
+        held: 0,
         warmup: Duration::ZERO,
         length: Length::Count(count),
         threads: 1,
@@ -394,6 +420,7 @@ struct Shared {
     answered: AtomicU64,
     accepted: AtomicU64,
     received: AtomicU64,
+    wrong: AtomicU64,
     worst_ns: AtomicU64,
     /// Producers that have nothing more to send or to wait for.
     producers_over: AtomicU64,
@@ -527,8 +554,10 @@ impl Crew {
                 }
             }
         }
-        let accepted = shared.accepted.load(Ordering::Relaxed);
-        Ok(Measured { accepted, ..merge(plan, shares, server.spent()) })
+        let [accepted, received, wrong] = [&shared.accepted, &shared.received, &shared.wrong]
+            .map(|count| count.load(Ordering::Relaxed));
+        let merged = merge(plan, shares, server.spent());
+        Ok(Measured { accepted, received, wrong, ..merged })
     }
 
     fn dismiss(self) {
@@ -592,7 +621,7 @@ fn merge(plan: &LoadPlan, shares: Vec<Share>, cpu_server_ns: Option<u64>) -> Mea
         }
         finish(consumed)
     });
-    Measured { produced, consumed, accepted: 0 }
+    Measured { produced, consumed, accepted: 0, received: 0, wrong: 0 }
 }
 
 fn nanos(duration: Duration) -> u64 {

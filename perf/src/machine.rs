@@ -8,7 +8,7 @@
 //!             Noise       steal     /proc/stat, the column that the hypervisor fills
 //!                         pressure  /proc/pressure/{cpu,io,memory}: `some`, in total
 //!                         throttled cgroup cpu.stat, v1 or v2, of our group and those above it
-//!   cpu_of_process, ThreadName      /proc/…/schedstat, nanoseconds on a CPU, up to a tick late
+//!   cpu_of_process                  /proc/…/schedstat, nanoseconds on a CPU, up to a tick late
 //!   cpu_of_thread                   the clock of the calling thread, nanoseconds on a CPU
 //! ```
 //! Everything is read, nothing guessed: what a system doesn't tell is `None` or zero, and a pair of
@@ -219,30 +219,24 @@ pub fn cpu_of_process(process: u32) -> Option<u64> {
     Some(sum)
 }
 
+/// Bytes of a process that are resident, and those of them that are of no file; 0 if it is gone.
+#[must_use]
+pub fn resident(process: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    (status_bytes(&status, "VmRSS:"), status_bytes(&status, "RssAnon:"))
+}
+
+fn status_bytes(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
+}
+
 /// Nanoseconds that the calling thread has spent on CPUs.
 #[must_use]
 pub fn cpu_of_thread() -> u64 {
     let spent = clock_gettime(ClockId::ThreadCPUTime);
     spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
-}
-
-/// A thread of this process, for others that ask what it costs.
-#[derive(Clone, Debug)]
-pub struct ThreadName(PathBuf);
-
-impl ThreadName {
-    /// The calling thread.
-    #[must_use]
-    pub fn own() -> Self {
-        let name = fs::read_link("/proc/thread-self").unwrap_or_default();
-        Self(Path::new("/proc").join(name).join("schedstat"))
-    }
-
-    /// Nanoseconds that it has spent on CPUs; `None` once it is gone.
-    #[must_use]
-    pub fn cpu_ns(&self) -> Option<u64> {
-        schedstat(&fs::read_to_string(&self.0).ok()?)
-    }
 }
 
 fn read(path: &str) -> String {
@@ -344,6 +338,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_resident_is_read_from_the_status() {
+        let status = "Name:\tx\nVmRSS:\t  2048 kB\nRssAnon:\t    3 kB\n";
+        assert_eq!(status_bytes(status, "VmRSS:"), 2 << 20);
+        assert_eq!(status_bytes(status, "RssAnon:"), 3 << 10);
+        let (resident, anonymous) = resident(std::process::id());
+        assert!(resident > anonymous && anonymous > 0);
+    }
+
+    #[test]
     fn a_quiet_block_has_no_objection_and_a_throttled_one_has() {
         let noise = Noise { steal: STEAL_SHARE_MAX, pressure_io_us: 9, ..Noise::default() };
         assert_eq!(noise.objection(), None);
@@ -380,7 +383,6 @@ mod tests {
         let spin = (0..2_000_000u64).fold(0, |sum, n| std::hint::black_box(sum ^ n));
         assert!(cpu_of_thread() > 0, "{spin}");
         assert!(cpu_of_process(std::process::id()).expect("told") > 0);
-        assert!(ThreadName::own().cpu_ns().expect("told") > 0);
         assert_eq!(cpu_of_process(u32::MAX), None);
         assert_eq!(schedstat("123 4 5\n"), Some(123));
     }

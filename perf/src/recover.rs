@@ -17,12 +17,14 @@
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::arguments::OwnBroker;
+use crate::beside::size_of_directory;
 use crate::block::SCHEMA;
 use crate::broker::{Broker, BrokerPlan, Interrupt, Scratch};
 use crate::command::Failure;
@@ -47,18 +49,8 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     restarts: u32,
-    /// Where to make a directory for the data, removed at the end
-    #[arg(long, value_name = "DIR", default_value = ".")]
-    dir: PathBuf,
-    /// Write the result as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// No line for each step
-    #[arg(long)]
-    quiet: bool,
-    /// More flags for `laelaps run`
-    #[arg(last = true, value_name = "FLAGS")]
-    flags: Vec<String>,
+    #[command(flatten)]
+    own: OwnBroker,
 }
 
 /// One point of the table.
@@ -115,13 +107,13 @@ const HISTORY: &str = "recover-history";
 /// See [`Failure`].
 pub fn recover(options: &Options) -> Result<(), Failure> {
     let interrupt = Interrupt::listen()?;
-    let scratch = Scratch::new(&options.dir)?;
+    let scratch = Scratch::new(&options.own.dir)?;
     let mut result = RecoverResult {
         schema: SCHEMA.to_owned(),
         kind: "recover".to_owned(),
         machine: Machine::here(),
         place: Place::of(scratch.path())
-            .map_err(|error| format!("{}: {error}", options.dir.display()))?,
+            .map_err(|error| format!("{}: {error}", options.own.dir.display()))?,
         size: options.size,
         verdict: Verdict::new(),
         points: Vec::new(),
@@ -142,8 +134,7 @@ pub fn recover(options: &Options) -> Result<(), Failure> {
         result.verdict.note(note);
     }
     result.verdict.note("after a kill the log is in the page cache; after a power cut it is not");
-    show::print(&result.text())?;
-    options.json.as_deref().map_or(Ok(()), |path| show::write_json(path, &result))
+    options.own.show(&result.text(), &result)
 }
 
 /// What is in the broker when it is killed.
@@ -163,10 +154,10 @@ fn measure(
     let mut plan = BrokerPlan::new(data.to_owned())?;
     // A kill is survived in memory too, and scratch directories are often there.
     plan.flags = vec!["--allow-volatile".to_owned()];
-    plan.flags.extend(options.flags.iter().cloned());
+    plan.flags.extend(options.own.flags.iter().cloned());
     plan.ready_within = Duration::from_secs(600);
     let say = |text: std::fmt::Arguments<'_>| {
-        if !options.quiet {
+        if !options.own.quiet {
             eprintln!("{text}");
         }
     };
@@ -228,19 +219,6 @@ fn fill(
 fn take(target: Target, address: &str, count: u64) -> Result<u64, Failure> {
     let plan = LoadPlan { addresses: vec![address.to_owned()], ..LoadPlan::new(target) };
     Ok(load::drain(&plan, count)?)
-}
-
-/// Bytes of all files; what cannot be read counts nothing.
-fn size_of_directory(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => size_of_directory(&entry.path()),
-            Ok(metadata) => metadata.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 impl RecoverResult {

@@ -67,7 +67,7 @@ fn median_of(values: &mut [f64]) -> f64 {
 }
 
 /// A seeded source of chance (splitmix64): for draws and orders, not for secrets.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Chance(u64);
 
 impl Chance {

@@ -6,6 +6,7 @@
 //!     └── disconnected, Refuse ◀── differs ─┘   beyond the common  │           │ taken, written
 //!                                               LSN: Export, then  ▼           │ Ack: received,
 //!                                                        cut: recover again    │      durable
+//!   asked ─Install─▶ what the live may lack: Export, then installed: recover again
 //!                                                                              ▼
 //!   reign ───────────────────────────▶ reigning ─▶ the log, live        committed: for apply
 //! ```
@@ -32,7 +33,7 @@ use journal::{
 use crate::canary::{Canaries, Canary};
 use crate::catchup::Tail;
 use crate::limits::{BEAT_EVERY, SILENCE_MAX};
-use crate::wire::{Frame, Hello, Identity, Marks, Reason, Welcome};
+use crate::wire::{Frame, Hello, Identity, Install, Marks, Reason, Welcome};
 
 /// Which member follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub enum BackupEvent {
         /// Where this one ends.
         to: Lsn,
     },
-    /// The log was cut: recover it, with its state, and begin anew.
+    /// The log was cut, or given up for the live's: recover it, with its state, and begin anew.
     Cut,
     /// It follows: batches come.
     Joined {
@@ -80,9 +81,10 @@ enum Stage {
         welcome: Box<Welcome>,
         reader: Box<LogReader>,
     },
-    /// What lies beyond it is being made durable elsewhere.
+    /// What only this log has is being made durable elsewhere, from this LSN on.
     Exporting {
-        welcome: Box<Welcome>,
+        from: Lsn,
+        then: Then,
     },
     Adopting {
         welcome: Box<Welcome>,
@@ -93,6 +95,24 @@ enum Stage {
     /// The log is taking its own turn: a cut, or a reign.
     Turning,
     Over,
+}
+
+/// What becomes of a log when what only it has is kept.
+#[derive(Debug)]
+enum Then {
+    /// It is cut, and follows.
+    Cut(Box<Welcome>),
+    /// It is given up for the live's.
+    Install(Box<Install>),
+}
+
+impl Then {
+    fn session(&self) -> u64 {
+        match self {
+            Self::Cut(welcome) => welcome.session,
+            Self::Install(install) => install.session,
+        }
+    }
 }
 
 /// One shard's stream, at the backup.
@@ -176,10 +196,15 @@ impl Backup {
             Frame::Batch { session, committed, batch } if self.is_session(session) => {
                 self.handle_batch(committed, batch);
             }
+            Frame::Install(install) if matches!(self.stage, Stage::Asked) => {
+                self.handle_install(install);
+            }
             Frame::Beat { session, committed } if self.is_session(session) => {
                 self.committed = self.committed.max(committed);
                 self.note_committed();
             }
+            // The live is there; what it has committed is not followed yet.
+            Frame::Beat { session, .. } if self.prepares(session) => {}
             Frame::Refuse { reason, .. } => {
                 self.part();
                 self.events.push_back(BackupEvent::Closed(reason));
@@ -190,7 +215,8 @@ impl Backup {
             | Frame::Batch { .. }
             | Frame::Ack { .. }
             | Frame::Beat { .. }
-            | Frame::Card(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
+            | Frame::Card(_)
+            | Frame::Install(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
         }
     }
 
@@ -198,36 +224,41 @@ impl Backup {
     /// older connection may have asked for something else.
     pub fn handle_exported(&mut self, tail: Tail) {
         let (epoch, to) = (self.follower.epochs().newest().0, self.follower.received());
-        if let Stage::Exporting { welcome } = &self.stage
-            && tail == (Tail { epoch, from: welcome.from, to })
-        {
-            self.follower.adopt(welcome.epochs.clone(), welcome.from);
-            self.stage = Stage::Turning;
+        let Stage::Exporting { from, then } = &self.stage else { return };
+        if tail != (Tail { epoch, from: *from, to }) {
+            return;
         }
+        match then {
+            Then::Cut(welcome) => self.follower.adopt(welcome.epochs.clone(), welcome.from),
+            Then::Install(install) => {
+                self.follower.install(install.start, install.epochs.clone());
+            }
+        }
+        self.stage = Stage::Turning;
     }
 
     /// Begins a reign behind everything received. Whoever calls it has won it from the voters.
     ///
     /// # Panics
-    /// If the log is cut or turns already.
+    /// If the log is cut or turns already, or is not whole.
     pub fn reign(&mut self, epoch: Epoch) {
-        let may = !matches!(self.stage, Stage::Turning | Stage::Over | Stage::Adopting { .. });
-        assert!(may, "one turn at a time");
+        assert!(self.may_reign(), "one turn at a time, of a whole log");
         self.part();
         self.stage = Stage::Turning;
         self.follower.reign(epoch);
     }
 
-    /// Whether [`reign`](Self::reign) may be called: nothing else is under way.
+    /// Whether [`reign`](Self::reign) may be called: nothing else is under way, and the log is not
+    /// the middle of another's.
     #[must_use]
     pub fn may_reign(&self) -> bool {
-        !matches!(self.stage, Stage::Turning | Stage::Over | Stage::Adopting { .. })
+        !self.is_turning() && self.follower.is_whole()
     }
 
     /// Whether the log is being cut, or gone over to another history or to its own reign.
     #[must_use]
     pub fn is_turning(&self) -> bool {
-        !self.may_reign()
+        matches!(self.stage, Stage::Turning | Stage::Over | Stage::Adopting { .. })
     }
 
     /// The log, once [`BackupEvent::Live`] was handed out, and the batches in it that
@@ -278,21 +309,24 @@ impl Backup {
                 | Stage::Exporting { .. }
                 | Stage::Following { .. }
         );
-        // A delta may take long, and the live is told nothing meanwhile: it ends the session, and
-        // the next one finds the cut made.
         if is_connected && self.heard + SILENCE_MAX <= now {
             self.refuse(Reason::Protocol, "nothing was heard");
         }
         if self.tell_due <= now {
             self.told = None;
             self.tell_due = now + BEAT_EVERY;
+            // An export may take long: the live is to know that it goes on.
+            if let Stage::Exporting { then, .. } = &self.stage {
+                let (session, committed) = (then.session(), self.committed);
+                self.frames.push_back(Frame::Beat { session, committed });
+            }
         }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is next due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let follows = matches!(self.stage, Stage::Following { .. });
+        let follows = matches!(self.stage, Stage::Following { .. } | Stage::Exporting { .. });
         let connected = follows || matches!(self.stage, Stage::Asked | Stage::Verifying { .. });
         let silence = connected.then_some(self.heard + SILENCE_MAX);
         let tell = follows.then_some(self.tell_due);
@@ -380,6 +414,48 @@ impl Backup {
         matches!(self.stage, Stage::Following { session } if session == named)
     }
 
+    /// Whether it is about to follow in this session: verifies, exports, turns.
+    fn prepares(&self, named: u64) -> bool {
+        match &self.stage {
+            Stage::Verifying { welcome, .. } | Stage::Adopting { welcome } => {
+                welcome.session == named
+            }
+            Stage::Exporting { then, .. } => then.session() == named,
+            // The live can't know yet.
+            Stage::Turning | Stage::Over => true,
+            Stage::Apart | Stage::Asked | Stage::Following { .. } => false,
+        }
+    }
+
+    /// The live's log has no place where this one could go on.
+    fn handle_install(&mut self, install: Box<Install>) {
+        let (newest, _) = self.follower.epochs().newest();
+        if install.epoch < newest {
+            return self.refuse(Reason::StaleEpoch, "this member follows a newer epoch");
+        }
+        if !self.follower.can_begin_at(install.start.head) {
+            return self.refuse(Reason::Protocol, "a log can't begin there");
+        }
+        let (head, to) = (self.follower.head(), self.follower.received());
+        let from = install.common.max(head);
+        if from < to {
+            return self.export(from, Then::Install(install));
+        }
+        self.follower.install(install.start, install.epochs.clone());
+        self.stage = Stage::Turning;
+    }
+
+    /// What stands from here on is only in this log.
+    fn export(&mut self, from: Lsn, then: Then) {
+        let to = self.follower.received();
+        if self.follower.durable() < to {
+            // The next connection finds it on the disk.
+            return self.refuse(Reason::Protocol, "the log is still being written");
+        }
+        self.events.push_back(BackupEvent::Export { from, to });
+        self.stage = Stage::Exporting { from, then };
+    }
+
     fn handle_welcome(&mut self, now: Instant, welcome: Box<Welcome>) {
         let (newest, _) = self.follower.epochs().newest();
         if welcome.epoch < newest {
@@ -420,8 +496,7 @@ impl Backup {
             return self.refuse(Reason::Diverged, "another history before the common LSN");
         }
         if welcome.from < to {
-            self.events.push_back(BackupEvent::Export { from: welcome.from, to });
-            self.stage = Stage::Exporting { welcome };
+            self.export(welcome.from, Then::Cut(welcome));
         } else if welcome.epochs == *self.follower.epochs() {
             self.stage = Stage::Adopting { welcome };
             self.joined(now);

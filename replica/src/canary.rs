@@ -15,6 +15,8 @@ pub enum Canary {
     VoteBeforeSync,
     /// A voter whose disk was lost takes the place that its members' list gives to the old disk.
     VoteFromAmnesia,
+    /// A disk that takes another's place is taken for that one.
+    ReplaceInPlace,
     /// A read is answered from what this voter has applied, without asking the others.
     ReadStale,
     /// A lost race is answered as won.
@@ -37,6 +39,10 @@ pub enum Canary {
     PromoteOutOfSync,
     /// R12: who gives the role away serves on until its lease ends.
     LeaveUnfenced,
+    /// R12: the role is handed over before what was taken is durable at the other one.
+    HandOverUndrained,
+    /// R17: a shard that is silent, or a write that stands, changes nothing.
+    RenewUnwell,
 }
 
 /// Which rule is broken, if any.

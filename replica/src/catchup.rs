@@ -8,18 +8,26 @@
 //!   5 recover   the backup: the log again from its head, so that no state outlives the cut
 //!   6 follow    Hello again: now nothing is beyond, and the batches come
 //!
-//!   delta   | "LLdx" | ver | shard | log id | from | to | epochs | (length, batch)* | 0 | crc |
+//!   delta   | "LLdx" | ver | overruled | shard | log id | from | to | epochs
+//!           | (length, batch)* | 0 | crc |
 //! ```
 //! Each step is durable before the next one begins, and each can be begun again: a crash before 4
 //! finds the old log and makes the delta anew; a crash after it finds the shorter one.
 //!
 //! Where the live's log begins after the common LSN, or there is none, the log is *installed
-//! whole*. That is not built: it is refused ([`Reason::TooFarBehind`](crate::wire::Reason)), which
-//! leaves the member out of the in-sync set. It will be: node state `installing`, durable; each
-//! shard's files pre-written again; the live's segments from its head on, byte for byte, then
-//! superblocks with its head, chain and table, then `whole`; a node that finds `installing` begins
-//! again and is not eligible. It needs no frame that a batch isn't, for a log that begins at the
-//! live's head is followed from there like any other.
+//! whole*: everything that lives is in the live's log from its head on.
+//! ```text
+//!   1 Install   the live: its head, the chain there, and how far its log is durable: so far the
+//!               copies of all that lived before the head reach
+//!   2 export    the backup: every batch that the live may never have had into a delta, durable
+//!   3 begin     the backup: one write of the superblock: that head, chain and table, no file that
+//!               counts, and "whole at that LSN"
+//!   4 follow    Hello again: an empty log that begins there; the batches come as ever
+//! ```
+//! Until it goes so far the log says that it is not whole: its member has no ends to show, asks for
+//! no role and is no founder, whatever happens to it meanwhile; and it goes on where it is after a
+//! restart, or begins again where the live's log has moved on. A member that the live still waits
+//! for (R6) is put out of the set first.
 //!
 //! Invariants: logs are compared by epoch and place, never by length or by what was committed
 //! (R11). Nothing is deleted at a cut (R14): a delta holds the bytes as they stood in the log,
@@ -36,7 +44,7 @@ use crate::codec::{Reader, WireError, Writer};
 use crate::wire::Hello;
 
 const MAGIC: [u8; 4] = *b"LLdx";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Where a backup's log and the live's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +52,7 @@ pub(crate) enum Meeting {
     /// Both agree up to here, as far as the tables say.
     At(Lsn),
     /// The backup's log begins after the place where they part.
-    TooFarBehind,
+    TooFarBehind(Lsn),
     /// The tables have no epoch in common.
     Diverged,
 }
@@ -57,7 +65,7 @@ pub(crate) fn meet(epochs: &EpochTable, end: Lsn, hello: &Hello, canaries: Canar
         epochs.common(end, &hello.epochs, hello.end)
     };
     match common {
-        Some(from) if from < hello.head => Meeting::TooFarBehind,
+        Some(from) if from < hello.head => Meeting::TooFarBehind(from),
         Some(from) => Meeting::At(from),
         None => Meeting::Diverged,
     }
@@ -97,9 +105,9 @@ pub struct Tail {
     pub to: Lsn,
 }
 
-/// What was cut off a shard's log.
+/// Whose and which part of a log a [`Delta`] is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delta {
+pub struct DeltaHead {
     /// Of which log.
     pub log: LogId,
     /// Of which shard.
@@ -110,8 +118,58 @@ pub struct Delta {
     pub to: Lsn,
     /// Which reign wrote which part of it.
     pub epochs: EpochTable,
+    /// The live that it was cut for has the role by an operator's word: also what waited for a
+    /// backup may have been acknowledged.
+    pub is_overruled: bool,
+}
+
+/// What was cut off a shard's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// Whose, and which part.
+    pub head: DeltaHead,
     /// What stood there, in order.
     pub batches: Vec<SealedBatch>,
+}
+
+/// A part of a delta, on its way into a file: first the head, then batches, then the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Where it begins.
+    Head(Box<DeltaHead>),
+    /// The next batches.
+    Batches(Vec<SealedBatch>),
+    /// All of it was said.
+    End,
+}
+
+/// Puts a delta into bytes, piece by piece.
+#[derive(Debug, Default)]
+pub struct DeltaWriter {
+    crc: u32,
+}
+
+impl DeltaWriter {
+    /// The bytes of the next piece.
+    pub fn write(&mut self, piece: &Piece, out: &mut BytesMut) {
+        let begin = out.len();
+        match piece {
+            Piece::Head(head) => head.write(out),
+            Piece::Batches(batches) => {
+                for batch in batches {
+                    let bytes = batch.bytes();
+                    let length = u32::try_from(bytes.len()).expect("a batch is bounded");
+                    out.extend_from_slice(&length.to_le_bytes());
+                    out.extend_from_slice(bytes);
+                }
+            }
+            Piece::End => out.extend_from_slice(&[0; 4]),
+        }
+        self.crc = crc32c::crc32c_append(self.crc, &out[begin..]);
+        if *piece == Piece::End {
+            out.extend_from_slice(&self.crc.to_le_bytes());
+        }
+    }
 }
 
 /// Why bytes are no delta.
@@ -146,17 +204,22 @@ impl From<WireError> for DeltaError {
     }
 }
 
-impl Delta {
+impl DeltaHead {
     /// Which one it is.
     #[must_use]
     pub fn tail(&self) -> Tail {
         Tail { epoch: self.epochs.newest().0, from: self.from, to: self.to }
     }
 
-    /// The whole file.
+    /// What somebody may have been told of a record of this level.
     #[must_use]
-    pub fn encode(&self) -> Bytes {
+    pub fn told(&self, level: Level) -> Told {
+        Told::of(level, !self.is_overruled)
+    }
+
+    fn write(&self, out: &mut BytesMut) {
         let mut w = Writer::new();
+        w.bool(self.is_overruled);
         w.u16(self.shard.0);
         w.uuid(&self.log.0);
         w.u64(self.from.0);
@@ -165,15 +228,20 @@ impl Delta {
             w.u64(epoch.0);
             w.u64(first.0);
         });
-        for batch in &self.batches {
-            w.bytes(batch.bytes());
-        }
-        w.u32(0);
-        let mut out = BytesMut::from(&MAGIC[..]);
+        out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&w.finish());
-        let crc = crc32c::crc32c(&out);
-        out.extend_from_slice(&crc.to_le_bytes());
+    }
+}
+
+impl Delta {
+    /// The whole file.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let (mut writer, mut out) = (DeltaWriter::default(), BytesMut::new());
+        writer.write(&Piece::Head(Box::new(self.head.clone())), &mut out);
+        writer.write(&Piece::Batches(self.batches.clone()), &mut out);
+        writer.write(&Piece::End, &mut out);
         out.freeze()
     }
 
@@ -188,10 +256,13 @@ impl Delta {
             return Err(DeltaError::NotWhole);
         }
         let version = u16::from_le_bytes([head[4], head[5]]);
-        if version != VERSION {
-            return Err(DeltaError::Version(version));
-        }
-        let mut r = Reader::new(&rest[..rest.len() - 4]);
+        let mut r = Reader::new(rest.get(..rest.len().saturating_sub(4)).unwrap_or_default());
+        let is_overruled = match version {
+            // It does not say.
+            1 => true,
+            VERSION => r.bool("is overruled")?,
+            0 | 3.. => return Err(DeltaError::Version(version)),
+        };
         let shard = ShardId(r.u16("shard")?);
         let log = LogId(r.uuid("log")?);
         let (from, to) = (read_lsn(&mut r, "from")?, read_lsn(&mut r, "to")?);
@@ -217,7 +288,8 @@ impl Delta {
             batches.push(batch);
         }
         r.end()?;
-        Ok(Self { log, shard, from, to, epochs, batches })
+        let head = DeltaHead { log, shard, from, to, epochs, is_overruled };
+        Ok(Self { head, batches })
     }
 }
 
@@ -267,7 +339,7 @@ mod tests {
         let behind = hello(4096, 8192, &[(1, 4096)]);
         assert_eq!(met(&live, 102_400, &behind), Meeting::At(Lsn(8192)));
         let recycled = hello(65536 + 4096, 204_800, &[(1, 4096)]);
-        assert_eq!(met(&live, 102_400, &recycled), Meeting::TooFarBehind);
+        assert_eq!(met(&live, 102_400, &recycled), Meeting::TooFarBehind(Lsn(61440)));
         let strange = hello(4096, 8192, &[(2, 4096)]);
         assert_eq!(met(&live, 102_400, &strange), Meeting::Diverged);
     }
@@ -283,14 +355,16 @@ mod tests {
 
     #[test]
     fn a_delta_is_read_whole_or_not_at_all() {
-        let delta = Delta {
+        let head = DeltaHead {
             log: LogId([1; 16]),
             shard: ShardId(1),
             from: Lsn(8192),
             to: Lsn(16384),
             epochs: table(&[(1, 4096)]),
-            batches: Vec::new(),
+            is_overruled: true,
         };
+        assert_eq!(head.told(Level::ReplicatedSync), Told::MayBeAcknowledged);
+        let delta = Delta { head, batches: Vec::new() };
         let file = delta.encode();
         assert_eq!(Delta::decode(&file), Ok(delta));
         for len in 0..file.len() {

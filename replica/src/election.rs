@@ -27,6 +27,7 @@
 //! Invariants: I4, checked before each swap. `may_serve` is never true at or after `fence_at`.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use journal::{Epoch, Lsn, mix64};
@@ -113,8 +114,39 @@ pub enum Refused {
     Busy,
     /// The voters hold no record of this pair.
     NoRecord,
-    /// Not every shard's log is recovered.
+    /// Not every shard's log is recovered, or one is not whole.
     NotWhole,
+    /// The voters hold a record of this pair.
+    HasRecord,
+    /// The other member serves.
+    OtherServes,
+    /// The voters hold no record, and this directory holds no log.
+    Empty,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotLive => "this member is not live: ask the other one",
+            Self::OtherSession => "the other member's connection is another one now",
+            Self::NotInSync => "the other member is not in sync: it could not take over",
+            Self::Busy => "this member has the role, or asks for it: see `laelaps ha status`",
+            Self::NoRecord => {
+                "the voters hold no record of this pair: `laelaps ha bootstrap` makes one"
+            }
+            Self::NotWhole => "this member has no whole log to serve from: see `laelaps ha status`",
+            Self::HasRecord => {
+                "the voters hold a record of this pair, or have not answered: nothing to begin"
+            }
+            Self::OtherServes => {
+                "the other member serves: `laelaps ha switchover` there loses nothing"
+            }
+            Self::Empty => {
+                "this directory holds no log to begin with: begin with the member that has one; \
+                 of two empty ones start both, and they become a pair by themselves"
+            }
+        })
+    }
 }
 
 /// What a member brings to its elections.
@@ -156,6 +188,14 @@ enum Wish {
     Expand(Member, Session),
 }
 
+/// An operator's word: the role is to be taken whoever is in sync, once nobody else can have it.
+#[derive(Clone, Copy, Debug)]
+struct Force {
+    /// The newest epoch that the own log knows.
+    newest: Epoch,
+    at_ms: u64,
+}
+
 /// One member's part in the elections of its pair.
 #[derive(Debug)]
 pub struct Election {
@@ -168,6 +208,8 @@ pub struct Election {
     perhaps_in_sync: Vec<Member>,
     fence_at: Option<Instant>,
     wish: Option<Wish>,
+    /// Until it is won, or a newer version is seen.
+    force: Option<Force>,
     heir: Option<NodeId>,
     /// This one gave the role away: it takes it back only when nobody else did.
     is_patient: bool,
@@ -202,6 +244,7 @@ impl Election {
             perhaps_in_sync: Vec::new(),
             fence_at: None,
             wish: None,
+            force: None,
             heir: None,
             is_patient: false,
             is_well: true,
@@ -263,6 +306,18 @@ impl Election {
         all.find(|member| member.node != self.config.me.node).copied()
     }
 
+    /// Whether an operator's word waits to be carried out.
+    #[must_use]
+    pub const fn is_forcing(&self) -> bool {
+        self.force.is_some()
+    }
+
+    /// R3: from when on nobody can serve on the strength of what is known.
+    #[must_use]
+    pub fn lapsed_from(&self) -> Option<Instant> {
+        self.known.as_ref().map(|known| self.config.terms.challenge_from(known.since))
+    }
+
     /// Whether clients may be served at this moment.
     #[must_use]
     pub fn may_serve(&self, now: Instant) -> bool {
@@ -301,7 +356,7 @@ impl Election {
         }
         let asks = !matches!(self.role, Role::Candidate | Role::Elected(_));
         let ask = self.ask_at.filter(|_| asks);
-        [fence, ask, self.challenge_from()].into_iter().flatten().min()
+        [fence, ask, self.challenge_from(), self.force_from()].into_iter().flatten().min()
     }
 
     // ---- what the host and the replication say -------------------------------------------------
@@ -413,11 +468,15 @@ impl Election {
     }
 
     /// R17, and a clean stop: stops serving now, then says so to the voters, so that nobody waits.
+    /// Also of a role that was won and never served.
     ///
     /// # Errors
-    /// This one does not serve.
+    /// This one does not have the role.
     pub fn release(&mut self, now: Instant) -> Result<(), Refused> {
-        let epoch = self.live_epoch().ok_or(Refused::NotLive)?;
+        let epoch = match self.role {
+            Role::Elected(epoch) | Role::Live(epoch) | Role::Fenced(epoch) => epoch,
+            Role::Follower | Role::Candidate | Role::Leaving(_) => return Err(Refused::NotLive),
+        };
         self.leave(now, epoch, None);
         Ok(())
     }
@@ -449,23 +508,21 @@ impl Election {
     }
 
     /// An operator's word: takes the role whoever is in sync, and whatever was acknowledged by
-    /// others. `newest` is the newest epoch that the own log knows.
+    /// others, once whoever has it can serve no more (R3). A newer version ends it: somebody else
+    /// serves. `newest` is the newest epoch that the own log knows.
     ///
     /// # Errors
     /// It has the role, or waits for an answer, or there is no record.
-    pub fn promote_by_force(&mut self, now: Instant, newest: Epoch) -> Result<(), Refused> {
+    pub fn promote_by_force(&mut self, newest: Epoch, at_ms: u64) -> Result<(), Refused> {
         let (Role::Follower, None) = (self.role, &self.swap) else { return Err(Refused::Busy) };
-        let Some((_, record)) = self.record() else { return Err(Refused::NoRecord) };
-        let me = self.config.me;
-        let mut above = record.clone();
-        above.epoch = above.epoch.max(newest);
-        let mut next = above.granted(me.node, vec![me]);
-        // What others had in common is not known to be here.
-        next.watermark.clear();
-        self.role = Role::Candidate;
-        self.read = None;
-        self.send(now, next);
+        self.record().ok_or(Refused::NoRecord)?;
+        self.force = Some(Force { newest, at_ms });
         Ok(())
+    }
+
+    /// What an operator asked for is not to be done any more.
+    pub const fn forget_force(&mut self) {
+        self.force = None;
     }
 
     // ---- the time ------------------------------------------------------------------------------
@@ -479,6 +536,9 @@ impl Election {
         }
         if self.challenge_from().is_some_and(|from| from <= now) {
             return self.challenge(now);
+        }
+        if self.force_from().is_some_and(|from| from <= now) {
+            return self.take_by_force(now);
         }
         if due {
             match self.role {
@@ -527,6 +587,32 @@ impl Election {
         let from =
             if at_once { known.since } else { self.config.terms.challenge_from(known.since) };
         self.retry_at.max(Some(from))
+    }
+
+    /// R3 holds for an operator's word too: from when on the role may be taken by force.
+    fn force_from(&self) -> Option<Instant> {
+        let (Role::Follower, None, Some(_)) = (self.role, &self.swap, self.force) else {
+            return None;
+        };
+        let known = self.known.as_ref()?;
+        let record = known.record.as_ref()?;
+        let lapsed = self.config.terms.challenge_from(known.since);
+        let from = if record.released { known.since } else { lapsed };
+        self.retry_at.max(Some(from))
+    }
+
+    fn take_by_force(&mut self, now: Instant) {
+        let Some(Force { newest, at_ms }) = self.force else { return };
+        let (_, record) = self.record().expect("what is due follows from a record");
+        let me = self.config.me;
+        let mut above = record.clone();
+        above.epoch = above.epoch.max(newest);
+        let mut next = above.granted(me.node, vec![me]);
+        // What others had in common is not known to be here.
+        next.watermark.clear();
+        next.note_forced(at_ms);
+        self.role = Role::Candidate;
+        self.send(now, next);
     }
 
     /// The live, or who was and may be again, or who gives the role away: a swap that says so.
@@ -682,6 +768,7 @@ impl Election {
     /// A greater version stands: every swap that expected less is resolved (R5).
     fn stands(&mut self, now: Instant, version: Version, record: Option<PairRecord>) {
         self.perhaps_in_sync.clear();
+        self.force = None;
         let is_in = |member| record.as_ref().is_some_and(|record| record.holds(member));
         match self.wish {
             Some(Wish::Expand(member, _)) if is_in(member) => self.wish = None,

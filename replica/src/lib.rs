@@ -44,7 +44,7 @@ pub use canary::Canary;
 pub use codec::WireError;
 pub use election::{Election, ElectionConfig, Query, Refused, Role, Session, Turn};
 pub use lease::LeaseTerms;
-pub use record::{Mark, Member, MemberInfo, NodeId, PairRecord, RecordFault, Reign};
+pub use record::{Forced, Mark, Member, MemberInfo, NodeId, PairRecord, RecordFault, Reign};
 pub use register::{
     Answer, Attempt, Held, LocalRegister, NotDone, Outcome, PairId, Register, Registers, RequestId,
     Swap, Version,

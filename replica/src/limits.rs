@@ -23,11 +23,17 @@ pub const STATE_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes that a register takes in a snapshot beside its value.
 pub const REGISTER_HEAD_BYTES: usize = 28;
 
+/// Bytes before the registers in the image that voters send each other: the disks.
+pub const IMAGE_HEAD_BYTES: usize = 256;
+
 /// Most members of a pair that the record names.
 pub const MEMBERS_MAX: usize = 2;
 
 /// Most reigns that the record remembers; the oldest go first.
 pub const REIGNS_MAX: usize = 32;
+
+/// Most reigns by an operator's word that the record remembers; the oldest go first.
+pub const FORCED_MAX: usize = 8;
 
 /// Longest address in the record.
 pub const ADDRESS_BYTES_MAX: usize = 255;
@@ -71,6 +77,9 @@ pub const HEARTBEAT_TICKS: usize = 2;
 /// role.
 pub const ELECTION_TICKS: usize = 10;
 
+/// Ticks after which an image that a voter was sent, and has said nothing of, is sent again.
+pub const IMAGE_TICKS: u64 = 50;
+
 /// How long a client waits for the answer to one question before its outcome counts as unknown.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -81,12 +90,16 @@ const _: () = {
     assert!(VOTERS_MIN % 2 == 1 && VOTERS_MAX % 2 == 1 && VOTERS_MIN < VOTERS_MAX);
     assert!(VALUE_BYTES_MAX + REGISTER_HEAD_BYTES <= STATE_BYTES_MAX);
     // The whole state, or the longest run of entries, fits into a frame.
-    assert!(STATE_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
+    assert!(STATE_BYTES_MAX + IMAGE_HEAD_BYTES + 4096 <= FRAME_BYTES_MAX);
+    assert!(VOTERS_MAX * 20 + 32 <= IMAGE_HEAD_BYTES);
     assert!(APPEND_BYTES_MAX + 2 * VALUE_BYTES_MAX + ENTRIES_MAX * 64 + 4096 <= FRAME_BYTES_MAX);
     // The watermarks of all shards, with everything else that a record may hold, fit into a value.
     let watermark = journal::limits::SHARDS_MAX as usize * 16;
     let members = MEMBERS_MAX * (2 * ADDRESS_BYTES_MAX + 128);
-    assert!(watermark + members + REIGNS_MAX * 16 + CARRIED_BYTES_MAX + 1024 <= VALUE_BYTES_MAX);
+    assert!(
+        watermark + members + (REIGNS_MAX + FORCED_MAX) * 16 + CARRIED_BYTES_MAX + 1024
+            <= VALUE_BYTES_MAX
+    );
     assert!(HEARTBEAT_TICKS * 3 <= ELECTION_TICKS);
 };
 
@@ -101,11 +114,11 @@ pub const PAIR_NAME_BYTES_MAX: usize = 64;
 /// Longest explanation of a refusal.
 pub const REASON_BYTES_MAX: usize = 256;
 
-/// Bytes of batches sent to a backup and not received there. It is far below what a follower lets
-/// wait, so that an honest live never overruns one.
+/// Bytes of batches sent to a backup and not durable there. It is far below what a follower lets
+/// wait for its disk, so that an honest live never overruns one.
 pub const SEND_AHEAD_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Batches sent to a backup and not received there.
+/// Batches sent to a backup and not durable there.
 pub const SEND_AHEAD_BATCHES_MAX: usize = 256;
 
 /// Bytes of batches that a live keeps in memory for its backup; older ones are read back.
@@ -114,8 +127,9 @@ pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Bytes that an in-sync backup may be behind before producers are held back.
 pub const LAG_WITHHOLD_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Bytes that an in-sync backup may be behind before nothing more is taken.
-pub const LAG_REFUSE_BYTES: u64 = 2 * LAG_WITHHOLD_BYTES;
+/// How long an in-sync backup may be so far behind, although it makes progress, before it is to be
+/// put out of the set.
+pub const LAG_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an in-sync backup may make no progress before it is to be put out of the set.
 pub const ACK_PATIENCE: Duration = Duration::from_millis(800);
@@ -125,6 +139,10 @@ pub const BEAT_EVERY: Duration = Duration::from_millis(50);
 
 /// Silence after which either side gives the connection up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// How long the log is held for a backup that was being brought up and whose connection is gone: it
+/// reads its own log again, and comes back.
+pub const HOLD_AFTER: Duration = Duration::from_secs(10);
 
 /// Bytes that a backup may be behind on a shard when it is to come into the in-sync set.
 pub const NEAR_BYTES: u64 = 256 * 1024;
@@ -144,5 +162,5 @@ const _: () = {
     assert!(NEAR_BYTES < LAG_WITHHOLD_BYTES);
     assert!(journal::limits::BATCH_BYTES_MAX + 16 <= STREAM_BODY_BYTES_MAX);
     assert!(SEND_AHEAD_BYTES_MAX * 2 <= journal::limits::BACKLOG_BYTES_MAX);
-    assert!(LAG_REFUSE_BYTES <= journal::limits::BACKLOG_BYTES_MAX);
+    assert!(LAG_WITHHOLD_BYTES <= journal::limits::BACKLOG_BYTES_MAX);
 };

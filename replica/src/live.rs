@@ -3,11 +3,12 @@
 //! ```text
 //!   journal ─ sealed ─▶ window ████████████████  end
 //!                       ▲ front      ▲ sent      ▲          sent moves on while
-//!   log ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒│                                   sent - received < the bound
+//!   log ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒│                                   sent - durable there < the bound
 //!       ▲ sent: read back until it meets the window
 //!
 //!   connected ─ Hello ─▶ finding ─ Welcome ─▶ welcomed ─ Ready ─▶ streaming
-//!                         the chain at the common LSN: window, or a reader
+//!                 │       the chain at the common LSN: window, or a reader
+//!                 └▶ replacing ─ Install ─▶ replaced: it begins at our head, and says Hello again
 //! ```
 //! One cursor serves catch-up and steady state alike: what the window has left is sent from it,
 //! what it has dropped is read back.
@@ -17,26 +18,27 @@
 //! maximal in-sync set, R6), nothing is committed that it has not made durable: [`Live::committed`]
 //! never passes it, connected or not. Memory is bounded: the window drops what is durable here once
 //! it is full, and what is not is bounded by the journal's backlog. A backup that lags first slows
-//! producers ([`Pressure`]); one that makes no progress for [`ACK_PATIENCE`] is to be put out of
-//! the set, which is said as data ([`LiveEvent::PleaseShrink`]) and changes nothing here until the
-//! voters have it. A fault of the peer ends the session alone.
+//! producers ([`Live::lags`]); one that lags for [`LAG_PATIENCE`] all the same, or makes no
+//! progress for [`ACK_PATIENCE`], is to be put out of the set, which is said as data
+//! ([`LiveEvent::PleaseShrink`]) and changes nothing here until the voters have it. A fault of the
+//! peer ends the session alone.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use journal::{
-    Chain, DiskDone, DiskOp, Epoch, EpochTable, JournalUuid, LogReader, Lsn, ReadFailed,
+    Chain, DiskDone, DiskOp, Epoch, EpochTable, JournalUuid, LogReader, LogStart, Lsn, ReadFailed,
     SealedBatch, ShardId,
 };
 
 use crate::canary::Canaries;
 use crate::catchup::{self, Meeting};
 use crate::limits::{
-    ACK_PATIENCE, BEAT_EVERY, LAG_REFUSE_BYTES, LAG_WITHHOLD_BYTES, SEND_AHEAD_BATCHES_MAX,
+    ACK_PATIENCE, BEAT_EVERY, HOLD_AFTER, LAG_PATIENCE, LAG_WITHHOLD_BYTES, SEND_AHEAD_BATCHES_MAX,
     SEND_AHEAD_BYTES_MAX, SILENCE_MAX, WINDOW_BYTES_MAX,
 };
 use crate::record::Mark;
-use crate::wire::{Frame, Hello, Identity, Marks, Reason, Welcome};
+use crate::wire::{Frame, Hello, Identity, Install, Marks, Reason, Welcome};
 
 /// Where the live's log stands when its reign begins.
 #[derive(Clone, Debug)]
@@ -53,21 +55,11 @@ pub struct Reigning {
     pub chain: Chain,
 }
 
-/// What producers have to feel of a backup that is behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pressure {
-    /// Nothing.
-    None,
-    /// No new credit.
-    Withhold,
-    /// Nothing more is appended but what frees space.
-    Refuse,
-}
-
 /// Something for the host, or for who decides on the in-sync set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LiveEvent {
-    /// The required backup makes no progress: put it out of the set. Said again while it lasts.
+    /// The required backup makes no progress, or not enough: put it out of the set. Said again
+    /// while it lasts.
     PleaseShrink,
     /// The session is over: close its connection.
     Closed {
@@ -109,6 +101,14 @@ enum Stage {
     Streaming {
         member: JournalUuid,
     },
+    /// Where the own log begins is wanted.
+    Replacing {
+        common: Lsn,
+    },
+    /// The backup is to begin there.
+    Replaced {
+        head: Lsn,
+    },
 }
 
 #[derive(Debug)]
@@ -117,13 +117,25 @@ struct Peer {
     stage: Stage,
     /// Everything before was sent, and the chain there.
     sent: (Lsn, Chain),
-    /// Ends and bytes of what was sent and not received.
+    /// Ends and bytes of what was sent and is not durable there.
     ahead: VecDeque<(Lsn, u64)>,
     ahead_bytes: u64,
     marks: Marks,
     reader: Option<LogReader>,
     heard: Instant,
     beat_due: Instant,
+}
+
+impl Peer {
+    /// What it still has to read begins here.
+    fn hold(&self) -> Option<Lsn> {
+        match &self.stage {
+            Stage::Connected | Stage::Replacing { .. } => None,
+            Stage::Finding { from, .. } => Some(*from),
+            Stage::Welcomed { .. } | Stage::Streaming { .. } => Some(self.sent.0),
+            Stage::Replaced { head } => Some(*head),
+        }
+    }
 }
 
 /// One shard's stream, at the live.
@@ -139,7 +151,15 @@ pub struct Live {
     session_next: u64,
     /// A reader is wanted, from here.
     wanted: Option<Lsn>,
+    /// A disk whose log has another history than the tables say, by its own word.
+    diverged: Option<JournalUuid>,
+    /// Where a backup was when its connection went, and until when the log is held for it.
+    lingering: Option<(Lsn, Instant)>,
     stalled_since: Option<Instant>,
+    /// The required backup is far behind, and until when it may be.
+    late_at: Option<Instant>,
+    /// It was asked to put the backup out of the set because it has been so for too long.
+    is_late: bool,
     /// It was asked to put the backup out of the set, and nothing has moved since.
     is_stalled: bool,
     /// A place not beyond `committed` whose chain is known; at first perhaps beyond it: where the
@@ -167,7 +187,11 @@ impl Live {
             peer: None,
             session_next: 1,
             wanted: None,
+            diverged: None,
+            lingering: None,
             stalled_since: None,
+            late_at: None,
+            is_late: false,
             is_stalled: false,
             watermark,
             frames: VecDeque::new(),
@@ -195,6 +219,7 @@ impl Live {
         self.window.push_back(batch);
         self.trim();
         self.note_stall(now);
+        self.note_lag(now);
     }
 
     /// How far the own log is durable.
@@ -208,10 +233,11 @@ impl Live {
     /// have the smaller set; to be tightened before they are asked for the larger one.
     pub fn set_required(&mut self, now: Instant, required: Option<JournalUuid>) {
         self.required = required;
-        self.stalled_since = None;
-        self.is_stalled = false;
+        (self.stalled_since, self.late_at) = (None, None);
+        (self.is_stalled, self.is_late) = (false, false);
         self.note_committed();
         self.note_stall(now);
+        self.note_lag(now);
     }
 
     /// A connection was made; one before is of no use any more. Its frames come with this session.
@@ -239,8 +265,8 @@ impl Live {
 
     /// The connection is gone.
     pub fn handle_disconnected(&mut self, now: Instant, session: u64) {
-        if self.peer.as_ref().is_some_and(|peer| peer.session == session) {
-            self.peer = None;
+        if let Some(peer) = self.peer.take_if(|peer| peer.session == session) {
+            self.linger(&peer);
             self.wanted = None;
             self.frames.clear();
             self.note_stall(now);
@@ -258,17 +284,29 @@ impl Live {
             Frame::Ready { session: named } if named == session => match peer.stage {
                 Stage::Welcomed { member } => {
                     peer.stage = Stage::Streaming { member };
+                    self.lingering = None;
                     self.note_stall(now);
                 }
-                Stage::Connected | Stage::Finding { .. } | Stage::Streaming { .. } => {
-                    self.refuse(Reason::Protocol, "ready out of turn");
-                }
+                Stage::Connected
+                | Stage::Finding { .. }
+                | Stage::Streaming { .. }
+                | Stage::Replacing { .. }
+                | Stage::Replaced { .. } => self.refuse(Reason::Protocol, "ready out of turn"),
             },
             Frame::Ack { session: named, marks } if named == session => {
                 self.handle_marks(now, marks);
             }
+            // It keeps what it is about to give up, which may take long.
+            Frame::Beat { session: named, .. }
+                if named == session
+                    && matches!(peer.stage, Stage::Welcomed { .. } | Stage::Replaced { .. }) => {}
             Frame::Refuse { reason, .. } => {
                 let peer = self.peer.take().expect("it was there");
+                if let Stage::Welcomed { member } = peer.stage
+                    && reason == Reason::Diverged
+                {
+                    self.diverged = Some(member);
+                }
                 self.close(&peer, reason);
                 self.note_stall(now);
             }
@@ -278,7 +316,8 @@ impl Live {
             | Frame::Batch { .. }
             | Frame::Ack { .. }
             | Frame::Beat { .. }
-            | Frame::Card(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
+            | Frame::Card(_)
+            | Frame::Install(_) => self.refuse(Reason::Protocol, "a frame out of turn"),
         }
     }
 
@@ -296,8 +335,47 @@ impl Live {
                 peer.reader = Some(reader);
                 self.find();
             }
-            None => self.refuse(Reason::TooFarBehind, "the log begins after it"),
+            None => match &peer.stage {
+                Stage::Finding { hello, from } => {
+                    let (member, from) = (hello.member, *from);
+                    self.replace(member, from);
+                }
+                Stage::Connected
+                | Stage::Welcomed { .. }
+                | Stage::Streaming { .. }
+                | Stage::Replacing { .. }
+                | Stage::Replaced { .. } => {
+                    self.refuse(Reason::TooFarBehind, "the log begins after it");
+                }
+            },
         }
+    }
+
+    /// Whether the host is to say where the log begins, for [`take_start`](Self::take_start).
+    #[must_use]
+    pub fn wants_start(&self) -> bool {
+        self.peer.as_ref().is_some_and(|peer| matches!(peer.stage, Stage::Replacing { .. }))
+    }
+
+    /// Where the log begins; none while that is about to change: it is asked for again.
+    pub fn take_start(&mut self, start: Option<LogStart>) {
+        let Some((start, peer)) = start.zip(self.peer.as_mut()) else { return };
+        let Stage::Replacing { common } = peer.stage else { return };
+        peer.stage = Stage::Replaced { head: start.head };
+        let (epoch, _) = self.at.epochs.newest();
+        let (session, epochs) = (peer.session, self.at.epochs.clone());
+        let install = Install { session, epoch, common, start, epochs };
+        self.frames.push_back(Frame::Install(Box::new(install)));
+    }
+
+    /// The log begins here now. A backup that was reading before it has to begin anew.
+    pub fn handle_recycled(&mut self, head: Lsn) {
+        let is_cut_off =
+            |peer: &Peer| peer.reader.is_some() && peer.hold().is_some_and(|hold| hold < head);
+        if self.peer.as_ref().is_some_and(is_cut_off) {
+            self.refuse(Reason::TooFarBehind, "the log was needed for messages");
+        }
+        self.lingering.take_if(|(hold, _)| *hold < head);
     }
 
     /// The reader's next read, with an id that [`LogReader::owns`].
@@ -340,6 +418,12 @@ impl Live {
             self.is_stalled = true;
             self.events.push_back(LiveEvent::PleaseShrink);
         }
+        if self.late_at.is_some_and(|at| at <= now) {
+            self.late_at = Some(now + LAG_PATIENCE);
+            self.is_late = true;
+            self.events.push_back(LiveEvent::PleaseShrink);
+        }
+        self.lingering.take_if(|(_, until)| *until <= now);
         let committed = self.committed;
         let Some(peer) = &mut self.peer else { return };
         if peer.heard + SILENCE_MAX <= now {
@@ -347,7 +431,8 @@ impl Live {
         }
         if peer.beat_due <= now {
             peer.beat_due = now + BEAT_EVERY;
-            if matches!(peer.stage, Stage::Streaming { .. }) {
+            let waits = matches!(peer.stage, Stage::Welcomed { .. } | Stage::Replaced { .. });
+            if waits || matches!(peer.stage, Stage::Streaming { .. }) {
                 self.frames.push_back(Frame::Beat { session: peer.session, committed });
             }
         }
@@ -359,7 +444,8 @@ impl Live {
         let stalled = self.stalled_since.map(|since| since + ACK_PATIENCE);
         let silence = self.peer.as_ref().map(|peer| peer.heard + SILENCE_MAX);
         let beat = self.peer.as_ref().map(|peer| peer.beat_due);
-        [stalled, silence, beat].into_iter().flatten().min()
+        let lingering = self.lingering.map(|(_, until)| until);
+        [stalled, self.late_at, silence, beat, lingering].into_iter().flatten().min()
     }
 
     /// The connection that is in use.
@@ -376,7 +462,11 @@ impl Live {
             Stage::Streaming { member } => {
                 Some(Following { session: peer.session, member, marks: peer.marks })
             }
-            Stage::Connected | Stage::Finding { .. } | Stage::Welcomed { .. } => None,
+            Stage::Connected
+            | Stage::Finding { .. }
+            | Stage::Welcomed { .. }
+            | Stage::Replacing { .. }
+            | Stage::Replaced { .. } => None,
         }
     }
 
@@ -401,37 +491,31 @@ impl Live {
         Some(self.watermark).filter(|mark| mark.lsn <= self.committed)
     }
 
-    /// Whether [`LiveEvent::PleaseShrink`] was said and the required backup has not moved since.
+    /// Whether [`LiveEvent::PleaseShrink`] was said and the required backup has not moved since,
+    /// or not come near.
     #[must_use]
     pub const fn is_stalled(&self) -> bool {
-        self.is_stalled
+        self.is_stalled || self.is_late
     }
 
-    /// The log must not be recycled beyond this while a backup still has to read it.
+    /// The log is not to be recycled beyond this while a backup still has to read it, or was
+    /// reading it a moment ago. Where the room is needed it may be: see
+    /// [`handle_recycled`](Self::handle_recycled).
     #[must_use]
     pub fn hold(&self) -> Option<Lsn> {
-        let peer = self.peer.as_ref()?;
-        match &peer.stage {
-            Stage::Connected => None,
-            Stage::Finding { from, .. } => Some(*from),
-            Stage::Welcomed { .. } | Stage::Streaming { .. } => Some(peer.sent.0),
-        }
+        let lingering = self.lingering.map(|(hold, _)| hold);
+        self.peer.as_ref().and_then(Peer::hold).into_iter().chain(lingering).min()
     }
 
-    /// What producers have to feel.
+    /// Whether the required backup is so far behind that producers have to feel it: they get no new
+    /// credit. What they send on credit that they hold is taken, and is bounded by that.
     #[must_use]
-    pub fn pressure(&self) -> Pressure {
+    pub fn lags(&self) -> bool {
         let lag_bytes = self.marks().map_or(0, |marks| {
             // Before its first answer it counts from what was committed with it.
             self.at.end.since(marks.durable.max(self.committed))
         });
-        if lag_bytes >= LAG_REFUSE_BYTES {
-            Pressure::Refuse
-        } else if lag_bytes >= LAG_WITHHOLD_BYTES {
-            Pressure::Withhold
-        } else {
-            Pressure::None
-        }
+        lag_bytes >= LAG_WITHHOLD_BYTES
     }
 
     /// The end of what was sealed.
@@ -451,6 +535,10 @@ impl Live {
             self.events.push_back(LiveEvent::Deposed(newest));
             return self.refuse(Reason::NotLive, "a newer epoch is known");
         }
+        let member = hello.member;
+        if self.diverged.take_if(|diverged| *diverged == member).is_some() {
+            return self.replace(member, Lsn::ZERO);
+        }
         match catchup::meet(&self.at.epochs, self.at.end, &hello, self.canaries) {
             Meeting::At(from) => {
                 let peer = self.peer.as_mut().expect("it has said hello");
@@ -460,9 +548,19 @@ impl Live {
                     None => self.wanted = Some(from),
                 }
             }
-            Meeting::TooFarBehind => self.refuse(Reason::TooFarBehind, "its log begins later"),
-            Meeting::Diverged => self.refuse(Reason::Diverged, "no common epoch"),
+            Meeting::TooFarBehind(from) => self.replace(member, from),
+            Meeting::Diverged => self.replace(member, Lsn::ZERO),
         }
+    }
+
+    /// Nothing leads from that log to this one: it is to be given up for this one.
+    fn replace(&mut self, member: JournalUuid, common: Lsn) {
+        if self.required == Some(member) {
+            // Something may have been acknowledged on the strength of that log.
+            return self.refuse(Reason::TooFarBehind, "the voters hold it to be in sync");
+        }
+        let peer = self.peer.as_mut().expect("it has said hello");
+        peer.stage = Stage::Replacing { common };
     }
 
     /// The chain at `from`, if what lies there is still in memory.
@@ -501,7 +599,7 @@ impl Live {
         let Stage::Finding { hello, from } = &peer.stage else { return };
         let (from, member) = (*from, hello.member);
         if hello.end == from && hello.chain != chain {
-            return self.refuse(Reason::Diverged, "another history before the common LSN");
+            return self.replace(member, Lsn::ZERO);
         }
         let (epoch, _) = self.at.epochs.newest();
         let (session, epochs) = (peer.session, self.at.epochs.clone());
@@ -521,10 +619,11 @@ impl Live {
         }
         let is_progress = marks.durable > peer.marks.durable;
         peer.marks = marks;
-        while let Some((_, bytes)) = peer.ahead.pop_front_if(|(end, _)| *end <= marks.received) {
+        while let Some((_, bytes)) = peer.ahead.pop_front_if(|(end, _)| *end <= marks.durable) {
             peer.ahead_bytes -= bytes;
         }
         self.note_committed();
+        self.note_lag(now);
         self.trim();
         if is_progress && self.following().map(|peer| peer.member) == self.required {
             self.note_progress(now);
@@ -573,7 +672,15 @@ impl Live {
         self.frames.push_back(Frame::Refuse { reason, detail: detail.into() });
     }
 
+    /// The log is held for a while for a backup that was being brought up.
+    fn linger(&mut self, peer: &Peer) {
+        if let Some(hold) = peer.hold() {
+            self.lingering = Some((hold, peer.heard + HOLD_AFTER));
+        }
+    }
+
     fn close(&mut self, peer: &Peer, reason: Reason) {
+        self.linger(peer);
         self.frames.clear();
         self.wanted = None;
         self.events.push_back(LiveEvent::Closed { session: peer.session, reason });
@@ -601,6 +708,15 @@ impl Live {
         } else {
             self.stalled_since = None;
             self.is_stalled = false;
+        }
+    }
+
+    /// The backup has been far behind for so long, or is near enough.
+    fn note_lag(&mut self, now: Instant) {
+        if self.lags() {
+            self.late_at.get_or_insert(now + LAG_PATIENCE);
+        } else {
+            (self.late_at, self.is_late) = (None, false);
         }
     }
 

@@ -101,8 +101,10 @@ pub struct Membership {
     exit: Exit,
     /// It was told to stop: it takes no role any more.
     is_leaving: bool,
-    /// An operator's word that this one makes the pair's first record.
-    is_bootstrap: bool,
+    /// When an operator said that this one makes the pair's first record.
+    bootstrap_at: Option<u64>,
+    /// An operator said that it takes the role by force, and it has not come to that yet.
+    is_forcing: bool,
     found_at: Option<Instant>,
     is_well: bool,
     in_sync: usize,
@@ -164,7 +166,8 @@ impl Membership {
             may_serve: false,
             exit: Exit::Stays,
             is_leaving: false,
-            is_bootstrap: false,
+            bootstrap_at: None,
+            is_forcing: false,
             found_at: None,
             is_well: true,
             in_sync: 0,
@@ -217,14 +220,28 @@ impl Membership {
         self.election.record()
     }
 
-    /// Where clients find the live, if it is known and is not this one.
+    /// Whether what a log of this epoch has, and the live's lacks, may have been acknowledged
+    /// although it waited for a backup: an operator has overruled it, or nobody can say.
+    #[must_use]
+    pub fn overrules(&self, epoch: Epoch) -> bool {
+        self.record().is_none_or(|(_, record)| record.overrules(epoch))
+    }
+
+    /// Where clients find the other member, while that says itself that it serves, and will: one
+    /// that can't be heard may be dead, whatever the record says.
     #[must_use]
     pub fn live_address(&self) -> Option<&str> {
-        let (_, record) = self.record()?;
-        let live = record.live.filter(|live| *live != self.config.info.node)?;
-        let told = self.peer().map(|card| &card.info);
-        let info = told.into_iter().chain(&record.members).find(|info| info.node == live)?;
-        Some(&info.advertise)
+        let serves = |card: &&Card| card.standing == Standing::Live && !card.is_leaving;
+        let card = self.peer().filter(serves).filter(|_| self.epoch().is_none())?;
+        Some(&card.info.advertise)
+    }
+
+    /// Where clients find both members, this one first, as far as they have said it; none until
+    /// both are known.
+    #[must_use]
+    pub fn client_addresses(&self) -> Option<[&str; 2]> {
+        let (me, other) = (&self.config.info, self.other_info()?);
+        Some([&me.advertise, &other.advertise])
     }
 
     /// After [`stop`](Self::stop): nobody waits for this member any more.
@@ -247,13 +264,16 @@ impl Membership {
     /// When it wants to be told the time next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
+        // R3: an operator's first record waits for a live whose voters have lost theirs.
+        let begins = self.bootstrap_at.is_some() && self.version_is_none();
+        let lapsed = self.election.lapsed_from().filter(|_| begins && self.found_at.is_none());
         let exit = match self.exit {
             Exit::Draining { until, .. } => Some(until),
             Exit::Closing { .. } => self.election.fence_at(),
             Exit::Stays | Exit::Given => None,
         };
         let card = self.link_up.then_some(self.card_due);
-        [self.election.poll_timeout(), exit, card].into_iter().flatten().min()
+        [self.election.poll_timeout(), exit, card, lapsed].into_iter().flatten().min()
     }
 
     // ---- inputs --------------------------------------------------------------------------------
@@ -350,22 +370,41 @@ impl Membership {
         self.settle(now);
     }
 
-    /// An operator's word: where the voters hold no record, this member makes it, whatever the
-    /// other one holds.
-    pub fn bootstrap(&mut self, now: Instant) {
-        self.is_bootstrap = true;
-        self.settle(now);
-    }
-
-    /// An operator's word: takes the role without being in sync. What others acknowledged and this
-    /// one lacks is lost, but for what is exported when they come back.
+    /// An operator's word, given at `at_ms` since 1970: where the voters hold no record, this
+    /// member makes it, whatever the other one holds, once no lease of a lost record can stand
+    /// (R3).
     ///
     /// # Errors
-    /// It has the role, holds no whole log, or there is no record.
-    pub fn promote_by_force(&mut self, now: Instant) -> Result<(), Refused> {
-        let newest = self.ends().iter().map(|end| end.epoch).max();
-        let newest = newest.filter(|_| self.own_fault().is_none()).ok_or(Refused::NotWhole)?;
-        self.election.promote_by_force(now, newest)?;
+    /// There is a record, or the other one serves; or this one holds nothing, or no whole log.
+    pub fn bootstrap(&mut self, now: Instant, at_ms: u64) -> Result<(), Refused> {
+        if !self.version_is_none() {
+            return Err(Refused::HasRecord);
+        }
+        if self.other_serves() {
+            return Err(Refused::OtherServes);
+        }
+        if self.held.is_none() {
+            return Err(Refused::Empty);
+        }
+        if self.ends().is_empty() {
+            return Err(Refused::NotWhole);
+        }
+        self.bootstrap_at = Some(at_ms);
+        self.settle(now);
+        Ok(())
+    }
+
+    /// An operator's word, given at `at_ms` since 1970: takes the role without being in sync, once
+    /// the lease that stands is over (R3). What others acknowledged and this one lacks is lost, but
+    /// for what is exported when they come back. What comes of it is an event:
+    /// [`MemberEvent::Elected`] or [`MemberEvent::ForceRefused`].
+    ///
+    /// # Errors
+    /// It has the role, holds no whole log, or there is no record; or the other one serves.
+    pub fn promote_by_force(&mut self, now: Instant, at_ms: u64) -> Result<(), Refused> {
+        let newest = self.may_force()?;
+        self.election.promote_by_force(newest, at_ms)?;
+        self.is_forcing = true;
         self.settle(now);
         Ok(())
     }
@@ -406,6 +445,7 @@ impl Membership {
     /// Everything that follows from what is known now.
     fn settle(&mut self, now: Instant) {
         self.note_faults();
+        self.watch_force();
         self.inform(now);
         self.keep_set(now);
         self.leave(now);
@@ -417,6 +457,15 @@ impl Membership {
         {
             self.election.handle_promised(now, epoch);
             self.obey(now);
+        }
+        if let Role::Elected(epoch) = self.election.role()
+            && self.is_torn()
+            && self.election.release(now).is_ok()
+        {
+            // Won while a shard was giving up its log: nobody may serve from what is left.
+            self.events.push_back(MemberEvent::GivesUp(epoch));
+            self.obey(now);
+            self.election.handle_time(now);
         }
         while let Some(query) = self.election.poll_query() {
             if let Query::Cas(request, ..) = &query {
@@ -432,6 +481,34 @@ impl Membership {
         }
     }
 
+    /// Whether the role may be taken by an operator's word; the newest epoch of the own log.
+    fn may_force(&self) -> Result<Epoch, Refused> {
+        if self.other_serves() {
+            return Err(Refused::OtherServes);
+        }
+        let newest = self.ends().iter().map(|end| end.epoch).max();
+        newest.filter(|_| self.own_fault().is_none()).ok_or(Refused::NotWhole)
+    }
+
+    /// What an operator asked for waits for the lease, and may become wrong meanwhile.
+    fn watch_force(&mut self) {
+        if !self.is_forcing {
+            return;
+        }
+        let is_over = !self.election.is_forcing();
+        let refused = match self.election.role() {
+            Role::Follower if is_over => Some(Refused::OtherServes),
+            Role::Follower => self.may_force().err(),
+            Role::Candidate => return,
+            Role::Elected(_) | Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => None,
+        };
+        self.is_forcing = !is_over && refused.is_none();
+        if let Some(refused) = refused {
+            self.election.forget_force();
+            self.events.push_back(MemberEvent::ForceRefused(refused));
+        }
+    }
+
     /// What the election has to know of the shards.
     fn inform(&mut self, now: Instant) {
         let reigns = self.epoch().is_some();
@@ -444,7 +521,8 @@ impl Membership {
         let is_heard = |heard: &Option<Heard>| {
             heard.as_ref().is_some_and(|heard| silent_from.is_none_or(|from| heard.at >= from))
         };
-        let is_well = self.shards.iter().all(is_heard) && !self.is_stuck(now);
+        let all_heard = self.shards.iter().all(is_heard) || self.canaries.has(Canary::RenewUnwell);
+        let is_well = all_heard && !self.is_stuck(now);
         if self.is_well && !is_well && reigns {
             self.events.push_back(MemberEvent::Unwell);
         }
@@ -521,13 +599,15 @@ impl Membership {
     /// The pair's first record, where there is none.
     fn found(&mut self, now: Instant) {
         let is_due = self.found_at.is_none_or(|at| at <= now);
-        if self.election.version() != Some(Version::NONE) || !is_due {
+        if !self.version_is_none() || !is_due {
             return;
         }
+        let has_lapsed = self.election.lapsed_from().is_some_and(|from| from <= now);
         let (Some(held), ends) = (self.held, self.ends()) else { return };
         let founder = match self.peer() {
             _ if ends.is_empty() => return,
-            _ if self.is_bootstrap => Founder::Me(founding::epoch_alone(&ends)),
+            _ if self.bootstrap_at.is_some() && (!has_lapsed || self.other_serves()) => return,
+            _ if self.bootstrap_at.is_some() => Founder::Me(founding::epoch_alone(&ends)),
             Some(other) => founding::founder(&self.side(&ends), &Side::of(other)),
             None => return,
         };
@@ -535,6 +615,9 @@ impl Membership {
         let shards = held.geometry.shards;
         let mut first = PairRecord::first(held.log, shards, self.config.me(), epoch);
         first.members = self.infos();
+        if let Some(at_ms) = self.bootstrap_at {
+            first.note_forced(at_ms);
+        }
         self.found_at = Some(now + self.config.terms.read_every());
         self.election.bootstrap(now, first);
     }
@@ -575,7 +658,9 @@ impl Membership {
         let Some(epoch) = self.epoch() else {
             let live = self.record().and_then(|(_, record)| record.live);
             let other = live.is_some_and(|live| live != self.config.info.node);
-            return Some(if other && self.own_fault().is_none() {
+            // While it asks for the role nothing may be cut or given up for another log.
+            let asks = self.election.role() == Role::Candidate;
+            return Some(if other && !asks && self.own_fault().is_none() {
                 Duty::Follow
             } else {
                 Duty::Stand
@@ -597,9 +682,6 @@ impl Membership {
             // A record that does not decode names no log: nothing is done on the strength of it.
             let (_, record) = self.record()?;
             return theirs.filter(|theirs| theirs.log == record.log);
-        }
-        if self.is_bootstrap {
-            return Some(self.config.founding);
         }
         let lower = other.is_some_and(|card| self.config.info.node < card.node());
         theirs.or(lower.then_some(self.config.founding))
@@ -667,10 +749,29 @@ impl Membership {
     /// How far each shard's log goes; nothing while one of them is not whole.
     fn ends(&self) -> Vec<LogEnd> {
         let whole = |heard: &Option<Heard>| match heard.as_ref()?.report {
-            ShardReport { stage: Stage::Recovering | Stage::Failed, .. } => None,
+            ShardReport { stage: Stage::Recovering | Stage::Failed, .. }
+            | ShardReport { is_whole: false, .. } => None,
             ShardReport { log, .. } => Some(log),
         };
         self.shards.iter().map(whole).collect::<Option<Vec<_>>>().unwrap_or_default()
+    }
+
+    /// A shard's log was recovered, and is the middle of another's.
+    fn is_torn(&self) -> bool {
+        let torn = |heard: &Heard| match heard.report.stage {
+            Stage::Standing | Stage::Following(_) => !heard.report.is_whole,
+            Stage::Recovering | Stage::Live(_) | Stage::Failed => false,
+        };
+        self.shards.iter().flatten().any(torn)
+    }
+
+    fn version_is_none(&self) -> bool {
+        self.election.version() == Some(Version::NONE)
+    }
+
+    /// By its own word.
+    fn other_serves(&self) -> bool {
+        self.peer().is_some_and(|card| card.standing == Standing::Live)
     }
 
     fn side<'a>(&self, ends: &'a [LogEnd]) -> Side<'a> {
@@ -686,11 +787,13 @@ impl Membership {
 
     /// How both members are reached, as far as that is known.
     fn infos(&self) -> Vec<MemberInfo> {
-        let me = &self.config.info;
+        std::iter::once(&self.config.info).chain(self.other_info()).cloned().collect()
+    }
+
+    fn other_info(&self) -> Option<&MemberInfo> {
         let told = self.peer().map(|card| &card.info);
         let stands = self.record().map_or(&[][..], |(_, record)| &record.members);
-        let other = told.into_iter().chain(stands).find(|info| info.node != me.node);
-        std::iter::once(me).chain(other).cloned().collect()
+        told.into_iter().chain(stands).find(|info| info.node != self.config.info.node)
     }
 
     fn note_in_sync(&mut self) {

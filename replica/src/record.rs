@@ -9,6 +9,7 @@
 //!   members    count (2), then each  node (1) replication address (4 + n) client address (4 + n)
 //!                                    certificate's SHA-256 (32)
 //!   parts      until the end: type (2), length (4), bytes: kept where they aren't known
+//!              1: reigns by an operator's word, each  epoch (8) milliseconds since 1970 (8)
 //! ```
 //!
 //! Little-endian; `live` is 255 where nobody is. The version is not in it: the register counts it,
@@ -25,11 +26,12 @@ use journal::limits::{LSN_MAX, SHARDS_MAX};
 use journal::{Chain, Epoch, JournalUuid, LogId, Lsn};
 
 use crate::codec::{Reader, WireError, Writer};
-use crate::limits::{ADDRESS_BYTES_MAX, CARRIED_BYTES_MAX, MEMBERS_MAX, REIGNS_MAX};
+use crate::limits::{ADDRESS_BYTES_MAX, CARRIED_BYTES_MAX, FORCED_MAX, MEMBERS_MAX, REIGNS_MAX};
 
 const FORMAT: u16 = 1;
 const FEATURES_KNOWN: u64 = 0;
 const NOBODY: u8 = u8::MAX;
+const PART_FORCED: u16 = 1;
 
 /// A seat of the pair. What sits there is a [`Member`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +61,15 @@ pub struct Reign {
     pub live: NodeId,
 }
 
+/// A reign that began by an operator's word, whatever others had acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forced {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// When, by the clock of the member: milliseconds since 1970.
+    pub at_ms: u64,
+}
+
 /// A place in a shard's log, with the chain value of everything before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -75,7 +86,7 @@ pub struct MemberInfo {
     pub node: NodeId,
     /// Where its peer connects, `host:port`.
     pub replication: String,
-    /// Where clients connect, `host:port`.
+    /// Where clients connect, as it is configured; empty: nobody is sent there.
     pub advertise: String,
     /// SHA-256 of its certificate; zeros on loopback without TLS.
     pub certificate: [u8; 32],
@@ -102,6 +113,8 @@ pub struct PairRecord {
     pub watermark: Vec<Mark>,
     /// How the members are reached.
     pub members: Vec<MemberInfo>,
+    /// The last reigns that an operator began, the oldest first.
+    pub forced: Vec<Forced>,
     /// Parts that this version doesn't know.
     carried: Vec<u8>,
 }
@@ -142,6 +155,7 @@ impl PairRecord {
             reigns: vec![Reign { epoch, live: live.node }],
             watermark: Vec::new(),
             members: Vec::new(),
+            forced: Vec::new(),
             carried: Vec::new(),
         }
     }
@@ -155,6 +169,19 @@ impl PairRecord {
         let surplus = next.reigns.len().saturating_sub(REIGNS_MAX);
         next.reigns.drain(..surplus);
         next
+    }
+
+    /// Its epoch begins by an operator's word.
+    pub fn note_forced(&mut self, at_ms: u64) {
+        let surplus = (self.forced.len() + 1).saturating_sub(FORCED_MAX);
+        self.forced.drain(..surplus);
+        self.forced.push(Forced { epoch: self.epoch, at_ms });
+    }
+
+    /// Whether what was acknowledged in this epoch may have been overruled since, by an operator.
+    #[must_use]
+    pub fn overrules(&self, epoch: Epoch) -> bool {
+        self.forced.iter().any(|forced| forced.epoch > epoch)
     }
 
     /// The member of this node that is in sync, if it is.
@@ -244,6 +271,15 @@ impl PairRecord {
             w.u64(mark.chain.0);
         });
         w.list(&self.members, |w, info| info.write(w));
+        if !self.forced.is_empty() {
+            let mut part = Writer::new();
+            for forced in &self.forced {
+                part.u64(forced.epoch.0);
+                part.u64(forced.at_ms);
+            }
+            w.u16(PART_FORCED);
+            w.bytes(&part.finish());
+        }
         let mut bytes = w.finish();
         bytes.extend_from_slice(&self.carried);
         bytes
@@ -278,7 +314,7 @@ impl PairRecord {
         })?;
         let watermark = r.list(usize::from(SHARDS_MAX), "watermark", read_mark)?;
         let members = r.list(MEMBERS_MAX, "members", MemberInfo::read)?;
-        let carried = read_parts(&mut r)?;
+        let (forced, carried) = read_parts(&mut r)?;
         let record = Self {
             log,
             shards,
@@ -289,6 +325,7 @@ impl PairRecord {
             reigns,
             watermark,
             members,
+            forced,
             carried,
         };
         record.check().map_err(|_| WireError::Contradiction("the record"))?;
@@ -327,18 +364,35 @@ impl MemberInfo {
     }
 }
 
-/// What a newer version may have added, kept as it is.
-fn read_parts(r: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
-    let mut carried = Writer::new();
+/// What is known of the parts, and what a newer version may have added, kept as it is.
+fn read_parts(r: &mut Reader<'_>) -> Result<(Vec<Forced>, Vec<u8>), WireError> {
+    let (mut forced, mut carried) = (Vec::new(), Writer::new());
     let mut bytes_left = CARRIED_BYTES_MAX;
     while !r.is_empty() {
         let kind = r.u16("part")?;
         let part = r.bytes(CARRIED_BYTES_MAX, "part")?;
+        if kind == PART_FORCED && forced.is_empty() {
+            forced = read_forced(part)?;
+            continue;
+        }
         bytes_left = bytes_left.checked_sub(part.len() + 6).ok_or(WireError::TooLong("parts"))?;
         carried.u16(kind);
         carried.bytes(part);
     }
-    Ok(carried.finish())
+    Ok((forced, carried.finish()))
+}
+
+fn read_forced(part: &[u8]) -> Result<Vec<Forced>, WireError> {
+    let (rows, rest) = part.as_chunks::<16>();
+    if rows.is_empty() || rows.len() > FORCED_MAX || !rest.is_empty() {
+        return Err(WireError::Contradiction("reigns by an operator's word"));
+    }
+    let mut forced = Vec::new();
+    for row in rows {
+        let mut r = Reader::new(row);
+        forced.push(Forced { epoch: Epoch(r.u64("epoch")?), at_ms: r.u64("when")? });
+    }
+    Ok(forced)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!                   │                │               │                │
 //!   a new disk      ▼                ▼               ▼                ▼
 //!   ┌─ founding ── who has which disk?   (founding)     every seat heard ──▶ agreed, written
-//!   │                                                                           │
+//!   │                                                   put in a seat    ──▶    │
 //!   └─ member ◀─────────────────────────────────────────────────────────────────┘
 //!        the engine: raft, the log, the registers      (engine, store, wal)
 //!                   │                │                                │
@@ -38,7 +38,7 @@ use crate::register::{NotDone, Outcome, Registers};
 pub use client::Client;
 pub use frame::{Frames, PREFACE_BYTES, Preface, frame};
 pub use question::{Ask, Question, Reply, Says, Standing, VoterStatus};
-pub use seats::{Disks, EnsembleTag, Seat, Seats, SeatsError, VoterUuid};
+pub use seats::{Disks, EnsembleTag, Replacement, Seat, Seats, SeatsError, VoterUuid};
 pub use wal::{Identity, Recovered, WalError, WalWrite};
 
 use engine::Engine;
@@ -93,7 +93,7 @@ pub struct Voter {
 #[must_use]
 pub fn format(seat: Seat, seats: Seats, uuid: VoterUuid) -> WalWrite {
     let identity = Identity { seat, seats, uuid, disks: None };
-    Wal::new(uuid).base(&identity, &Store::new(seats))
+    Wal::new(uuid).base(&identity, &Store::default())
 }
 
 impl Voter {
@@ -141,13 +141,13 @@ impl Voter {
         let standing = match &self.phase {
             Phase::Founding { founding, .. } => match founding.finding() {
                 Finding::Stranger => Standing::Stranger,
-                Finding::Waiting | Finding::Agreed(_) => Standing::Founding,
+                Finding::Waiting | Finding::Admitted(_) | Finding::Agreed(_) => Standing::Founding,
             },
             Phase::Agreeing(_) => Standing::Founding,
             Phase::Member(engine) => return engine.status(),
         };
         let Identity { seat, uuid, .. } = *self.identity();
-        VoterStatus { seat, uuid, standing, term: 0, committed: 0, pairs: 0 }
+        VoterStatus { seat, uuid, standing, term: 0, committed: 0, pairs: 0, disks: None }
     }
 
     /// What it has applied, which may be behind: for a look, never for a decision.
@@ -221,9 +221,11 @@ impl Voter {
         let from = letter.from;
         match letter.body {
             Body::Hello { nonce } => {
-                // What is not durable yet is not agreed.
-                let agreed = matches!(self.phase, Phase::Member(_));
-                let disks = disks.clone().filter(|_| agreed);
+                let disks = match &self.phase {
+                    // What is not durable yet is not agreed.
+                    Phase::Founding { .. } | Phase::Agreeing(_) => None,
+                    Phase::Member(engine) => engine.disks().cloned(),
+                };
                 let body = Body::IAm { nonce, uuid, disks };
                 post(&mut self.out, Letter { from: seat, to: from, body });
             }
@@ -259,7 +261,9 @@ impl Voter {
         }
         let says = match question.ask {
             Ask::Status => Says::Status(self.status()),
-            Ask::Read(_) | Ask::Cas(_) => Says::Outcome(Outcome::NotDone(NotDone::NoLeader)),
+            Ask::Read(_) | Ask::Cas(_) | Ask::Replace(_) => {
+                Says::Outcome(Outcome::NotDone(NotDone::NoLeader))
+            }
         };
         let reply = Reply { request: question.request, leader: None, says };
         self.out.replies.push_back((from, reply.encode()));
@@ -304,7 +308,7 @@ impl Voter {
     fn agree_if_found(&mut self) {
         let Phase::Founding { founding, recovered, .. } = &mut self.phase else { return };
         let disks = match founding.finding() {
-            Finding::Agreed(disks) => disks,
+            Finding::Agreed(disks) | Finding::Admitted(disks) => disks,
             Finding::Stranger if self.canaries.has(Canary::VoteFromAmnesia) => {
                 let usurped = founding.usurped().expect("somebody has agreed");
                 recovered.identity.uuid = usurped.of(recovered.identity.seat).expect("a seat");
@@ -313,8 +317,7 @@ impl Voter {
             }
             Finding::Waiting | Finding::Stranger => return,
         };
-        recovered.identity.disks = Some(disks);
-        self.out.writes.push_back(recovered.wal.base(&recovered.identity, &recovered.store));
+        self.out.writes.push_back(recovered.join(disks));
         let agreeing = Phase::Agreeing(None);
         let Phase::Founding { recovered, .. } = std::mem::replace(&mut self.phase, agreeing) else {
             unreachable!("it was founding a line ago");

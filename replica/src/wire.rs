@@ -9,7 +9,7 @@
 //!     │ 1 Hello    who I am, where my log ends, epochs   │
 //!     │ ───────────────────────────────────────────────▶ │   the last common LSN
 //!     │      2 Welcome  session, epoch, from, chain, epochs
-//!     │ ◀─────────────────────────────────────────────── │
+//!     │ ◀─────────────────────────────────────────────── │   (or: 9 Install, from its head on)
 //!     │ 3 Ready    my chain there is the same, adopted    │   (or: cut, recover, Hello again)
 //!     │ ───────────────────────────────────────────────▶ │
 //!     │      4 Batch   committed, the sealed batch        │   many in flight
@@ -33,7 +33,9 @@ use std::fmt;
 
 use bytes::{Buf, Bytes, BytesMut};
 use journal::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, FORMAT_VERSION, LSN_MAX};
-use journal::{Chain, EPOCHS_MAX, Epoch, EpochTable, Geometry, JournalUuid, LogId, Lsn, ShardId};
+use journal::{
+    Chain, EPOCHS_MAX, Epoch, EpochTable, Geometry, JournalUuid, LogId, LogStart, Lsn, ShardId,
+};
 
 use crate::card::Card;
 use crate::codec::{Reader, WireError, Writer};
@@ -123,6 +125,21 @@ pub struct Welcome {
     pub epochs: EpochTable,
 }
 
+/// The live's log from its head on: there is no place from which a backup could go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Install {
+    /// This connection, never used before by this live.
+    pub session: u64,
+    /// The live's epoch.
+    pub epoch: Epoch,
+    /// What the backup has before this the live had too; 0 where nothing is known to be common.
+    pub common: Lsn,
+    /// Where the live's log begins, and how far it must go to be whole.
+    pub start: LogStart,
+    /// Which reign wrote which part of the live's log.
+    pub epochs: EpochTable,
+}
+
 /// How far a backup has come. The same meaning as the commit rule's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Marks {
@@ -176,6 +193,8 @@ pub enum Frame {
     },
     /// What the other member is: the only frame of the connection beside the streams.
     Card(Box<Card>),
+    /// The live says that its log is to be begun at its head.
+    Install(Box<Install>),
 }
 
 /// Why a member does not go on with the other one.
@@ -229,12 +248,6 @@ impl Reason {
         Self::Replaced,
         Self::NotLive,
     ];
-
-    /// Whether only a whole copy of the log helps.
-    #[must_use]
-    pub fn needs_install(self) -> bool {
-        matches!(self, Self::TooFarBehind | Self::Diverged)
-    }
 }
 
 impl fmt::Display for Reason {
@@ -314,7 +327,8 @@ impl Frame {
             | Self::Ack { .. }
             | Self::Beat { .. }
             | Self::Refuse { .. }
-            | Self::Card(_) => &[],
+            | Self::Card(_)
+            | Self::Install(_) => &[],
         };
         let length = u32::try_from(fields.len() + batch.len()).expect("bounded");
         assert!(length as usize <= STREAM_BODY_BYTES_MAX, "a body of {length} bytes");
@@ -342,6 +356,7 @@ impl Frame {
             Self::Beat { .. } => "Beat",
             Self::Refuse { .. } => "Refuse",
             Self::Card(_) => "Card",
+            Self::Install(_) => "Install",
         }
     }
 
@@ -402,7 +417,8 @@ impl Frame {
             }
             7 => read_refuse(&mut r)?,
             8 => Self::Card(Box::new(Card::read(&mut r)?)),
-            0 | 9.. => return Err(FrameError::Kind(kind)),
+            9 => Self::Install(Box::new(read_install(&mut r)?)),
+            0 | 10.. => return Err(FrameError::Kind(kind)),
         };
         r.end()?;
         Ok(frame)
@@ -454,9 +470,31 @@ impl Frame {
                 card.write(&mut w);
                 8
             }
+            Self::Install(install) => {
+                w.u64(install.session);
+                w.u64(install.epoch.0);
+                w.u64(install.common.0);
+                w.u64(install.start.head.0);
+                w.u64(install.start.chain.0);
+                w.u64(install.start.whole_at.0);
+                write_epochs(&mut w, &install.epochs);
+                9
+            }
         };
         (kind, w.finish())
     }
+}
+
+fn read_install(r: &mut Reader<'_>) -> Result<Install, WireError> {
+    let (session, epoch) = (r.u64("session")?, Epoch(r.u64("epoch")?));
+    let (common, head) = (read_lsn(r, "common")?, read_lsn(r, "head")?);
+    let (chain, whole_at) = (Chain(r.u64("chain")?), read_lsn(r, "where it is whole")?);
+    let epochs = read_epochs(r)?;
+    if epochs.newest().0 != epoch || whole_at < head {
+        return Err(WireError::Contradiction("epochs"));
+    }
+    let start = LogStart { head, chain, whole_at };
+    Ok(Install { session, epoch, common, start, epochs })
 }
 
 fn crc_of(head: &[u8], covered: &[u8]) -> u32 {

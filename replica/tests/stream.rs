@@ -14,8 +14,10 @@ use journal::{
     ShardId, SlotFile, Urgency,
 };
 use replica::backup::{Backup, BackupEvent, Follows};
-use replica::limits::{ACK_PATIENCE, LAG_REFUSE_BYTES, LAG_WITHHOLD_BYTES, WINDOW_BYTES_MAX};
-use replica::live::{Live, LiveEvent, Pressure, Reigning};
+use replica::limits::{
+    ACK_PATIENCE, HOLD_AFTER, LAG_PATIENCE, LAG_WITHHOLD_BYTES, WINDOW_BYTES_MAX,
+};
+use replica::live::{Live, LiveEvent, Reigning};
 use replica::wire::{Frame, Identity, Marks, Reason};
 
 const SHARD: ShardId = ShardId(0);
@@ -68,7 +70,14 @@ fn member(now: Instant, uuid: u8) -> (Backup, Disk) {
     while let Some(op) = format.poll_disk() {
         format.handle_disk(disk.complete(op));
     }
-    let node: NodeSuperblock = format.poll_outcome().unwrap().unwrap();
+    format.poll_outcome().unwrap().unwrap();
+    (recovered(now, uuid, &mut disk), disk)
+}
+
+/// What is on a disk, as a start finds it.
+fn recovered(now: Instant, uuid: u8, disk: &mut Disk) -> Backup {
+    let superblock = &disk.files[&FileId::NodeSuperblock];
+    let node = NodeSuperblock::decode(superblock).unwrap().unwrap();
     let files = disk.files.iter().filter_map(|(file, content)| match file {
         FileId::Segment { slot, .. } => Some(SlotFile { slot: *slot, bytes: content.len() as u64 }),
         FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
@@ -82,7 +91,7 @@ fn member(now: Instant, uuid: u8) -> (Backup, Disk) {
     let (follower, _) = recovery.poll_outcome().unwrap().unwrap();
     let member = node.journal_uuid;
     let follows = Follows { identity: identity(), member, boot: [uuid; 16] };
-    (Backup::new(now, follows, follower), disk)
+    Backup::new(now, follows, follower)
 }
 
 /// Both members, the first one live in epoch 2.
@@ -203,12 +212,37 @@ impl Pair {
             self.live.take_reader(self.journal.read(from));
             progress = true;
         }
+        if self.live.wants_start() && self.journal.start().is_some() {
+            self.live.take_start(self.journal.start());
+            progress = true;
+        }
         while let Some(op) = self.live.poll_disk() {
             assert!(LogReader::owns(op.id()));
             self.live.handle_disk(self.live_disk.complete(op));
             progress = true;
         }
         progress
+    }
+
+    /// Nothing lives any more in the heads of the live's log: all of them go that may.
+    fn recycle(&mut self) {
+        self.journal.set_committed(self.live.committed());
+        while let Some(head) = self.journal.head_segment() {
+            if self.live.hold().is_some_and(|hold| hold <= head.end_lsn) {
+                return;
+            }
+            self.journal.recycle_head();
+            self.live.handle_recycled(self.journal.first_kept());
+            while self.run_live() {}
+        }
+    }
+
+    /// The backup's log was cut or given up: it is recovered.
+    fn recover_backup(&mut self) {
+        let said: Vec<BackupEvent> = std::iter::from_fn(|| self.backup.poll_event()).collect();
+        assert_eq!(said.last(), Some(&BackupEvent::Cut), "{said:?}");
+        self.live.handle_disconnected(self.now, self.session);
+        self.backup = recovered(self.now, 2, &mut self.backup_disk);
     }
 
     fn append(&mut self, bytes: u64) {
@@ -252,13 +286,10 @@ fn a_slow_backup_is_felt_then_reported_and_waited_for_until_it_is_out() {
     let mut pair = Pair::new(true);
     pair.append(100);
     pair.run(false);
-    assert_eq!(pair.live.pressure(), Pressure::None);
+    assert!(!pair.live.lags());
     pair.append(LAG_WITHHOLD_BYTES);
     pair.run(false);
-    assert_eq!(pair.live.pressure(), Pressure::Withhold);
-    pair.append(LAG_REFUSE_BYTES - LAG_WITHHOLD_BYTES);
-    pair.run(false);
-    assert_eq!(pair.live.pressure(), Pressure::Refuse);
+    assert!(pair.live.lags());
     assert_eq!(pair.events, []);
     let committed = pair.live.committed();
     pair.now += ACK_PATIENCE;
@@ -267,7 +298,32 @@ fn a_slow_backup_is_felt_then_reported_and_waited_for_until_it_is_out() {
     assert_eq!(pair.live.committed(), committed, "asking changes nothing");
     pair.live.set_required(pair.now, None);
     assert_eq!(pair.live.committed(), pair.journal.durable());
-    assert_eq!(pair.live.pressure(), Pressure::None);
+    assert!(!pair.live.lags());
+}
+
+/// It answers, and never comes near.
+#[test]
+fn a_backup_that_is_too_slow_for_long_is_to_be_put_out() {
+    let mut pair = Pair::new(true);
+    pair.append(2 * LAG_WITHHOLD_BYTES);
+    pair.run(false);
+    let until = pair.now + LAG_PATIENCE;
+    while pair.now < until {
+        assert!(pair.live.lags() && !pair.live.is_stalled());
+        pair.now += ACK_PATIENCE / 2;
+        // One write ends.
+        let op = pair.pending.pop_front().expect("it writes");
+        let done = pair.backup_disk.complete(op);
+        pair.backup.handle_disk(pair.now, done);
+        pair.backup.handle_timeout(pair.now);
+        pair.live.handle_timeout(pair.now);
+        pair.run(false);
+        pair.append(100_000);
+        pair.run(false);
+    }
+    assert!(pair.live.is_stalled() && pair.events.contains(&LiveEvent::PleaseShrink));
+    pair.run(true);
+    assert!(!pair.live.is_stalled() && !pair.live.lags(), "it has come near");
 }
 
 #[test]
@@ -343,6 +399,84 @@ fn what_the_window_has_dropped_is_read_back() {
     let marks = pair.live.following().unwrap().marks;
     assert_eq!((marks.received, marks.durable), (pair.live.end(), pair.live.end()));
     assert_eq!(pair.backup.follower().durable(), pair.live.end());
+}
+
+/// Away while the other one's log moved on by several laps, or empty: nothing leads from there.
+#[test]
+fn a_member_that_nothing_leads_on_from_begins_at_the_lives_head() {
+    let mut pair = Pair::new(false);
+    pair.append(1000);
+    pair.run(true);
+    pair.disconnect();
+    pair.append(2 * WINDOW_BYTES_MAX);
+    while pair.run_live() {}
+    let held = pair.live.hold();
+    pair.recycle();
+    assert_eq!(pair.journal.first_kept(), Lsn(4096), "it may be back in a moment");
+    pair.now += HOLD_AFTER;
+    pair.live.handle_timeout(pair.now);
+    assert_eq!((held.is_some(), pair.live.hold()), (true, None));
+    pair.recycle();
+    let head = pair.journal.first_kept();
+    assert!(head > Lsn(4096));
+
+    pair.session = pair.live.handle_connected(pair.now);
+    pair.backup.handle_connected(pair.now);
+    pair.run(true);
+    pair.recover_backup();
+    assert_eq!((pair.backup.follower().head(), pair.backup.follower().received()), (head, head));
+    assert!(!pair.backup.follower().is_whole());
+    assert_eq!(pair.live.hold(), Some(head), "it is on its way");
+    // A crash in between finds it so.
+    pair.backup = recovered(pair.now, 2, &mut pair.backup_disk);
+    assert!(!pair.backup.follower().is_whole());
+    pair.connect();
+    assert_eq!(pair.backup.follower().durable(), pair.live.end());
+    assert!(pair.backup.follower().is_whole());
+    let again = recovered(pair.now, 2, &mut pair.backup_disk);
+    assert!(again.follower().is_whole() && again.follower().head() == head);
+}
+
+/// The voters may have let it vouch for something: first they leave it out.
+#[test]
+fn a_member_that_is_waited_for_is_not_told_to_give_its_log_up() {
+    let mut pair = Pair::new(false);
+    pair.disconnect();
+    pair.append(2 * WINDOW_BYTES_MAX);
+    while pair.run_live() {}
+    pair.now += HOLD_AFTER;
+    pair.live.handle_timeout(pair.now);
+    pair.recycle();
+    pair.live.set_required(pair.now, Some(JournalUuid([2; 16])));
+    pair.session = pair.live.handle_connected(pair.now);
+    pair.backup.handle_connected(pair.now);
+    pair.run(true);
+    let refused = BackupEvent::Closed(Reason::TooFarBehind);
+    let said: Vec<BackupEvent> = std::iter::from_fn(|| pair.backup.poll_event()).collect();
+    assert_eq!(said.last(), Some(&refused), "{said:?}");
+    assert!(pair.backup.follower().is_whole());
+}
+
+/// What lay there is not the log any more while it is still being read.
+#[test]
+fn a_reader_that_the_log_has_left_behind_ends_its_session() {
+    let mut pair = Pair::new(false);
+    pair.append(1000);
+    pair.run(true);
+    pair.disconnect();
+    pair.append(2 * WINDOW_BYTES_MAX);
+    while pair.run_live() {}
+    pair.session = pair.live.handle_connected(pair.now);
+    pair.backup.handle_connected(pair.now);
+    while let Some(frame) = pair.backup.poll_frame() {
+        pair.live.handle_frame(pair.now, pair.session, frame);
+    }
+    let from = pair.live.poll_reader().expect("the window has dropped it");
+    pair.live.take_reader(pair.journal.read(from));
+    pair.live.handle_recycled(Lsn(GEOMETRY.segment_bytes + 4096));
+    assert!(pair.live.poll_disk().is_none(), "it reads no more");
+    let closed = LiveEvent::Closed { session: pair.session, reason: Reason::TooFarBehind };
+    assert_eq!(pair.live.poll_event(), Some(closed));
 }
 
 #[test]

@@ -210,6 +210,7 @@ impl Found {
             doom: record.kind == RecordKind::DeliveryCount
                 && record.payload.first().is_some_and(|reason| *reason > 0),
             delivery_count: record.parts.delivery_count,
+            delivery_unix_ms: record.parts.delivery_unix_ms,
         };
         Self { flags: record.flags, written }
     }

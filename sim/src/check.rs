@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use amqp::message::PRIORITY_DEFAULT;
+use broker::admin::QueueStat;
 use broker::clock::WallClock;
 use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
 use crate::hits::Hits;
-use crate::letter::LetterId;
+use crate::letter::{Later, LetterId};
 use crate::wire::Verdict;
 
 mod attempts;
@@ -33,8 +34,10 @@ mod moved;
 mod note;
 mod once;
 mod order;
+mod purge;
 mod recovery;
 mod refusal;
+mod schedule;
 mod sequence;
 mod settlement;
 mod survival;
@@ -93,6 +96,8 @@ pub struct Written {
     pub doom: bool,
     /// The failed deliveries that it counts.
     pub delivery_count: Option<u32>,
+    /// When its message is to be delivered.
+    pub delivery_unix_ms: Option<u64>,
 }
 
 /// A queue's state as an operator is shown it.
@@ -108,10 +113,31 @@ pub struct QueueView {
     pub messages: u64,
     /// Those of them that wait for a commit.
     pub uncommitted: u64,
-    /// Those of them that are in a pause, or on their way to another queue.
+    /// Those of them that wait for their time, or are on their way to another queue.
     pub away: u64,
+    /// Those that wait for their time.
+    pub delayed: u64,
     /// The next sequence.
     pub next_sequence: Sequence,
+}
+
+impl From<QueueStat> for QueueView {
+    fn from(queue: QueueStat) -> Self {
+        Self {
+            name: queue.name,
+            id: queue.id,
+            shard: queue.shard,
+            messages: queue.available
+                + queue.acquired
+                + queue.uncommitted
+                + queue.delayed
+                + queue.moving,
+            uncommitted: queue.uncommitted,
+            away: queue.delayed + queue.moving,
+            delayed: queue.delayed,
+            next_sequence: queue.next_sequence,
+        }
+    }
 }
 
 /// One thing that was seen.
@@ -133,6 +159,10 @@ pub enum Seen {
         expiry_unix_ms: Option<u64>,
         /// Its priority, if it states one.
         priority: Option<u8>,
+        /// When it is to be delivered, if it says so.
+        later: Option<Later>,
+        /// When it was sent.
+        sent_unix_ms: u64,
     },
     /// The broker accepted it.
     Accepted(LetterId),
@@ -182,6 +212,15 @@ pub enum Seen {
     },
     /// A link is on its way out, or gone: what it holds goes back.
     Parted(LinkKey),
+    /// An operator asks for a purge.
+    Purging {
+        /// Of which queue.
+        queue: QueueId,
+        /// The first sequence that is not given yet: what has it, or a higher one, stays.
+        below: Sequence,
+    },
+    /// The operator was told that what was asked of this queue is over.
+    Purged(QueueId),
     /// A record was submitted to the disk.
     Written(Written),
     /// A batch was submitted that vouches for everything below `vouched`.
@@ -239,8 +278,14 @@ pub struct Letter {
     pub expiry_unix_ms: Option<u64>,
     /// Its priority.
     pub priority: u8,
+    /// When it is to be delivered, if it says so.
+    pub later: Option<Later>,
+    /// When it was sent first.
+    pub sent_unix_ms: u64,
     /// It was sent more than once: its place in the order is that of any of them.
     pub repeated: bool,
+    /// The log says that it has to go: it is there only between two tries to move it.
+    pub doomed: bool,
 }
 
 /// A letter in a queue that it was moved to.
@@ -309,8 +354,14 @@ pub struct Facts {
     pub incarnation: u64,
     /// The time of day when the world began, and when that was.
     pub clock: Option<WallClock>,
+    /// When who serves stood still, or one shard of it: what it had on its way waited.
+    pub stood: Vec<(Instant, Instant)>,
     /// A second member is in the in-sync set.
     pub backup: bool,
+    /// What a reign finds in its log is promised only once the other member has it.
+    pub pair: bool,
+    /// Queues of which a purge was asked for.
+    pub purged: BTreeSet<QueueId>,
     /// Queues that drop what they have no room for, in the clients' numbering.
     pub dropping: BTreeSet<usize>,
     /// The log may get full: what dies may have to stay.
@@ -337,6 +388,14 @@ impl Facts {
         self.letters.get(&id).is_some_and(|letter| {
             let is_there = letter.written.is_some() && !letter.repeated;
             !is_there && self.dropping.contains(&letter.queue)
+        })
+    }
+
+    /// Whether a purge may have taken a letter: the log says that it is settled where it was.
+    pub fn may_be_purged(&self, id: LetterId) -> bool {
+        self.letters.get(&id).is_some_and(|letter| {
+            let is_settled = letter.copies.is_empty() && letter.settled.is_some();
+            is_settled && letter.written.as_ref().is_some_and(|at| self.purged.contains(&at.queue))
         })
     }
 
@@ -368,9 +427,21 @@ impl Facts {
                 let place = (record.queue, record.sequence);
                 record.letter == Some(id) || self.places.get(&place) == Some(&id)
             }
-            Seen::Vouched { .. } | Seen::Headed { .. } | Seen::Parted(_) => false,
+            Seen::Vouched { .. }
+            | Seen::Headed { .. }
+            | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_) => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
         }
+    }
+
+    /// For how long who serves stood still, as far as that was between these moments.
+    pub fn stood_between(&self, from: Instant, to: Instant) -> Duration {
+        let overlap = |(began, ended): &(Instant, Instant)| {
+            (*ended).min(to).saturating_duration_since((*began).max(from))
+        };
+        self.stood.iter().map(overlap).sum()
     }
 
     /// Whether something promised at this time, at level `async`, may be lost.
@@ -431,8 +502,10 @@ impl Default for Checks {
                 Box::new(holder::Holder::default()),
                 Box::new(once::Once::default()),
                 Box::new(order::Order::default()),
+                Box::new(purge::Purge::default()),
                 Box::new(recovery::Recovery::default()),
                 Box::new(refusal::Refusal::default()),
+                Box::new(schedule::Schedule::default()),
                 Box::new(sequence::SequenceOnce::default()),
                 Box::new(settlement::Settlement::default()),
                 Box::new(survival::Survival::default()),
@@ -477,7 +550,16 @@ impl Checks {
             Seen::Sent { letter, again: true, .. } => {
                 facts.letters.entry(*letter).and_modify(|letter| letter.repeated = true);
             }
-            Seen::Sent { letter, link, queue, expiry_unix_ms, priority, .. } => {
+            Seen::Sent {
+                letter,
+                link,
+                queue,
+                expiry_unix_ms,
+                priority,
+                later,
+                sent_unix_ms,
+                ..
+            } => {
                 let priority = priority.unwrap_or(PRIORITY_DEFAULT);
                 let expiry_unix_ms = *expiry_unix_ms;
                 let (link, queue, incarnation) = (*link, *queue, facts.incarnation);
@@ -490,7 +572,10 @@ impl Checks {
                     copies: Vec::new(),
                     expiry_unix_ms,
                     priority,
+                    later: *later,
+                    sent_unix_ms: *sent_unix_ms,
                     repeated: false,
+                    doomed: false,
                 };
                 facts.letters.insert(*letter, new);
             }
@@ -506,6 +591,13 @@ impl Checks {
                 }
                 if let (RecordKind::Message, Some(letter)) = (written.kind, written.letter) {
                     facts.places.insert(place, letter);
+                }
+                if written.kind == RecordKind::DeliveryCount
+                    && let Some(id) = facts.places.get(&place)
+                    && let Some(letter) = facts.letters.get_mut(id)
+                {
+                    let count = written.delivery_count.unwrap_or(0);
+                    letter.doomed |= written.doom || count >= facts.attempts_max;
                 }
                 if written.kind == RecordKind::Settle
                     && let Some(id) = facts.places.get(&place)
@@ -524,6 +616,7 @@ impl Checks {
                 facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
             }
             Seen::Ready { .. } => facts.incarnation += 1,
+            Seen::Purging { queue, .. } => drop(facts.purged.insert(*queue)),
             Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }
@@ -531,6 +624,7 @@ impl Checks {
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
+            | Seen::Purged(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Crash { .. } => {}

@@ -17,7 +17,7 @@ use broker::settings::{DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS};
 
 use crate::check::{LinkKey, Seen};
 use crate::hits::{Hit, Hits};
-use crate::letter::{self, Form, LetterId};
+use crate::letter::{self, Form, Later, LetterId};
 use crate::rng::Rng;
 use crate::wire::{Endpoint, Heard, Hello, Verdict};
 
@@ -119,6 +119,8 @@ pub struct Habits {
     pub lags: bool,
     /// Of a thousand links that consume, so many take what died.
     pub undertakes: u32,
+    /// Of a thousand letters, so many are to be delivered later.
+    pub delays: u32,
     /// Of a thousand letters, so many have a priority.
     pub prefers: u32,
     /// Of a thousand `modified` outcomes, so many annotate the message.
@@ -136,6 +138,14 @@ const LAGGARDS: u32 = 15;
 const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
 
 impl Habits {
+    /// It sends small letters, very many, and holds what it gets until it goes.
+    pub fn hoard(&mut self) {
+        (self.burst, self.medium, self.large) = (200, 0, 0);
+        (self.diligence, self.credit_max, self.browses) = (0, 3000, 0);
+        (self.detaches, self.closes, self.cuts) = (10, 5, 5);
+        self.hello.incoming_window = 4000;
+    }
+
     /// The name of a queue, by its number: those for what died come last.
     fn queue(&self, queue: usize) -> &str {
         match queue.checked_sub(self.queues.len()) {
@@ -645,7 +655,18 @@ impl Client {
             let (link, expiry_unix_ms) = (link.key, form.expiry_unix_ms);
             let again = repeated.is_some();
             let priority = form.priority;
-            out.push(Seen::Sent { letter, link, queue, settled, again, expiry_unix_ms, priority });
+            let (later, sent_unix_ms) = (form.later, desk.unix_ms);
+            out.push(Seen::Sent {
+                letter,
+                link,
+                queue,
+                settled,
+                again,
+                expiry_unix_ms,
+                priority,
+                later,
+                sent_unix_ms,
+            });
         }
     }
 
@@ -670,7 +691,16 @@ impl Client {
         let expiry_unix_ms = lives_ms.map(|lives_ms| desk.unix_ms + lives_ms);
         let identified = self.rng.chance(self.habits.identified);
         let priority = self.rng.chance(self.habits.prefers).then(|| self.rng.below(10) as u8);
-        Form { bytes: bytes as usize, expiry_unix_ms, identified, priority, to: None }
+        let waits = self.habits.delays > 0 && self.rng.chance(self.habits.delays);
+        let later = waits.then(|| {
+            let delay_ms = self.rng.between(1, 80);
+            if self.rng.chance(500) {
+                Later::At(desk.unix_ms + delay_ms)
+            } else {
+                Later::After(delay_ms)
+            }
+        });
+        Form { bytes: bytes as usize, expiry_unix_ms, identified, priority, to: None, later }
     }
 
     /// A letter that is sent again: one without an answer, or any one of anybody's.

@@ -57,6 +57,8 @@ hits! {
     PagedOut => "messages paged out",
     /// A message's bytes were read back from the log.
     PagedIn => "messages read back",
+    /// A fragment was read to be sent, of a message that is on the disk only.
+    Fetched => "fragments fetched",
     /// A superblock told where a log begins.
     HeadMoved => "superblocks checked against what lives",
     /// At a crash the log's tail stood in front of batches of an older use of the file.
@@ -117,6 +119,18 @@ hits! {
     Dropped => "messages dropped by full queues",
     /// A message expired and came from the queue for that.
     Expired => "expired messages delivered",
+    /// A message was delivered that had a time to wait for.
+    Scheduled => "deliveries at a time",
+    /// A start found messages whose time had not come.
+    ScheduleFound => "messages that wait found by a start",
+    /// A message that a purge took.
+    Purged => "messages purged",
+    /// The process ended in the middle of a purge.
+    PurgeCut => "purges cut",
+    /// What a consumer held went back in steps, a turn of it.
+    GivenBack => "turns of large windows going back",
+    /// The process ended while a large window went back.
+    GivingBackCut => "large windows cut on their way back",
     /// A settlement that the broker confirmed.
     Confirmed => "settlements confirmed",
     /// A message accepted.

@@ -1,7 +1,7 @@
 //! Test messages: each has a number in its body, and its bytes follow from the number.
 //!
 //! ```text
-//!   header? │ properties? │ duplicate id? │
+//!   header? │ delivery time or delay? │ properties? │ duplicate id? │
 //!   data section: "LETTER" │ number u64 │ filler, drawn from the number
 //! ```
 //! So whoever finds one, in a delivery or in a record of the log, knows which it is and whether its
@@ -9,7 +9,7 @@
 
 use amqp::message::{Header, Properties, Sections, write_header};
 
-use amqp::codec::{Composite, Value, Writer};
+use amqp::codec::{Composite, Symbol, Value, Writer};
 use amqp::definitions::Timestamp;
 
 use crate::rng::Rng;
@@ -31,19 +31,34 @@ pub struct Form {
     pub priority: Option<u8>,
     /// It says itself that it goes to the queue of this number.
     pub to: Option<usize>,
+    /// It says when it is to be delivered.
+    pub later: Option<Later>,
+}
+
+/// When a letter is to be delivered, as it says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Later {
+    /// At this time of day, milliseconds since 1970.
+    At(u64),
+    /// So many milliseconds after it came.
+    After(u64),
 }
 
 const MARK: &[u8; 6] = b"LETTER";
 const APPLICATION_PROPERTIES_CODE: u64 = 0x74;
 const DATA_CODE: u64 = 0x75;
+const ANNOTATIONS_CODE: u64 = 0x72;
 
 /// The encoded message of this number and form.
 pub fn write(id: LetterId, form: Form) -> Vec<u8> {
-    let Form { bytes, expiry_unix_ms, identified, priority, to } = form;
+    let Form { bytes, expiry_unix_ms, identified, priority, to, later } = form;
     let mut rng = Rng::stream(id.0, "letter", bytes as u64);
     let mut out = Vec::with_capacity(bytes + 64);
     let durable = rng.chance(500).then(|| rng.chance(500));
     write_header(&Header { durable, priority, ..Header::default() }, &mut out);
+    if let Some(later) = later {
+        write_later(id, later, &mut out);
+    }
     if rng.chance(300) || expiry_unix_ms.is_some() || to.is_some() {
         let absolute_expiry_time = expiry_unix_ms.map(|unix_ms| Timestamp(unix_ms as i64));
         let subject = Some("letter");
@@ -75,6 +90,24 @@ pub fn write(id: LetterId, form: Form) -> Vec<u8> {
     writer.descriptor(DATA_CODE);
     writer.binary(&body);
     out
+}
+
+/// The annotation that says when a letter is to be delivered, in any of the types that clients use.
+fn write_later(id: LetterId, later: Later, out: &mut Vec<u8>) {
+    let (name, unix_ms) = match later {
+        Later::At(unix_ms) => ("x-opt-delivery-time", unix_ms),
+        Later::After(delay_ms) => ("x-opt-delivery-delay", delay_ms),
+    };
+    let mut writer = Writer::new(out);
+    writer.descriptor(ANNOTATIONS_CODE);
+    writer.map_with(|map| {
+        map.element().symbol(Symbol::new(name));
+        match id.0 % 3 {
+            0 => map.element().ulong(unix_ms),
+            1 => map.element().long(unix_ms as i64),
+            _ => map.element().timestamp(Timestamp(unix_ms as i64)),
+        }
+    });
 }
 
 /// The name of a queue, in the clients' numbering.

@@ -6,6 +6,7 @@
 //!                         ├─ client, wire, letter   clients that share the codec and no engine
 //!                         ├─ audit        every batch on its way to the disk
 //!                         └─ check        one checker for each promise
+//!   pipe   a connection of a client, in either world of brokers
 //!   voters whole ensembles of voters: is their register linearizable?
 //!   solo   one journal alone, for the crash matrix
 //!   hits   what happened, counted: a suite that hit nothing proves nothing
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod hits;
 pub mod letter;
 pub mod pair;
+mod pipe;
 pub mod plan;
 pub mod rng;
 pub mod solo;

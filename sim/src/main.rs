@@ -7,18 +7,20 @@
 //!                                                          ends well if the canary is caught
 //! ```
 //!   cargo run --release -p sim -- --voters --seeds 200     the voters instead of brokers
+//!   cargo run --release -p sim -- --pair --seeds 200       two members and their voters
 //! Exit status: 0 all is well (or the canary was caught), 1 a promise was broken (or it was not),
 //! 2 the runs were too tame: something that must happen never did.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
 use sim::hits::{Hit, Hits};
 use sim::letter::LetterId;
+use sim::pair;
 use sim::plan::{Canary, Options, Plan};
 use sim::voters;
 use sim::world::{Failure, Report, run};
@@ -41,6 +43,15 @@ struct Args {
     /// Ensembles of voters, not brokers.
     #[arg(long)]
     voters: bool,
+    /// Two members of a pair and their voters, not brokers.
+    #[arg(long, conflicts_with = "voters")]
+    pair: bool,
+    /// Whole brokers' shards with clients in the pair, not logs alone.
+    #[arg(long, requires = "pair")]
+    served: bool,
+    /// Every seed of a pair that fails, not only the first.
+    #[arg(long, requires = "pair")]
+    every: bool,
     /// Runs side by side.
     #[arg(long, default_value_t = 1)]
     jobs: u64,
@@ -81,6 +92,7 @@ const SUITE: &[Hit] = &[
     Hit::Copied,
     Hit::PagedOut,
     Hit::PagedIn,
+    Hit::Fetched,
     Hit::HeadMoved,
     Hit::RecycledTail,
     Hit::PowerCut,
@@ -109,6 +121,12 @@ const SUITE: &[Hit] = &[
     Hit::QueueFull,
     Hit::Dropped,
     Hit::Expired,
+    Hit::Scheduled,
+    Hit::ScheduleFound,
+    Hit::Purged,
+    Hit::PurgeCut,
+    Hit::GivenBack,
+    Hit::GivingBackCut,
     Hit::Confirmed,
     Hit::Accepted,
     Hit::Refused,
@@ -119,7 +137,11 @@ const SUITE: &[Hit] = &[
 fn main() -> ExitCode {
     let args = Args::parse();
     let base = Instant::now();
-    let outcome = if args.voters { run_voters(&args, base) } else { run_brokers(&args, base) };
+    let outcome = match (args.voters, args.pair) {
+        (true, _) => run_voters(&args, base),
+        (false, true) => run_pairs(&args, base),
+        (false, false) => run_brokers(&args, base),
+    };
     outcome.unwrap_or_else(|why| {
         eprintln!("{why}");
         ExitCode::FAILURE
@@ -171,6 +193,80 @@ fn run_brokers(args: &Args, base: Instant) -> Result<ExitCode, String> {
 fn caught(seed: u64, what: &str) -> ExitCode {
     println!("caught by seed {seed}: {what}");
     ExitCode::SUCCESS
+}
+
+/// Seeds of two members and their voters.
+fn run_pairs(args: &Args, base: Instant) -> Result<ExitCode, String> {
+    let broken = canary(args.canary.as_deref(), &pair::Canary::ALL)?;
+    let next = AtomicU64::new(args.seed);
+    let end = args.seed + args.seeds;
+    let worker = || {
+        let (mut counts, mut runs) = (pair::Counts::default(), 0);
+        let (mut trace, mut took) = (0, Duration::ZERO);
+        let mut failures = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return (counts, runs, trace, took, failures);
+            }
+            let ran = if args.served {
+                pair::run_served(seed, broken, args.follow.map(LetterId), base)
+            } else {
+                pair::run(seed, broken, base)
+            };
+            match ran {
+                Ok(report) => {
+                    runs += 1;
+                    trace ^= report.trace;
+                    took += report.took;
+                    counts.merge(&report.counts);
+                }
+                Err(failure) => {
+                    if !args.every {
+                        next.store(end, Ordering::Relaxed);
+                    }
+                    failures.push(failure);
+                }
+            }
+        }
+    };
+    let (mut counts, mut runs, mut trace) = (pair::Counts::default(), 0, 0);
+    let (mut took, mut failures) = (Duration::ZERO, Vec::new());
+    std::thread::scope(|scope| {
+        let jobs: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(worker)).collect();
+        for job in jobs {
+            let one = job.join().expect("a run that panics ends the process");
+            counts.merge(&one.0);
+            runs += one.1;
+            trace ^= one.2;
+            took += one.3;
+            failures.extend(one.4);
+        }
+    });
+    let ours = base.elapsed().as_secs_f64();
+    println!("{runs} runs, {:.1} s of virtual time, {ours:.1} s of ours", took.as_secs_f64());
+    println!("trace {trace:016x}\n{counts}");
+    failures.sort_by_key(|failure| failure.seed);
+    match (failures.first(), args.canary.is_some()) {
+        (Some(failure), true) => return Ok(caught(failure.seed, &failure.what)),
+        (None, true) => return Err(format!("the canary was not caught by {runs} seeds")),
+        (Some(first), false) => {
+            for failure in &failures {
+                eprintln!("{failure}");
+                failure.story.iter().for_each(|line| eprintln!("  {line}"));
+            }
+            let served = if args.served { " --served" } else { "" };
+            eprintln!("cargo run --release -p sim -- --pair{served} --seed {}", first.seed);
+            return Ok(ExitCode::FAILURE);
+        }
+        (None, false) => {}
+    }
+    let rare = counts.too_rare(runs, args.served);
+    if args.seeds >= SUITE_SEEDS && !rare.is_empty() {
+        eprintln!("too rare in {runs} runs: {}", rare.join("; "));
+        return Ok(ExitCode::from(2));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Seeds of ensembles of voters, one after the other.

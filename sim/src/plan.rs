@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 31] = [
+    pub const ALL: [(&'static str, Self); 36] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -46,6 +46,8 @@ impl Canary {
         ("sequence-reused", Self::Broker(broker::canary::Canary::SequenceReused)),
         ("never-expires", Self::Broker(broker::canary::Canary::NeverExpires)),
         ("expires-early", Self::Broker(broker::canary::Canary::ExpiresEarly)),
+        ("delivered-early", Self::Broker(broker::canary::Canary::DeliveredEarly)),
+        ("schedule-forgotten", Self::Broker(broker::canary::Canary::ScheduleForgotten)),
         ("expired-dropped", Self::Broker(broker::canary::Canary::ExpiredDropped)),
         ("annotations-forgotten", Self::Broker(broker::canary::Canary::AnnotationsForgotten)),
         ("priority-ignored", Self::Broker(broker::canary::Canary::PriorityIgnored)),
@@ -64,6 +66,9 @@ impl Canary {
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
         ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),
         ("dropped-before-durable", Self::Broker(broker::canary::Canary::DroppedBeforeDurable)),
+        ("purge-takes-newer", Self::Broker(broker::canary::Canary::PurgeTakesNewer)),
+        ("purge-answered-early", Self::Broker(broker::canary::Canary::PurgeAnsweredEarly)),
+        ("window-forgotten", Self::Broker(broker::canary::Canary::WindowForgotten)),
         ("message-before-creation", Self::Broker(broker::canary::Canary::MessageBeforeCreation)),
     ];
 }
@@ -120,6 +125,8 @@ pub struct Plan {
     pub settings: Settings,
     /// Failed deliveries after which a message goes to the dead letters.
     pub attempts_max: u32,
+    /// Of a thousand ticks of a client, so many bring a purge.
+    pub purges: u32,
     /// The first queue drops what it has no room for.
     pub drops: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
@@ -187,6 +194,7 @@ impl Plan {
             attempts_max,
             lags: true,
             drops: false,
+            purges: 0,
         };
         // What has expired waits for room, and only a purge makes it: not where room may be short.
         if !plan.is_tight() && rng.chance(700) {
@@ -202,6 +210,12 @@ impl Plan {
         plan.lags = rng.chance(800);
         plan.clients.iter_mut().for_each(|client| client.lags = plan.lags);
         plan.bound_first_queue(&mut rng);
+        let delays = *rng.pick(&[0, 50, 300]);
+        plan.clients.iter_mut().for_each(|client| client.delays = delays);
+        plan.purges = *rng.pick(&[0, 0, 2, 8]);
+        if !plan.is_tight() && rng.chance(700) {
+            plan.clients[0].hoard();
+        }
         plan
     }
 
@@ -277,7 +291,7 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         links: rng.between(1, 6) as usize,
         produces: if starved { 800 } else { 450 },
         burst: rng.between(1, 12),
-        large: if rng.chance(250) { 15 } else { 0 },
+        large: if rng.chance(250) { 30 } else { 0 },
         medium: *rng.pick(&[50, 50, 700]),
         credit_max: *rng.pick(&[5, 30, 400]),
         presettled: if rng.chance(300) { 100 } else { 0 },
@@ -293,9 +307,23 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         repeats: 0,
         lags: false,
         undertakes: *rng.pick(&[100, 300, 600]),
+        delays: 0,
         prefers: *rng.pick(&[0, 0, 300]),
         notes: *rng.pick(&[0, 500]),
         relays: *rng.pick(&[0, 150]),
         browses: *rng.pick(&[0, 150]),
+    }
+}
+
+/// A broker's side of every connection.
+pub(crate) fn amqp() -> amqp::connection::Config {
+    amqp::connection::Config {
+        container_id: "laelaps".to_owned(),
+        sasl: amqp::connection::Sasl::Server {
+            mechanisms: amqp::sasl::Mechanisms::ANONYMOUS,
+            bare: true,
+        },
+        max_message_size: 1 << 20,
+        ..amqp::connection::Config::default()
     }
 }

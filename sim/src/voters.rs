@@ -2,20 +2,21 @@
 //! their history.
 //!
 //! ```text
-//!   plan ─▶ world ─┬─ voters   replica::voter, one a seat, restarted after each crash
-//!                  ├─ disks    one file a seat: what was not synced is lost, torn or there
-//!                  ├─ network  each directed link: delay, loss, repetition, cuts
-//!                  └─ clients  replica::voter::Client ─▶ replica::history: linearizable?
+//!   plan ─▶ world ─┬─ ensemble  replica::voter, one a seat, restarted after each crash
+//!                  │            a file each: what was not synced is lost, torn or there
+//!                  ├─ network   each directed link: delay, loss, repetition, cuts
+//!                  └─ clients   replica::voter::Client ─▶ replica::history: linearizable?
 //!
 //!   faults for most of the run ─▶ everything heals ─▶ every client must win a swap again
 //! ```
 //! The same seed is the same run: its trace is a number that is compared.
 
-mod network;
+pub(crate) mod ensemble;
+pub(crate) mod network;
 mod plan;
 mod world;
 
-pub use plan::{CANARIES, Plan};
+pub use plan::{CANARIES, Conditions, Plan};
 pub use world::{Failure, REQUIRED, Report, run};
 
 use std::collections::BTreeMap;

@@ -19,16 +19,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use broker::admin::AdminId;
 use broker::clock::WallClock;
 use broker::pending::BackupMarks;
 use broker::{ConnId, Event, Mail, Moving};
-use journal::{JournalUuid, LogId, ShardId};
+use journal::{JournalUuid, LogId, QueueId, ShardId};
 
 use crate::audit::Audit;
 use crate::check::{Checks, QueueView, Seen, Stamp};
 use crate::client::{Client, Desk, Mode};
 use crate::disk::{Crash, Disk, Fate, Owner, Profile};
 use crate::hits::{Hit, Hits};
+use crate::pipe::Pipe;
 use crate::plan::{Options, Plan};
 use crate::rng::Rng;
 
@@ -115,31 +117,6 @@ enum Due {
     Start,
 }
 
-#[derive(Debug)]
-struct Pipe {
-    client: usize,
-    shard: ShardId,
-    accepted: bool,
-    paused: bool,
-    /// Between two shards: what is read waits.
-    moving: bool,
-    /// Sends of the broker that have not ended.
-    sends: u32,
-    /// The broker has closed it; the client hears that after the last byte.
-    closing: bool,
-    to_broker: VecDeque<u8>,
-    to_broker_due: bool,
-    to_client: VecDeque<(Vec<u8>, Rc<Stamp>)>,
-    to_client_due: bool,
-}
-
-impl Pipe {
-    /// Whether the broker reads what comes.
-    fn is_read(&self) -> bool {
-        !self.paused && !self.moving
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Work,
@@ -175,7 +152,7 @@ pub struct World {
     due: BTreeMap<(Instant, u64), (u64, Due)>,
     next_due: u64,
     next_conn: u64,
-    pipes: BTreeMap<ConnId, Pipe>,
+    pipes: BTreeMap<ConnId, Pipe<ShardId>>,
     mail: BTreeMap<(ShardId, ShardId), VecDeque<Mail>>,
     clients: Vec<Client>,
     desk: Desk,
@@ -184,6 +161,8 @@ pub struct World {
     events: u64,
     trace: u64,
     backup: Vec<BackupMarks>,
+    /// Purges that an operator waits for.
+    purges: BTreeMap<AdminId, QueueId>,
     story: Vec<String>,
 }
 
@@ -265,6 +244,7 @@ impl World {
             events: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             backup: vec![BackupMarks::default(); usize::from(plan.shards)],
+            purges: BTreeMap::new(),
             story: Vec::new(),
             plan,
         };
@@ -361,7 +341,7 @@ impl World {
                 if pipe.moving {
                     return Ok(());
                 }
-                let shard = pipe.shard;
+                let shard = pipe.at;
                 self.tell(shard, Event::Sent { conn, buf })
             }
             Due::Moved(conn, to, moving) => self.moved(conn, to, moving),
@@ -374,7 +354,7 @@ impl World {
             Due::Accept(conn) => {
                 let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
                 pipe.accepted = true;
-                let (shard, peer) = (pipe.shard, format!("client-{}", pipe.client));
+                let (shard, peer) = (pipe.at, format!("client-{}", pipe.client));
                 let may_move = self.rng.chance(700);
                 self.flush_to_broker(conn);
                 self.tell(

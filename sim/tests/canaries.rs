@@ -18,7 +18,7 @@ use sim::{solo, world};
 /// Runs of one journal alone within which each of the journal's canaries is caught.
 const LOGS_MAX: u64 = 400;
 /// Seeds of the whole world within which every canary is caught.
-const SEEDS_MAX: u64 = 240;
+const SEEDS_MAX: u64 = 500;
 const EVENTS: u64 = 12_000;
 
 const CRASHES: [Crash; 7] = [

@@ -41,6 +41,7 @@ fn no_promise_is_broken_under_twenty_seeds() {
         Hit::Copied,
         Hit::PagedOut,
         Hit::PagedIn,
+        Hit::Fetched,
         Hit::Crossed,
     ];
     assert_eq!(hits.missing(&required), [], "these never happened:\n{hits}");

@@ -53,6 +53,9 @@ const OF_PAIR: &[Of<Value>] = &[
     ("pair_renewal_ms_max", Kind::Gauge, "The longest of them.", |pair| {
         number(pair, "renewal_ms_max")
     }),
+    ("pair_settings_differ", Kind::Gauge, "1: settings that must agree do not.", |pair| {
+        u64::from(pair["settings_differ"] == true)
+    }),
     ("pair_exported_deltas", Kind::Gauge, "Files of what only this member had.", |pair| {
         number(pair, "exported_deltas")
     }),
@@ -160,7 +163,12 @@ const OF_SHARD: &[Of<ShardStats>] = &[
 const OF_QUEUE: &[Of<QueueStat>] = &[
     ("queue_available", Kind::Gauge, "Messages that a consumer could get.", |q| q.available),
     ("queue_acquired", Kind::Gauge, "Messages at consumers, not settled.", |q| q.acquired),
-    ("queue_delayed", Kind::Gauge, "Messages that pause after a failed delivery.", |q| q.delayed),
+    (
+        "queue_delayed",
+        Kind::Gauge,
+        "Messages that wait for their time, or pause after a failed delivery.",
+        |q| q.delayed,
+    ),
     ("queue_moving", Kind::Gauge, "Messages on their way to another queue.", |q| q.moving),
     ("queue_uncommitted", Kind::Gauge, "Messages that await a commit.", |q| q.uncommitted),
     ("queue_payload_bytes", Kind::Gauge, "Bytes of its messages.", |q| q.payload_bytes),

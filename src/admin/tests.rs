@@ -41,7 +41,8 @@ fn start_behind(stage: Stage, guard: Guard) -> String {
                     | Input::Listen { .. }
                     | Input::Shaken(_)
                     | Input::Pair { .. }
-                    | Input::Stream { .. }
+                    | Input::Link(_)
+                    | Input::Unlink(_)
                     | Input::Look
                     | Input::CloseClients
                     | Input::Shutdown) => panic!("the API has no business with {other:?}"),

@@ -19,6 +19,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use broker::Server;
+use broker::server::HOST_BYTES_MAX;
 use replica::limits::PAIR_NAME_BYTES_MAX;
 use replica::voter::Seats;
 use replica::{LeaseTerms, NodeId};
@@ -84,7 +86,7 @@ pub(crate) struct Pair {
     pub(crate) terms: LeaseTerms,
     /// Members in sync without which nothing is acknowledged.
     pub(crate) in_sync_min: usize,
-    /// Where clients reach this member, if that is not `listen`.
+    /// Where the other member sends clients when this one is live.
     pub(crate) advertise: Option<String>,
     /// Without, everything is on loopback.
     pub(crate) tls: Option<Files>,
@@ -137,6 +139,12 @@ impl Table {
                 return invalid(format!("voters, replication, peer: {address} is there twice"));
             }
         }
+        if let Some(text) = self.advertise.as_ref().filter(|text| Server::read(text).is_none()) {
+            return invalid(format!(
+                "advertise is {text:?}, but must be `host:port` or `amqps://host:port`, with at \
+                 most {HOST_BYTES_MAX} bytes of host, and no address that stands for all"
+            ));
+        }
         let tls = Files::of(self.tls_cert.clone(), self.tls_key.clone(), self.tls_ca.clone());
         let tls = match tls {
             Ok(tls) => tls,
@@ -174,7 +182,7 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("cluster", "\"\"", "Tells installations with pairs of one name apart"),
     ("lease-ms", "2000", "How long a live may serve on one word of the voters: 500 to 60000"),
     ("min-in-sync", "1", "With 2, a live without its backup answers nothing at replicated levels"),
-    ("advertise", "`listen`", "Where clients reach this member, `host:port`"),
+    ("advertise", "none", "Where clients reach this member, `host:port` or `amqps://host:port`"),
     ("site", "none", "Where this member stands, for people"),
     ("tls-cert", "none", "PEM file of this member's certificate, which names its addresses"),
     ("tls-key", "none", "PEM file of its key"),
@@ -252,6 +260,7 @@ mod tests {
         assert!(why(&format!("{GOOD}lease-ms = 100\n")).contains("lease-ms"));
         assert!(why(&format!("{GOOD}min-in-sync = 3\n")).contains("min-in-sync"));
         assert!(why(&format!("{GOOD}tls-ca = \"x\"\n")).contains("go together"));
+        assert!(why(&format!("{GOOD}advertise = \"here\"\n")).contains("host:port"));
         assert!(why(&GOOD.replace("\"p\"", "\"\"")).contains("pair"));
         assert!(why(&GOOD.replace("127.0.0.1:1", "10.0.0.1:1")).contains("off loopback"));
     }

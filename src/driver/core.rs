@@ -12,7 +12,7 @@
 //!               ├─ Disk ───────▶ ring or cold thread
 //!               ├─ Mail ───────▶ a shard here: `local`; elsewhere: mesh, or `held`
 //!               ├─ Authenticate▶ verifier threads
-//!               ├─ Pair ───────▶ a stream, the control thread (driver/pair.rs)
+//!               ├─ Pair ───────▶ a stream (driver/links.rs), the control thread
 //!               └─ Fatal ──────▶ the process ends here
 //! ```
 //! Invariants: a shard is handled and polled by this thread alone; mail between two shards stays in
@@ -46,6 +46,7 @@ use super::cold::Cold;
 use super::crowds::Crowds;
 use super::directory::Store;
 use super::disk::{Disk, FILES_MAX};
+use super::links::Linked;
 use super::pair::{PairLink, PairPort};
 use super::sockets::{Carried, Departure, Inbound, Leaving, Sending, Served, Sockets};
 use super::tls::{Complaints, Handshakes, Shaken, Step};
@@ -322,6 +323,7 @@ impl Core {
             self.tell_crowds();
             self.poll_shards(now);
             self.tell_over(now);
+            self.tend_links(now);
             self.post_held();
         }
     }
@@ -353,11 +355,28 @@ impl Core {
             Completion::AcceptFailed { error, .. } => self.accept_failed(now, &error),
             Completion::ListenerClosed { .. } | Completion::Connected { .. } => {}
             Completion::Received { socket, lease } => {
-                self.received(now, socket, &lease);
+                if self.is_link(socket) {
+                    self.link_received(now, socket, &lease);
+                } else {
+                    self.received(now, socket, &lease);
+                }
                 self.ring.release(lease);
+            }
+            Completion::ReceiveEnded { socket, .. }
+            | Completion::Sent { socket, result: Err(_), .. }
+                if self.is_link(socket) =>
+            {
+                if let Some(pair) = &mut self.pair {
+                    pair.links.broken(socket);
+                }
             }
             Completion::ReceiveEnded { socket, result: Ok(()) } => {
                 self.over.push((socket, Over::Ended));
+            }
+            Completion::Sent { socket, result: Ok(()), .. } if self.is_link(socket) => {
+                if let Some(pair) = &mut self.pair {
+                    pair.links.sent(socket);
+                }
             }
             Completion::Sent { socket, buf, result: Ok(()) } => {
                 let (home, departure) = self.sockets.sent(&mut self.ring, socket, buf);
@@ -380,6 +399,47 @@ impl Core {
                 let (shard, done) = self.disk.complete(tag, buf, result);
                 self.handle(now, shard, Event::Disk(done));
             }
+        }
+    }
+
+    fn is_link(&self, socket: SocketId) -> bool {
+        self.pair.as_ref().is_some_and(|pair| pair.links.has(socket))
+    }
+
+    /// A stream to the other member comes to its core. One that can't be taken is closed by its
+    /// drop.
+    fn link(&mut self, now: Instant, mut linked: Linked) {
+        let (Some(pair), Some(stream)) = (&mut self.pair, linked.socket.take()) else { return };
+        let socket = match self.ring.adopt(stream) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::info!("a stream was lost on its way: {error}"),
+        };
+        let shard = shard_of(&mut self.shards, linked.shard);
+        pair.links.begin(socket, linked, |event| shard.handle(now, Event::Pair(Box::new(event))));
+        self.ring.start_receive(socket);
+    }
+
+    fn link_received(&mut self, now: Instant, socket: SocketId, lease: &RecvLease) {
+        let Some(pair) = &mut self.pair else { return };
+        let shards = &mut self.shards;
+        pair.links.received(socket, self.ring.bytes(lease), |shard, event| {
+            shard_of(shards, shard).handle(now, Event::Pair(Box::new(event)));
+        });
+    }
+
+    /// Sends what the shards have said to the other member, and tells them which streams are over.
+    fn tend_links(&mut self, now: Instant) {
+        while let Some(pair) = &mut self.pair {
+            pair.links.flush(&mut self.ring);
+            let over = pair.links.take_over();
+            if over.is_empty() {
+                break;
+            }
+            for (shard, stream) in over {
+                let event = PairEvent::Disconnected(stream);
+                self.handle(now, shard, Event::Pair(Box::new(event)));
+            }
+            self.poll_shards(now);
         }
     }
 
@@ -622,20 +682,14 @@ impl Core {
                     self.listen(TcpListen { addr, reuse_port: shared, backlog: BACKLOG }, tls);
                 }
                 Input::Shutdown => self.shut_down(now),
-                Input::Pair { shard, event, room } => {
-                    if let (PairEvent::Disconnected(stream), Some(pair)) = (&event, &mut self.pair)
-                    {
-                        pair.hang_up(*stream);
-                    }
+                Input::Pair { shard, event } => {
                     self.handle(now, shard, Event::Pair(Box::new(event)));
-                    drop(room);
                 }
-                Input::Stream { shard, stream, outbox } => {
+                Input::Link(linked) => self.link(now, *linked),
+                Input::Unlink(stream) => {
                     if let Some(pair) = &mut self.pair {
-                        pair.connected(stream, outbox);
+                        pair.links.hang_up(stream);
                     }
-                    let event = PairEvent::Connected(stream);
-                    self.handle(now, shard, Event::Pair(Box::new(event)));
                 }
                 Input::Look => self.report_shards(true),
                 Input::CloseClients => self.close_clients(),

@@ -3,31 +3,32 @@
 //! ```text
 //!   control thread ── Duty, streams, frames ──▶ Input ──▶ shard      (the core's inbox)
 //!                  ◀── FromCore ── reports, exports, an end ──┘
-//!   stream's task  ◀── outbox ──── frames, encoded
+//!   other member   ◀══ Links ═════ frames
 //! ```
 //! Invariants: a shard that reigns is polled only while it may work and the gate is open, which is
 //! looked at before each action: beyond the fence nothing more of it is handed to the ring or to a
-//! stream. What was handed over before can't be recalled: the ring takes it at the end of the turn,
-//! the kernel does it when it does. A shard that may not be polled goes on hearing events, and is
-//! reported. A report goes out when more than its figures has changed, and when somebody looks.
+//! stream. What was handed over before can't be recalled: the ring takes it at the end of the turn
+//! or behind what a stream is sending, the kernel does it when it does. A shard that may not be
+//! polled goes on hearing events, and is reported. A report goes out when more than its figures has
+//! changed, and when somebody looks.
 //!
-//! Failure: a stream whose task is gone drops what is sent; the shard hears of its end.
+//! Failure: what is for a stream that is over is dropped; the shard has heard of its end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use broker::shard::pair::{PairAction, StreamId};
+use broker::shard::pair::PairAction;
 use broker::{Shard, ShardConfig};
-use bytes::{Bytes, BytesMut};
 use journal::{Lsn, NodeSuperblock, Recovery, ShardId};
 use replica::backup::Follows;
 use replica::card::LogEnd;
-use replica::catchup::Delta;
+use replica::catchup::{Piece, Tail};
 use replica::member::{PeerReport, ShardReport};
 use replica::wire::{Marks, Reason};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::directory::Files;
+use super::links::Links;
 use crate::fatal::Failure;
 use crate::ha::Gate;
 
@@ -36,8 +37,8 @@ use crate::ha::Gate;
 pub(crate) enum FromCore {
     /// A shard, as it is.
     Report(ShardId, Box<ShardReport>),
-    /// To be made durable; then the shard is told.
-    Export(Box<Delta>),
+    /// A piece of what only this member has, to be made durable; then the shard is told.
+    Export(ShardId, Tail, Piece),
     /// A shard may not reign any more: the process is to begin anew.
     GiveUp,
 }
@@ -61,7 +62,8 @@ pub(super) struct PairPort {
     journal: journal::Config,
     /// To make a shard anew whose log was cut.
     configs: Vec<ShardConfig>,
-    outboxes: BTreeMap<StreamId, UnboundedSender<Bytes>>,
+    /// The streams to the other member.
+    pub(super) links: Links,
     /// Somebody was told that a shard may not reign any more.
     gave_up: bool,
     /// Why the last stream of a shard was closed.
@@ -79,9 +81,9 @@ impl PairPort {
         configs: Vec<ShardConfig>,
     ) -> Self {
         let reported = vec![None; configs.len()];
-        let (outboxes, refused) = (BTreeMap::new(), BTreeMap::new());
+        let (links, refused) = (Links::default(), BTreeMap::new());
         let gave_up = false;
-        Self { link, files, node, journal, configs, outboxes, gave_up, refused, reported }
+        Self { link, files, node, journal, configs, links, gave_up, refused, reported }
     }
 
     /// A shard that begins by reading its log.
@@ -97,35 +99,18 @@ impl PairPort {
         !shard.reigns() || (shard.may_work() && self.link.gate.is_open())
     }
 
-    /// A stream stands, and what is for it goes there.
-    pub(super) fn connected(&mut self, stream: StreamId, outbox: UnboundedSender<Bytes>) {
-        self.outboxes.insert(stream, outbox);
-    }
-
-    /// A stream is over; one that is still sending ends when it has sent all.
-    pub(super) fn hang_up(&mut self, stream: StreamId) {
-        self.outboxes.remove(&stream);
-    }
-
     /// Does what a shard asks; whether that shard is to be made anew.
     pub(super) fn act(&mut self, shard: ShardId, action: PairAction) -> bool {
         match action {
-            PairAction::Frame(stream, frame) => {
-                if let Some(outbox) = self.outboxes.get(&stream) {
-                    let mut bytes = BytesMut::new();
-                    frame.encode(&mut bytes);
-                    // Its end is told by its task.
-                    drop(outbox.send(bytes.freeze()));
-                }
-            }
+            PairAction::Frame(stream, frame) => self.links.say(stream, &frame),
             PairAction::HangUp(stream, reason) => {
                 // A member that is refused tries again and again.
                 if self.refused.insert(shard, reason) != Some(reason) {
                     tracing::info!(shard = shard.0, "stream closed: {reason}");
                 }
-                self.hang_up(stream);
+                self.links.hang_up(stream);
             }
-            PairAction::Export(delta) => self.tell(FromCore::Export(Box::new(delta))),
+            PairAction::Export(tail, piece) => self.tell(FromCore::Export(shard, tail, piece)),
             PairAction::Cut => return true,
         }
         false

@@ -6,6 +6,7 @@
 //!            3 the gate, before anything that opens or closes
 //!            4 duty ─▶ every shard; streams are dialled while it is Follow
 //!            5 cards ─▶ the other member;  events ─▶ log;  news ─▶ the main thread
+//!            6 where the live is ─▶ redirect.rs;  where both are ─▶ the opens of shards that serve
 //! ```
 //! Each shard is looked at every fraction of [`report_every`](Membership::report_every): a core
 //! whose loop stands does not answer, and its member does not renew.
@@ -20,23 +21,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use broker::Server;
 use broker::shard::pair::PairEvent;
 use crossbeam::channel::Sender;
 use journal::ShardId;
 use replica::card::{Card, HeldLog, Standing};
-use replica::catchup::Tail;
+use replica::catchup::Piece;
 use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service};
 use replica::voter::{Client, Seat};
-use replica::{PairId, Register as _};
-use tokio::sync::mpsc;
+use replica::{NodeId, PairId, Refused, Register as _};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::exports::Exports;
+use super::exports::{Exports, Step};
+use super::redirect::Redirect;
 use super::streams::{self, Streams};
 use super::voters::{self, Voters};
 use super::watch::Watcher;
 use super::{Clock, Command, Gate, News, status};
-use crate::config::Pair;
+use crate::config::{Pair, node_name};
 use crate::driver::FromCore;
 use crate::fatal::{Cause, Failure};
 use crate::mutual::Mutual;
@@ -44,6 +47,9 @@ use crate::node::{Inbox, Input, core_of};
 
 /// Looks at each shard in the time in which it must be heard.
 const LOOKS: u32 = 4;
+
+/// An operator's word that waits for the lease is answered within this, won or not.
+const FORCED_WITHIN: Duration = Duration::from_secs(4);
 
 /// A slow renewal is complained of once in this time.
 const SLOW_LINE_EVERY: Duration = Duration::from_secs(60);
@@ -63,6 +69,7 @@ pub(super) struct Setup {
     pub(super) exports: PathBuf,
     pub(super) first_question: u64,
     pub(super) watcher: Watcher,
+    pub(super) redirect: Redirect,
 }
 
 /// Counted since the start.
@@ -100,6 +107,15 @@ struct Control {
     watcher: Watcher,
     news: Sender<News>,
     exports: Exports,
+    redirect: Redirect,
+    /// Where clients reach the members, as the shards were told.
+    servers: Arc<[Server]>,
+    /// Where clients that come here are sent.
+    live: Option<Server>,
+    /// That both members say one address was said.
+    one_address_said: bool,
+    /// An operator who waits to hear whether the role was taken by force, and until when.
+    forcing: Option<(oneshot::Sender<Result<(), String>>, Instant)>,
 }
 
 /// What comes from elsewhere.
@@ -160,8 +176,14 @@ impl Control {
             watcher: setup.watcher,
             news: setup.news,
             exports: Exports::new(setup.exports),
+            redirect: setup.redirect,
+            servers: Arc::default(),
+            live: None,
+            one_address_said: false,
+            forcing: None,
             pair: setup.pair,
         };
+        control.figures.exported_deltas = control.exports.count();
         let mut ears = Ears { cards, from_cores: setup.from_cores, commands: setup.commands };
         loop {
             control.turn();
@@ -178,7 +200,7 @@ impl Control {
             heard = self.voters.next() => self.hear_voter(heard),
             Some(heard) = ears.cards.recv() => self.hear_link(heard),
             Some(from) = ears.from_cores.recv() => self.hear_core(from),
-            Some((shard, tail)) = self.exports.next() => self.exported(shard, tail),
+            step = self.exports.next() => self.exported(step),
             Some(command) = ears.commands.recv() => self.obey(command),
             () = nap => {}
         }
@@ -232,7 +254,12 @@ impl Control {
             FromCore::Report(shard, report) => {
                 self.member.handle_shard(self.clock.now(), shard, *report);
             }
-            FromCore::Export(delta) => self.exports.put(*delta),
+            FromCore::Export(shard, tail, mut piece) => {
+                if let Piece::Head(head) = &mut piece {
+                    head.is_overruled = self.member.overrules(tail.epoch);
+                }
+                self.exports.put(shard, tail, piece);
+            }
             FromCore::GiveUp => self.tell(News::GiveUp),
         }
     }
@@ -262,26 +289,65 @@ impl Control {
             Command::SwitchOver(answer) => {
                 let _ = answer.send(self.may_switch_over(now));
             }
+            Command::Bootstrap(other, answer) => {
+                let done = self.check_other(&other).and_then(|()| {
+                    let done = self.member.bootstrap(now, unix_ms());
+                    done.map_err(|refused| refused.to_string())
+                });
+                if done.is_ok() {
+                    tracing::warn!("an operator has this member begin the pair, without {other}");
+                }
+                let _ = answer.send(done);
+            }
+            Command::Promote(other, answer) => {
+                let done = self.check_other(&other).and_then(|()| {
+                    let done = self.member.promote_by_force(now, unix_ms());
+                    done.map_err(|refused| refused.to_string())
+                });
+                if let Err(why) = done {
+                    let _ = answer.send(Err(why));
+                    return;
+                }
+                tracing::warn!(
+                    "an operator has this member take the role by force, once the lease is over: \
+                     {other} may have acknowledged what is lost then"
+                );
+                self.forcing = Some((answer, now + FORCED_WITHIN));
+            }
         }
     }
 
     /// A switchover is a stop, after which the process begins anew.
-    fn may_switch_over(&mut self, now: Instant) -> Result<(), &'static str> {
+    fn may_switch_over(&mut self, now: Instant) -> Result<(), String> {
         let status = self.member.status(now);
         if status.role != Standing::Live {
-            return Err("this member is not live: ask the other one");
+            return Err(Refused::NotLive.to_string());
         }
         if status.in_sync.len() < 2 || !status.peer_is_there {
-            return Err("the other member is not in sync: it could not take over");
+            return Err(Refused::NotInSync.to_string());
         }
         self.tell(News::SwitchOver);
         Ok(())
     }
 
-    fn exported(&mut self, shard: ShardId, tail: Tail) {
-        self.figures.exported_deltas += 1;
+    /// An operator names the member whose data may be lost: the one that is not asked.
+    fn check_other(&self, named: &str) -> Result<(), String> {
+        let other = node_name(NodeId(1 - self.pair.node.0));
+        let mine = node_name(self.pair.node);
+        let wrong = format!("this is member {mine}: name the other one, {other}, not {named}");
+        (named == other).then_some(()).ok_or(wrong)
+    }
+
+    fn exported(&mut self, step: Step) {
+        let (shard, event) = match step {
+            Step::Taken(shard, tail) => (shard, PairEvent::Taken(tail)),
+            Step::Durable(shard, tail) => {
+                self.figures.exported_deltas = self.exports.count();
+                (shard, PairEvent::Exported(tail))
+            }
+        };
         if let Some(inbox) = self.inbox_of(shard) {
-            inbox.put(Input::Pair { shard, event: PairEvent::Exported(tail), room: None });
+            inbox.put(Input::Pair { shard, event });
         }
     }
 
@@ -314,11 +380,52 @@ impl Control {
         while let Some(event) = self.member.poll_event() {
             self.note(now, event);
         }
+        if self.forcing.as_ref().is_some_and(|(_, until)| *until <= now) {
+            // A longer lease: `ha status` and the log say what comes of it.
+            self.answer_forced(Ok(()));
+        }
         if self.look_at <= now {
             self.look_at = now + self.member.report_every() / LOOKS;
             self.cores.iter().for_each(|core| core.put(Input::Look));
         }
         self.tell_standing(now);
+        self.tell_clients();
+    }
+
+    /// Before the cores are there the ports are not ours to take: the main thread looks at them.
+    fn tell_clients(&mut self) {
+        if self.cores.is_empty() {
+            return;
+        }
+        let addresses = self.member.client_addresses();
+        let known = |addresses: [&str; 2]| addresses.map(Server::read).into_iter().collect();
+        let servers: Option<Vec<Server>> = addresses.and_then(known);
+        let servers = servers.unwrap_or_default();
+        // One address for both is none of them: who is sent there may come back here, for ever.
+        let is_one = matches!(&servers[..], [one, other] if one == other);
+        if is_one && !self.one_address_said {
+            tracing::warn!("both members say the same `ha.advertise`: clients are told of neither");
+        }
+        self.one_address_said = is_one;
+        let servers = if is_one { Vec::new() } else { servers };
+        let live = self.member.live_address().filter(|_| !is_one).and_then(Server::read);
+        if live != self.live {
+            self.live.clone_from(&live);
+            self.redirect.set(live);
+        }
+        if *self.servers != *servers {
+            self.servers = servers.into();
+            self.give_servers();
+        }
+    }
+
+    fn give_servers(&self) {
+        for shard in (0..self.shards).map(ShardId) {
+            if let Some(inbox) = self.inbox_of(shard) {
+                let event = PairEvent::Servers(Arc::clone(&self.servers));
+                inbox.put(Input::Pair { shard, event });
+            }
+        }
     }
 
     /// Every shard hears what it is to be.
@@ -328,7 +435,7 @@ impl Control {
         }
         for shard in (0..self.shards).map(ShardId) {
             if let Some(inbox) = self.inbox_of(shard) {
-                inbox.put(Input::Pair { shard, event: PairEvent::Duty(duty), room: None });
+                inbox.put(Input::Pair { shard, event: PairEvent::Duty(duty) });
             }
         }
         if duty != Duty::Follow {
@@ -343,6 +450,8 @@ impl Control {
         };
         if is_open != self.is_open {
             self.is_open = is_open;
+            // A shard that was made anew meanwhile has forgotten them.
+            self.give_servers();
             self.tell(if is_open { News::Open } else { News::Closed });
         }
     }
@@ -351,6 +460,7 @@ impl Control {
         match event {
             MemberEvent::Elected(epoch) => {
                 self.figures.elections += 1;
+                self.answer_forced(Ok(()));
                 self.watcher.reigns(epoch);
                 tracing::info!(epoch = epoch.0, "elected: has the role");
             }
@@ -370,6 +480,10 @@ impl Control {
             MemberEvent::GivesUp(epoch) => {
                 tracing::error!(epoch = epoch.0, "gives the role away: its disk fails or stands");
             }
+            MemberEvent::ForceRefused(refused) => {
+                tracing::error!("the role is not taken by force: {refused}");
+                self.answer_forced(Err(refused.to_string()));
+            }
             MemberEvent::SwitchoverFailed(epoch) => {
                 tracing::warn!(epoch = epoch.0, "clients were not done in time: goes on serving");
             }
@@ -380,6 +494,13 @@ impl Control {
                  would change what clients get"
             ),
             MemberEvent::SettingsDiffer(false) => tracing::info!("the members' settings agree"),
+        }
+    }
+
+    /// Whoever asked for it may have given up.
+    fn answer_forced(&mut self, done: Result<(), String>) {
+        if let Some((answer, _)) = self.forcing.take() {
+            let _ = answer.send(done);
         }
     }
 
@@ -418,4 +539,11 @@ impl Control {
         // The main thread ends with the process.
         drop(self.news.send(news));
     }
+}
+
+/// For the record and people only: nothing is decided by it.
+#[expect(clippy::disallowed_methods, reason = "an operator's act is dated")]
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -3,7 +3,9 @@
 //! ```text
 //!   ha status      ─▶ GET  /api/v1/ha             ─▶ Membership::status
 //!   ha switchover  ─▶ POST /api/v1/ha/switchover  ─▶ drains, gives the role away, begins anew
-//!   ha voters      ─▶ each voter itself (`voter/status.rs`)
+//!   ha bootstrap   ─▶ POST /api/v1/ha/bootstrap   ─▶ makes the first record, by an operator's word
+//!   ha promote     ─▶ POST /api/v1/ha/promote     ─▶ takes the role, whatever is lost by it
+//!   ha voters …    ─▶ each voter itself (`voter/status.rs`, `voter/replace.rs`)
 //! ```
 //! The keys of the JSON are an interface: they are added to, never renamed.
 
@@ -31,7 +33,32 @@ pub(crate) enum HaCommand {
         #[command(flatten)]
         server: Server,
     },
-    /// Ask each voter how it is
+    /// Have this member begin the pair, where the voters hold no record and can't have one
+    ///
+    /// Only where the other member can't say what it holds, or the logs do not say who is ahead.
+    /// What the other one has more is exported when it comes back.
+    Bootstrap {
+        /// Name the other member: what it holds more than this one is not served any more
+        #[arg(long, value_name = "NODE")]
+        yes_without: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Have this member serve although it is not in sync; what the other one acknowledged is lost
+    ///
+    /// Only where the other member is gone for good. If it comes back, what it had more is
+    /// exported.
+    Promote {
+        /// There is no other way to promote a member: others take over by themselves
+        #[arg(long, required = true)]
+        force_data_loss: bool,
+        /// Name the other member: what it acknowledged alone is lost
+        #[arg(long, value_name = "NODE")]
+        yes_i_lose: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Ask each voter how it is, or put a new one in the place of a lost one
     Voters(VotersOptions),
     /// Stays when a broker dies, and tells the voters; a broker starts it
     #[command(hide = true)]
@@ -43,7 +70,14 @@ pub(crate) fn ha(command: &HaCommand) -> Result<(), Failure> {
     match command {
         HaCommand::Status { server } => admin_client::ha_status(server),
         HaCommand::Switchover { server } => admin_client::ha_switchover(server),
-        HaCommand::Voters(options) => voter::ask_all(options),
+        HaCommand::Bootstrap { yes_without, server } => {
+            admin_client::ha_bootstrap(server, yes_without)
+        }
+        // The flag has to be there to come so far.
+        HaCommand::Promote { force_data_loss: _, yes_i_lose, server } => {
+            admin_client::ha_promote(server, yes_i_lose)
+        }
+        HaCommand::Voters(options) => voter::voters(options),
         HaCommand::Watch => super::watch::watch(),
     }
 }
@@ -64,6 +98,11 @@ pub(super) fn value(status: &Status, voters: (usize, usize), figures: &Figures) 
             })
         })
         .collect();
+    let forced: Vec<Value> = status
+        .forced
+        .iter()
+        .map(|forced| json!({ "epoch": forced.epoch.0, "at_unix_ms": forced.at_ms }))
+        .collect();
     json!({
         "pair": status.pair,
         "node": name(status.node),
@@ -82,6 +121,7 @@ pub(super) fn value(status: &Status, voters: (usize, usize), figures: &Figures) 
         "settings_differ": status.settings_differ,
         "voters": voters.1,
         "voters_reachable": voters.0,
+        "forced": forced,
         "exported_deltas": figures.exported_deltas,
         "elections_total": figures.elections,
         "fencings_total": figures.fencings,

@@ -4,16 +4,14 @@
 //!   who follows dials a stream a shard     Hello first: says which shard
 //!   the lower seat dials the one for cards  Card first
 //!
-//!   socket ─ frames ─▶ room ─▶ the core's inbox ─▶ shard       room comes back when it is handled
-//!   socket ◀─ outbox ◀──────── the core
+//!   greeted ── Linked ─▶ the core of the shard: its ring has the socket (driver/links.rs)
 //! ```
-//! Invariants: who connects without a certificate that names the peer's address is not heard. What
-//! a peer sends ahead of its shard is bounded by [`STREAM_ROOM_BYTES`]; what waits to be sent is
-//! bounded by what a live sends ahead. One connection for cards is in use: the newer one. Who
-//! connects and says nothing keeps nobody out: where there are too many, the oldest of those that
-//! have said nothing makes room, of the same address first, and the peer's own address has room of
-//! its own. (The peer may come from another address than the one that it is dialled at, so nobody
-//! is refused for his.)
+//! Invariants: who connects without a certificate that names the peer's address is not heard. A
+//! task stays as long as its stream, to dial again or to end it. One connection for cards is in
+//! use: the newer one. Who connects and says nothing keeps nobody out: where there are too many,
+//! the oldest of those that have said nothing makes room, of the same address first, and the peer's
+//! own address has room of its own. (The peer may come from another address than the one that it is
+//! dialled at, so nobody is refused for his.)
 //!
 //! Failure: bytes that don't decode end their connection; a dial that fails is tried again.
 
@@ -24,23 +22,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker::ration::Ration;
-use broker::shard::pair::{PairEvent, StreamId};
-use bytes::{Bytes, BytesMut};
+use broker::shard::pair::StreamId;
+use bytes::BytesMut;
 use journal::ShardId;
 use replica::card::Card;
-use replica::limits::STREAM_BODY_BYTES_MAX;
 use replica::wire::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::driver;
-use crate::mutual::{self, Mutual, Stream};
+use crate::driver::{self, Linked};
+use crate::mutual::{self, Mutual, Parts, Stream};
 use crate::node::{Inbox, Input, core_of};
 
-/// Bytes that came and were not handled by their shard.
-const STREAM_ROOM_BYTES: usize = 8 * 1024 * 1024;
 /// Connections from the address of the peer that have not said yet what they are for. Where there
 /// are more shards, those that lost their place dial again.
 const PEER_GREETINGS_MAX: usize = 128;
@@ -56,8 +51,6 @@ const GREET_WITHIN: Duration = Duration::from_secs(5);
 const RECONNECT_EVERY: Duration = Duration::from_millis(50);
 const RECONNECT_MOST: Duration = Duration::from_millis(800);
 const READ_BYTES: usize = 64 * 1024;
-
-const _: () = assert!(STREAM_BODY_BYTES_MAX * 2 <= STREAM_ROOM_BYTES);
 
 /// What the connection for cards says.
 #[derive(Debug)]
@@ -80,6 +73,8 @@ struct Shared {
     cores: Mutex<Vec<Inbox>>,
     shards: Mutex<u16>,
     complaints: Mutex<Ration<COMPLAINTS_PER_SECOND>>,
+    /// Why the other member could not be reached, as it was said last.
+    unreached: Mutex<String>,
 }
 
 /// The connections to the other member.
@@ -103,6 +98,7 @@ impl Streams {
             cores: Mutex::default(),
             shards: Mutex::default(),
             complaints: Mutex::default(),
+            unreached: Mutex::default(),
         };
         let streams = Self(Arc::new(shared));
         tokio::spawn(streams.clone().accept(listener));
@@ -124,8 +120,7 @@ impl Streams {
         tokio::spawn(async move {
             let mut pause = RECONNECT_EVERY;
             loop {
-                let dialled = mutual::dial(streams.0.peer, streams.0.mutual.as_ref());
-                if let Ok(Ok(stream)) = tokio::time::timeout(GREET_WITHIN, dialled).await {
+                if let Some(stream) = streams.dial().await {
                     let began = driver::clock();
                     streams.carry(shard, Reading::new(stream), None).await;
                     // Who is refused at once is so again, mostly.
@@ -136,6 +131,25 @@ impl Streams {
                 tokio::time::sleep(pause).await;
             }
         })
+    }
+
+    /// A connection to the other member; why there is none is said when it changes.
+    async fn dial(&self) -> Option<Box<dyn Stream>> {
+        let dialled = mutual::dial(self.0.peer, self.0.mutual.as_ref());
+        let why = match tokio::time::timeout(GREET_WITHIN, dialled).await {
+            Ok(Ok(stream)) => {
+                lock(&self.0.unreached).clear();
+                return Some(stream);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        let mut said = lock(&self.0.unreached);
+        if *said != why {
+            tracing::info!("no connection to the other member at {}: {why}", self.0.peer);
+            *said = why;
+        }
+        None
     }
 
     async fn accept(self, listener: TcpListener) {
@@ -202,48 +216,32 @@ impl Streams {
     // ---- a shard's stream ----------------------------------------------------------------------
 
     /// From its beginning to its end.
-    async fn carry(&self, shard: ShardId, mut stream: Reading, first: Option<Frame>) {
+    async fn carry(&self, shard: ShardId, stream: Reading, first: Option<Frame>) {
         let inbox = {
             let cores = lock(&self.0.cores);
             let there = shard.0 < *lock(&self.0.shards);
             cores.get(core_of(shard, cores.len())).filter(|_| there).cloned()
         };
         let Some(inbox) = inbox else { return };
-        let id = StreamId(self.0.next.fetch_add(1, Ordering::Relaxed));
-        let (outbox, queue) = mpsc::unbounded_channel();
-        inbox.put(Input::Stream { shard, stream: id, outbox });
-        if let Some(frame) = first {
-            inbox.put(Input::Pair { shard, event: PairEvent::Heard(id, frame), room: None });
-        }
-        let writer = stream.writer.take().expect("nobody writes yet");
-        let room = Arc::new(Semaphore::new(STREAM_ROOM_BYTES));
-        let reading = async {
-            loop {
-                let before = stream.taken_bytes;
-                let frame = stream.next().await?;
-                let bytes = u32::try_from(stream.taken_bytes - before).unwrap_or(u32::MAX);
-                let room = Arc::clone(&room).acquire_many_owned(bytes).await;
-                let room = room.map_err(|error| error.to_string())?;
-                let event = PairEvent::Heard(id, frame);
-                inbox.put(Input::Pair { shard, event, room: Some(room) });
-            }
+        let ((socket, tls), received) = match stream.into_parts() {
+            Ok(parts) => parts,
+            Err(error) => return tracing::info!("a stream was lost on its way: {error}"),
         };
-        let ended: Result<(), String> = tokio::select! {
-            ended = reading => ended,
-            ended = write(writer, queue) => ended,
-        };
-        if let Err(why) = ended {
-            tracing::debug!(shard = shard.0, "stream ended: {why}");
-        }
-        inbox.put(Input::Pair { shard, event: PairEvent::Disconnected(id), room: None });
+        let stream = StreamId(self.0.next.fetch_add(1, Ordering::Relaxed));
+        let (held, mut ended) = oneshot::channel();
+        let socket = Some(socket);
+        let linked = Linked { shard, stream, socket, tls, first, received, held };
+        inbox.put(Input::Link(Box::new(linked)));
+        // Where this task is aborted the stream is to end, and where it has ended nobody minds.
+        let _unlink = Unlink { inbox, stream };
+        let _ = (&mut ended).await;
     }
 
     // ---- cards ---------------------------------------------------------------------------------
 
     async fn dial_cards(self) {
         loop {
-            let dialled = mutual::dial(self.0.peer, self.0.mutual.as_ref());
-            if let Ok(Ok(stream)) = tokio::time::timeout(GREET_WITHIN, dialled).await {
+            if let Some(stream) = self.dial().await {
                 self.cards(Reading::new(stream), None).await;
             }
             tokio::time::sleep(RECONNECT_EVERY).await;
@@ -330,22 +328,16 @@ fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends until there is nothing more to come.
-async fn write(
-    mut writer: tokio::io::WriteHalf<Box<dyn Stream>>,
-    mut queue: mpsc::UnboundedReceiver<Bytes>,
-) -> Result<(), String> {
-    let told = |error: std::io::Error| error.to_string();
-    while let Some(bytes) = queue.recv().await {
-        writer.write_all(&bytes).await.map_err(told)?;
-        // What waits already goes out together.
-        while let Ok(bytes) = queue.try_recv() {
-            writer.write_all(&bytes).await.map_err(told)?;
-        }
-        writer.flush().await.map_err(told)?;
+/// Ends a stream whose task ends.
+struct Unlink {
+    inbox: Inbox,
+    stream: StreamId,
+}
+
+impl Drop for Unlink {
+    fn drop(&mut self) {
+        self.inbox.put(Input::Unlink(self.stream));
     }
-    writer.shutdown().await.map_err(told)?;
-    Err("it was hung up here".to_owned())
 }
 
 /// A connection, read frame by frame.
@@ -353,23 +345,25 @@ struct Reading {
     reader: ReadHalf<Box<dyn Stream>>,
     writer: Option<tokio::io::WriteHalf<Box<dyn Stream>>>,
     received: BytesMut,
-    /// Bytes of all frames that were handed out.
-    taken_bytes: u64,
 }
 
 impl Reading {
     fn new(stream: Box<dyn Stream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader, writer: Some(writer), received: BytesMut::new(), taken_bytes: 0 }
+        Self { reader, writer: Some(writer), received: BytesMut::new() }
+    }
+
+    /// The connection itself, its TLS, and what came and was not read as a frame.
+    fn into_parts(self) -> std::io::Result<(Parts, BytesMut)> {
+        let writer = self.writer.expect("nobody writes yet");
+        Ok((self.reader.unsplit(writer).into_parts()?, self.received))
     }
 
     /// The next frame, or why there is none.
     async fn next(&mut self) -> Result<Frame, String> {
         loop {
-            let before = self.received.len();
             let frame = Frame::decode(&mut self.received).map_err(|error| error.to_string())?;
             if let Some(frame) = frame {
-                self.taken_bytes += (before - self.received.len()) as u64;
                 return Ok(frame);
             }
             self.received.reserve(READ_BYTES);

@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use broker::ration::Ration;
 use replica::voter::{ClientId, Frames, PREFACE_BYTES, Preface, Seat, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::seat_of;
 use super::settings::Settings;
+use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
 use crate::mutual::{self, Mutual, Stream};
 
@@ -45,6 +47,8 @@ const PREFACE_WITHIN: Duration = Duration::from_secs(5);
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 64 * 1024;
+/// Connections that were refused are logged one by one up to here.
+const COMPLAINTS_PER_SECOND: u32 = 5;
 
 /// What came.
 pub(super) enum Input {
@@ -63,6 +67,18 @@ struct Door {
     clients: Semaphore,
     /// The newest connection of each other voter.
     newest: Mutex<BTreeMap<Seat, u64>>,
+    complaints: Mutex<Ration<COMPLAINTS_PER_SECOND>>,
+}
+
+impl Door {
+    /// Anybody may connect, and cause this line.
+    fn complain(&self, from: SocketAddr, why: &str) {
+        let Some(left_out) = lock(&self.complaints).line(clock()) else { return };
+        if left_out > 0 {
+            tracing::info!("{left_out} more connections were refused");
+        }
+        tracing::info!(%from, "a connection is refused: {why}");
+    }
 }
 
 /// Queues of replies, by the number of the connection.
@@ -95,6 +111,7 @@ impl Links {
             writers: Arc::clone(&writers),
             clients: Semaphore::new(CLIENTS_MAX),
             newest: Mutex::default(),
+            complaints: Mutex::default(),
         };
         tokio::spawn(accept(listener, Arc::new(door)));
         let mut voters = BTreeMap::new();
@@ -158,8 +175,8 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
     let room = Arc::new(Semaphore::new(GREETINGS_MAX));
     for number in 0_u64.. {
         let greeting = Arc::clone(&room).acquire_owned().await.expect("never closed");
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("no connection taken: {error}");
                 tokio::time::sleep(RECONNECT_EVERY).await;
@@ -170,15 +187,16 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
         tokio::spawn(async move {
             let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, &door)).await;
             drop(greeting);
-            let ended = match greeted {
-                Ok(Ok((stream, voter))) => converse(stream, number, voter, &door).await,
-                Ok(Err(why)) => Err(why),
-                Err(_) => Err("no preface in time".to_owned()),
-            };
-            if let Err(why) = ended {
-                tracing::debug!(connection = number, "ended: {why}");
+            match greeted {
+                Ok(Ok((stream, voter))) => {
+                    if let Err(why) = converse(stream, number, voter, &door).await {
+                        tracing::debug!(connection = number, "ended: {why}");
+                    }
+                    lock(&door.writers).remove(&number);
+                }
+                Ok(Err(why)) => door.complain(from, &why),
+                Err(_) => door.complain(from, "no preface in time"),
             }
-            lock(&door.writers).remove(&number);
         });
     }
 }

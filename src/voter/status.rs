@@ -1,4 +1,4 @@
-//! `laelaps ha voters`: how each voter is, as it says itself.
+//! `laelaps ha voters`: how each voter is, as it says itself; and how one of them is asked.
 //!
 //! ```text
 //!   for each address: connect, preface, status? ──▶ seat, standing, term, committed, pairs, disk
@@ -8,16 +8,17 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use replica::RequestId;
 use replica::voter::{Ask, Frames, Preface, Question, Reply, Says, Standing, VoterStatus, frame};
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 
+use super::replace::{self, ReplaceOptions};
 use super::settings;
 use crate::fatal::Failure;
 use crate::mutual::{self, Mutual};
@@ -27,22 +28,47 @@ const WITHIN: Duration = Duration::from_secs(1);
 
 /// What `ha voters` is told.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct VotersOptions {
     /// The TOML file of any of the voters
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(subcommand)]
+    command: Option<VotersCommand>,
 }
 
-/// `laelaps ha voters`.
-pub(crate) fn ask_all(options: &VotersOptions) -> Result<(), Failure> {
-    let (addresses, files) = settings::addresses(&options.config)?;
+/// What can be done about voters.
+#[derive(Subcommand)]
+enum VotersCommand {
+    /// Have the others count on the new disk of a voter that has lost its own
+    Replace(ReplaceOptions),
+}
+
+/// `laelaps ha voters …`.
+pub(crate) fn voters(options: &VotersOptions) -> Result<(), Failure> {
+    match (&options.command, &options.config) {
+        (Some(VotersCommand::Replace(options)), _) => replace::replace(options),
+        (None, Some(config)) => show(config, options.json),
+        (None, None) => Err(Failure::command("no --config: the file of any of the voters")),
+    }
+}
+
+/// Each voter's address, and what it says of itself.
+pub(super) fn ask_all(
+    addresses: &[SocketAddr],
+    mutual: Option<&Mutual>,
+) -> Vec<(SocketAddr, Result<VoterStatus, String>)> {
+    addresses.iter().map(|address| (*address, status_of(*address, mutual))).collect()
+}
+
+fn show(config: &Path, json: bool) -> Result<(), Failure> {
+    let (addresses, files) = settings::addresses(config)?;
     let mutual = files.as_ref().map(Mutual::load).transpose()?;
-    let asked: Vec<(SocketAddr, Result<VoterStatus, String>)> =
-        addresses.into_iter().map(|address| (address, ask(address, mutual.as_ref()))).collect();
-    if options.json {
+    let asked = ask_all(&addresses, mutual.as_ref());
+    if json {
         let voters: Vec<_> =
             asked.iter().enumerate().map(|(at, (a, s))| value(at, *a, s)).collect();
         output::line(format_args!("{:#}", json!({ "voters": voters })));
@@ -70,19 +96,23 @@ pub(crate) fn ask_all(options: &VotersOptions) -> Result<(), Failure> {
     )))
 }
 
-fn decides(status: &VoterStatus) -> bool {
+/// Whether it votes.
+pub(super) fn decides(status: &VoterStatus) -> bool {
     match status.standing {
         Standing::Follower | Standing::Leader => true,
-        Standing::Founding | Standing::Stranger => false,
+        Standing::Founding | Standing::Stranger | Standing::Joining | Standing::Replaced => false,
     }
 }
 
-fn name(standing: Standing) -> &'static str {
+/// How a standing is called.
+pub(super) fn name(standing: Standing) -> &'static str {
     match standing {
         Standing::Founding => "founding",
         Standing::Stranger => "stranger",
         Standing::Follower => "follower",
         Standing::Leader => "leader",
+        Standing::Joining => "joining",
+        Standing::Replaced => "replaced",
     }
 }
 
@@ -105,36 +135,40 @@ fn value(
     }
 }
 
-fn ask(address: SocketAddr, mutual: Option<&Mutual>) -> Result<VoterStatus, String> {
+fn status_of(address: SocketAddr, mutual: Option<&Mutual>) -> Result<VoterStatus, String> {
+    match ask(address, mutual, Ask::Status)? {
+        Says::Status(status) => Ok(status),
+        Says::Outcome(_) => Err("it answers something else: it is no voter".to_owned()),
+    }
+}
+
+/// Asks one voter one thing.
+pub(super) fn ask(address: SocketAddr, mutual: Option<&Mutual>, what: Ask) -> Result<Says, String> {
     let told = |error: std::io::Error| error.to_string();
     let stream = TcpStream::connect_timeout(&address, WITHIN).map_err(told)?;
     stream.set_read_timeout(Some(WITHIN)).map_err(told)?;
     stream.set_write_timeout(Some(WITHIN)).map_err(told)?;
-    let Some(mutual) = mutual else { return status_of(stream) };
+    let Some(mutual) = mutual else { return ask_on(stream, what) };
     let session = ClientConnection::new(Arc::clone(&mutual.client), mutual::name_of(address));
-    status_of(StreamOwned::new(session.map_err(|error| error.to_string())?, stream))
+    ask_on(StreamOwned::new(session.map_err(|error| error.to_string())?, stream), what)
 }
 
-fn status_of(mut stream: impl Read + Write) -> Result<VoterStatus, String> {
+fn ask_on(mut stream: impl Read + Write, what: Ask) -> Result<Says, String> {
     let told = |error: std::io::Error| error.to_string();
-    let question = Question { request: RequestId(1), ask: Ask::Status }.encode();
+    let question = Question { request: RequestId(1), ask: what }.encode();
     stream.write_all(&Preface::Client.encode()).map_err(told)?;
     stream.write_all(&frame(&question)).map_err(told)?;
     let mut frames = Frames::default();
-    // A status is a few dozen bytes; who sends more is no voter.
+    // An answer is a few hundred bytes; who sends more is no voter.
     for _ in 0..16 {
-        let mut buffer = [0; 256];
+        let mut buffer = [0; 512];
         let read = stream.read(&mut buffer).map_err(told)?;
         if read == 0 {
             break;
         }
         frames.handle_bytes(&buffer[..read]);
         let Some(bytes) = frames.poll_frame().map_err(|error| error.to_string())? else { continue };
-        let reply = Reply::decode(&bytes).map_err(|error| error.to_string())?;
-        return match reply.says {
-            Says::Status(status) => Ok(status),
-            Says::Outcome(_) => Err("it answers something else: it is no voter".to_owned()),
-        };
+        return Reply::decode(&bytes).map(|reply| reply.says).map_err(|error| error.to_string());
     }
     Err("it closed the connection without an answer".to_owned())
 }

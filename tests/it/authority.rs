@@ -73,6 +73,13 @@ impl Authority {
         self.sign(name, params, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
+    /// The same, as lines of a configuration.
+    pub(crate) fn member_lines(&self, name: &str, address: &str) -> String {
+        let Pair { cert, key } = self.member(name, address);
+        let file = |key: &str, path: &Path| format!("{key} = \"{}\"\n", path.display());
+        file("tls-cert", &cert) + &file("tls-key", &key) + &file("tls-ca", &self.ca())
+    }
+
     pub(crate) fn client(&self, name: &str) -> Pair {
         let params = CertificateParams::new(vec![format!("{name}.test")]).expect("names");
         self.sign(name, params, ExtendedKeyUsagePurpose::ClientAuth)

@@ -34,6 +34,26 @@ fn read(path: &Path) -> Value {
 }
 
 #[test]
+fn a_pair_is_compared_with_a_floor_of_two_disks() {
+    let scratch = Scratch::new("compare-pair");
+    let root = scratch.join("work");
+    fs::create_dir(&root).expect("made");
+    let compare = ["compare", "--replicated", "--floor", "--pairs", "1", "--quiet"];
+    let short = ["--block", "200ms", "--warmup", "50ms", "--rate", "100", "--json", "pair.json"];
+    let output = perf(&root, &[compare.as_slice(), &short].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let result = read(&root.join("pair.json"));
+    for round in result["rounds"].as_array().expect("rounds") {
+        let blocks = round["blocks"].as_object().expect("blocks");
+        let names: Vec<&str> = blocks.keys().map(String::as_str).collect();
+        assert_eq!(names, ["pair-floor", "replicated"]);
+        assert!(blocks.values().all(|block| block["completed"].as_u64() > Some(0)), "{round}");
+    }
+    let left: Vec<_> = fs::read_dir(&root).expect("there").collect();
+    assert_eq!(left.len(), 2, "the result and its page, and no directory: {left:?}");
+}
+
+#[test]
 fn brokers_and_floors_are_compared_reported_and_judged() {
     let scratch = Scratch::new("compare");
     let root = scratch.join("work");

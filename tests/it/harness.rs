@@ -12,6 +12,8 @@
 //! `LAELAPS_ENGINE` (`--engine`) and `LAELAPS_IO_URING_REFUSED` (`EPERM` or `ENOSYS`: it is started
 //! without io_uring) put every test on the other engine.
 //!
+//! A broker may run on a machine of `machines.rs`; what it is asked then is asked from there.
+//!
 //! Data lies below the target directory, on a real disk: a memory file system would be refused by
 //! the broker, and would prove nothing. A test that fails leaves its directory and says where it
 //! is.
@@ -26,6 +28,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::machines::Inside;
 
 /// How long a broker may take from its start to `ready` on a busy machine of two cores.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -45,11 +49,14 @@ pub(crate) struct Start<'a> {
     pub(crate) engine: Option<String>,
     /// The error with which io_uring is refused to it: `EPERM` or `ENOSYS`.
     pub(crate) io_uring_refused: Option<String>,
+    /// The machine that it runs on, if that is not this one.
+    pub(crate) inside: Option<Inside>,
 }
 
 pub(crate) struct Broker {
     child: Child,
     output: PathBuf,
+    inside: Option<Inside>,
     pub(crate) amqp: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
@@ -67,6 +74,7 @@ impl<'a> Start<'a> {
             env: Vec::new(),
             engine: std::env::var("LAELAPS_ENGINE").ok(),
             io_uring_refused: std::env::var("LAELAPS_IO_URING_REFUSED").ok(),
+            inside: None,
         }
     }
 
@@ -74,9 +82,9 @@ impl<'a> Start<'a> {
         let log = File::options().create(true).append(true).open(&self.output);
         let log = log.expect("the broker's output can be written beside its data");
         let mut command = match &self.io_uring_refused {
-            None => Command::new(&self.exe),
+            None => command_in(self.inside.as_ref(), &self.exe),
             Some(errno) => {
-                let mut refuse = Command::new(built("refuse"));
+                let mut refuse = command_in(self.inside.as_ref(), &built("refuse"));
                 // As a container runtime of today, and as a sandbox that knows no newer call.
                 let calls = match errno.as_str() {
                     "EPERM" => "io_uring",
@@ -102,7 +110,7 @@ impl<'a> Start<'a> {
     pub(crate) fn spawn(&self) -> Broker {
         let (amqp, admin) = (self.listen.unwrap_or_else(free_port), free_port());
         let child = self.command(amqp, admin).spawn().expect("the broker can be started");
-        Broker { child, output: self.output.clone(), amqp, admin }
+        Broker { child, output: self.output.clone(), inside: self.inside.clone(), amqp, admin }
     }
 
     /// Starts it and waits until it serves.
@@ -130,7 +138,7 @@ impl<'a> Start<'a> {
         let refused = self.io_uring_refused.as_ref().map(|_| "epoll");
         let expected = self.engine.as_deref().filter(|&engine| engine != "auto").or(refused);
         if let Some(engine) = expected {
-            let (_, metrics) = http_get(broker.admin, "/metrics").expect("a broker that is ready");
+            let (_, metrics) = broker.http("/metrics").expect("a broker that is ready");
             let label = format!("engine=\"{engine}\"");
             assert!(metrics.contains(&label), "the engine is not {engine}:\n{metrics}");
         }
@@ -156,7 +164,15 @@ impl Broker {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        http_get(self.admin, "/healthz/ready").is_some_and(|(status, _)| status == 200)
+        self.http("/healthz/ready").is_some_and(|(status, _)| status == 200)
+    }
+
+    /// Status and body, or none where it does not answer.
+    pub(crate) fn http(&self, path: &str) -> Option<(u16, String)> {
+        match &self.inside {
+            None => http_get(self.admin, path),
+            Some(inside) => inside.run(|| http_get(self.admin, path)),
+        }
     }
 
     /// SIGKILL, and its end.
@@ -203,14 +219,14 @@ impl Broker {
 
     /// A metric of one shard: the first that is listed.
     pub(crate) fn metric(&self, name: &str) -> u64 {
-        let (_, text) = http_get(self.admin, "/metrics").expect("it answers");
+        let (_, text) = self.http("/metrics").expect("it answers");
         let line = text.lines().find(|line| line.starts_with(&format!("laelaps_{name}{{")));
         let value = line.and_then(|line| line.rsplit_once(' ')).expect("there is such a metric").1;
         value.parse().expect("a number")
     }
 
     pub(crate) fn get(&self, path: &str) -> serde_json::Value {
-        let (status, body) = http_get(self.admin, path).expect("the broker answers HTTP");
+        let (status, body) = self.http(path).expect("the broker answers HTTP");
         assert_eq!(status, 200, "GET {path}: {body}");
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("GET {path}: {error}: {body}"))
     }
@@ -231,6 +247,10 @@ impl Drop for Broker {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn command_in(inside: Option<&Inside>, exe: &Path) -> Command {
+    inside.map_or_else(|| Command::new(exe), |inside| inside.command(exe))
 }
 
 /// A directory of a test's own on a real disk, left behind when the test fails.

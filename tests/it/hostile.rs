@@ -6,13 +6,15 @@
 //!   /proc       VmHWM, set back before the attack, read after it
 //! ```
 //! Blocks of calm and attack take turns, so that what else the machine does weighs on both alike;
-//! what is compared is the median of the blocks' p99. The attackers' own work is on the same cores:
-//! what they need themselves is not the broker's doing, so each of them rests a little between two
-//! blows, and the figures are printed.
+//! what is compared is the median of the blocks' p99. Attackers have machines of their own; here
+//! their work is on the broker's cores, and what they take of them is not its doing. So they rest a
+//! little between two blows, and run at the lowest priority: they get what is left of the cores,
+//! and give it up at once when broker or victim wakes.
 //!
 //! Half-open and idle connections need a descriptor at either end: as many as the machine's hard
 //! limit allows are made, which is said.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,7 +33,8 @@ use amqp::performative::{
 };
 use amqp::sasl::SaslBody;
 use perf::client::{Client, durable_message};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
+use rustix::thread::gettid;
 
 use crate::harness::{Broker, Chance, Scratch, Start};
 
@@ -51,9 +54,12 @@ const ATTEMPTS: usize = 3;
 /// What the p99 of the victim may rise to under an attack.
 const P99_RATIO_MAX: f64 = 2.0;
 
-/// Below this p99s are what a scheduler does to a thread on cores that attackers and others want as
-/// well: a few of its time slices. Their ratio says nothing there.
-const P99_FLOOR: Duration = Duration::from_millis(10);
+/// Below this p99s are what a scheduler does to a thread on cores that others want as well: their
+/// ratio says nothing there.
+const P99_FLOOR: Duration = Duration::from_millis(1);
+
+/// The lowest priority of a thread, as `nice` counts.
+const NICEST: i32 = 19;
 
 /// What the process may grow by in any attack beyond what its knobs say.
 const GROWTH_MAX: u64 = 64 * MIB;
@@ -151,6 +157,8 @@ fn sip(stream: &mut TcpStream) -> io::Result<()> {
 struct Field {
     addr: SocketAddr,
     on: AtomicBool,
+    /// An attack that takes a while to be whole says here that it is.
+    armed: AtomicBool,
     over: AtomicBool,
     blows: AtomicU64,
 }
@@ -187,6 +195,8 @@ struct Attack {
     name: &'static str,
     threads: usize,
     run: fn(&Field, usize),
+    /// It says when it is whole: nothing is measured before.
+    slow_to_arm: bool,
     /// What memory may grow by.
     growth_max: u64,
 }
@@ -227,12 +237,23 @@ fn resident_from_now(broker: &Broker) -> u64 {
 }
 
 /// The median p99 of the blocks in calm, and of those under attack.
-fn compare(victim: &mut Client, link: amqp::link::LinkId, field: &Field) -> (Duration, Duration) {
+fn compare(
+    victim: &mut Client,
+    link: amqp::link::LinkId,
+    field: &Field,
+    slow_to_arm: bool,
+) -> (Duration, Duration) {
     let mut blocks = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         blocks.0.push(p99(victim, link));
+        field.armed.store(!slow_to_arm, Ordering::Relaxed);
         field.on.store(true, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        while !field.armed.load(Ordering::Relaxed) {
+            assert!(start.elapsed() < WAIT, "the attack is not whole after {WAIT:?}");
+            thread::sleep(Duration::from_millis(2));
+        }
         blocks.1.push(p99(victim, link));
         field.on.store(false, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(200));
@@ -266,6 +287,7 @@ fn withstand(attack: &Attack) {
     let field = Field {
         addr: broker.amqp,
         on: AtomicBool::new(false),
+        armed: AtomicBool::new(false),
         over: AtomicBool::new(false),
         blows: AtomicU64::new(0),
     };
@@ -273,16 +295,20 @@ fn withstand(attack: &Attack) {
     let (calm, attacked) = thread::scope(|scope| {
         for nth in 0..attack.threads {
             let field = &field;
-            scope.spawn(move || (attack.run)(field, nth));
+            scope.spawn(move || {
+                // Of this thread alone: Linux takes the id of a thread for that of a process here.
+                setpriority_process(Some(gettid()), NICEST).expect("lower is allowed to all");
+                (attack.run)(field, nth);
+            });
         }
         let _truce = Truce(&field);
-        let mut compared = compare(&mut victim, link, &field);
+        let mut compared = compare(&mut victim, link, &field, attack.slow_to_arm);
         for _ in 1..ATTEMPTS {
             if is_bearable(compared) {
                 break;
             }
             println!("hostile {}: {compared:?}, once more", attack.name);
-            compared = compare(&mut victim, link, &field);
+            compared = compare(&mut victim, link, &field, attack.slow_to_arm);
         }
         compared
     });
@@ -333,25 +359,24 @@ fn connections(wanted: usize) -> usize {
 
 // ---- Attacks ------------------------------------------------------------------------------------
 
-/// Connections that say nothing, or half of a header, or half of SASL.
+/// Connections that say nothing, or half of a header, or half of SASL: as many as may be, and then
+/// each in turn for a new one.
 fn half_open(field: &Field, _nth: usize) {
     let wanted = connections(10_000);
     let sasl = opening("half");
     while field.fights() {
-        let mut held: Vec<TcpStream> = Vec::new();
+        let mut held: VecDeque<TcpStream> = VecDeque::new();
         while field.on.load(Ordering::Relaxed) {
             if held.len() >= wanted {
-                thread::sleep(Duration::from_millis(5));
-                continue;
+                field.armed.store(true, Ordering::Relaxed);
+                held.pop_front();
+                thread::sleep(Duration::from_millis(2));
             }
             let Ok(mut stream) = dial(field.addr) else { continue };
             let said = [0, 4, 8, 20][held.len() % 4];
             if stream.write_all(&sasl[..said]).is_ok() {
-                held.push(stream);
+                held.push_back(stream);
                 field.struck();
-            }
-            if held.len().is_multiple_of(16) {
-                thread::sleep(Duration::from_micros(500));
             }
         }
     }
@@ -364,6 +389,7 @@ fn half_open_connections_harm_nobody() {
         name: "half-open",
         threads: 1,
         run: half_open,
+        slow_to_arm: true,
         growth_max: GROWTH_MAX + 10_000 * IDLE_BYTES_MAX,
     });
 }
@@ -623,7 +649,13 @@ fn sasl_garbage(field: &Field, nth: usize) {
 #[test]
 #[ignore = "takes the machine for itself: tests/run hostile"]
 fn slow_peers_harm_nobody() {
-    withstand(&Attack { name: "slow-loris", threads: 4, run: slow, growth_max: GROWTH_MAX });
+    withstand(&Attack {
+        name: "slow-loris",
+        threads: 4,
+        run: slow,
+        slow_to_arm: false,
+        growth_max: GROWTH_MAX,
+    });
 }
 
 #[test]
@@ -633,6 +665,7 @@ fn floods_of_credit_harm_nobody() {
         name: "credit flood",
         threads: 2,
         run: credit_flood,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
 }
@@ -644,6 +677,7 @@ fn counts_without_content_harm_nobody() {
         name: "2 GiB array",
         threads: 2,
         run: huge_counts,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
 }
@@ -651,7 +685,13 @@ fn counts_without_content_harm_nobody() {
 #[test]
 #[ignore = "takes the machine for itself: tests/run hostile"]
 fn messages_without_end_harm_nobody() {
-    withstand(&Attack { name: "endless", threads: 24, run: endless, growth_max: 2 * GROWTH_MAX });
+    withstand(&Attack {
+        name: "endless",
+        threads: 24,
+        run: endless,
+        slow_to_arm: false,
+        growth_max: 2 * GROWTH_MAX,
+    });
 }
 
 #[test]
@@ -661,12 +701,14 @@ fn storms_of_attaches_harm_nobody() {
         name: "attach storm",
         threads: 2,
         run: attach_storm,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
     withstand(&Attack {
         name: "attach pile",
         threads: 2,
         run: attach_pile,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
 }
@@ -674,7 +716,13 @@ fn storms_of_attaches_harm_nobody() {
 #[test]
 #[ignore = "takes the machine for itself: tests/run hostile"]
 fn who_never_reads_harms_nobody() {
-    withstand(&Attack { name: "deaf", threads: 12, run: deaf, growth_max: 2 * GROWTH_MAX });
+    withstand(&Attack {
+        name: "deaf",
+        threads: 12,
+        run: deaf,
+        slow_to_arm: false,
+        growth_max: 2 * GROWTH_MAX,
+    });
 }
 
 #[test]
@@ -684,6 +732,7 @@ fn storms_of_begins_harm_nobody() {
         name: "begin storm",
         threads: 2,
         run: begin_storm,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
 }
@@ -695,6 +744,7 @@ fn garbage_for_sasl_harms_nobody() {
         name: "SASL garbage",
         threads: 2,
         run: sasl_garbage,
+        slow_to_arm: false,
         growth_max: GROWTH_MAX,
     });
 }

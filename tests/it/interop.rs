@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::harness::{Broker, Scratch, Start};
 use crate::load::Client;
 use crate::message::{
-    Header, data, durable, header, kept, number, numbered, pattern, samples, to, to_hex,
+    Header, data, durable, header, kept, later, number, numbered, pattern, samples, to, to_hex,
 };
 use crate::remote::{BOTH, Remote};
 use crate::table::java;
@@ -473,6 +473,42 @@ fn jms_sends_and_receives() {
         let queue = world.broker.get(&format!("/api/v1/queues/{queue}"));
         assert_eq!((&queue["available"], &queue["acquired"]), (&json!(0), &json!(0)), "{how}");
     }
+}
+
+/// By the annotation, and by JMS, which asks for `DELAYED_DELIVERY` before it delays anything.
+#[test]
+#[ignore = "needs the foreign clients: tests/run interop"]
+fn a_message_for_later_comes_in_its_time_and_not_before() {
+    let world = world("later");
+    let delay = Duration::from_millis(1500);
+    for client in BOTH {
+        let mut remote = Remote::connected(client, &world.broker);
+        let queue = format!("later-{client:?}");
+        remote.sender("s", &queue);
+        remote.receiver("r", &queue, 10);
+        let (late, at_once) = (later(1500, &numbered(0)), numbered(1));
+        let sent = Instant::now();
+        remote.send("s", &late);
+        remote.send("s", &at_once);
+        assert_eq!(kept(&remote.take("r", 1)[0]), at_once, "{client:?}");
+        let waits = world.broker.get(&format!("/api/v1/queues/{queue}"))["delayed"].clone();
+        assert_eq!((sent.elapsed() > delay, waits), (false, json!(1)), "{client:?}");
+        assert_eq!(kept(&remote.take("r", 1)[0]), late, "{client:?}");
+        assert!(sent.elapsed() >= delay, "{client:?}: after {:?}", sent.elapsed());
+    }
+    let mut jms = Remote::spawn(java("jms", "JmsRemote"));
+    jms.ok(json!({"do": "connect", "port": world.broker.amqp.port()}));
+    jms.sender("s", "later-jms");
+    jms.receiver("r", "later-jms", 10);
+    let sent = Instant::now();
+    for (text, delay_ms) in [("late", 1500), ("at once", 0)] {
+        let step = json!({"do": "send", "name": "s", "text": text, "delay_ms": delay_ms});
+        assert_eq!(jms.ok(step)["state"], "accepted");
+    }
+    assert_eq!(jms.read("r", 1, 10_000)[0]["text"], "at once");
+    assert!(sent.elapsed() < delay);
+    assert_eq!(jms.read("r", 1, 10_000)[0]["text"], "late");
+    assert!(sent.elapsed() >= delay, "after {:?}", sent.elapsed());
 }
 
 #[test]

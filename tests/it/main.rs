@@ -11,6 +11,13 @@
 //!   duplicates  producers that send again after kill -9
 //!   voters    those who remember who is live, killed in turn
 //!   pair      two brokers and their voters: killed, stopped, paused, started in any order
+//!   roam      clients in this process that go where the live is; nobody restarts one
+//!   restarts  both stopped and killed in every order, switchovers under load, a disk that stands
+//!   machines  network namespaces on a switch, whose wires are cut one way or both
+//!   cuts      a pair on such machines: who serves while which wire is cut; machines that die
+//!   backoff   what clients see of a death that choose themselves when to try again
+//!   redirect  what clients are told of a pair: where the live is, and where both are
+//!   trust     a pair and its voters with certificates of `pki init`, and who is refused
 //!   laps      a small log, a long stream, and what lags behind it
 //!   backup    a point of a running broker, restored elsewhere
 //!   paging    a backlog of ten times the memory
@@ -26,9 +33,11 @@
 
 mod addresses;
 mod authority;
+mod backoff;
 mod backup;
 mod check;
 mod compare;
+mod cuts;
 mod damage;
 mod duplicates;
 mod engine;
@@ -39,6 +48,7 @@ mod interop;
 mod kill;
 mod laps;
 mod load;
+mod machines;
 mod message;
 mod paging;
 mod pair;
@@ -46,8 +56,12 @@ mod perf;
 mod place;
 mod power;
 mod power_fs;
+mod redirect;
 mod remote;
+mod restarts;
+mod roam;
 mod table;
 mod tls;
+mod trust;
 mod users;
 mod voters;

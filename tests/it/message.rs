@@ -214,6 +214,15 @@ pub(crate) fn numbered(number: u32) -> Vec<u8> {
     value(&[&[0x70][..], &number.to_be_bytes()].concat())
 }
 
+/// The message with the annotation that it is to be delivered so much later.
+pub(crate) fn later(delay_ms: u64, message: &[u8]) -> Vec<u8> {
+    let name = "x-opt-delivery-delay";
+    let len = u8::try_from(name.len()).expect("a short name");
+    let head = [0x00, 0x53, 0x72, 0xc1, len + 12, 2, 0xa3, len];
+    let value = [&[0x80][..], &delay_ms.to_be_bytes()].concat();
+    [&head, name.as_bytes(), &value, message].concat()
+}
+
 /// The message with properties that say where it goes.
 pub(crate) fn to(address: &str, message: &[u8]) -> Vec<u8> {
     let len = u8::try_from(address.len()).expect("a short address");

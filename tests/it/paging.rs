@@ -6,13 +6,17 @@
 //!   some queues         drained, in order, each message with its own bytes
 //!   kill -9             the others are drained the same way
 //! ```
-//! Nobody is held back: whatever waits can be paged out.
+//! Nobody is held back: whatever waits can be paged out. The same with messages of 4 MiB, which are
+//! sent as their fragments are read: what their consumers have unsettled takes no memory.
 
+use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use ::perf::client::{Client, durable_message};
 use amqp::connection::Sasl;
 use amqp::delivery::Outcome;
+use bytes::Bytes;
 
 use crate::harness::{Broker, Scratch, Start, knob};
 
@@ -44,8 +48,12 @@ fn name(queue: u64) -> String {
 
 /// The body of a queue's message: no two are alike.
 fn body(queue: u64, number: u64) -> Vec<u8> {
+    body_of(queue, number, BODY_BYTES)
+}
+
+fn body_of(queue: u64, number: u64, bytes: usize) -> Vec<u8> {
     let mut state = ((queue << 40) | number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..BODY_BYTES / 8).flat_map(|_| {
+    let words = (0..bytes / 8).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -121,5 +129,74 @@ fn a_backlog_of_ten_times_the_memory_is_kept_and_drained_in_order() {
     (QUEUES / 2..QUEUES).for_each(|queue| drain(&broker, queue, each));
     assert!(broker.metric("paged_in_total") > each);
     assert_eq!(broker.metric("paged_messages"), 0);
+    assert!(broker.stop().success());
+}
+
+const LARGE_BYTES: usize = 4 << 20;
+const LARGE_MEMORY_MAX: u64 = 32 << 20;
+
+/// A broker for large messages, and how many of them are ten times its memory.
+fn large(data: &Path) -> (Start<'_>, u64) {
+    let config = data.with_extension("toml");
+    let text = format!("memory-max = \"{LARGE_MEMORY_MAX}\"\nshards = 1\n");
+    std::fs::write(&config, text).expect("a file");
+    let mut start = Start::new(data);
+    start.args.extend(["--config".into(), config.to_string_lossy().into_owned()]);
+    let times = knob("LAELAPS_PAGING_TIMES", 10);
+    (start, times * LARGE_MEMORY_MAX / LARGE_BYTES as u64)
+}
+
+/// Takes so many large messages, and settles none before all are here.
+fn take_large(broker: &Broker, numbers: Range<u64>) -> u64 {
+    let mut client = connect(broker);
+    let count = numbers.end - numbers.start;
+    client.receiver("large", count as u32).expect("a link");
+    let (mut most, mut taken) = (0, Vec::new());
+    for number in numbers {
+        let mut received = client.receive().expect("it comes");
+        let body = body_of(0, number, LARGE_BYTES);
+        assert!(received.message.ends_with(&body), "message {number}");
+        received.message = Bytes::new();
+        taken.push(received);
+        most = most.max(resident_bytes(broker));
+    }
+    taken.iter().for_each(|received| client.accept(received));
+    client.close().expect("in order");
+    most
+}
+
+#[test]
+fn large_messages_of_ten_times_the_memory_are_sent_as_they_are_read() {
+    let scratch = Scratch::new("paging-large");
+    let data = scratch.join("data");
+    let (start, count) = large(&data);
+    let broker = start.ready();
+    let mut client = connect(&broker);
+    let sender = client.sender("large").expect("a link");
+    let mut most = 0;
+    for number in 0..count {
+        let message = durable_message(&body_of(0, number, LARGE_BYTES));
+        client.send(sender, &message).expect("there is credit in time");
+        assert_eq!(client.next_outcome().expect("each is answered").1, Outcome::Accepted);
+        most = most.max(resident_bytes(&broker));
+    }
+    client.close().expect("in order");
+    // What comes in is gathered whole, in a buffer that doubles, and held until it is written.
+    let bound = LARGE_MEMORY_MAX + BESIDE + 4 * LARGE_BYTES as u64;
+    println!("{count} messages of 4 MiB, at most {} MiB resident", most >> 20);
+    assert!(most <= bound, "{most} bytes resident");
+    let most = take_large(&broker, 0..count / 2);
+    println!("{} MiB while half of them is sent", most >> 20);
+    assert!(most <= bound, "{most} bytes resident while they are sent");
+    broker.kill();
+
+    let broker = start.ready();
+    let most = resident_bytes(&broker);
+    println!("after a start {} MiB resident", most >> 20);
+    assert!(most <= BESIDE, "{most} bytes resident: a start keeps their places only");
+    assert_eq!(broker.metric("paged_messages"), count - count / 2);
+    let most = take_large(&broker, count / 2..count);
+    println!("{} MiB while the rest is sent", most >> 20);
+    assert!(most <= BESIDE, "{most} bytes resident while they are sent");
     assert!(broker.stop().success());
 }

@@ -7,6 +7,9 @@
 //!   two of three voters gone          nobody serves; back, somebody does
 //!   both gone                         who was left behind waits for who went on alone
 //!   SIGTERM, switchover               the other serves at once, nothing lost
+//!   away for several laps, or empty   brought up whole, with no command; then the live is killed
+//!   the live lost for good            promote --force-data-loss; back, its own is kept, replayed
+//!   the voters lost everything        ha bootstrap
 //! ```
 //! Producers are the built-in client, which numbers its messages and tries the other member every
 //! 20 ms; what was accepted must come out at the end, in order. The foreign clients have a test of
@@ -25,99 +28,177 @@ use perf::client::{Client, ClientError, data_of, durable_message};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::authority::Authority;
 use crate::check::{Rules, check};
-use crate::harness::{Broker, Chance, Scratch, Start, free_port, http_get, knob};
+use crate::harness::{Broker, Chance, Scratch, Start, free_port, knob};
 use crate::kill::{STRICT, finish_and_drain, proton_roles, rhea_roles};
 use crate::load::{Address, Client as Foreign, Load, What};
+use crate::machines::{Inside, Network, address};
 use crate::voters::Voters;
 
 const WITHIN: Duration = Duration::from_secs(30);
 const TRY_EVERY: Duration = Duration::from_millis(20);
 const QUEUE: &str = "numbers";
+const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const NAMES: [&str; 2] = ["a", "b"];
 
 /// Two members, those that run.
-struct PairOf {
-    scratch: Scratch,
-    voters: Voters,
-    amqp: [SocketAddr; 2],
-    replication: [SocketAddr; 2],
-    running: [Option<Broker>; 2],
+pub(crate) struct PairOf {
+    pub(crate) scratch: Scratch,
+    pub(crate) voters: Voters,
+    pub(crate) amqp: [SocketAddr; 2],
+    pub(crate) replication: [SocketAddr; 2],
+    /// Where each keeps its log.
+    pub(crate) data: [PathBuf; 2],
+    /// Of each segment of their logs.
+    pub(crate) segment_bytes: u64,
+    /// The pair's name, as each one has it.
+    pub(crate) names: [&'static str; 2],
+    /// More lines of each one's `[ha]`.
+    pub(crate) lines: [String; 2],
+    /// More of each one's command line.
+    pub(crate) args: [Vec<String>; 2],
+    /// The machines that they run on, if those are not this one.
+    inside: [Option<Inside>; 2],
+    pub(crate) running: [Option<Broker>; 2],
 }
 
 impl PairOf {
     /// Nobody runs but the voters.
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, Voters::new(&format!("{name}-voters")))
+    }
+
+    /// Nobody runs but these voters, if they do.
+    pub(crate) fn with(name: &str, voters: Voters) -> Self {
+        let scratch = Scratch::new(name);
         Self {
-            scratch: Scratch::new(name),
-            voters: Voters::new(&format!("{name}-voters")),
+            data: NAMES.map(|name| scratch.join(name)),
+            scratch,
+            voters,
             amqp: [free_port(), free_port()],
             replication: [free_port(), free_port()],
+            segment_bytes: SEGMENT_BYTES,
+            inside: [None, None],
             running: [None, None],
+            names: ["test"; 2],
+            lines: Default::default(),
+            args: Default::default(),
+        }
+    }
+
+    /// Members on machines 0 and 1, voters on 2, 3 and 4; nobody runs but those.
+    pub(crate) fn over(name: &str, network: &Network) -> Self {
+        let scratch = Scratch::new(name);
+        let authority = Authority::new(&scratch.join("pki"), "ca");
+        let at = |machine, port| SocketAddr::new(address(machine), port);
+        let lines = |at: usize| authority.member_lines(NAMES[at], &address(at).to_string());
+        let voters = Voters::over(
+            &format!("{name}-voters"),
+            (2..5).map(|machine| at(machine, 7101)).collect(),
+            (2..5).map(|machine| network.inside(machine)).collect(),
+            &authority,
+        );
+        Self {
+            data: NAMES.map(|name| scratch.join(name)),
+            voters,
+            amqp: [at(0, 5672), at(1, 5672)],
+            replication: [at(0, 7201), at(1, 7201)],
+            segment_bytes: SEGMENT_BYTES,
+            names: ["test"; 2],
+            lines: [lines(0), lines(1)],
+            args: Default::default(),
+            inside: [0, 1].map(|machine| Some(network.inside(machine))),
+            running: [None, None],
+            scratch,
         }
     }
 
     /// Both are there: which one is live.
-    fn up(name: &str) -> (Self, usize) {
+    pub(crate) fn up(name: &str) -> (Self, usize) {
         let mut pair = Self::new(name);
-        pair.start(0);
-        pair.start(1);
-        let live = pair.wait_in_sync();
+        let live = pair.start_both();
         (pair, live)
     }
 
-    fn config(&self, at: usize) -> PathBuf {
+    /// Until they are in sync: which one is live.
+    pub(crate) fn start_both(&mut self) -> usize {
+        self.start(0);
+        self.start(1);
+        self.wait_in_sync()
+    }
+
+    pub(crate) fn config(&self, at: usize) -> PathBuf {
         let path = self.scratch.join(&format!("{}.toml", NAMES[at]));
         let text = format!(
-            "[ha]\npair = \"test\"\nnode = \"{}\"\nreplication = \"{}\"\npeer = \"{}\"\n\
-             voters = {:?}\n",
+            "[ha]\npair = {:?}\nnode = \"{}\"\nreplication = \"{}\"\npeer = \"{}\"\n\
+             voters = {:?}\n{}",
+            self.names[at],
             NAMES[at],
             self.replication[at],
             self.replication[1 - at],
             self.voters.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>(),
+            self.lines[at],
         );
         fs::write(&path, text).expect("written");
         path
     }
 
-    fn start(&mut self, at: usize) {
-        let data = self.scratch.join(NAMES[at]);
-        let mut start = Start::new(&data);
+    pub(crate) fn start(&mut self, at: usize) {
+        let mut start = Start::new(&self.data[at]);
+        start.output = self.scratch.join(&format!("{}.log", NAMES[at]));
         start.listen = Some(self.amqp[at]);
         start.durability = "replicated-sync";
+        start.inside.clone_from(&self.inside[at]);
+        start.args = vec!["--segment-size".into(), self.segment_bytes.to_string()];
         start.args.extend(["--config".into(), self.config(at).display().to_string()]);
+        start.args.extend(self.args[at].iter().cloned());
+        if start.inside.is_some() {
+            start.args.push("--insecure".into());
+        }
         self.running[at] = Some(start.spawn());
     }
 
-    fn broker(&self, at: usize) -> &Broker {
+    pub(crate) fn broker(&self, at: usize) -> &Broker {
         self.running[at].as_ref().expect("it runs")
     }
 
-    fn kill(&mut self, at: usize) {
+    pub(crate) fn kill(&mut self, at: usize) {
         self.running[at].take().expect("it runs").kill();
     }
 
     /// What a member says of itself; none while it says nothing.
-    fn status(&self, at: usize) -> Option<Value> {
-        let (status, body) = http_get(self.running[at].as_ref()?.admin, "/api/v1/ha")?;
+    pub(crate) fn status(&self, at: usize) -> Option<Value> {
+        let (status, body) = self.running[at].as_ref()?.http("/api/v1/ha")?;
         (status == 200).then(|| serde_json::from_str(&body).expect("JSON"))
     }
 
-    fn role(&self, at: usize) -> Option<String> {
+    pub(crate) fn role(&self, at: usize) -> Option<String> {
         self.status(at)?["role"].as_str().map(str::to_owned)
     }
 
-    fn is_ready(&self, at: usize) -> bool {
+    pub(crate) fn is_ready(&self, at: usize) -> bool {
         self.running[at].as_ref().is_some_and(Broker::is_ready)
     }
 
+    /// SIGTERM, and its end in order.
+    pub(crate) fn stop(&mut self, at: usize) {
+        assert!(self.running[at].take().expect("it runs").stop().success(), "{}", self.said());
+    }
+
+    /// Asks the live to give the role to the other one.
+    pub(crate) fn switch_over(&self, live: usize) {
+        let url = format!("http://{}/api/v1/ha/switchover", self.broker(live).admin);
+        ureq::post(url).send_empty().expect("it may");
+    }
+
     /// Until it serves.
-    fn wait_live(&self, at: usize) {
+    pub(crate) fn wait_live(&self, at: usize) {
         self.wait("live", |pair| pair.is_ready(at) && pair.role(at).as_deref() == Some("live"));
     }
 
     /// Until one serves and the other is in sync: which one serves.
-    fn wait_in_sync(&self) -> usize {
+    pub(crate) fn wait_in_sync(&self) -> usize {
         self.wait("in sync", |pair| {
             let status: Vec<Value> = (0..2).filter_map(|at| pair.status(at)).collect();
             let in_sync = |status: &Value| status["in_sync"].as_array().map(Vec::len) == Some(2);
@@ -129,7 +210,7 @@ impl PairOf {
         lives[0]
     }
 
-    fn wait(&self, what: &str, so: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait(&self, what: &str, so: impl Fn(&Self) -> bool) {
         let since = Instant::now();
         while !so(self) {
             assert!(since.elapsed() < WITHIN, "not {what} in time:\n{}", self.said());
@@ -137,7 +218,7 @@ impl PairOf {
         }
     }
 
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let said = |at: usize| {
             let log = fs::read_to_string(self.scratch.join(&format!("{}.log", NAMES[at])));
             let status = self.status(at);
@@ -151,7 +232,7 @@ impl PairOf {
 const WINDOW: usize = 16;
 
 /// Sends numbers to whoever takes them.
-struct Producer {
+pub(crate) struct Producer {
     next: u64,
     /// In the order of sending.
     accepted: Vec<u64>,
@@ -159,13 +240,13 @@ struct Producer {
 }
 
 impl Producer {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { next: 0, accepted: Vec::new(), sent: BTreeSet::new() }
     }
 
     /// Sends `count` numbers and waits for each answer; an error is that of the connection, and
     /// what was not answered stays in doubt.
-    fn send(&mut self, addr: SocketAddr, count: usize) -> Result<(), ClientError> {
+    pub(crate) fn send(&mut self, addr: SocketAddr, count: usize) -> Result<(), ClientError> {
         let mut client = Client::connect(addr, "numbers", Sasl::Anonymous, WITHIN)?;
         let link = client.sender(QUEUE)?;
         let mut open = Vec::new();
@@ -189,7 +270,7 @@ impl Producer {
     }
 
     /// Tries until one more number is accepted: how long that took.
-    fn first_accepted(&mut self, addr: SocketAddr, since: Instant) -> Duration {
+    pub(crate) fn first_accepted(&mut self, addr: SocketAddr, since: Instant) -> Duration {
         let before = self.accepted.len();
         loop {
             drop(self.send(addr, 1));
@@ -202,7 +283,7 @@ impl Producer {
     }
 
     /// Takes everything: what was accepted is there, in order, and nothing that was never sent.
-    fn check(&self, addr: SocketAddr) {
+    pub(crate) fn check(&self, addr: SocketAddr) {
         let mut client =
             Client::connect(addr, "check", Sasl::Anonymous, Duration::from_secs(2)).expect("live");
         let link = client.receiver(QUEUE, 100).expect("a queue");
@@ -350,11 +431,139 @@ fn a_stop_and_a_switchover_give_the_role_away_at_once() {
     pair.start(live);
     assert_eq!(pair.wait_in_sync(), 1 - live);
 
-    let url = format!("http://{}/api/v1/ha/switchover", pair.broker(1 - live).admin);
     let asked = Instant::now();
-    ureq::post(url).send_empty().expect("it may");
+    pair.switch_over(1 - live);
     let gap = producer.first_accepted(pair.amqp[live], asked);
     println!("from switchover to the first accepted at the other: {} ms", gap.as_millis());
+    assert_eq!(pair.wait_in_sync(), live);
+    producer.check(pair.amqp[live]);
+}
+
+/// Several laps of a log go through the live.
+fn churn(addr: SocketAddr) {
+    let mut client = Client::connect(addr, "churn", Sasl::Anonymous, WITHIN).expect("live");
+    let (sender, receiver) = (client.sender("churn"), client.receiver("churn", 10));
+    let (sender, receiver) = (sender.expect("a link"), receiver.expect("a link"));
+    for _ in 0..400 {
+        client.send(sender, &durable_message(&[7; 100_000])).expect("sent");
+        let received = client.receive().expect("it comes back");
+        client.accept(&received);
+        client.grant(receiver, 1);
+    }
+    client.close().expect("settled");
+}
+
+#[test]
+fn a_member_that_was_away_for_laps_or_is_empty_is_brought_up_whole() {
+    for is_emptied in [false, true] {
+        let (mut pair, live) = PairOf::up(&format!("pair-install-{is_emptied}"));
+        let mut producer = Producer::new();
+        producer.send(pair.amqp[live], 100).expect("accepted");
+        let backup = 1 - live;
+        pair.kill(backup);
+        churn(pair.amqp[live]);
+        // The log is held for a member that was there a moment ago.
+        thread::sleep(Duration::from_secs(11));
+        churn(pair.amqp[live]);
+        producer.send(pair.amqp[live], 100).expect("accepted alone");
+        if is_emptied {
+            fs::remove_dir_all(pair.scratch.join(NAMES[backup])).expect("removed");
+        }
+        pair.start(backup);
+        assert_eq!(pair.wait_in_sync(), live);
+        assert!(pair.said().contains("begins anew where this log begins"), "{}", pair.said());
+        producer.send(pair.amqp[live], 100).expect("accepted by both");
+        pair.kill(live);
+        pair.wait_live(backup);
+        producer.check(pair.amqp[backup]);
+    }
+}
+
+fn laelaps(args: &[&str]) -> (bool, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_laelaps")).args(args).output();
+    let output = output.expect("the program runs");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
+    let (mut pair, lost) = PairOf::up("pair-force");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[lost], 50).expect("accepted");
+    let other = 1 - lost;
+    pair.kill(other);
+    producer.send(pair.amqp[lost], 50).expect("accepted alone");
+    pair.kill(lost);
+    pair.start(other);
+    pair.wait("left behind", |pair| pair.role(other).as_deref() == Some("joining"));
+    let url = format!("http://{}", pair.broker(other).admin);
+    let promote = |lose: &str| {
+        laelaps(&["ha", "promote", "--force-data-loss", "--yes-i-lose", lose, "--admin", &url])
+    };
+    assert!(
+        !laelaps(&["ha", "promote", "--force-data-loss", "--admin", &url]).0,
+        "it is not named"
+    );
+    let (is_done, said) = promote(NAMES[other]);
+    assert!(!is_done && said.contains("name the other one"), "{said}");
+    pair.wait("promoted", |_| promote(NAMES[lost]).0);
+    pair.wait_live(other);
+    let status = pair.status(other).expect("it says so");
+    assert_eq!(status["forced"].as_array().map(Vec::len), Some(1), "{status}");
+
+    pair.start(lost);
+    assert_eq!(pair.wait_in_sync(), other);
+    let status = pair.status(lost).expect("it says so");
+    assert!(status["exported_deltas"].as_u64() >= Some(1), "{status}");
+    let exports = pair.scratch.join(NAMES[lost]).join("exports");
+    let files: Vec<String> = fs::read_dir(exports)
+        .expect("exports")
+        .map(|entry| entry.expect("readable").path().display().to_string())
+        .collect();
+    let to = pair.amqp[other].to_string();
+    let replay = |more: &[&str]| {
+        let mut args = vec!["journal", "replay", "--to", &to, "--admin", &url];
+        args.extend(more);
+        args.extend(files.iter().map(String::as_str));
+        laelaps(&args)
+    };
+    let (is_done, said) = replay(&["--dry-run"]);
+    assert!(is_done && said.contains("may have been acknowledged"), "{said}");
+    for _ in 0..2 {
+        let (is_done, said) = replay(&[]);
+        assert!(is_done && said.contains("50 messages accepted"), "{said}");
+    }
+    // They come behind what was there, once each.
+    producer.check(pair.amqp[other]);
+}
+
+#[test]
+fn where_the_voters_lost_everything_an_operator_says_who_begins() {
+    let (mut pair, live) = PairOf::up("pair-bootstrap");
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 50).expect("accepted");
+    pair.kill(1 - live);
+    producer.send(pair.amqp[live], 50).expect("accepted alone");
+    let url = format!("http://{}", pair.broker(live).admin);
+    let bootstrap = |admin: &str| {
+        laelaps(&["ha", "bootstrap", "--yes-without", NAMES[1 - live], "--admin", admin])
+    };
+    let (is_done, said) = bootstrap(&url);
+    assert!(!is_done && said.contains("the voters hold a record"), "{said}");
+    pair.kill(live);
+    pair.voters.lose_everything();
+    pair.start(live);
+    pair.wait("waiting", |pair| {
+        let waits =
+            pair.status(live).and_then(|status| status["waits"].as_str().map(str::to_owned));
+        waits.is_some_and(|waits| waits.starts_with("for the other member: the voters hold no"))
+    });
+    let url = format!("http://{}", pair.broker(live).admin);
+    let (is_done, said) = bootstrap(&url);
+    assert!(is_done, "{said}");
+    pair.wait_live(live);
+    pair.start(1 - live);
     assert_eq!(pair.wait_in_sync(), live);
     producer.check(pair.amqp[live]);
 }

@@ -282,6 +282,88 @@ fn a_broker_that_was_killed_is_timed_and_has_its_backlog() {
 }
 
 #[test]
+fn a_backlog_beyond_memory_is_measured_and_every_message_compared() {
+    let scratch = Scratch::new("perf-backlog");
+    let dir = scratch.path().to_str().expect("a path of ours");
+    let (value, said) = perf(
+        &scratch,
+        &[
+            "backlog",
+            "--bytes",
+            "48000000",
+            "--queues",
+            "4",
+            "--memory-max",
+            "4194304",
+            "--rate",
+            "100",
+            "--block",
+            "100ms",
+            "--blocks",
+            "1",
+            "--dir",
+            dir,
+            "--quiet",
+            "--",
+            "--segment-size",
+            "4 MiB",
+        ],
+    );
+    assert_all_came(&value, &said);
+    assert_eq!(value["messages"], 4 * (48_000_000 / 1024 / 4), "{said}");
+    assert!(value["from_memory"].as_f64() > Some(0.0) && value["cold"].as_f64() > Some(0.0));
+    assert!(value["watched"]["resident_bytes"].as_u64() > Some(1 << 20), "{said}");
+    let blocks = value["blocks"].as_array().expect("blocks");
+    assert_eq!(blocks.iter().map(|block| &block["beside"]).collect::<Vec<_>>(), [false, true]);
+    assert!(blocks.iter().all(|block| block["p99_ms"].as_f64() > Some(0.0)), "{said}");
+}
+
+/// A busy machine may spoil figures; what is said of messages holds anywhere.
+fn assert_all_came(value: &Value, said: &str) {
+    let reasons = value["verdict"]["reasons"].as_array().expect("reasons");
+    let of_messages = |reason: &Value| {
+        let reason = reason.as_str().unwrap_or_default();
+        ["came", "left", "refused"].iter().any(|word| reason.contains(word))
+    };
+    assert!(!reasons.iter().any(of_messages), "{said}");
+}
+
+#[test]
+fn laps_over_a_small_log_copy_what_is_held_and_lose_nothing() {
+    let scratch = Scratch::new("perf-laps");
+    let dir = scratch.path().to_str().expect("a path of ours");
+    let (value, said) = perf(
+        &scratch,
+        &[
+            "laps",
+            "--disk-max",
+            "67108864",
+            "--laps",
+            "3",
+            "--size",
+            "16384",
+            "--load-rate",
+            "2000",
+            "--queues",
+            "2",
+            "--rate",
+            "100",
+            "--dir",
+            dir,
+            "--quiet",
+            "--",
+            "--segment-size",
+            "4 MiB",
+        ],
+    );
+    assert_all_came(&value, &said);
+    assert!(value["laps"].as_f64() > Some(2.0), "{said}");
+    assert!(value["copied_bytes"].as_u64() > Some(1 << 20), "nothing was copied: {said}");
+    assert!(value["watched"]["data_bytes"].as_u64() <= Some(67_108_864 + (1 << 20)), "{said}");
+    assert!(value["stalls"]["p99_ms"].as_f64() > Some(0.0), "{said}");
+}
+
+#[test]
 fn a_broker_that_is_not_there_is_an_error_in_words() {
     let output = Command::new(env!("CARGO_BIN_EXE_laelaps"))
         .args(["perf", "produce", "--broker", "amqp://127.0.0.1:1", "--count", "1"])

@@ -89,6 +89,12 @@ pub enum Event {
         /// The session.
         session: SessionId,
     },
+    /// What [`Connection::send_begin`](super::Connection::send_begin) and `send_part` gave of a
+    /// message on this link is written: the next part is wanted.
+    PartWanted {
+        /// The link.
+        link: LinkId,
+    },
     /// We sent this delivery: the receiver says what became of it. At most one event brings the
     /// outcome, and at most one `settled`; where `settled` is false, answer `settle_outgoing`.
     Disposition {

@@ -61,7 +61,7 @@ impl Connection {
     fn unlist(&mut self, session: u32) -> bool {
         let can_write = self.is_mapped(session);
         let Some(state) = self.sessions.get_mut(session) else { return false };
-        let waits = can_write && state.unfinished.is_some() && state.remote_window() > 0;
+        let waits = can_write && state.has_to_write() && state.remote_window() > 0;
         state.listed = waits;
         waits
     }
@@ -81,7 +81,7 @@ impl Connection {
     pub(super) fn session_due(&mut self, session: u32) {
         let Some(state) = self.sessions.get_mut(session) else { return };
         // Of a session that the peer has ended nothing more is written but its end.
-        let writes_on = state.unfinished.is_some()
+        let writes_on = state.has_to_write()
             && state.remote_window() > 0
             && state.state == SessionState::Mapped;
         let due = state.flow_due || state.settling.is_some() || writes_on;

@@ -7,6 +7,8 @@
 //!  out   send: credit - 1, one transfer or several by the peer's max-frame-size; what window or
 //!        buffer do not let pass waits in `unfinished`, one message a session; messages of other
 //!        links that fit a frame pass it [2.6.14], and leave it the window's last frame
+//!        begun: the same for a message that the host gives part by part, each when the one
+//!        before is written; given up, it ends with `aborted`
 //! ```
 //!
 //! A message in one frame costs one copy and one allocation, that of its `Bytes`. What waits of one
@@ -27,7 +29,7 @@ use crate::error::{Fault, LimitExceeded, PeerViolation, Unsupported};
 use crate::frame::FrameWriter;
 use crate::link::{LinkId, Partial};
 use crate::performative::{DeliveryState, Transfer};
-use crate::session::{Incoming, Outgoing, Session, Settling, Unfinished};
+use crate::session::{End, Incoming, Outgoing, Session, Settling, Unfinished};
 use crate::shortcuts;
 
 /// The largest message that `send` takes, in bytes: what fits one frame of any peer's.
@@ -263,6 +265,7 @@ impl Connection {
     }
 
     /// The host settles a delivery that it received, by the link's session and index.
+    #[inline(always)]
     pub(super) fn settle_incoming(
         &mut self,
         (session_index, link): (u32, u32),
@@ -298,6 +301,7 @@ impl Connection {
     }
 
     /// Lets the pending disposition grow, or begins another.
+    #[inline(never)]
     fn settle_range(&mut self, session: u32, role: Role, id: u32, outcome: Option<Outcome>) {
         let Some(state) = self.sessions.get_mut(session) else { return };
         if let Some(settling) = &mut state.settling
@@ -348,6 +352,12 @@ impl Connection {
         })
     }
 
+    /// Whether no message waits inside the link's session.
+    pub(super) fn is_unoccupied(&self, index: u32) -> bool {
+        let session = self.links.get(index).and_then(|link| self.sessions.get(link.session));
+        session.is_some_and(|session| session.unfinished.is_none())
+    }
+
     /// The last part is the end of `shared`, where the host shares it.
     #[inline(always)]
     pub(super) fn send_message(
@@ -363,13 +373,8 @@ impl Connection {
         let link = links.get_mut(index).ok_or(SendError::Gone)?;
         let session_index = link.session;
         let session = sessions.get_mut(session_index).ok_or(SendError::Gone)?;
-        match (link.snd_settle_mode, settled) {
-            (SenderSettleMode::Mixed, true | false)
-            | (SenderSettleMode::Settled, true)
-            | (SenderSettleMode::Unsettled, false) => {}
-            (SenderSettleMode::Settled, false) | (SenderSettleMode::Unsettled, true) => {
-                return Err(SendError::SettleMode);
-            }
+        if check_settle_mode(link.snd_settle_mode, settled).is_err() {
+            return Err(SendError::SettleMode);
         }
         let mut message = Parts { parts, skip: 0 };
         if message.remaining() as u64 > link.max_message_size.min(SEND_BYTES_MAX) {
@@ -379,6 +384,7 @@ impl Connection {
         let limits = FrameLimits {
             frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
             out_bytes_max: self.config.transmit_bytes_max,
+            end: End::Here,
         };
         let handle = link.local_handle;
         let head = shortcuts::transfer(session.local_channel, handle, delivery, settled);
@@ -415,6 +421,7 @@ impl Connection {
                     delivery,
                     settled,
                     message: message.rest(shared),
+                    end: End::Here,
                 });
             }
         }
@@ -441,17 +448,27 @@ impl Connection {
             settled: Some(rest.settled),
             ..Transfer::default()
         };
+        let end = rest.end;
         let limits = FrameLimits {
             frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
             out_bytes_max,
+            end,
         };
+        if end == End::Open && rest.message.is_empty() {
+            session.unfinished = Some(rest);
+            return;
+        }
         let parts = [&rest.message[..]];
         let mut message = Parts { parts: &parts, skip: 0 };
         let complete = write_transfers(&mut self.out, session, transfer, &mut message, limits);
         let left = message.remaining();
         rest.message = rest.message.split_off(rest.message.len() - left);
         let (index, drained) = (rest.link, link.drained || (link.drain_owed && link.credit == 0));
-        if complete {
+        if complete && end == End::Open {
+            session.unfinished = Some(rest);
+            let link = self.link_id(index);
+            self.events.push_back(Event::PartWanted { link });
+        } else if complete {
             if drained {
                 self.answer_drain(index);
             }
@@ -464,12 +481,106 @@ impl Connection {
         }
     }
 
+    /// Begins a message whose rest the host gives later.
+    pub(super) fn begin_message(
+        &mut self,
+        id: LinkId,
+        parts: &[&[u8]],
+        bytes: u64,
+        settled: bool,
+    ) -> Result<DeliveryId, SendError> {
+        self.sendable(id)?;
+        let index = id.index;
+        let Self { links, sessions, .. } = self;
+        let link = links.get_mut(index).ok_or(SendError::Gone)?;
+        let session_index = link.session;
+        let session = sessions.get_mut(session_index).ok_or(SendError::Gone)?;
+        if check_settle_mode(link.snd_settle_mode, settled).is_err() {
+            return Err(SendError::SettleMode);
+        }
+        if bytes > link.max_message_size {
+            return Err(SendError::TooLarge);
+        }
+        let delivery = session.next_delivery;
+        if session.unfinished.is_some()
+            || (!settled
+                && !session.outgoing.push(delivery, Outgoing { link: index, has_outcome: false }))
+        {
+            return Err(SendError::NotReady);
+        }
+        session.next_delivery = delivery.wrapping_add(1);
+        link.spend_credit();
+        let tag = tags::of_delivery(delivery);
+        let first = Transfer {
+            handle: Handle(link.local_handle),
+            delivery_id: Some(DeliveryId(delivery)),
+            delivery_tag: Some(&tag),
+            message_format: Some(0),
+            settled: Some(settled),
+            ..Transfer::default()
+        };
+        let limits = FrameLimits {
+            frame_bytes_max: self.remote_max_frame_size.min(self.config.max_frame_size) as usize,
+            out_bytes_max: self.config.transmit_bytes_max,
+            end: End::Open,
+        };
+        let mut message = Parts { parts, skip: 0 };
+        let written = write_transfers(&mut self.out, session, first, &mut message, limits);
+        let message = message.rest(None);
+        let end = End::Open;
+        session.unfinished = Some(Unfinished { link: index, delivery, settled, message, end });
+        let exhausted = link.credit == 0 && link.drain_owed;
+        if exhausted {
+            self.answer_drain(index);
+        }
+        if written {
+            self.events.push_back(Event::PartWanted { link: id });
+        }
+        self.note_blocked(session_index);
+        Ok(DeliveryId(delivery))
+    }
+
+    /// Goes on with a message that the host gives part by part.
+    pub(super) fn give_part(&mut self, index: u32, part: Bytes, is_last: bool) -> bool {
+        let Some(rest) = self.open_message(index) else { return false };
+        if !rest.message.is_empty() {
+            return false;
+        }
+        rest.message = part;
+        rest.end = if is_last { End::Here } else { End::Open };
+        self.go_on(index);
+        true
+    }
+
+    /// Ends a message that cannot be sent to its end.
+    pub(super) fn abort_message(&mut self, index: u32) {
+        let Some(rest) = self.open_message(index) else { return };
+        (rest.message, rest.end) = (Bytes::new(), End::Aborted);
+        let delivery = rest.delivery;
+        if let Some(session) = self.session_of(index) {
+            session.outgoing.remove_if(delivery, |_| Some(()));
+        }
+        self.go_on(index);
+    }
+
+    /// The message of this link of which the host has not given the end.
+    fn open_message(&mut self, index: u32) -> Option<&mut Unfinished> {
+        let rest = self.session_of(index)?.unfinished.as_mut()?;
+        (rest.link == index && rest.end == End::Open).then_some(rest)
+    }
+
+    fn go_on(&mut self, index: u32) {
+        let Some(session) = self.links.get(index).map(|link| link.session) else { return };
+        self.continue_unfinished(session, self.config.transmit_bytes_max);
+        self.note_blocked(session);
+    }
+
     /// Remembers that the host may be waiting for this session.
     fn note_blocked(&mut self, session: u32) {
         let ready = self.is_session_ready(session);
         if let Some(state) = self.sessions.get_mut(session) {
             state.blocked |= !ready;
-            let waits_for_the_buffer = state.unfinished.is_some() && state.remote_window() > 0;
+            let waits_for_the_buffer = state.has_to_write() && state.remote_window() > 0;
             if waits_for_the_buffer {
                 self.session_due(session);
             }
@@ -524,10 +635,12 @@ struct FrameLimits {
     frame_bytes_max: usize,
     /// No further frame of a message is begun beyond this.
     out_bytes_max: usize,
+    /// What comes behind the message's bytes.
+    end: End,
 }
 
-/// Writes a message as one transfer or several; false where a part is left in `message`. The
-/// first frame needs a window that is open.
+/// Writes a message, or a part of one, as one transfer or several; false where some of it is left
+/// in `message`. The first frame needs a window that is open.
 fn write_transfers(
     out: &mut Vec<u8>,
     session: &mut Session,
@@ -540,6 +653,8 @@ fn write_transfers(
             return false;
         }
         let start = out.len();
+        transfer.more = limits.end == End::Open;
+        transfer.aborted = limits.end == End::Aborted;
         let mut frame = FrameWriter::amqp(out, session.local_channel);
         frame.composite(&transfer);
         if message.remaining() + frame.size() <= limits.frame_bytes_max {
@@ -556,7 +671,6 @@ fn write_transfers(
         frame.finish();
         session.count_outgoing_frame();
         // The rest may leave out what the first has said [2.7.5].
-        transfer.more = false;
         transfer.delivery_tag = None;
         transfer.message_format = None;
     }

@@ -137,7 +137,7 @@ impl TagTable {
     }
 
     /// Where a tag that is not in use belongs.
-    #[inline]
+    #[inline(always)]
     fn vacancy(&self, hash: TagHash, mut is_same: impl FnMut(u32) -> bool) -> Option<usize> {
         let mut at = self.home(hash);
         while let Some(slot) = self.slots[at] {

@@ -28,6 +28,7 @@ use amqp::error::{AnyCondition, Condition, Error};
 use amqp::link::{AcceptLink, LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::sasl::Mechanisms;
 use amqp::session::SessionId;
+use bytes::Bytes;
 
 const MESSAGE_BYTES_MAX: u64 = 3000;
 
@@ -54,6 +55,8 @@ struct Sending {
     sent: u32,
     /// Sent, and not settled: whether the outcome is known.
     in_flight: BTreeMap<u32, bool>,
+    /// What is still to be given of a message that was begun.
+    rest: VecDeque<Bytes>,
 }
 
 /// One connection and its host.
@@ -311,12 +314,23 @@ impl End {
         let message = message(sending.serial, sending.sent, len);
         let (head, tail) = message.split_at(len / 3);
         let able = self.engine.can_send(link);
-        let delivery = match self.engine.send(link, &[head, tail], settled) {
+        let in_parts = sending.sent % 2 == 1 && !tail.is_empty();
+        let sent = if in_parts {
+            self.engine.send_begin(link, &[head], message.len() as u64, settled)
+        } else {
+            self.engine.send(link, &[head, tail], settled)
+        };
+        if in_parts && sent.is_ok() {
+            let part_bytes = tail.len().div_ceil(3);
+            sending.rest = tail.chunks(part_bytes).map(Bytes::copy_from_slice).collect();
+        }
+        let delivery = match sent {
             Ok(delivery) => delivery,
             Err(SendError::SettleMode) => return Ok(()),
             Err(error) => {
                 // While a message is under way, another one of several frames is not begun.
-                let waits = error == SendError::NotReady && message.len() > ONE_FRAME_BYTES;
+                let is_long = in_parts || message.len() > ONE_FRAME_BYTES;
+                let waits = error == SendError::NotReady && is_long;
                 assert!(!able || waits, "can_send, but: {error:?}");
                 return Err(error);
             }
@@ -376,6 +390,17 @@ impl End {
             }
             Event::CreditChanged { link, credit, .. } => {
                 assert!(credit <= 40 || !self.links.contains(&link), "{credit} was never granted");
+            }
+            Event::PartWanted { link } => {
+                let Some(sending) = self.sending.get_mut(&link) else { return };
+                if let Some(part) = sending.rest.pop_front() {
+                    let is_last = sending.rest.is_empty();
+                    if !self.engine.send_part(link, part, is_last) {
+                        // The link is being detached, and the message went with it.
+                        assert!(!self.engine.can_send(link));
+                        sending.rest.clear();
+                    }
+                }
             }
             Event::SendReady { .. } | Event::Drained { .. } => {}
             Event::DetachReceived { link, closed, error } => {

@@ -499,6 +499,46 @@ fn the_rest_of_a_message_does_not_follow_its_links_detach() {
 }
 
 #[test]
+fn a_message_given_in_parts_is_one_delivery_that_small_ones_pass_and_may_be_given_up() {
+    let small = Open { max_frame_size: 600, ..open() };
+    let mut peer = Peer::in_session_with(config(), &small, &begin());
+    let link = peer.attach(receiver("in", 0));
+    let other = peer.attach(receiver("other", 1));
+    peer.say(0, Performative::Flow(credit(0, 100)));
+    peer.say(0, Performative::Flow(credit(1, 100)));
+    peer.hears();
+    peer.events();
+    let begun = peer.engine.send_begin(link, &[&[1; 10], &[2; 690]], 1000, false);
+    assert_eq!(begun, Ok(DeliveryId(0)));
+    assert_eq!(peer.events(), [Event::PartWanted { link }]);
+    let heard = peer.hears();
+    assert!(heard.len() == 2 && heard.iter().all(|frame| frame.contains("more")), "{heard:?}");
+    // It is the one of its session; what fits a frame passes.
+    assert_eq!(peer.engine.send(link, &[b"m"], true), Err(SendError::NotReady));
+    assert_eq!(peer.engine.send(other, &[&[0; 900]], true), Err(SendError::NotReady));
+    assert_eq!(peer.engine.send(other, &[b"m"], true), Ok(DeliveryId(1)));
+    assert!(!peer.engine.send_part(other, Bytes::from_static(b"part"), true));
+    assert!(peer.engine.send_part(link, Bytes::from(vec![3; 300]), true));
+    let heard = peer.hears();
+    assert!(heard.len() == 2 && !heard[1].contains("more"), "{heard:?}");
+    assert!(!peer.engine.send_part(link, Bytes::from_static(b"part"), true), "it is over");
+    peer.events();
+    // Too large for this peer by what is announced.
+    let bounded = peer.attach(Attach { max_message_size: Some(99), ..receiver("bounded", 2) });
+    peer.say(0, Performative::Flow(credit(2, 1)));
+    let sent = peer.engine.send_begin(bounded, &[b"m"], 100, false);
+    assert_eq!(sent, Err(SendError::TooLarge));
+    // One that is given up ends with a frame that says so, and the session goes on.
+    assert!(peer.engine.send_begin(link, &[b"begin"], 1000, false).is_ok());
+    peer.hears();
+    peer.events();
+    peer.engine.send_abort(link);
+    let heard = peer.hears();
+    assert!(heard.len() == 1 && heard[0].contains("aborted"), "{heard:?}");
+    assert!(peer.engine.send(other, &[&[0; 900]], true).is_ok());
+}
+
+#[test]
 fn item_35_what_a_link_leaves_unsettled_is_forgotten_with_it() {
     let (mut peer, link) = Peer::receiving(config(), 10);
     for _ in 0..3 {

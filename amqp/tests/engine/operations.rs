@@ -133,6 +133,7 @@ impl Driven {
                 Event::Closed { .. } => self.closed = true,
                 Event::CreditChanged { .. }
                 | Event::SendReady { .. }
+                | Event::PartWanted { .. }
                 | Event::Drained { .. }
                 | Event::DetachReceived { .. }
                 | Event::Detached { .. }

@@ -330,7 +330,11 @@ fn line(channel: u16, performative: &Performative<'_>, payload: &[u8], size: usi
         Performative::Transfer(transfer) => {
             let id = transfer.delivery_id.map(|id| format!(" id {}", id.0)).unwrap_or_default();
             let settled = if transfer.settled == Some(true) { " settled" } else { "" };
-            let more = if transfer.more { " more" } else { "" };
+            let more = match (transfer.more, transfer.aborted) {
+                (_, true) => " aborted",
+                (true, false) => " more",
+                (false, false) => "",
+            };
             let handle = transfer.handle.0;
             let bytes = payload.len();
             assert!(size >= bytes);

@@ -245,6 +245,7 @@ impl World {
                 | Amqp::SaslExternal { .. }
                 | Amqp::SaslScram(_)
                 | Amqp::SaslAnonymous
+                | Amqp::PartWanted { .. }
                 | Amqp::AttachReceived { .. }
                 | Amqp::DetachReceived { .. }
                 | Amqp::Detached { .. }

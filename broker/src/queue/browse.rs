@@ -5,7 +5,7 @@
 //!   browse:   next ─▶ the first available message from there on ─▶ shown, next = behind it
 //!             reserved: nothing available lies behind it, wait
 //!             acquired, settling: passed over, and not shown if it comes back
-//!             its bytes are not in memory: waited for
+//!             its bytes are not in memory: waited for, unless it is in fragments
 //! ```
 //! What a browser was shown stays where it was, and nothing that it says changes anything. Each
 //! message is looked at once by each browser, so a browser costs no more than a consumer.
@@ -61,10 +61,11 @@ impl Queue {
                         continue;
                     }
                 }
-                let Some(message) = index.payload(sequence).cloned() else {
+                let message = index.payload(sequence).cloned();
+                if message.is_none() && slot.record_bytes().is_some() {
                     paged.await_bytes(sequence);
                     break;
-                };
+                }
                 browser.next = Sequence(sequence.0 + 1);
                 browser.credit -= 1;
                 paged.handed_out(sequence);
@@ -100,7 +101,7 @@ impl Queue {
         self.browsers.retain(|browser| browser.link != link);
     }
 
-    fn browser(&self, link: LinkRef) -> Option<usize> {
+    pub(super) fn browser(&self, link: LinkRef) -> Option<usize> {
         self.browsers.iter().position(|browser| browser.link == link)
     }
 }

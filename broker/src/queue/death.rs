@@ -118,9 +118,11 @@ impl Queue {
             self.expiring = Expiring::default();
         }
         self.entry = Entry::of(&settings);
-        self.in_turn_max = if settings.exclusive_consumer { 1 } else { usize::MAX };
         self.priority_default = settings.priority_default;
         self.settings = settings;
+        if !self.is_returning() {
+            self.consumers.served = self.served();
+        }
         let has_to_go = |(sequence, slot): (Sequence, &Slot)| {
             self.reason_to_go(sequence, slot).map(|_| sequence)
         };
@@ -268,13 +270,6 @@ impl Queue {
         any
     }
 
-    /// Every pause ends (an operator has a word to say about the messages).
-    pub fn wake_all(&mut self) {
-        if let Some((last, _)) = self.dying.delayed.last().copied() {
-            self.wake(last);
-        }
-    }
-
     /// Whether anything waits to be moved.
     pub fn has_leaving(&self) -> bool {
         !self.dying.leaving.is_empty()
@@ -367,8 +362,9 @@ impl Queue {
     /// is not there any more.
     pub fn has_copy(&mut self, sequence: Sequence) -> bool {
         match self.state(sequence) {
-            // Reserved is what came here as a copy itself, and was moved on.
-            Some(SlotState::Available | SlotState::Reserved) => {
+            // Reserved is what came here as a copy itself, and was moved on; Delayed has expired
+            // before its time came.
+            Some(SlotState::Available | SlotState::Reserved | SlotState::Delayed) => {
                 self.take_away(sequence, SlotState::Moving);
                 true
             }

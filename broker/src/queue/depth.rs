@@ -131,8 +131,8 @@ mod tests {
     }
 
     fn take(queue: &mut Queue) {
-        let sequence = queue.take_for_purge(Sequence(u64::MAX)).expect("there is one");
-        queue.archive(sequence).expect("it was there");
+        let (taken, _) = queue.take_for_purge(Sequence(0)..Sequence(u64::MAX), 1);
+        queue.archive(taken[0]).expect("it was there");
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //!                                                                                    ▼
 //!                               settled, released, failed, or its consumer goes: given up
 //! ```
+//! A consumer that goes gives back what it held: few at once, many in steps, in which order is all
+//! the same, since nobody gets anything until the last is back.
+//!
 //! Where the address says `exclusive-consumer`, only the consumer that came first gets anything;
 //! when it goes, the next one does.
 //!
@@ -16,29 +19,11 @@
 use bytes::Bytes;
 use journal::Sequence;
 
+use super::consumers::Served;
 use super::{NotHeld, Place, Queue, RANK_DEFAULT, Slot, SlotState, step};
-use crate::limits::EXCLUSIONS_MAX;
+use crate::limits::{EXCLUSIONS_MAX, GRADUAL_STEP};
 use crate::mail::LinkRef;
 use crate::setback::Added;
-
-/// Someone who takes messages.
-#[derive(Debug)]
-pub(super) struct Consumer {
-    link: LinkRef,
-    credit: u32,
-    drain: bool,
-    /// What it holds, in no order.
-    held: Vec<Sequence>,
-    /// What is requeued before this is excluded for it: nothing there is looked at again.
-    looked_at: Place,
-}
-
-impl Consumer {
-    /// A message came back that it may not have looked at.
-    pub(super) fn look_again(&mut self, place: Place) {
-        self.looked_at = self.looked_at.min(place);
-    }
-}
 
 /// What a queue hands to a consumer.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,8 +32,9 @@ pub struct Dispatched {
     pub consumer: LinkRef,
     /// Which message.
     pub sequence: Sequence,
-    /// Its bytes as received.
-    pub message: Bytes,
+    /// Its bytes as received; none of one in fragments that is on the disk: those are fetched as it
+    /// is sent.
+    pub message: Option<Bytes>,
     /// Failed deliveries so far.
     pub delivery_count: u32,
     /// Nobody can have seen it before.
@@ -71,23 +57,15 @@ impl Queue {
 
     /// A consumer attaches, without credit.
     pub fn attach(&mut self, link: LinkRef) {
-        if self.consumer(link).is_none() {
-            self.consumers.push(Consumer {
-                link,
-                credit: 0,
-                drain: false,
-                held: Vec::new(),
-                looked_at: Place::FIRST,
-            });
+        if self.consumers.find(link).is_none() {
+            self.consumers.push(link);
         }
     }
 
     /// More credit for a consumer or browser; others are ignored (their detach is on its way).
     pub fn add_credit(&mut self, link: LinkRef, more: u32, drain: bool) {
-        if let Some(at) = self.consumer(link) {
-            let consumer = &mut self.consumers[at];
-            consumer.credit = consumer.credit.saturating_add(more);
-            consumer.drain |= drain;
+        if let Some(at) = self.consumers.find(link) {
+            self.consumers.add_credit(at, more, drain);
         } else {
             self.add_browser_credit(link, more, drain);
         }
@@ -95,25 +73,57 @@ impl Queue {
 
     /// A consumer or browser goes. What it held is available again, each at its own place.
     pub fn detach(&mut self, link: LinkRef) {
-        let Some(at) = self.consumer(link) else { return self.detach_browser(link) };
-        let consumer = self.consumers.remove(at);
-        if self.turn > at {
-            self.turn -= 1;
+        let gone = self.consumers.find(link).and_then(|at| self.consumers.remove(at));
+        let Some(consumer) = gone else { return self.detach_browser(link) };
+        self.returning.extend(consumer.held);
+        // What is few is back at once.
+        if self.returning.len() <= GRADUAL_STEP {
+            self.give_back_some(GRADUAL_STEP);
+        } else {
+            self.consumers.served = Served::Nobody;
         }
-        for sequence in consumer.held {
-            self.make_available_again(sequence);
+    }
+
+    /// Whether a consumer has gone that held so much that it goes back in steps. Until all is back,
+    /// nobody gets anything: what came before would come after.
+    pub fn is_returning(&self) -> bool {
+        !self.returning.is_empty()
+    }
+
+    /// Up to `count_max` messages of consumers that have gone are available again. Gives how many.
+    pub fn give_back_some(&mut self, count_max: usize) -> usize {
+        let left = self.returning.len().saturating_sub(count_max);
+        let back = self.returning.split_off(left);
+        for sequence in &back {
+            self.make_available_again(*sequence);
         }
+        if self.returning.is_empty() {
+            self.returning = Vec::new();
+            self.consumers.served = self.served();
+        }
+        back.len()
+    }
+
+    /// Who gets messages while nothing goes back.
+    pub(super) fn served(&self) -> Served {
+        if self.settings.exclusive_consumer { Served::First } else { Served::All }
+    }
+
+    /// Whether this consumer holds a message, or this browser is here to look at it.
+    pub fn is_for(&self, link: LinkRef, sequence: Sequence) -> bool {
+        let Some(at) = self.consumers.find(link) else { return self.browser(link).is_some() };
+        let slot = self.index.get(sequence);
+        slot.is_some_and(|slot| self.consumers.held(at, slot.held_at) == Some(sequence))
     }
 
     /// Whether some consumer could get something.
     #[inline(always)]
     pub(super) fn has_credit(&self) -> bool {
-        let mut in_turn = self.consumers.iter().take(self.in_turn_max);
-        in_turn.any(|consumer| consumer.credit > 0)
+        self.consumers.has_ready()
     }
 
-    /// The next message for the next consumer in turn, while there are both. One whose bytes are
-    /// not in memory is waited for: [`wants_payloads`](Self::wants_payloads).
+    /// The next message for the next consumer in turn, while there are both. One of one record
+    /// whose bytes are not in memory is waited for: [`wants_payloads`](Self::wants_payloads).
     pub fn dispatch(&mut self) -> Option<Dispatched> {
         self.paged.awaits_nothing();
         if !self.has_credit() {
@@ -122,19 +132,18 @@ impl Queue {
         let (place, at) = self.next_match()?;
         let sequence = place.sequence;
         let (slot, message) = self.index.get_whole(sequence).expect("it was matched");
-        let Some(message) = message.cloned() else {
+        let message = message.cloned();
+        if message.is_none() && slot.record_bytes().is_some() {
             self.paged.await_bytes(sequence);
             return None;
-        };
-        let consumer = &mut self.consumers[at];
+        }
+        let consumer = self.consumers.spend(at);
         let link = consumer.link;
-        consumer.credit -= 1;
         slot.held_at = u32::try_from(consumer.held.len()).expect("bounded by its credit");
         consumer.held.push(sequence);
         step(slot, &mut self.counts, SlotState::Acquired);
         let delivery_count = slot.delivery_count;
         self.take_out(place);
-        self.turn = at + 1;
         self.paged.handed_out(sequence);
         self.counters.delivered += 1;
         let first_acquirer = sequence >= self.recovered_end && !self.touched.contains(&sequence);
@@ -147,14 +156,10 @@ impl Queue {
     /// credit. Call it when `dispatch` and `browse` have no more. While bytes are read there may be
     /// more.
     pub fn poll_drained(&mut self) -> Option<(LinkRef, u32)> {
-        if self.paged.is_awaited() {
+        if self.paged.is_awaited() || self.is_returning() {
             return None;
         }
-        let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.drain) else {
-            return self.poll_drained_browser();
-        };
-        consumer.drain = false;
-        Some((consumer.link, std::mem::take(&mut consumer.credit)))
+        self.consumers.poll_drained().or_else(|| self.poll_drained_browser())
     }
 
     /// A consumer has settled what it holds; the settlement is to be appended.
@@ -185,24 +190,20 @@ impl Queue {
         }
         if links.len() == EXCLUSIONS_MAX {
             let consumers = &self.consumers;
-            links.retain(|link| consumers.iter().any(|consumer| consumer.link == *link));
+            links.retain(|link| consumers.find(*link).is_some());
         }
         if links.len() == EXCLUSIONS_MAX {
             links.remove(0);
             let rank = self.index.get(sequence).map_or(RANK_DEFAULT, |slot| slot.rank);
-            let place = Place { rank, sequence };
-            self.consumers.iter_mut().for_each(|consumer| consumer.look_again(place));
+            let place = Place { rank, time: self.schedule.time_of(sequence), sequence };
+            self.consumers.look_again(place);
         }
         links.push(link);
     }
 
     /// The links that consume from it.
     pub fn links(&self) -> impl Iterator<Item = LinkRef> + '_ {
-        self.consumers.iter().map(|consumer| consumer.link)
-    }
-
-    fn consumer(&self, link: LinkRef) -> Option<usize> {
-        self.consumers.iter().position(|consumer| consumer.link == link)
+        self.consumers.links()
     }
 
     /// The first message in order that some consumer with credit may have, and that consumer's
@@ -236,14 +237,13 @@ impl Queue {
     /// The first requeued message that some consumer with credit is not excluded from. Each
     /// consumer looks at each of its exclusions once, not each time.
     fn next_not_excluded(&mut self) -> Option<(Place, usize)> {
-        let Self { consumers, requeued, excluded, turn, in_turn_max, .. } = self;
-        let count = consumers.len().min(*in_turn_max);
+        let Self { consumers, requeued, excluded, .. } = self;
+        consumers.begin_look();
         let mut best: Option<(Place, usize)> = None;
-        for at in (0..count).map(|step| (*turn + step) % count) {
-            let consumer = &mut consumers[at];
-            if consumer.credit == 0 {
-                continue;
-            }
+        let mut step = 0;
+        while let Some((at, next)) = consumers.ready_from(step) {
+            step = next;
+            let consumer = consumers.at(at);
             let bars = |place: &Place| {
                 excluded.get(&place.sequence).is_some_and(|links| links.contains(&consumer.link))
             };
@@ -265,11 +265,7 @@ impl Queue {
 
     fn next_consumer(&self, sequence: Sequence) -> Option<usize> {
         let excluded = self.excluded.get(&sequence);
-        let count = self.consumers.len().min(self.in_turn_max);
-        (0..count).map(|step| (self.turn + step) % count).find(|at| {
-            let consumer = &self.consumers[*at];
-            consumer.credit > 0 && excluded.is_none_or(|links| !links.contains(&consumer.link))
-        })
+        self.consumers.next_ready(|link| excluded.is_some_and(|links| links.contains(&link)))
     }
 
     /// A consumer holds a message no longer, which becomes what is said.
@@ -279,8 +275,8 @@ impl Queue {
         sequence: Sequence,
         to: SlotState,
     ) -> Result<&Slot, NotHeld> {
-        let at = self.consumer(link).ok_or(NotHeld)?;
-        let held = &mut self.consumers[at].held;
+        let at = self.consumers.find(link).ok_or(NotHeld)?;
+        let held = &mut self.consumers.at(at).held;
         let slot = self.index.get(sequence).ok_or(NotHeld)?;
         let held_at = slot.held_at as usize;
         // What a slot says is of no meaning unless it is acquired: the list decides.
@@ -422,6 +418,30 @@ mod tests {
         assert_eq!(drain_to(&mut queue), [(1, 2)], "what it may not have waits");
         queue.detach(link(1));
         assert_eq!(drain_to(&mut queue), [(2, 0), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5)]);
+    }
+
+    #[test]
+    fn what_a_consumer_held_goes_back_in_steps_and_nobody_overtakes() {
+        let count = 3 * GRADUAL_STEP as u64;
+        let mut queue = queue_of(count + 5);
+        queue.attach(link(1));
+        queue.add_credit(link(1), count as u32, false);
+        while queue.dispatch().is_some() {}
+        queue.attach(link(2));
+        queue.add_credit(link(2), 2 * count as u32, true);
+        queue.detach(link(1));
+        assert!(queue.is_returning());
+        assert!(queue.settle(link(1), Sequence(0)).is_err(), "it has gone");
+        for left in (0..3).rev() {
+            assert_eq!(drain_to(&mut queue), [], "what is left comes before");
+            assert_eq!(queue.poll_drained(), None);
+            assert_eq!(queue.give_back_some(GRADUAL_STEP), GRADUAL_STEP);
+            assert_eq!(queue.count(SlotState::Acquired), left * GRADUAL_STEP as u64);
+        }
+        assert!(!queue.is_returning());
+        let all: Vec<(u32, u64)> = (0..count + 5).map(|n| (2, n)).collect();
+        assert_eq!(drain_to(&mut queue), all);
+        assert!(queue.poll_drained().is_some());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!     │    └───────────────── being read ◀──────────────┘
 //!     │                           │ it was copied elsewhere meanwhile: asked for again
 //!     │                           └──────────────────────────────▶ on the disk only
-//!     └ stays: not committed, in fragments, with somebody who sends it, or read for its turn
+//!     └ stays: not committed, with somebody who sends it, or read for its turn
 //! ```
 //! `ahead` has what was asked for in the order of dispatch and is not handed out yet, read or not:
 //! as long as somebody can take it, it is not paged out again. So what is read is used once, and a
@@ -17,8 +17,13 @@
 //! Paged out first is what goes out last, by sequence from the end: what a consumer needs next
 //! stays.
 //!
-//! Invariants: only what one committed record holds is paged out, and only while nobody else has
-//! the bytes, so that memory is won; `paged_out` counts exactly the live messages without bytes.
+//! One in fragments is handed out without its bytes: they are fetched as it is sent
+//! (`shard/outflow.rs`). It comes back only for those who need all of it; then its fragments are
+//! gathered (`chain.rs`).
+//!
+//! Invariants: only what is committed to its last record is paged out, and only while nobody else
+//! has the bytes, so that memory is won; `paged_out` counts exactly the live messages without
+//! bytes.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +31,7 @@ use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
 use super::index::Index;
-use super::{Queue, Slot, SlotState};
+use super::{Chain, Queue, Slot, SlotState};
 use crate::limits::{READ_AHEAD_MESSAGES, READ_AHEAD_REQUEUED};
 
 /// Messages whose bytes are on the disk only.
@@ -67,6 +72,8 @@ pub struct Wanted {
     pub lsn: Lsn,
     /// Bytes of its record.
     pub record_bytes: usize,
+    /// Which of its fragments that is, if it is in fragments.
+    pub fragment: Option<u16>,
     /// Bytes of the message.
     pub message_bytes: usize,
 }
@@ -76,10 +83,12 @@ pub struct Wanted {
 pub enum Filled {
     /// The message has them.
     Held(SlotState),
+    /// They are a fragment of it, and others are missing.
+    Part,
     /// Nobody needs them: it is gone, or has them.
     Needless,
-    /// Its record is somewhere else by now.
-    Moved,
+    /// The record is somewhere else by now: this is to be read.
+    Moved(Wanted),
     /// Its record is there, and what was read is not it.
     Damaged,
 }
@@ -145,6 +154,12 @@ impl Paged {
         }
     }
 
+    /// A message is taken in whose bytes are on the disk only.
+    pub(super) fn begin_outside(&mut self, sequence: Sequence, bytes: u64) {
+        self.paged_out.add(PagedOut::one(bytes));
+        self.looked = self.looked.min(sequence);
+    }
+
     /// The message is gone.
     #[inline(always)]
     pub(super) fn forget(&mut self, sequence: Sequence, slot: &Slot, was_paged_out: bool) {
@@ -192,21 +207,22 @@ impl Queue {
         self.paged.is_awaited()
     }
 
-    /// Asks for what will be dispatched next and is not in memory, until so many bytes are ahead.
-    /// False if there is nothing on the disk only, or nobody to take it.
+    /// Asks for what will be dispatched next and is not in memory, until so many bytes are ahead;
+    /// not for what is in fragments, which is fetched as it is sent. False if there is nothing on
+    /// the disk only, or nobody to take it.
     pub fn ask_ahead(&mut self, window_bytes: u64, wanted: &mut Vec<Wanted>) -> bool {
         if self.paged.paged_out.messages == 0 || !self.has_takers() {
             return false;
         }
         if let Some(awaited) = self.paged.awaited {
-            wanted.extend(self.ask(awaited));
+            self.ask(awaited, wanted);
         }
         // What comes back is near, and not much.
         let requeued = self.requeued.iter().take(READ_AHEAD_REQUEUED);
         let requeued: Vec<Sequence> = requeued.map(|place| place.sequence).collect();
         for sequence in requeued {
-            if self.paged.ahead_bytes < window_bytes {
-                wanted.extend(self.ask(sequence));
+            if self.paged.ahead_bytes < window_bytes && self.chains.get(sequence).is_none() {
+                self.ask(sequence, wanted);
             }
         }
         let end = Sequence(self.cursor.0 + READ_AHEAD_MESSAGES);
@@ -216,8 +232,8 @@ impl Queue {
             if slot.state == SlotState::Reserved {
                 break;
             }
-            if slot.state == SlotState::Available {
-                wanted.extend(self.ask(sequence));
+            if slot.state == SlotState::Available && slot.record_bytes().is_some() {
+                self.ask(sequence, wanted);
             }
             from = Sequence(sequence.0 + 1);
         }
@@ -225,39 +241,69 @@ impl Queue {
         true
     }
 
-    /// Asks for the bytes of one message. None if they are here, or were asked for.
-    pub fn ask(&mut self, sequence: Sequence) -> Option<Wanted> {
-        let slot = self.index.get(sequence)?;
+    /// Asks for the bytes of one message, unless they are here or were asked for.
+    pub fn ask(&mut self, sequence: Sequence, wanted: &mut Vec<Wanted>) {
+        let Some(slot) = self.index.get(sequence) else { return };
         if self.index.payload(sequence).is_some() || self.paged.ahead.contains_key(&sequence) {
-            return None;
+            return;
         }
-        let (lsn, message_bytes) = (slot.lsn, slot.message_bytes as usize);
-        let record_bytes = slot.record_bytes().expect("only whole records are paged out");
+        let (queue, lsn, message_bytes) = (self.id, slot.lsn, slot.message_bytes as usize);
+        if let Some(record_bytes) = slot.record_bytes() {
+            let fragment = None;
+            wanted.push(Wanted { queue, sequence, lsn, record_bytes, fragment, message_bytes });
+        } else {
+            let chain = self.chains.get(sequence).expect("what is paged out has its places");
+            let fragments = (0..).zip(chain.fragments());
+            wanted.extend(fragments.map(|(fragment, at)| Wanted {
+                queue,
+                sequence,
+                lsn: at.lsn,
+                record_bytes: at.record_bytes as usize,
+                fragment: Some(fragment),
+                message_bytes,
+            }));
+        }
         self.paged.ahead.insert(sequence, (Stage::Asked, message_bytes as u64));
         self.paged.ahead_bytes += message_bytes as u64;
-        Some(Wanted { queue: self.id, sequence, lsn, record_bytes, message_bytes })
     }
 
-    /// The bytes of a message were read where its record was when they were asked for.
-    /// Without `read`, they are not what they should be.
+    /// Whether a message's bytes were asked for, and are not here.
+    pub(super) fn is_asked(&self, sequence: Sequence) -> bool {
+        let ahead = self.paged.ahead.get(&sequence);
+        ahead.is_some_and(|(stage, _)| *stage == Stage::Asked)
+    }
+
+    /// The bytes of a message, or of a fragment of it, were read where its record was when they
+    /// were asked for. Without `read`, they are not what they should be.
     pub fn fill(&mut self, wanted: &Wanted, read: impl FnOnce() -> Option<Bytes>) -> Filled {
         let sequence = wanted.sequence;
         let Some(slot) = self.index.get(sequence) else { return Filled::Needless };
-        if slot.lsn != wanted.lsn {
-            self.paged.take_back(sequence);
-            return Filled::Moved;
-        }
-        let state = slot.state;
         if self.index.payload(sequence).is_some() {
             return Filled::Needless;
         }
-        let Some(message) = read() else { return Filled::Damaged };
+        let (state, lsn) = (slot.state, self.place_of(slot, wanted));
+        if lsn != Some(wanted.lsn) {
+            return lsn.map_or(Filled::Needless, |lsn| Filled::Moved(Wanted { lsn, ..*wanted }));
+        }
+        let Some(read) = read() else { return Filled::Damaged };
+        let message = match wanted.fragment {
+            None => Some(read),
+            Some(fragment) => self.chains.gather(sequence, fragment, read),
+        };
+        let Some(message) = message else { return Filled::Part };
         self.index.hold(sequence, message);
         self.paged.paged_out.sub(PagedOut::one(wanted.message_bytes as u64));
         if let Some((stage, _)) = self.paged.ahead.get_mut(&sequence) {
             *stage = Stage::Here;
         }
         Filled::Held(state)
+    }
+
+    /// Where the record is now that somebody wanted.
+    fn place_of(&self, slot: &Slot, wanted: &Wanted) -> Option<Lsn> {
+        let Some(fragment) = wanted.fragment else { return Some(slot.lsn) };
+        let chain = self.chains.get(wanted.sequence)?;
+        chain.fragments().get(usize::from(fragment)).map(|at| at.lsn)
     }
 
     /// Drops the bytes of messages from the end on, until no more than `share_bytes` are in memory.
@@ -289,7 +335,8 @@ impl Queue {
 
     /// Drops the bytes of a message, if its record is committed and nobody else has them.
     pub fn page_out(&mut self, committed: Lsn, sequence: Sequence) -> bool {
-        let Some((slot, Some(payload))) = self.index.get_whole(sequence) else { return false };
+        let Self { index, chains, .. } = self;
+        let Some((slot, Some(payload))) = index.get_whole(sequence) else { return false };
         let is_settled_in = match slot.state {
             SlotState::Available
             | SlotState::Acquired
@@ -298,7 +345,10 @@ impl Queue {
             | SlotState::Moving => true,
             SlotState::Reserved | SlotState::Settling => false,
         };
-        let end = slot.record_bytes().map(|bytes| slot.lsn.plus(bytes as u64));
+        let end = match slot.record_bytes() {
+            Some(bytes) => Some(slot.lsn.plus(bytes as u64)),
+            None => chains.get(sequence).map(Chain::end),
+        };
         let is_on_disk = end.is_some_and(|end| end <= committed);
         let may_go = is_settled_in && is_on_disk && payload.is_unique();
         if !may_go || self.paged.ahead.contains_key(&sequence) {
@@ -382,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_committed_or_in_use_or_in_fragments_stays() {
+    fn what_is_not_committed_or_in_use_or_has_no_place_stays() {
         let mut queue = queue_of(4);
         let fragments = Traits::default();
         queue.reserve(Sequence(4), Lsn(400), bytes(4), fragments);
@@ -407,11 +457,12 @@ mod tests {
     fn a_read_that_comes_late_is_believed_only_where_the_record_is() {
         let mut queue = queue_of(3);
         assert_eq!(shed(&mut queue, ALL, 0), 3);
-        let wanted: Vec<Wanted> = (0..3).filter_map(|n| queue.ask(Sequence(n))).collect();
-        assert_eq!(queue.ask(Sequence(0)), None, "it is asked for");
-        queue.relocate(Sequence(0), Lsn(9000));
-        assert_eq!(queue.fill(&wanted[0], || panic!("not looked at")), Filled::Moved);
-        assert_eq!(queue.ask(Sequence(0)).map(|wanted| wanted.lsn), Some(Lsn(9000)));
+        let mut wanted = Vec::new();
+        [0, 1, 2, 0].into_iter().for_each(|n| queue.ask(Sequence(n), &mut wanted));
+        assert_eq!(wanted.len(), 3, "what was asked for is not asked for again");
+        queue.relocate(Sequence(0), Lsn(9000), None);
+        let moved = Wanted { lsn: Lsn(9000), ..wanted[0] };
+        assert_eq!(queue.fill(&wanted[0], || panic!("not looked at")), Filled::Moved(moved));
         queue.settle_from_log(Sequence(1));
         assert!(queue.archive(Sequence(1)).is_some_and(|archived| archived.was_paged_out));
         assert_eq!(queue.fill(&wanted[1], || panic!("not looked at")), Filled::Needless);

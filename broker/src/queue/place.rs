@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use journal::{Lsn, Sequence};
 
-use super::{Queue, SlotState, Traits};
+use super::{Chain, Queue, SlotState, Traits};
 use crate::setback::Setback;
 
 impl Queue {
@@ -32,6 +32,11 @@ impl Queue {
         Some(known.map_or(is_as_long, |known| known == message))
     }
 
+    /// How long a live message is.
+    pub fn message_bytes(&self, sequence: Sequence) -> Option<usize> {
+        self.index.get(sequence).map(|slot| slot.message_bytes as usize)
+    }
+
     /// What the log says of a message that came back, if it says anything.
     pub fn setback(&self, sequence: Sequence) -> Option<Setback> {
         let count = self.index.get(sequence)?.delivery_count;
@@ -42,8 +47,11 @@ impl Queue {
 
     /// The copy of a message is committed: its record is there from now on. Gives where it was;
     /// `None` if the message is gone.
-    pub fn relocate(&mut self, sequence: Sequence, to: Lsn) -> Option<Lsn> {
+    pub fn relocate(&mut self, sequence: Sequence, to: Lsn, chain: Option<Chain>) -> Option<Lsn> {
         let slot = self.index.get_mut(sequence)?;
+        if let Some(chain) = chain {
+            self.chains.put(sequence, chain);
+        }
         Some(std::mem::replace(&mut slot.lsn, to))
     }
 

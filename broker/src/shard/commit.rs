@@ -20,7 +20,7 @@ impl Shard {
         while let Some(waiting) = self.pending.pop(&marks) {
             self.state.commit(waiting.effect);
             match waiting.effect {
-                Effect::Visible(queue, _) => {
+                Effect::Visible(queue, _) | Effect::Scheduled(queue, _) => {
                     self.counters.accepted_total += 1;
                     self.dirty_queues.insert(queue);
                 }
@@ -33,7 +33,7 @@ impl Shard {
                     self.counters.settled_total += 1;
                     self.may_have_room(queue);
                     if self.temporaries.has(queue) {
-                        self.end_life(queue);
+                        self.end_life(now, queue);
                     }
                 }
                 Effect::Created(queue) => self.created(queue),
@@ -65,7 +65,7 @@ impl Shard {
             Answer::Purged(queue) => self.purged(queue),
             Answer::IdsSetAside(end) => self.ids_set_aside(end),
             Answer::Movable(queue, sequence) => self.movable(queue, sequence),
-            Answer::Moved(origin, copy) => self.arrived(origin, copy),
+            Answer::Moved(moved) => self.arrived(moved.0, moved.1),
             Answer::Landed(copy) => self.post(copy.shard, Mail::Landed(copy)),
             Answer::HeadCopied => self.head_copied(),
         }

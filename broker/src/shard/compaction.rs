@@ -18,6 +18,8 @@
 //! way; where room is short they are only few. Meanwhile an append that finds no room is told to
 //! wait, not that the log is full. Settlements need no room of ours: theirs is set aside.
 //!
+//! A message in fragments is copied fragment by fragment (`chain_copy.rs`), however long it is.
+//!
 //! Invariants: a copy says what its record said, parts unknown to us included, with its queue and
 //! sequence; it is appended only while no settlement of the message has been appended, and what the
 //! log says of failed deliveries is appended again right behind it. A segment goes only when
@@ -34,12 +36,14 @@ use journal::{
 };
 
 use super::Shard;
+use super::chain_copy::ChainCopies;
 use crate::apply::Effect;
 use crate::canary::Canary;
 use crate::duplicates::DuplicateId;
 use crate::event::Fatal;
 use crate::limits::{COPIES_IN_FLIGHT_BYTES, COPIES_IN_FLIGHT_BYTES_SHORT, COPY_WINDOW_BYTES};
 use crate::pending::{Answer, Waiting};
+use crate::queue::Chain;
 
 /// How far the compaction of the head is.
 #[derive(Debug, Default)]
@@ -48,11 +52,13 @@ pub(super) struct Compaction {
     reading: Option<ReadId>,
     window: Window,
     /// A copy of whose setbacks nothing is appended yet.
-    owed: Option<(QueueId, Sequence)>,
+    pub(super) owed: Option<(QueueId, Sequence)>,
+    /// The message in fragments that is being copied.
+    pub(super) chains: ChainCopies,
     /// The last head that was walked over to its end.
     walked: Option<u64>,
     /// The end of the last copy.
-    copied: Lsn,
+    pub(super) copied: Lsn,
     /// How long the log was, in blocks, and how much was free, when it was last looked at.
     looked_at: (u64, u64),
     lap: Lap,
@@ -108,6 +114,13 @@ impl Compaction {
     pub(super) fn is_owing(&self) -> bool {
         self.owed.is_some()
     }
+
+    /// A record was copied into a log that ended at `before`.
+    pub(super) fn count_copy(&mut self, before: Lsn, appended: Appended) {
+        self.copied = appended.end;
+        self.lap.copied_bytes += room_of(before, appended);
+        self.copied_bytes_total += appended.end.since(appended.lsn);
+    }
 }
 
 impl Shard {
@@ -156,6 +169,9 @@ impl Shard {
 
     /// Takes what was read of the head: what lives in it goes into the window.
     pub(super) fn take_scanned(&mut self, id: ReadId, buf: &BlockBuf) {
+        if self.compaction.chains.take_read(id, buf) {
+            return;
+        }
         let Some(journal) = &mut self.journal else { return };
         let Compaction { scan, reading, window, .. } = &mut self.compaction;
         assert_eq!(Some(id), *reading, "nobody has asked for this read");
@@ -247,14 +263,19 @@ impl Shard {
         loop {
             self.append_owed(now)?;
             let Some(journal) = &self.journal else { return Err(AppendError::Closed) };
-            if self.compaction.window.is_empty() {
+            let is_copying = self.compaction.chains.is_copying();
+            if self.compaction.window.is_empty() && !is_copying {
                 return Ok(Progress::Through);
             }
             let in_flight = self.compaction.copied.since(journal.committed());
             if in_flight >= bytes_max || !(is_short || journal.is_disk_free()) {
                 return Ok(Progress::Later);
             }
-            self.append_next(now)?;
+            if !is_copying {
+                self.append_next(now)?;
+            } else if !self.append_fragment(now)? {
+                return Ok(Progress::Later);
+            }
         }
     }
 
@@ -271,44 +292,45 @@ impl Shard {
             window.done += 1;
             return Ok(());
         }
-        let message = self.state.message(queue, sequence);
-        let is_here = message.is_some() || record.flags.has(RecordFlags::WHOLE);
-        assert!(is_here, "{sequence:?} of {queue:?} is in fragments and not in memory");
-        let is_whole = record.flags.has(RecordFlags::WHOLE)
-            || self.config.canaries.has(Canary::FragmentChainCut);
-        let record = match message {
-            // Of a message in fragments this is the first; it is split anew.
-            // Its bytes are in memory: what is in fragments is never dropped.
-            Some(message) if !is_whole => {
-                Record { flags: record.flags.with(RecordFlags::LAST), payload: message, ..record }
-            }
-            Some(_) | None => record,
-        };
+        let is_cut = self.config.canaries.has(Canary::FragmentChainCut);
+        if !record.flags.has(RecordFlags::WHOLE) && !is_cut {
+            self.begin_chain(queue, sequence)?;
+            self.compaction.window.done += 1;
+            return Ok(());
+        }
         let duplicate_id = record.parts.duplicate_id.map(DuplicateId::from_record);
         let before = journal.appended();
         let appended = journal.append_copy(now, &record)?;
         window.done += 1;
-        let compaction = &mut self.compaction;
-        compaction.copied = appended.end;
-        compaction.lap.copied_bytes += room_of(before, appended);
-        compaction.copied_bytes_total += appended.end.since(appended.lsn);
-        compaction.owed = Some((queue, sequence));
+        self.compaction.count_copy(before, appended);
+        self.end_copy((queue, sequence), appended.lsn..appended.end, None, duplicate_id);
+        self.append_owed(now)
+    }
+
+    /// A message has a whole copy in the log, appended in this place.
+    pub(super) fn end_copy(
+        &mut self,
+        (queue, sequence): (QueueId, Sequence),
+        place: Range<Lsn>,
+        chain: Option<Chain>,
+        duplicate_id: Option<DuplicateId>,
+    ) {
+        self.compaction.owed = Some((queue, sequence));
         // Its duplicate id goes with it, and need not be carried.
         if let Some(id) = duplicate_id {
-            self.state.apply_duplicate_id(appended.lsn..appended.end, queue, sequence, &id);
+            self.state.apply_duplicate_id(place.clone(), queue, sequence, &id);
         }
-        let mut effect = self.state.apply_copy(appended.lsn, queue, sequence);
+        let mut effect = self.state.apply_copy(place.start, chain, (queue, sequence));
         if self.config.canaries.has(Canary::CopyCountsEarly) {
             self.state.commit(std::mem::replace(&mut effect, Effect::None));
         }
-        let (end, answer) = (appended.end, Answer::Nobody);
+        let (end, answer) = (place.end, Answer::Nobody);
         self.pending.push(Level::ReplicatedSync, Waiting { end, effect, answer });
-        self.append_owed(now)
     }
 
     /// What the log says of a copied message that came back stands before the copy, and goes with
     /// the head: it is said again.
-    fn append_owed(&mut self, now: Instant) -> Result<(), AppendError> {
+    pub(super) fn append_owed(&mut self, now: Instant) -> Result<(), AppendError> {
         let Some((id, sequence)) = self.compaction.owed else { return Ok(()) };
         let Some(journal) = &mut self.journal else { return Err(AppendError::Closed) };
         if let Some(setback) = self.state.setback(id, sequence) {

@@ -12,6 +12,7 @@
 //! When a connection is lost, what its consumers held is requeued; transfers that were appended
 //! stay, and their answers find nobody.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use amqp::connection::{CloseReason, Connection, Event as Amqp, SaslCode, Side};
@@ -53,6 +54,9 @@ impl Shard {
         if let Some(sasl) = login.sasl {
             config.sasl = sasl;
         }
+        if login.is_secure {
+            config.properties = Some(self.secure_open.clone());
+        }
         let conn = Conn {
             id,
             peer,
@@ -72,6 +76,7 @@ impl Shard {
             sending: false,
             spare: Vec::new(),
             stalled: false,
+            flows: BTreeMap::new(),
             may_move,
             temporary_queues: 0,
             dirty: false,
@@ -109,7 +114,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.amqp.handle_eof(now);
         self.pump(now, id);
-        self.forget_connection(id);
+        self.forget_connection(now, id);
     }
 
     /// The peer sends nothing more, but may still read: where it has closed and our answers wait
@@ -138,7 +143,7 @@ impl Shard {
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.deadline = None;
                 if conn.last_bytes_by.is_some_and(|by| by <= now) {
-                    self.forget_connection(id);
+                    self.forget_connection(now, id);
                     continue;
                 }
                 if conn.amqp.poll_timeout().is_some_and(|due| due <= now) {
@@ -151,12 +156,18 @@ impl Shard {
 
     /// Takes everything that the engine of a connection has to tell.
     pub(super) fn pump(&mut self, now: Instant, id: ConnId) {
-        while let Some(event) = self.conns.get_mut(id).and_then(|conn| conn.amqp.poll_event()) {
-            self.amqp_event(now, id, event);
-        }
+        self.pump_quietly(now, id);
         self.touch(id);
     }
 
+    /// The same, where that alone is no reason to look at the connection again.
+    fn pump_quietly(&mut self, now: Instant, id: ConnId) {
+        while let Some(event) = self.conns.get_mut(id).and_then(|conn| conn.amqp.poll_event()) {
+            self.amqp_event(now, id, event);
+        }
+    }
+
+    #[inline(always)]
     fn amqp_event(&mut self, now: Instant, id: ConnId, event: Amqp) {
         match event {
             Amqp::SaslAnonymous => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Ok)),
@@ -172,6 +183,7 @@ impl Shard {
                 self.transfer(now, id, link, transfer);
             }
             Amqp::CreditChanged { link, drain, .. } => self.credit_changed(now, id, link, drain),
+            Amqp::PartWanted { link } => self.part_wanted(now, id, link),
             Amqp::SendReady { session } => self.send_ready(now, id, session),
             Amqp::Disposition { link, delivery, outcome, settled } => {
                 self.disposition(now, id, link, delivery, outcome, settled);
@@ -477,8 +489,16 @@ impl Shard {
     pub(super) fn remove_link(&mut self, key: LinkKey) {
         let Some(link) = self.links.remove(key) else { return };
         self.untie(key, &link);
-        if let End::Producer(Producer { relay: Some(relay), .. }) = &link.end {
-            self.aside_bytes -= relay.memory_bytes();
+        match &link.end {
+            End::Producer(Producer { relay: Some(relay), .. }) => {
+                self.aside_bytes -= relay.memory_bytes();
+            }
+            End::Consumer(Consumer { outflow: Some(flow), .. }) => {
+                self.aside_bytes -= flow.held_bytes();
+                self.flows_due.insert((link.conn, link.session));
+            }
+            End::Producer(Producer { relay: None, .. })
+            | End::Consumer(Consumer { outflow: None, .. }) => {}
         }
         let Some(conn) = self.conns.get_mut(link.conn) else { return };
         conn.links.remove(link.id);
@@ -550,7 +570,7 @@ impl Shard {
     }
 
     /// Drops a connection whose socket is gone.
-    fn forget_connection(&mut self, id: ConnId) {
+    fn forget_connection(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get(id) else { return };
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
         for key in links {
@@ -563,7 +583,7 @@ impl Shard {
                 self.deadlines.remove(&(at, id));
             }
             if conn.temporary_queues > 0 {
-                self.orphan(id);
+                self.orphan(now, id);
             }
         }
         self.actions.push_back(Action::Close(id));
@@ -591,19 +611,12 @@ impl Shard {
         }
     }
 
-    /// Events that came of transmitting (room to send again).
-    fn pump_quietly(&mut self, now: Instant, id: ConnId) {
-        while let Some(event) = self.conns.get_mut(id).and_then(|conn| conn.amqp.poll_event()) {
-            self.amqp_event(now, id, event);
-        }
-    }
-
     /// Back-pressure, deadline and end of a connection, after anything happened to it.
     fn watch(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         let finished = conn.amqp.is_finished() || (conn.over && conn.amqp.is_drained());
         if finished && !conn.sending {
-            self.forget_connection(id);
+            self.forget_connection(now, id);
             return;
         }
         let pause = !conn.amqp.wants_read() || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX;
@@ -733,6 +746,13 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
         Refusal::TooLarge => {
             Error::new(Condition::MessageSizeExceeded, "the message cannot be stored")
         }
+        Refusal::HeadTooLong(bytes_max) => Error::new(
+            Condition::ResourceLimitExceeded,
+            format!(
+                "header, delivery annotations and message annotations of a message that is stored \
+                 in fragments may be {bytes_max} bytes together; say less in them"
+            ),
+        ),
         Refusal::Stopping => Error::new(Condition::ConnectionForced, "the broker is stopping"),
         Refusal::Malformed(what) => Error::new(Condition::DecodeError, what.as_str()),
         Refusal::NotYours => Error::new(

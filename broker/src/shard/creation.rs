@@ -188,7 +188,7 @@ impl Shard {
             self.temporaries.begin(id, temporary);
             // Its owner may have gone before its queue came.
             if !self.conns.contains_key(temporary.owner.1) {
-                self.orphan(temporary.owner.1);
+                self.orphan(now, temporary.owner.1);
             }
         }
         self.adopt_queue(now, id, &record.name);

@@ -44,7 +44,7 @@ use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
 use crate::limits::{
-    EXPIRE_STEP, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PRESSURE_LOG_EVERY, PURGE_PAUSE,
+    EXPIRE_STEP, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PRESSURE_LOG_EVERY,
 };
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
@@ -76,6 +76,8 @@ pub(super) struct Moves {
     doubles: Vec<CopyRef>,
     /// Shards that have told them.
     told: u16,
+    /// We have not told ours.
+    untold: bool,
 }
 
 /// One message on its way.
@@ -156,14 +158,10 @@ impl Shard {
         }
     }
 
-    /// When something may expire next. Who stops lets nothing expire.
-    pub(super) fn expiry_due(&self) -> Option<Instant> {
-        let (unix_ms, _) = self.state.next_expiry()?;
-        self.lets_expire().then(|| self.config.clock.when(unix_ms))
-    }
-
-    fn lets_expire(&self) -> bool {
-        matches!(self.phase, Phase::Serving) && !self.config.canaries.has(Canary::NeverExpires)
+    /// When something may expire, or is to be delivered, next. Who stops lets neither happen.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let unix_ms = self.state.next_due()?;
+        matches!(self.phase, Phase::Serving).then(|| self.config.clock.when(unix_ms))
     }
 
     /// Whether something may be sent on its way at once.
@@ -172,22 +170,23 @@ impl Shard {
         room && !self.moves.waiting.is_empty() && matches!(self.phase, Phase::Serving)
     }
 
-    /// What is over goes, before anything is dispatched: so much at once, the rest in the next
-    /// turn.
-    pub(super) fn step_expiry(&mut self, now: Instant) {
+    /// What is over goes, before anything is dispatched, and what is to be delivered from now on is
+    /// available: so much at once, the rest in the next turn.
+    pub(super) fn step_due(&mut self, now: Instant) {
         while let Some(id) = self.overdue_queues.pop() {
             self.dirty_queues.insert(id);
         }
-        if self.expiry_due().is_none_or(|due| now < due) {
+        if self.next_due().is_none_or(|due| now < due) {
             return;
         }
         let unix_ms = self.config.clock.unix_ms(now);
         let mut left = EXPIRE_STEP;
         while left > 0
-            && let Some((id, count)) = self.state.expire_next(unix_ms, left)
+            && let Some((id, count)) = self.state.come_due(unix_ms, left)
         {
             left = left.saturating_sub(count.max(1));
             self.moves.waiting.insert(id);
+            self.dirty_queues.insert(id);
         }
     }
 
@@ -235,7 +234,7 @@ impl Shard {
                 None => drop(self.moves.waiting.remove(&id)),
             }
         }
-        self.moves.begin_at = Some(now + PURGE_PAUSE);
+        self.moves.begin_at = Some(now + GRADUAL_PAUSE);
     }
 
     fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving) {
@@ -268,6 +267,15 @@ impl Shard {
     /// What the log says of it is committed: its sequence is its for ever.
     pub(super) fn movable(&mut self, id: QueueId, sequence: Sequence) {
         self.moves.ready.push((id, sequence));
+    }
+
+    /// The bytes of a message that leaves were read: for its way, or before it was known to leave,
+    /// and then it may have been sent, or what the log says of it is not committed.
+    pub(super) fn has_bytes(&mut self, id: QueueId, sequence: Sequence) {
+        let moving = self.moves.under_way.get(&(id, sequence));
+        if moving.is_some_and(|moving| moving.stage == Stage::Read) {
+            self.movable(id, sequence);
+        }
     }
 
     /// It goes, as soon as there is a queue that it can go to.
@@ -475,8 +483,23 @@ impl Shard {
 
 /// After recovery.
 impl Shard {
+    /// They are to be told, once nothing can take them back.
+    pub(super) fn owe_arrivals(&mut self) {
+        self.moves.untold = true;
+        self.tell_arrivals_if_kept();
+    }
+
+    /// Tells them when what the log held at its start is committed. Nobody serves before, so
+    /// nothing is shown, settled or answered for on the strength of a tail that a pair may lose.
+    pub(super) fn tell_arrivals_if_kept(&mut self) {
+        if self.moves.untold && self.keeps_what_it_found() {
+            self.moves.untold = false;
+            self.tell_arrivals();
+        }
+    }
+
     /// Tells every shard which hidden copies of its messages are here.
-    pub(super) fn tell_arrivals(&mut self) {
+    fn tell_arrivals(&mut self) {
         let mut of: Vec<Vec<(Origin, CopyRef)>> = vec![Vec::new(); usize::from(self.config.shards)];
         let mut strangers = Vec::new();
         let mut origins = BTreeSet::new();

@@ -7,6 +7,8 @@
 //! A client may give two thousand million credits; the home shard gets at most `CONSUMER_WINDOW` of
 //! them at a time. What came and cannot be sent yet waits in the stash, inside that window.
 //!
+//! A message in fragments is sent as they are fetched (`outflow.rs`).
+//!
 //! A drain is exact: the home sends what there is and says what credit was left. Nothing left means
 //! that the window was the limit, so the next window is asked for; some left means that the queue
 //! is empty, and the client is told.
@@ -23,6 +25,7 @@ use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
 use amqp::message::{Head, write_header};
 use amqp::session::SessionId;
+use bytes::Bytes;
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
 
 use super::Shard;
@@ -144,7 +147,7 @@ impl Shard {
     }
 
     /// Tells a queue's home what a consumer says of a message.
-    fn post_verdict(
+    pub(super) fn post_verdict(
         &mut self,
         now: Instant,
         (home, queue): (ShardId, QueueId),
@@ -188,12 +191,18 @@ impl Shard {
         };
         let Some(conn) = self.conns.get_mut(conn_id) else { return };
         let mut presettled = Vec::new();
+        let mut flows = consumer.outflow.is_some();
         while let Some(next) = consumer.stash.front() {
+            let Some(message) = &next.message else {
+                flows = true;
+                break;
+            };
             if conn.amqp.transmit_bytes_pending() > TRANSMIT_BYTES_HIGH {
                 conn.stalled = true;
                 break;
             }
-            match send_one(&mut conn.amqp, id, next, consumer.presettled, &mut self.head) {
+            let how = (next, consumer.presettled);
+            match send_one(&mut conn.amqp, id, message, how, &mut self.head) {
                 Ok(delivery) => {
                     let sent = consumer.stash.pop_front().expect("it was at the front");
                     if consumer.browses {
@@ -250,6 +259,9 @@ impl Shard {
             self.post(home, Mail::Credit { queue, consumer: consumer_ref, more, drain });
         }
         self.touch(conn_id);
+        if flows {
+            self.want_flow(now, key);
+        }
     }
 }
 
@@ -267,25 +279,27 @@ fn window(consumer: &Consumer, credit: u32) -> u32 {
 fn send_one(
     amqp: &mut amqp::connection::Connection,
     id: LinkId,
-    stashed: &Stashed,
-    presettled: bool,
+    message: &Bytes,
+    (stashed, presettled): (&Stashed, bool),
     head: &mut Vec<u8>,
 ) -> Result<DeliveryId, SendError> {
+    let from = write_head(stashed, message, head);
+    amqp.send_shared(id, head, (message, from), presettled)
+}
+
+/// Writes what comes before the bytes of a message, of which the first are enough, that are sent on
+/// as they are. Gives where these begin.
+pub(super) fn write_head(stashed: &Stashed, message: &[u8], head: &mut Vec<u8>) -> usize {
+    head.clear();
     // It was scanned when it came in; if this version reads it otherwise, it goes out as it is.
-    let Ok(read) = Head::read(&stashed.message) else {
-        return amqp.send_shared(id, &[], (&stashed.message, 0), presettled);
-    };
+    let Ok(read) = Head::read(message) else { return 0 };
     let mut header = read.fields;
     header.delivery_count = (stashed.delivery_count > 0).then_some(stashed.delivery_count);
     header.first_acquirer = stashed.first_acquirer.then_some(true);
-    head.clear();
     write_header(&header, head);
-    let mut from = read.forwarded_from;
-    if let Some(added) = &stashed.added {
-        // Sections that cannot be told apart go out as they came.
-        from = added.write_section(&stashed.message, head).unwrap_or(from);
-    }
-    amqp.send_shared(id, head, (&stashed.message, from), presettled)
+    // Sections that cannot be told apart go out as they came.
+    let added = stashed.added.as_ref().and_then(|added| added.write_section(message, head).ok());
+    added.unwrap_or(read.forwarded_from)
 }
 
 fn outcome_of(outcome: &AmqpOutcome) -> Outcome {
@@ -355,7 +369,7 @@ impl Shard {
             self.state.break_order();
         }
         // Most often nothing is.
-        let are_overdue = self.expiry_due().is_some_and(|due| due <= now);
+        let are_overdue = self.next_due().is_some_and(|due| due <= now);
         while let Some(id) = self.dirty_queues.pop_first() {
             if are_overdue && self.is_overdue(now, id) {
                 self.overdue_queues.push(id);
@@ -543,12 +557,13 @@ impl Shard {
 
     /// A consumer goes: what it held is requeued, and it is answered when everything that it
     /// settled before is committed.
-    pub(super) fn unconsume(&mut self, id: QueueId, consumer: LinkRef) {
+    pub(super) fn unconsume(&mut self, now: Instant, id: QueueId, consumer: LinkRef) {
         let level = self.state.catalogue.get(id).map(|record| record.level);
         if let Some(queue) = self.state.queue_mut(id) {
             queue.detach(consumer);
             self.dirty_queues.insert(id);
         }
+        self.begin_return(now, id);
         let answer = Answer::Unconsumed(consumer);
         match level {
             Some(level) => self.answer_behind_all(level, answer),

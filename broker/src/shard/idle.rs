@@ -127,10 +127,10 @@ impl Shard {
     }
 
     /// A queue that lived here is gone for good.
-    pub(super) fn bury(&mut self, queue: QueueId) {
+    pub(super) fn bury(&mut self, now: Instant, queue: QueueId) {
         self.idle.forget(queue);
         if self.state.queue(queue).is_some() {
-            self.forget_queue(queue);
+            self.forget_queue(now, queue);
             self.abandon_purge(queue);
         }
     }

@@ -14,32 +14,37 @@
 //! memory that counts) for a journal that is behind: nothing is dropped, nothing overtakes.
 
 use std::collections::VecDeque;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Instant;
 
+use amqp::codec::DecodeError;
 use amqp::delivery::{DeliveryId, Outcome as AmqpOutcome};
 use amqp::link::LinkId;
-use amqp::message::{self, Survey};
+use amqp::message::{self, Sections, Survey};
 use bytes::Bytes;
 use journal::limits::{BACKLOG_BYTES_MAX, RECORD_HEADER_BYTES};
-use journal::{AppendError, Level, Lsn, QueueId, Record, RecordKind, Room, ShardId, Urgency};
+use journal::{
+    AppendError, Journal, Level, Lsn, QueueId, Record, RecordKind, Room, ShardId, Urgency,
+};
 
 use super::connections::error_of;
 use super::link::{End, LinkPhase};
 use super::relay::Relayed;
 use super::{Phase, Shard};
-use crate::apply::{Effect, Stored};
+use crate::apply::{ApplyError, Effect, Stored};
 use crate::canary::Canary;
+use crate::delivery_time;
 use crate::duplicates::{self, DuplicateId};
 use crate::event::ConnId;
 use crate::limits::{
-    FULL_HOLD, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY, PRESSURE_SIXTEENTHS,
-    PRODUCER_CREDIT, RELIEF_SIXTEENTHS,
+    FULL_HOLD, HEAD_BYTES_MAX, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY,
+    PRESSURE_SIXTEENTHS, PRODUCER_CREDIT, RELIEF_SIXTEENTHS,
 };
 use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Refusal, Token, Whence};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{Admission, PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
+use crate::queue::{Admission, Chain, Large, PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
+use crate::setback::behind_annotations;
 use crate::settings::FullPolicy;
 
 /// A message as it came off a link.
@@ -137,6 +142,7 @@ impl From<Refusal> for Untaken {
 }
 
 impl Shard {
+    #[inline(always)]
     pub(super) fn transfer(&mut self, now: Instant, id: ConnId, link: LinkId, transfer: Transfer) {
         let is_stopping = matches!(self.phase, Phase::Stopping | Phase::Stopped);
         let Some(conn) = self.conns.get_mut(id) else { return };
@@ -145,19 +151,25 @@ impl Shard {
         let (LinkPhase::Open, End::Producer(producer)) = (&found.phase, &mut found.end) else {
             return;
         };
-        let survey = match survey(is_stopping, &transfer) {
-            Ok(survey) => survey,
-            Err(refusal) => {
-                self.counters.refused_total += 1;
-                if !transfer.settled {
-                    self.refuse_delivery(key, transfer.delivery, &refusal);
+        let fragment_bytes_max = self.journal.as_ref().map_or(0, Journal::fragment_bytes_max);
+        let is_whole = transfer.message.len() <= fragment_bytes_max;
+        let is_usual = is_whole && transfer.message_format == 0 && !is_stopping;
+        let traits = if is_usual && message::is_plain(&transfer.message) {
+            Traits::default()
+        } else {
+            let unix_ms = || self.config.clock.unix_ms(now);
+            match look_over(is_stopping, &transfer, fragment_bytes_max, unix_ms) {
+                Ok(traits) => traits,
+                Err(refusal) => {
+                    self.counters.refused_total += 1;
+                    if !transfer.settled {
+                        self.refuse_delivery(key, transfer.delivery, &refusal);
+                    }
+                    // All others top the credit up when they are answered.
+                    return self.grant(key);
                 }
-                // All others top the credit up when they are answered.
-                return self.grant(key);
             }
         };
-        let unix_ms = || self.config.clock.unix_ms(now);
-        let traits = traits_of(&survey, &transfer.message, unix_ms);
         // One that was sent settled is answered too, though its client hears nothing of it: it
         // counts until its home has taken it, or credit would bound nothing.
         let (queue, home, message) = (found.queue, found.home, transfer.message);
@@ -208,28 +220,31 @@ impl Shard {
 
     /// A message for a queue that lives here. While the journal cannot take it, it waits, in order.
     #[inline(always)]
-    pub(super) fn publish(&mut self, now: Instant, publish: Publish) {
+    pub(super) fn publish(&mut self, now: Instant, mut publish: Publish) {
         if self.memory_bytes() + publish.memory_bytes() > self.config.memory_bytes_max {
             self.refuse_publish(publish.whence, Refusal::MemoryFull);
-        } else if self.parked.queue.is_empty() {
-            self.append_or_park(now, publish);
-        } else {
+        } else if !self.parked.queue.is_empty() {
             self.parked.push_back(publish);
+        } else if !self.append_or_refuse(now, &mut publish) {
+            self.parked.push_front(publish);
         }
     }
 
     /// The journal may take again what it could not take before.
     pub(super) fn step_parked(&mut self, now: Instant) {
-        while let Some(publish) = self.parked.pop_front() {
-            if !self.append_or_park(now, publish) {
+        while let Some(mut publish) = self.parked.pop_front() {
+            if !self.append_or_refuse(now, &mut publish) {
+                self.parked.push_front(publish);
                 break;
             }
         }
     }
 
-    #[inline]
-    fn append_or_park(&mut self, now: Instant, mut publish: Publish) -> bool {
-        match self.append_message(now, &mut publish) {
+    /// Appends a message, or answers that it is not taken; false where it has to wait. By
+    /// reference: it is more than a hundred bytes, and stays where it is.
+    #[inline(never)]
+    fn append_or_refuse(&mut self, now: Instant, publish: &mut Publish) -> bool {
+        match self.append_message(now, publish) {
             Ok(()) => true,
             Err(Untaken::Refused(refusal)) => {
                 if refusal == Refusal::DiskFull {
@@ -245,10 +260,7 @@ impl Shard {
                 }
                 true
             }
-            Err(Untaken::Busy) => {
-                self.parked.push_front(publish);
-                false
-            }
+            Err(Untaken::Busy) => false,
         }
     }
 
@@ -300,7 +312,7 @@ impl Shard {
         duplicate_id: Option<&DuplicateId>,
     ) -> Result<(), Untaken> {
         let Publish { queue: id, whence, message, traits } = publish;
-        let (id, whence, mut traits) = (*id, *whence, *traits);
+        let (id, whence) = (*id, *whence);
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
         let (level, origin) = match whence {
             Whence::Producer(..) => (level, None),
@@ -309,12 +321,18 @@ impl Shard {
         };
         let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
         let sequence = queue.next_sequence();
-        if traits.expiry_unix_ms.is_some() && queue.keeps_expired() {
-            traits.expiry_unix_ms = None;
+        let mut expiry_unix_ms = traits.expiry_unix_ms;
+        if expiry_unix_ms.is_some() && queue.keeps_expired() {
+            expiry_unix_ms = None;
         }
         if self.config.canaries.has(Canary::ExpiresEarly) {
-            traits.expiry_unix_ms = traits.expiry_unix_ms.map(|_| 1);
+            expiry_unix_ms = expiry_unix_ms.map(|_| 1);
         }
+        if self.config.canaries.has(Canary::NeverExpires) {
+            expiry_unix_ms = None;
+        }
+        let is_early = self.config.canaries.has(Canary::DeliveredEarly);
+        let delivery_unix_ms = traits.delivery_unix_ms.filter(|_| !is_early);
         let priority_default = queue.priority_default();
         let admission = queue.admits(message.len());
         match admission {
@@ -331,8 +349,8 @@ impl Shard {
         if priority != PRIORITY_DEFAULT {
             record.parts.priority = Some(priority);
         }
-        traits.priority = Some(priority);
-        record.parts.expiry_unix_ms = traits.expiry_unix_ms;
+        record.parts.expiry_unix_ms = expiry_unix_ms;
+        record.parts.delivery_unix_ms = delivery_unix_ms.map(NonZeroU64::get);
         record.parts.origin = origin.filter(|_| !self.config.canaries.has(Canary::OriginDropped));
         let urgency = if level == Level::Async { Urgency::Window } else { Urgency::Now };
         let appended = match journal.append(now, &record, urgency) {
@@ -343,18 +361,19 @@ impl Shard {
         // Where it is one record, the rest of that is its optional parts.
         let rest = appended.end.since(appended.lsn) - (RECORD_HEADER_BYTES + message.len()) as u64;
         let is_whole = message.len() <= journal.fragment_bytes_max();
-        traits.parts_bytes = is_whole.then_some(rest as u16);
-        let effect = self
-            .state
-            .apply_message(Stored {
-                lsn: appended.lsn,
-                queue: id,
-                sequence,
-                message: std::mem::take(message),
-                traits,
-                origin,
-            })
-            .map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
+        let traits = Traits {
+            priority: Some(priority),
+            expiry_unix_ms,
+            delivery_unix_ms,
+            parts_bytes: is_whole.then_some(rest as u16),
+            ..*traits
+        };
+        let (lsn, message) = (appended.lsn, std::mem::take(message));
+        // Put together where it is needed, so that most often it never is.
+        let stored = || Stored { lsn, queue: id, sequence, message, traits, origin };
+        let applied =
+            if is_whole { self.state.apply_message(stored()) } else { self.apply_split(stored()) };
+        let effect = applied.map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         if let Some(duplicate_id) = duplicate_id {
             let place = appended.lsn..appended.end;
             self.state.apply_duplicate_id(place, id, sequence, duplicate_id);
@@ -362,7 +381,8 @@ impl Shard {
         let answer = match whence {
             Whence::Producer(link, token) => Answer::Published(link, token),
             Whence::Moved(origin) => {
-                Answer::Moved(origin, CopyRef { shard: self.config.shard, queue: id, sequence })
+                let copy = CopyRef { shard: self.config.shard, queue: id, sequence };
+                Answer::Moved(Box::new((origin, copy)))
             }
         };
         let level = appended.answered_at(level);
@@ -371,6 +391,18 @@ impl Shard {
             self.tell_depth(id);
         }
         Ok(())
+    }
+
+    /// What was appended last is in fragments.
+    #[cold]
+    fn apply_split(&mut self, stored: Stored) -> Result<Effect, ApplyError> {
+        let Stored { lsn, queue, sequence, message, traits, origin } = stored;
+        let fragments = self.journal.as_ref().map(Journal::fragments).unwrap_or_default();
+        let chain = Chain::new(fragments);
+        assert_eq!(chain.lsn(), lsn, "the places of what was appended last");
+        let message_bytes = message.len();
+        let large = Large { chain, message: Some(message), message_bytes };
+        self.state.apply_large((queue, sequence), large, traits, origin)
     }
 
     /// A message was here before, in a record that ends at `end`: its producer hears what it heard
@@ -404,7 +436,7 @@ impl Shard {
     }
 
     /// A transfer is committed: it is answered, and its link gets what waited for that.
-    #[inline]
+    #[inline(always)]
     pub(super) fn accept_transfer(&mut self, at: LinkRef, token: Token) {
         let Some(link) = self.links.get_mut(at.key) else { return };
         let End::Producer(producer) = &mut link.end else { return };
@@ -526,9 +558,14 @@ fn is_let_in(policy: FullPolicy, whence: Whence) -> Result<(), Untaken> {
     }
 }
 
-/// Looks a message over, or says why it is not taken.
-#[inline(always)]
-fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
+/// Looks a message over: what a queue has to know of it, or why it is not taken.
+#[inline(never)]
+fn look_over(
+    is_stopping: bool,
+    transfer: &Transfer,
+    fragment_bytes_max: usize,
+    unix_ms: impl Fn() -> u64,
+) -> Result<Traits, Refusal> {
     if is_stopping {
         return Err(Refusal::Stopping);
     }
@@ -538,8 +575,26 @@ fn survey(is_stopping: bool, transfer: &Transfer) -> Result<Survey, Refusal> {
             transfer.message_format
         )));
     }
-    message::check(&transfer.message)
-        .map_err(|error| Refusal::Malformed(format!("the message cannot be decoded: {error}")))
+    let survey = message::check(&transfer.message).map_err(undecodable)?;
+    if transfer.message.len() > fragment_bytes_max {
+        check_head(&transfer.message, fragment_bytes_max)?;
+    }
+    Ok(traits_of(&survey, &transfer.message, unix_ms))
+}
+
+#[cold]
+fn undecodable(error: DecodeError) -> Refusal {
+    Refusal::Malformed(format!("the message cannot be decoded: {error}"))
+}
+
+/// Whether the first fragment of a message holds what is written anew when it goes out, and what
+/// is added to that.
+#[cold]
+fn check_head(message: &[u8], fragment_bytes_max: usize) -> Result<(), Refusal> {
+    let bytes_max = HEAD_BYTES_MAX.min(fragment_bytes_max / 4 * 3);
+    let sections = Sections::scan_annotations(message).map_err(undecodable)?;
+    let is_short = behind_annotations(&sections) <= bytes_max;
+    is_short.then_some(()).ok_or(Refusal::HeadTooLong(bytes_max))
 }
 
 /// What a queue has to know of a message. Of `ttl` and absolute expiry the sooner counts [3.2.1,
@@ -556,6 +611,9 @@ fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Trai
             (Some(by_ttl), Some(absolute)) => Some(by_ttl.min(absolute)),
             (by_ttl, absolute) => by_ttl.or(absolute),
         },
+        delivery_unix_ms: survey
+            .message_annotations(message)
+            .and_then(|annotations| delivery_time::find(&annotations, unix_ms)),
         duplicate_id_at: duplicates::find(survey, message),
         parts_bytes: None,
     }
@@ -581,6 +639,7 @@ fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
         | Refusal::TooManyQueues
         | Refusal::TooManyConsumers
         | Refusal::TooLarge
+        | Refusal::HeadTooLong(_)
         | Refusal::Malformed(_)
         | Refusal::Address(_)
         | Refusal::Property(_)

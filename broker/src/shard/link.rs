@@ -60,6 +60,8 @@ pub(crate) struct Conn {
     pub(crate) spare: Vec<u8>,
     /// Some stash waits for the engine's bytes to be taken.
     pub(crate) stalled: bool,
+    /// The link of a session that fetches a message, or was the last to.
+    pub(crate) flows: BTreeMap<SessionId, LinkKey>,
     /// It has attached to nothing yet, and its host can carry it.
     pub(crate) may_move: bool,
     /// Temporary queues that it owns, or has asked for.
@@ -202,6 +204,12 @@ pub(crate) struct Consumer {
     pub(crate) at_home: u32,
     /// Messages that came and are not sent: the engine's window is closed.
     pub(crate) stash: VecDeque<Stashed>,
+    /// The message that is fetched and sent in fragments.
+    pub(crate) outflow: Option<Box<super::outflow::Outflow>>,
+    /// How many it has begun to fetch.
+    pub(crate) flows: u32,
+    /// Fragments that were asked for, of this message or one before, and are not answered.
+    pub(crate) fetching: u16,
     /// Sent, not settled.
     pub(crate) unsettled: Sent,
     /// The outcome came unsettled; the answer waits for the commit.
@@ -248,7 +256,8 @@ pub(crate) enum Drain {
 #[derive(Debug)]
 pub(crate) struct Stashed {
     pub(crate) sequence: Sequence,
-    pub(crate) message: Bytes,
+    /// None: it is fetched in fragments.
+    pub(crate) message: Option<Bytes>,
     pub(crate) delivery_count: u32,
     pub(crate) first_acquirer: bool,
     pub(crate) added: Option<Added>,

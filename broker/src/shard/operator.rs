@@ -1,8 +1,9 @@
 //! Operators' questions and commands, as far as one shard can answer them.
 //!
-//! A purge works in steps of `PURGE_STEP` settlements, so that a long queue never stalls the loop,
-//! and is answered when the last of them is committed. It takes what was available when it was
-//! asked for, and what no other queue takes: messages at consumers and later ones stay.
+//! A purge walks over its queue once, by sequence, a little at a time (`gradual.rs`), by turns with
+//! others, and is answered when the last of its settlements is committed. It takes what nobody held
+//! when it was asked for, what waits for its time, and what no other queue takes: messages at
+//! consumers and later ones stay. A crash leaves what was not settled yet.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,11 +13,11 @@ use journal::{QueueId, Sequence, Urgency};
 use super::Shard;
 use super::link::End;
 use crate::admin::{AdminId, AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats};
+use crate::canary::Canary;
 use crate::event::{Action, ConnId};
-use crate::limits::{PURGE_PAUSE, PURGE_STEP};
 use crate::mail::level_name;
 use crate::pending::Answer;
-use crate::queue::SlotState;
+use crate::queue::{Queue, SlotState};
 
 /// What is counted since the process started.
 #[derive(Debug, Default)]
@@ -43,18 +44,28 @@ pub(super) struct Counters {
 #[derive(Debug, Default)]
 pub(super) struct Purges {
     by_queue: BTreeMap<QueueId, Purge>,
-    /// When the next step is due, if any purge has one to make.
-    due: Option<Instant>,
+    /// Whose turn was last.
+    last: QueueId,
 }
 
 impl Purges {
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.due
+    /// Whether a step is to be made.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.next().is_some()
+    }
+
+    /// Whose turn is next of those that are not through.
+    fn next(&self) -> Option<QueueId> {
+        let behind = self.by_queue.range(QueueId(self.last.0 + 1)..);
+        let mut by_turns = behind.chain(self.by_queue.range(..=self.last));
+        by_turns.find(|(_, purge)| !purge.ended).map(|(id, _)| *id)
     }
 }
 
 #[derive(Debug)]
 struct Purge {
+    /// Messages before this were looked at.
+    from: Sequence,
     below: Sequence,
     count: u64,
     askers: Vec<AdminId>,
@@ -103,7 +114,7 @@ impl Shard {
     }
 
     fn queue_stats(&self) -> Vec<QueueStat> {
-        let here = |queue: &crate::queue::Queue| {
+        let here = |queue: &Queue| {
             let record = self.state.catalogue.get(queue.id())?;
             Some(QueueStat {
                 id: queue.id(),
@@ -199,70 +210,79 @@ impl Shard {
 
     fn begin_purge(&mut self, now: Instant, name: &str, asker: AdminId) -> bool {
         let Some(id) = self.named_here(name) else { return false };
-        let Some(queue) = self.state.queue_mut(id) else { return false };
-        queue.wake_all();
+        let Some(queue) = self.state.queue(id) else { return false };
         let below = queue.next_sequence();
-        let purge = self.purges.by_queue.entry(id).or_insert_with(|| Purge {
+        let purge = self.gradual.purges.by_queue.entry(id).or_insert_with(|| Purge {
+            from: Sequence(0),
             below,
             count: 0,
             askers: Vec::new(),
             ended: false,
             awaited: 0,
         });
-        self.purges.due = Some(now);
-        purge.below = below;
+        // What came back meanwhile lies behind those that were looked at.
+        (purge.from, purge.below) = (Sequence(0), below);
         purge.ended = false;
         purge.askers.push(asker);
+        self.gradual.begin(now);
         true
     }
 
-    /// One step of each purge under way, and a pause: what else happens goes on between them.
-    pub(super) fn step_purges(&mut self, now: Instant) {
-        if self.purges.due.is_none_or(|due| now < due) {
-            return;
+    /// One step of the purges under way, by turns; gives how many of so many messages are left.
+    pub(super) fn step_purges(&mut self, now: Instant, mut left: usize) -> usize {
+        while left > 0
+            && let Some(id) = self.gradual.purges.next()
+        {
+            left = left.saturating_sub(self.step_purge(now, id, left));
         }
-        self.purges.due = None;
-        let active: Vec<QueueId> = self
-            .purges
-            .by_queue
-            .iter()
-            .filter(|(_, purge)| !purge.ended)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in active {
-            self.step_purge(now, id);
-        }
+        left
     }
 
-    fn step_purge(&mut self, now: Instant, id: QueueId) {
-        let Some(level) = self.state.catalogue.get(id).map(|record| record.level) else { return };
-        let Some(below) = self.purges.by_queue.get(&id).map(|purge| purge.below) else { return };
-        let mut taken = self.take_refused(id, below, PURGE_STEP);
-        if let Some(queue) = self.state.queue_mut(id) {
-            while taken.len() < PURGE_STEP {
-                let Some(sequence) = queue.take_for_purge(below) else { break };
-                taken.push(sequence);
-            }
+    /// Looks at up to `count_max` messages; gives at how many, and one for itself.
+    fn step_purge(&mut self, now: Instant, id: QueueId, count_max: usize) -> usize {
+        self.gradual.purges.last = id;
+        let Some(purge) = self.gradual.purges.by_queue.get(&id) else { return 1 };
+        let mut below = purge.below;
+        if self.config.canaries.has(Canary::PurgeTakesNewer) {
+            below = self.state.queue(id).map_or(below, Queue::next_sequence);
         }
-        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
+        let range = purge.from..below;
+        let level = self.state.catalogue.get(id).map(|record| record.level);
+        let Some((level, queue)) = level.zip(self.state.queue_mut(id)) else {
+            self.abandon_purge(id);
+            return 1;
+        };
+        if queue.is_returning() {
+            // What a consumer gives back was there when the purge was asked for.
+            return count_max;
+        }
+        let (mut taken, from) = queue.take_for_purge(range, count_max);
+        let mut ended = from == below;
+        if ended {
+            let refused = self.take_refused(id, below, count_max);
+            ended = refused.len() < count_max;
+            taken.extend(refused);
+        }
+        let Some(purge) = self.gradual.purges.by_queue.get_mut(&id) else { return 1 };
+        purge.from = from;
         purge.count += taken.len() as u64;
-        purge.ended = taken.len() < PURGE_STEP;
-        let ended = purge.ended;
+        purge.ended = ended;
         purge.awaited += u32::from(ended);
-        if !ended {
-            self.purges.due = Some(now + PURGE_PAUSE);
-        }
+        let looked_at = if ended { taken.len() + 1 } else { count_max };
         for sequence in taken {
             self.append_settle(now, id, level, sequence, Answer::Nobody, Urgency::Window);
         }
-        if ended {
+        if ended && self.config.canaries.has(Canary::PurgeAnsweredEarly) {
+            self.purged(id);
+        } else if ended {
             self.answer_behind_all(level, Answer::Purged(id));
         }
+        looked_at
     }
 
     /// A queue is gone: whoever waits for its purge hears how far that came.
     pub(super) fn abandon_purge(&mut self, id: QueueId) {
-        let Some(purge) = self.purges.by_queue.remove(&id) else { return };
+        let Some(purge) = self.gradual.purges.by_queue.remove(&id) else { return };
         for asker in purge.askers {
             let reply = AdminReply::Purged(Some(purge.count));
             self.actions.push_back(Action::AdminReply { id: asker, reply });
@@ -270,12 +290,12 @@ impl Shard {
     }
 
     pub(super) fn purged(&mut self, id: QueueId) {
-        let Some(purge) = self.purges.by_queue.get_mut(&id) else { return };
+        let Some(purge) = self.gradual.purges.by_queue.get_mut(&id) else { return };
         purge.awaited -= 1;
         if !purge.ended || purge.awaited > 0 {
             return;
         }
-        let Some(purge) = self.purges.by_queue.remove(&id) else { return };
+        let Some(purge) = self.gradual.purges.by_queue.remove(&id) else { return };
         for asker in purge.askers {
             let reply = AdminReply::Purged(Some(purge.count));
             self.actions.push_back(Action::AdminReply { id: asker, reply });

@@ -14,15 +14,17 @@
 //! side by side: each part of the log once, not once for each of them. What is ahead of a queue is
 //! bounded, and all of it together; so none waits for another longer than for that.
 //!
+//! A message in fragments is read fragment by fragment, by the same reads.
+//!
 //! Producers are held back by what can't be paged out alone: the index, what is not committed, what
-//! is in fragments, what is being sent. All this stays below the pressure of `ingress.rs`.
+//! is being sent. All this stays below the pressure of `ingress.rs`.
 //!
 //! Invariants: a read under way keeps its segment in the log, so what comes back was written there
 //! as a message's record, and only whether the message has it still is to be asked; bytes are
 //! believed only with their checksum, queue and sequence. A read that fails poisons the journal:
 //! what was acknowledged is not there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -51,12 +53,23 @@ pub(super) struct Paging {
     is_low: bool,
     /// What others than dispatch wait for.
     wanted: Vec<(QueueId, Sequence)>,
+    /// Records that were somewhere else by the time that they were read.
+    again: Vec<Wanted>,
+    /// Messages in fragments that are read whole, and their bytes: few at a time, for what is read
+    /// counts against the memory bound only when all of it is there.
+    gathering: BTreeMap<(QueueId, Sequence), u64>,
     reads: Vec<Reading>,
     peeks: Vec<Peek>,
     lap: Option<Lap>,
     /// Memory is short: when the next step is made.
     shed_at: Option<Instant>,
     pub(super) counters: Paged,
+}
+
+impl Paging {
+    fn gathering_bytes(&self) -> u64 {
+        self.gathering.values().sum()
+    }
 }
 
 /// What was done since the process started.
@@ -70,6 +83,8 @@ pub struct Paged {
     pub reads_total: u64,
     /// Bytes of these reads.
     pub read_bytes_total: u64,
+    /// Fragments of messages that were read as they were sent.
+    pub fetched_total: u64,
     /// Times that dispatch had to wait for a read.
     pub waits_total: u64,
 }
@@ -202,19 +217,36 @@ impl Shard {
 
     /// Begins the reads that are needed, unless enough are under way.
     pub(super) fn step_read_back(&mut self) {
-        if !self.paging.is_low && self.paging.wanted.is_empty() {
+        let Paging { is_low, wanted, again, .. } = &self.paging;
+        if !is_low && wanted.is_empty() && again.is_empty() {
             return;
         }
         if self.paging.reads.len() >= READ_BACKS_MAX {
             return;
         }
+        let is_gathered = |(id, sequence): &(QueueId, Sequence)| {
+            self.state.queue(*id).is_some_and(|queue| queue.is_gathering(*sequence))
+        };
+        self.paging.gathering.retain(|place, _| is_gathered(place));
         let window_bytes = self.read_ahead_bytes();
         let Self { paging, state, journal, .. } = self;
         let Some(journal) = journal else { return };
         let mut wanted = Vec::new();
+        let gather_max = self.config.memory_bytes_max / READ_AHEAD_SHARE;
         for (id, sequence) in std::mem::take(&mut paging.wanted) {
-            wanted.extend(state.queue_mut(id).and_then(|queue| queue.ask(sequence)));
+            let Some(queue) = state.queue_mut(id) else { continue };
+            let bytes = queue.message_bytes(sequence).unwrap_or_default() as u64;
+            if queue.chain(sequence).is_none() {
+                queue.ask(sequence, &mut wanted);
+            } else if paging.gathering.is_empty() || paging.gathering_bytes() + bytes <= gather_max
+            {
+                queue.ask(sequence, &mut wanted);
+                paging.gathering.insert((id, sequence), bytes);
+            } else {
+                paging.wanted.push((id, sequence));
+            }
         }
+        wanted.append(&mut paging.again);
         if std::mem::take(&mut paging.is_low) {
             paging.active.retain(|id| {
                 let queue = state.queue_mut(*id);
@@ -240,6 +272,7 @@ impl Shard {
                     let reading = self.paging.reads.swap_remove(at);
                     self.take_read_back(&reading, &buf);
                 }
+                None if self.take_fetched(id, &buf) => {}
                 None => self.take_scanned(id, &buf),
             }
         }
@@ -262,20 +295,22 @@ impl Shard {
                 Filled::Held(state) => {
                     self.paging.counters.in_total += 1;
                     if state == SlotState::Moving {
-                        self.movable(wanted.queue, wanted.sequence);
+                        self.has_bytes(wanted.queue, wanted.sequence);
                     } else {
                         self.dirty_queues.insert(wanted.queue);
                     }
                 }
-                Filled::Needless => {}
-                Filled::Moved => self.want_bytes(wanted.queue, wanted.sequence),
-                Filled::Damaged => return self.damaged(wanted),
+                Filled::Part | Filled::Needless => {}
+                Filled::Moved(wanted) => self.paging.again.push(wanted),
+                Filled::Damaged => {
+                    return self.damaged(wanted.queue, wanted.sequence, wanted.lsn);
+                }
             }
         }
     }
 
-    fn damaged(&mut self, wanted: &Wanted) {
-        let Wanted { queue, sequence, lsn, .. } = wanted;
+    /// What was durable is not what was written there.
+    pub(super) fn damaged(&mut self, queue: QueueId, sequence: Sequence, lsn: Lsn) {
         self.fatal(Fatal::JournalDamaged(format!(
             "shard {}: message {} of queue {} was durable at LSN {lsn}, and what is read there \
              does not check; look at it with `laelaps journal verify`, and restore the directory \
@@ -331,9 +366,13 @@ fn spans(wanted: Vec<Wanted>, segment_bytes: u64) -> Vec<(Span, Vec<Wanted>)> {
 /// The message in a record, if that is the one that was asked for.
 fn payload_of(seed: &LogSeed, wanted: &Wanted, bytes: &[u8]) -> Option<Bytes> {
     let (record, _) = Record::decode(seed, wanted.lsn, bytes).ok()?;
+    let is_whole = record.flags.has(RecordFlags::WHOLE);
+    let is_part = match wanted.fragment {
+        None => is_whole && record.payload.len() == wanted.message_bytes,
+        Some(fragment) => !is_whole && record.fragment == fragment,
+    };
     let is_it = record.kind == RecordKind::Message
-        && record.flags.has(RecordFlags::WHOLE)
-        && (record.queue, record.sequence) == (wanted.queue, wanted.sequence)
-        && record.payload.len() == wanted.message_bytes;
+        && is_part
+        && (record.queue, record.sequence) == (wanted.queue, wanted.sequence);
     is_it.then(|| Bytes::copy_from_slice(record.payload))
 }

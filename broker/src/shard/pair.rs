@@ -19,26 +19,30 @@
 //! Invariants: a shard that stands has no client, and appends nothing. What its state holds is in
 //! its log and committed, or was in the log when it started; a log that was cut is read again from
 //! its head by a new shard. While the other member is required, levels 2 and 3 wait for its marks
-//! of the session that runs. A host asks before each action that it polls of a shard that reigns
-//! whether it [may](Shard::may_work) and the fence is not reached; what it took before may still
-//! happen.
+//! of the session that runs, and a shard whose reign begins serves nobody before that member has
+//! all that the log held then: a live that starts again may have a tail that nobody else has. A
+//! host asks before each action that it polls of a shard that reigns whether it
+//! [may](Shard::may_work) and the fence is not reached; what it took before may still happen.
 //!
 //! Failure: a fault of the peer ends its stream alone. What can't be read or applied here ends the
 //! process.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use journal::{DiskDone, Epoch, Follower, Journal, LogReader, LogSeed, Lsn, SealedBatch};
 use replica::backup::{Backup, BackupEvent, Follows};
-use replica::catchup::{Delta, Tail};
-use replica::live::{Live, LiveEvent, Pressure, Reigning};
+use replica::catchup::{DeltaHead, Piece, Tail};
+use replica::live::{Live, LiveEvent, Reigning};
 use replica::member::{Duty, Hosted, Reign, Round, Service, ShardReport};
 use replica::wire::{Frame, Marks, Reason};
 
 use super::start::fatal_of_apply;
-use super::{Phase, Shard};
+use super::{Phase, Shard, terms};
 use crate::event::{Action, Fatal, earlier};
+use crate::limits::EXPORT_PIECE_BYTES;
 use crate::pending::BackupMarks;
+use crate::server::Server;
 
 /// A connection between the members for one shard, numbered by the host; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,8 +59,12 @@ pub enum PairEvent {
     Disconnected(StreamId),
     /// The other member said something.
     Heard(StreamId, Frame),
-    /// The delta of a [`PairAction::Export`] is durable.
+    /// A piece of the delta of a [`PairAction::Export`] is taken: the next one may come.
+    Taken(Tail),
+    /// All of it is durable.
     Exported(Tail),
+    /// Where clients reach the members: all of them, or none.
+    Servers(Arc<[Server]>),
 }
 
 /// What a shard of a pair asks of its host.
@@ -66,8 +74,9 @@ pub enum PairAction {
     Frame(StreamId, Frame),
     /// Close this stream, once what was to be sent is.
     HangUp(StreamId, Reason),
-    /// Make this durable beside the log; then [`PairEvent::Exported`].
-    Export(Delta),
+    /// Put this piece into a file beside the log; then [`PairEvent::Taken`], or
+    /// [`PairEvent::Exported`] after the last one.
+    Export(Tail, Piece),
     /// The log was cut: make this shard anew of it.
     Cut,
 }
@@ -111,7 +120,12 @@ pub(super) struct Standing {
 #[derive(Debug)]
 struct Export {
     reader: LogReader,
-    delta: Delta,
+    tail: Tail,
+    /// Read, and not handed over.
+    held: Vec<SealedBatch>,
+    held_bytes: usize,
+    /// A piece is on its way into the file.
+    is_awaited: bool,
 }
 
 /// What a shard that reigns has beside its journal.
@@ -119,6 +133,8 @@ struct Export {
 struct Throne {
     epoch: Epoch,
     live: Live,
+    /// Where the log ended when the reign began: served when it is committed as far as here.
+    found: Lsn,
     /// The stream that is in use, and its session.
     stream: Option<(StreamId, u64)>,
     /// The newest requirement, and how far it had committed without that.
@@ -188,10 +204,21 @@ impl Shard {
             PairEvent::Connected(stream) => self.connect_stream(now, stream),
             PairEvent::Disconnected(stream) => self.disconnect_stream(now, stream),
             PairEvent::Heard(stream, frame) => self.hear(now, stream, frame),
+            PairEvent::Taken(tail) => {
+                if let Phase::Standing(standing) = &mut self.phase
+                    && let Some(export) = standing.export.as_mut().filter(|e| e.tail == tail)
+                {
+                    export.is_awaited = false;
+                }
+            }
             PairEvent::Exported(tail) => {
                 if let Phase::Standing(standing) = &mut self.phase {
                     standing.backup.handle_exported(tail);
                 }
+            }
+            PairEvent::Servers(servers) => {
+                self.config.amqp.properties = Some(terms::open_properties(&servers, false));
+                self.secure_open = terms::open_properties(&servers, true);
             }
         }
     }
@@ -322,10 +349,15 @@ impl Shard {
         self.reign_if_ordered();
         let Phase::Standing(standing) = &mut self.phase else { return false };
         if let Some(export) = &mut standing.export {
-            while let Some(batch) = export.reader.poll_batch() {
-                export.delta.batches.push(batch);
+            while export.held_bytes < EXPORT_PIECE_BYTES
+                && let Some(batch) = export.reader.poll_batch()
+            {
+                export.held_bytes += batch.bytes().len();
+                export.held.push(batch);
             }
-            while let Some(op) = export.reader.poll_disk() {
+            if export.held_bytes < EXPORT_PIECE_BYTES
+                && let Some(op) = export.reader.poll_disk()
+            {
                 self.actions.push_back(Action::Disk(op));
             }
         }
@@ -341,7 +373,7 @@ impl Shard {
             self.poisoned(&poison);
             return false;
         }
-        self.finish_export();
+        self.go_on_exporting();
         self.apply_committed();
         self.recycle_standing();
         let Phase::Standing(standing) = &mut self.phase else { return false };
@@ -369,20 +401,32 @@ impl Shard {
         let Some(member) = &mut self.member else { return };
         match event {
             BackupEvent::Export { from, to } => {
-                let delta = Delta {
+                let head = DeltaHead {
                     log: member.follows.identity.log,
                     shard: self.config.shard,
                     from,
                     to,
                     epochs: standing.backup.follower().epochs().clone(),
-                    batches: Vec::new(),
+                    // Who knows the record says it (`FromCore::Export`).
+                    is_overruled: false,
                 };
                 match standing.backup.read(from) {
-                    Some(reader) => standing.export = Some(Export { reader, delta }),
+                    Some(reader) => {
+                        let (tail, held) = (head.tail(), Vec::new());
+                        standing.export =
+                            Some(Export { reader, tail, held, held_bytes: 0, is_awaited: true });
+                        self.say(PairAction::Export(tail, Piece::Head(Box::new(head))));
+                    }
                     None => self.unreadable(&format!("what lies beyond LSN {from} is not there")),
                 }
             }
-            BackupEvent::Cut => self.say(PairAction::Cut),
+            BackupEvent::Cut => {
+                // The shard that is made anew knows of no stream: the next one comes at once.
+                if let Some(stream) = standing.stream.take() {
+                    self.say(PairAction::HangUp(stream, Reason::Replaced));
+                }
+                self.say(PairAction::Cut);
+            }
             BackupEvent::Joined { epoch } => {
                 member.refused = None;
                 tracing::info!(shard = self.config.shard.0, epoch = epoch.0, "follows the live");
@@ -403,15 +447,28 @@ impl Shard {
         self.fatal(Fatal::JournalUnreadable(format!("shard {shard}: {what}")));
     }
 
-    fn finish_export(&mut self) {
+    /// One piece is on its way at a time, so an export of any length costs little memory.
+    fn go_on_exporting(&mut self) {
         let Phase::Standing(standing) = &mut self.phase else { return };
-        let Some(export) = &standing.export else { return };
+        let Some(export) = &mut standing.export else { return };
         if let Some(failed) = export.reader.failed() {
             return self.unreadable(&failed.to_string());
         }
-        if let Some(export) = standing.export.take_if(|export| export.reader.is_over()) {
-            self.say(PairAction::Export(export.delta));
+        let (tail, is_over) = (export.tail, export.reader.is_over());
+        let is_due = is_over || export.held_bytes >= EXPORT_PIECE_BYTES;
+        if export.is_awaited || !is_due {
+            return;
         }
+        export.is_awaited = true;
+        export.held_bytes = 0;
+        let batches = std::mem::take(&mut export.held);
+        let piece = if batches.is_empty() {
+            standing.export = None;
+            Piece::End
+        } else {
+            Piece::Batches(batches)
+        };
+        self.say(PairAction::Export(tail, piece));
     }
 
     fn apply_committed(&mut self) {
@@ -419,7 +476,11 @@ impl Shard {
             let Phase::Standing(standing) = &mut self.phase else { return };
             let Some(batch) = standing.backup.poll_committed() else { return };
             let seed = *standing.backup.follower().seed();
+            let (_, reign) = standing.backup.follower().epochs().newest();
             self.apply_batch(&seed, &batch);
+            if batch.first_lsn() >= reign {
+                self.state.forget_chains_before(reign);
+            }
         }
     }
 
@@ -440,7 +501,8 @@ impl Shard {
         let Phase::Standing(standing) = &mut self.phase else { return };
         while let Some(head) = standing.backup.follower().head_segment() {
             let lives = self.state.messages_in(head.number) > 0
-                || !self.state.facts_up_to(head.number, 1).is_empty();
+                || !self.state.facts_up_to(head.number, 1).is_empty()
+                || self.state.has_chain_before(head.end_lsn);
             if lives || !standing.backup.is_following() {
                 return;
             }
@@ -474,6 +536,7 @@ impl Shard {
             epoch,
             obeyed: required.map(|required| (required.round, live.committed())),
             live,
+            found: end,
             stream: None,
             deposed_by: None,
         };
@@ -502,9 +565,21 @@ impl Shard {
                 let frame = PairAction::Frame(stream, frame);
                 self.actions.push_back(Action::Pair(Box::new(frame)));
             }
-            match throne.live.poll_reader() {
-                Some(from) => throne.live.take_reader(journal.read(from)),
-                None => break,
+            if let Some(from) = throne.live.poll_reader() {
+                throne.live.take_reader(journal.read(from));
+            } else if throne.live.wants_start()
+                && let Some(start) = journal.start()
+            {
+                let (shard, lsn) = (self.config.shard.0, start.head.0);
+                tracing::info!(
+                    shard,
+                    lsn,
+                    "nothing leads from the other member's log to this one: it begins anew where \
+                     this log begins"
+                );
+                throne.live.take_start(Some(start));
+            } else {
+                break;
             }
         }
         while let Some(op) = throne.live.poll_disk() {
@@ -513,6 +588,14 @@ impl Shard {
         let events: Vec<LiveEvent> = std::iter::from_fn(|| throne.live.poll_event()).collect();
         events.into_iter().for_each(|event| self.handle_live(event));
         self.take_marks();
+        self.tell_arrivals_if_kept();
+    }
+
+    /// Whether all that was in the log when it was taken up is there for good: whoever reigns again
+    /// after a crash may have a tail that the member who must have it has not.
+    pub(super) fn keeps_what_it_found(&self) -> bool {
+        let throne = self.member.as_ref().and_then(|member| member.throne.as_ref());
+        throne.is_none_or(|throne| throne.live.committed() >= throne.found)
     }
 
     fn handle_live(&mut self, event: LiveEvent) {
@@ -547,12 +630,23 @@ impl Shard {
         let Some(member) = &self.member else { return false };
         let Some(throne) = &member.throne else { return false };
         let is_short = member.reign().is_some_and(|reign| reign.is_short);
-        is_short || throne.live.pressure() != Pressure::None
+        is_short || throne.live.lags()
     }
 
     /// The segment that a member which follows still has to read.
     pub(super) fn held_segment(&self) -> Option<u64> {
         let hold = self.member.as_ref()?.throne.as_ref()?.live.hold()?;
-        Some(hold.0 / self.config.segment_bytes)
+        // A place at the very end of a segment is that segment's.
+        Some(hold.0.saturating_sub(1) / self.config.segment_bytes)
+    }
+
+    /// The head was given up: a member that still had to read it is not left to read what comes
+    /// into its place.
+    pub(super) fn pair_recycled(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        let head = journal.first_kept();
+        if let Some(throne) = self.throne() {
+            throne.live.handle_recycled(head);
+        }
     }
 }

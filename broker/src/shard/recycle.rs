@@ -50,7 +50,8 @@ impl Shard {
             let Some(head) = self.journal.as_ref().and_then(journal::Journal::head_segment) else {
                 return;
             };
-            // A member that catches up reads there; it is waited for as long as there is room.
+            // A member that catches up reads there, or did a moment ago: as long as there is room
+            // it is waited for, and beyond that it begins anew.
             let is_plenty = self.journal.as_ref().is_some_and(|j| j.room() == Room::Plenty);
             if is_plenty && self.held_segment().is_some_and(|held| held <= head.number) {
                 return;
@@ -77,6 +78,7 @@ impl Shard {
                 if let Some(journal) = &mut self.journal {
                     journal.recycle_head();
                 }
+                self.pair_recycled();
                 self.head_recycled(head.number);
                 continue;
             }

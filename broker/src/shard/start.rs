@@ -9,8 +9,9 @@
 //! that has records here and is not in the catalogue was deleted if its id was given before, and is
 //! damage if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
 //!
-//! What is recovered counts as committed at its level. In a pair that is true only once it is
-//! decided how much of the tail stays: a member stands until then (`pair.rs`).
+//! What is recovered counts as committed at its level. In a pair that is true once whoever must
+//! have it has all of it: until then nobody is told of moved messages, so no shard serves
+//! (`pair.rs`).
 
 use std::time::Instant;
 
@@ -24,12 +25,13 @@ use crate::apply::ApplyError;
 use crate::canary::Canary;
 use crate::catalogue::QueueRecord;
 use crate::event::{Action, Fatal};
+use crate::limits::KEPT_AT_START_SIXTEENTHS;
 use crate::mail::Mail;
 
 impl Shard {
     /// Takes the records that were read, and the end of recovery; whether there was any progress.
     pub(super) fn recover(&mut self, now: Instant) -> bool {
-        let shed_bytes = self.shed_bytes();
+        let kept_bytes = self.config.memory_bytes_max / 16 * KEPT_AT_START_SIXTEENTHS;
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
         let mut progress = false;
         while let Some((lsn, record)) = recovery.poll_record() {
@@ -54,9 +56,12 @@ impl Shard {
             {
                 record.payload = record.payload.get(..1).unwrap_or_default();
             }
+            if self.config.canaries.has(Canary::ScheduleForgotten) {
+                record.parts.delivery_unix_ms = None;
+            }
             match self.state.apply(lsn, &record) {
                 Ok(effect) => {
-                    self.state.commit_read(effect, shed_bytes);
+                    self.state.commit_read(effect, kept_bytes);
                     let has_id = record.parts.duplicate_id.is_some();
                     if has_id && self.config.canaries.has(Canary::DuplicatesForgotten) {
                         self.state.duplicates.forget_queue(record.queue);
@@ -106,7 +111,7 @@ impl Shard {
             let next_queue_id = self.state.catalogue.next_id();
             self.post_all(&Mail::Catalogue { queues, next_queue_id });
         }
-        self.tell_arrivals();
+        self.owe_arrivals();
         let (now_due, still_early) =
             std::mem::take(&mut self.early).into_iter().partition(|mail| self.takes(mail));
         self.early = still_early;
@@ -150,8 +155,10 @@ impl Shard {
                 )));
                 return;
             }
-            self.forget_queue(id);
+            self.forget_queue(now, id);
         }
+        // Nobody waits for anything else yet.
+        self.state.clear(usize::MAX);
         self.report.messages = self.state.messages();
         self.serve_if_complete(now);
     }
@@ -194,6 +201,7 @@ fn fatal_of(shard: ShardId, error: &RecoveryError) -> Fatal {
     match error {
         RecoveryError::Damaged { .. }
         | RecoveryError::WrongLog { .. }
+        | RecoveryError::NotWhole { .. }
         | RecoveryError::NotFormatted => Fatal::JournalDamaged(what),
         RecoveryError::Version { .. } => Fatal::FormatUnknown(what),
         RecoveryError::Record { error, .. } if error.is_newer_format() => {

@@ -191,10 +191,10 @@ impl Shard {
     }
 
     /// A queue is gone: nobody finds it any more, and links to it are detached.
-    pub(super) fn deleted(&mut self, queue: QueueId) {
+    pub(super) fn deleted(&mut self, now: Instant, queue: QueueId) {
         self.state.catalogue.remove(queue);
         self.full_queues.remove(&queue);
-        self.bury(queue);
+        self.bury(now, queue);
         let first = LinkKey { slot: 0, generation: 0 };
         let links = self.temporaries.links.range((queue, first)..);
         let of_queue = links.map_while(|(of, key)| (*of == queue).then_some(*key));
@@ -316,19 +316,19 @@ impl Shard {
         if let Some(life) = self.temporaries.lives.get_mut(queue) {
             life.ties -= 1;
             life.maker_gone |= maker;
-            self.end_life(queue);
+            self.end_life(now, queue);
         }
     }
 
     /// A connection that has made queues is gone.
-    pub(super) fn orphan(&mut self, owner: ConnId) {
+    pub(super) fn orphan(&mut self, now: Instant, owner: ConnId) {
         let owned = self.temporaries.owned.range((owner, QueueId(0))..);
         let orphans = owned.map_while(|(of, queue)| (*of == owner).then_some(*queue));
         for queue in orphans.collect::<Vec<_>>() {
             if let Some(life) = self.temporaries.lives.get_mut(queue) {
                 life.owner_gone = true;
             }
-            self.end_life(queue);
+            self.end_life(now, queue);
         }
     }
 
@@ -339,7 +339,7 @@ impl Shard {
     }
 
     /// Lets a queue go if its policy says so, or nobody could ever empty it for that.
-    pub(super) fn end_life(&mut self, id: QueueId) {
+    pub(super) fn end_life(&mut self, now: Instant, id: QueueId) {
         let Some(life) = self.temporaries.lives.get(id) else { return };
         let is_empty = self.state.queue(id).is_none_or(|queue| queue.live() == 0);
         let is_over = match life.policy {
@@ -355,17 +355,18 @@ impl Shard {
         self.temporaries.lives.remove(id);
         self.temporaries.owned.remove(&(owner, id));
         self.owns_one_less(owner);
-        self.forget_queue(id);
+        self.forget_queue(now, id);
         self.abandon_purge(id);
         self.post(ShardId(0), Mail::Delete(id));
     }
 
     /// A queue goes with its messages. The room that was set aside for their settlements is free.
-    pub(super) fn forget_queue(&mut self, id: QueueId) {
+    pub(super) fn forget_queue(&mut self, now: Instant, id: QueueId) {
         if let (Some(journal), Some(queue)) = (&mut self.journal, self.state.queue(id)) {
             let unsettled = queue.live() - queue.count(SlotState::Settling);
             journal.set_unsettled(journal.usage().unsettled.saturating_sub(unsettled));
         }
         self.state.forget_queue(id);
+        self.gradual.begin(now);
     }
 }

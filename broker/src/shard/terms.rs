@@ -17,9 +17,12 @@ use amqp::link::{
 use bytes::Bytes;
 
 use crate::catalogue::{AddressError, queue_name};
+use crate::delivery_time;
+use crate::server::Server;
 
 /// What our open offers [2.7.1].
-pub(super) const OFFERED_CAPABILITIES: [&str; 2] = ["ANONYMOUS-RELAY", SOLE_CONNECTION];
+pub(super) const OFFERED_CAPABILITIES: [&str; 3] =
+    ["ANONYMOUS-RELAY", SOLE_CONNECTION, delivery_time::CAPABILITY];
 
 /// What a peer desires that wants to be the only connection of its container.
 pub(super) const SOLE_CONNECTION: &str = "sole-connection-for-container";
@@ -102,7 +105,8 @@ fn check_source(source: &LinkSource) -> Result<(), Error> {
     }
 }
 
-/// What is in force on a link: the queue's address, nothing kept beyond the link, no filters.
+/// What is in force on a link: the queue's address, nothing kept beyond the link, no filters; and
+/// of what is wanted, what is built.
 pub(super) fn in_force(attach: Option<&RemoteAttach>) -> AcceptLink {
     let Some(attach) = attach else { return AcceptLink::default() };
     let source = attach
@@ -113,7 +117,9 @@ pub(super) fn in_force(attach: Option<&RemoteAttach>) -> AcceptLink {
         .target
         .as_ref()
         .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
-    AcceptLink { source, target, ..AcceptLink::default() }
+    let offers = |wanted: &&String| *wanted == delivery_time::CAPABILITY;
+    let offered_capabilities = attach.desired_capabilities.iter().filter(offers).cloned().collect();
+    AcceptLink { source, target, offered_capabilities, ..AcceptLink::default() }
 }
 
 /// Writes into an attach which queue was made for it, and how long that lives: the answer says so.
@@ -144,9 +150,10 @@ pub(super) fn knows_rejected(source: Option<&LinkSource>) -> bool {
     outcomes.is_empty() || outcomes.iter().any(|outcome| outcome == "amqp:rejected:list")
 }
 
-/// The property map of our open: who we are, as clients show it [2.7.1].
-pub(super) fn open_properties() -> Bytes {
-    properties(|_| {})
+/// The property map of our open: who we are, as clients show it [2.7.1], and where else they may
+/// go, by the way that they came.
+pub(super) fn open_properties(servers: &[Server], is_secure: bool) -> Bytes {
+    properties(|map| Server::list(servers, is_secure, map))
 }
 
 /// The same of an open that a close follows.

@@ -37,7 +37,7 @@ impl Stream {
     }
 
     /// So many messages of 1,000 bytes go through; none is refused.
-    fn flow(&mut self, host: &mut Host, messages: usize) {
+    pub(crate) fn flow(&mut self, host: &mut Host, messages: usize) {
         for _ in 0..messages {
             let mut waits = 0;
             while !host.send(self.at, self.sender, 1000, false) {

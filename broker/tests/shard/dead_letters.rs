@@ -6,7 +6,7 @@ use amqp::codec::Value;
 use amqp::delivery::Outcome;
 use amqp::message::{Header, Sections, write_header};
 use broker::queue::SlotState;
-use broker::settings::{Said, Settings};
+use broker::settings::{FullPolicy, Said, Settings};
 use journal::{Level, ShardId};
 
 use crate::host::{Host, UNIX_MS, Wish, Writes, message};
@@ -64,10 +64,16 @@ fn judge(host: &mut Host, at: usize, outcome: Outcome) {
     host.settle();
 }
 
-/// A message in fragments: it stays in memory.
-const LARGE: usize = 90_000;
-/// Three of them leave no room for another message.
-const MEMORY: u64 = 3 * (LARGE as u64 + 72) + 150;
+/// With these in it the queue for the dead takes no more.
+const DEAD_MAX: usize = 3;
+
+/// Two shards; the queue for the dead is bounded.
+fn bounded(mut settings: Settings) -> Wish {
+    let (messages_max, full_policy) = (Some(DEAD_MAX as u64), Some(FullPolicy::Refuse));
+    let said = Said { messages_max, full_policy, ..Said::default() };
+    settings.add("DLQ", said).expect("a pattern");
+    Wish { shards: 2, settings, ..Wish::default() }
+}
 
 #[test]
 fn a_rejected_message_is_found_among_the_dead_with_its_origin() {
@@ -218,13 +224,11 @@ fn a_copy_is_not_shown_while_its_origin_may_come_back() {
 
 #[test]
 fn what_cannot_be_moved_stays_and_is_offered_again() {
-    // The queue for the dead lives on a shard whose memory is full.
-    let wish = Wish { shards: 2, memory_bytes_max: MEMORY, ..Wish::default() };
-    let (mut host, at, _) = delivered(wish, 1000);
+    let (mut host, at, _) = delivered(bounded(Settings::default()), 1000);
     let other = host.connect(1);
     let full = host.sender(other, "DLQ");
-    for _ in 0..3 {
-        host.send(other, full, LARGE, false);
+    for _ in 0..DEAD_MAX {
+        host.send(other, full, 1000, false);
     }
     judge(&mut host, at, rejected());
     host.pass(Duration::from_secs(1));
@@ -245,17 +249,11 @@ fn what_cannot_be_moved_stays_and_is_offered_again() {
 fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
     for outcome in [rejected(), FAILED] {
         let said = Said { delivery_attempts_max: Some(1), ..Said::default() };
-        let wish = Wish {
-            shards: 2,
-            memory_bytes_max: MEMORY,
-            settings: settings(said),
-            ..Wish::default()
-        };
-        let (mut host, at, _) = delivered(wish, 1000);
+        let (mut host, at, _) = delivered(bounded(settings(said)), 1000);
         let other = host.connect(1);
         let full = host.sender(other, "DLQ");
-        for _ in 0..3 {
-            host.send(other, full, LARGE, false);
+        for _ in 0..DEAD_MAX {
+            host.send(other, full, 1000, false);
         }
         judge(&mut host, at, outcome.clone());
         let appended = host.stats(0).journal_appended_lsn;
@@ -283,10 +281,10 @@ fn what_finds_no_room_is_offered_ever_later_and_costs_no_log() {
     }
 }
 
-/// Shard 1's memory is full of dead letters; the one that takes them can make room. A mortal
+/// The queue for the dead, on shard 1, is full; the one that takes them can make room. A mortal
 /// message in `q` on shard 0, rejected and refused again and again, has no consumer.
 fn refused(ttl_ms: u32) -> (Host, usize) {
-    let mut host = Host::new(Wish { shards: 2, memory_bytes_max: MEMORY, ..Wish::default() });
+    let mut host = Host::new(bounded(Settings::default()));
     let at = host.connect(0);
     let sender = host.sender(at, "q");
     host.clients[at].amqp.send(sender, &[&mortal(ttl_ms, None)], false).expect("there is credit");
@@ -294,8 +292,8 @@ fn refused(ttl_ms: u32) -> (Host, usize) {
     let other = host.connect(1);
     host.sender(other, "ExpiryQueue");
     let full = host.sender(other, "DLQ");
-    for _ in 0..3 {
-        assert!(host.send(other, full, LARGE, false));
+    for _ in 0..DEAD_MAX {
+        assert!(host.send(other, full, 1000, false));
     }
     judge(&mut host, at, rejected());
     host.lose(at);

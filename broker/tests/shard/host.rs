@@ -143,6 +143,17 @@ pub(crate) enum Writes {
     Done,
     /// Kept until they are let go; a crash loses them.
     Held,
+    /// And reads of the log are kept with them.
+    HeldWithReads,
+}
+
+/// What the disk does with reads while nothing else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Answered at once.
+    Done,
+    /// Kept until they are let go.
+    Held,
 }
 
 pub(crate) struct Host {
@@ -153,7 +164,9 @@ pub(crate) struct Host {
     node: NodeSuperblock,
     disk: Disk,
     pub(crate) writes: Writes,
+    pub(crate) reads: Reads,
     held: VecDeque<(usize, DiskOp)>,
+    held_reads: VecDeque<(usize, DiskOp)>,
     /// New files find no space.
     pub(crate) no_space: bool,
     pub(crate) shards: Vec<Shard>,
@@ -193,7 +206,9 @@ impl Host {
             node,
             disk,
             writes: Writes::Done,
+            reads: Reads::Done,
             held: VecDeque::new(),
+            held_reads: VecDeque::new(),
             no_space: false,
             shards: Vec::new(),
             clients: Vec::new(),
@@ -360,6 +375,21 @@ impl Host {
         self.settle();
     }
 
+    /// How many reads are kept.
+    pub(crate) fn held_reads(&self) -> usize {
+        self.held_reads.len()
+    }
+
+    /// Lets the reads that were kept go.
+    pub(crate) fn let_reads_go(&mut self) {
+        self.reads = Reads::Done;
+        for (shard, op) in std::mem::take(&mut self.held_reads) {
+            let done = self.disk.run(op);
+            self.event(shard, Event::Disk(done));
+        }
+        self.settle();
+    }
+
     /// Whether a write is kept.
     pub(crate) fn is_holding(&self) -> bool {
         !self.held.is_empty()
@@ -431,10 +461,17 @@ impl Host {
                 let done = DiskDone { id: *id, result: Err(DiskError::NoSpace), buf: None };
                 self.event(shard, Event::Disk(done));
             }
-            (DiskOp::Write { file: FileId::Segment { .. }, .. }, Writes::Held) => {
+            (DiskOp::Read { .. }, Writes::HeldWithReads)
+            | (
+                DiskOp::Write { file: FileId::Segment { .. }, .. },
+                Writes::Held | Writes::HeldWithReads,
+            ) => {
                 self.held.push_back((shard, op));
             }
-            (_, Writes::Done | Writes::Held) => {
+            (DiskOp::Read { .. }, _) if self.reads == Reads::Held => {
+                self.held_reads.push_back((shard, op));
+            }
+            (_, Writes::Done | Writes::Held | Writes::HeldWithReads) => {
                 let done = self.disk.run(op);
                 self.event(shard, Event::Disk(done));
             }
@@ -483,7 +520,8 @@ impl Host {
             None => (Sasl::Anonymous, LogIn::default()),
             Some(user) => {
                 let sasl = Some(Sasl::Server { mechanisms, bare: false });
-                (Sasl::External, LogIn { sasl, certificate_user: Some(user.to_owned()) })
+                let certificate_user = Some(user.to_owned());
+                (Sasl::External, LogIn { sasl, certificate_user, ..LogIn::default() })
             }
         };
         let config = Config {
@@ -493,6 +531,22 @@ impl Host {
             ..Config::default()
         };
         self.accept(shard, may_move, config, login);
+        self.settle();
+        self.begin_first(at);
+        at
+    }
+
+    /// A client whose session takes one frame, and no more while that is not settled.
+    pub(crate) fn connect_narrow(&mut self, shard: usize) -> usize {
+        let config = Config {
+            container_id: "narrow".to_owned(),
+            sasl: Sasl::Anonymous,
+            idle_time_out: None,
+            incoming_window: 1,
+            unsettled_incoming_max: 1,
+            ..Config::default()
+        };
+        let at = self.accept(shard, false, config, LogIn::default());
         self.settle();
         self.begin_first(at);
         at
@@ -602,6 +656,22 @@ impl Host {
             Some((*link, *delivery, message.to_vec()))
         };
         self.clients[at].heard.iter().filter_map(transfer).collect()
+    }
+
+    /// Accepts what comes until nothing more does, each time after waiting for so long.
+    pub(crate) fn settle_all(&mut self, at: usize, wait: Duration) {
+        let mut settled = 0;
+        loop {
+            self.pass(wait);
+            let came = self.deliveries(at);
+            for (link, delivery, _) in &came[settled..] {
+                self.clients[at].amqp.settle(*link, *delivery, Outcome::Accepted);
+            }
+            if settled == came.len() {
+                return;
+            }
+            settled = came.len();
+        }
     }
 
     pub(crate) fn count(&self, at: usize, wanted: impl Fn(&Amqp) -> bool) -> usize {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use amqp::delivery::Outcome;
 use amqp::link::LinkId;
+use amqp::message::{Header, write_header};
 use broker::Fatal;
 use broker::admin::{AdminReply, AdminRequest};
 use broker::queue::SlotState;
@@ -53,18 +54,7 @@ fn lengths(host: &Host, at: usize) -> Vec<usize> {
 fn drain(host: &mut Host, queue: &str) -> Vec<usize> {
     let at = host.connect(0);
     host.receiver(at, queue, 10_000);
-    let mut settled = 0;
-    loop {
-        host.pass(Duration::from_millis(20));
-        let came = host.deliveries(at);
-        for (link, delivery, _) in &came[settled..] {
-            host.clients[at].amqp.settle(*link, *delivery, Outcome::Accepted);
-        }
-        if settled == came.len() {
-            break;
-        }
-        settled = came.len();
-    }
+    host.settle_all(at, Duration::from_millis(20));
     let came = lengths(host, at);
     host.lose(at);
     came
@@ -174,6 +164,34 @@ fn operators_and_the_dead_wait_for_what_is_on_the_disk() {
     assert_eq!(dead, (1000..1500).collect::<Vec<_>>());
     host.lose(consumer);
     assert_eq!(drain(&mut host, "q"), (1500..2000).collect::<Vec<_>>());
+}
+
+/// Its bytes come before what the log says of its leaving is committed, and nobody waits for them.
+#[test]
+fn what_expires_while_it_is_read_is_moved_once() {
+    let mut host = Host::new(short(Level::Sync));
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    fill(&mut host, at, sender, 300);
+    // It goes out first, and is paged out like what was sent with it.
+    let mut mortal = Vec::new();
+    let header = Header { ttl: Some(5000), priority: Some(9), ..Header::default() };
+    write_header(&header, &mut mortal);
+    mortal.extend(message(10));
+    host.clients[at].amqp.send(sender, &[&mortal], false).expect("there is credit");
+    host.pass(Duration::from_millis(20));
+    fill(&mut host, at, sender, 100);
+    host.writes = Writes::HeldWithReads;
+    let consumer = host.connect(0);
+    host.receiver(consumer, "q", 1);
+    assert!(host.is_holding(), "its bytes are read");
+    assert!(host.send(at, sender, 1000, false));
+    host.pass(Duration::from_secs(6));
+    host.let_go_first();
+    host.let_go();
+    host.pass(Duration::from_secs(1));
+    assert_eq!(host.stats(0).moved_in_total, 1);
+    assert_eq!(drain(&mut host, "ExpiryQueue"), [10]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use amqp::connection::Event as Amqp;
 use amqp::delivery::Outcome;
 use broker::Event;
 use broker::admin::{AdminReply, AdminRequest};
-use broker::limits::{CONSUMER_WINDOW, PURGE_STEP};
+use broker::limits::{CONSUMER_WINDOW, GRADUAL_STEP};
 use broker::pending::BackupMarks;
 use journal::{Level, Lsn, ShardId};
 
@@ -145,13 +145,13 @@ fn a_purge_goes_in_steps_at_every_level_and_each_asker_hears_its_end() {
         let mut host = Host::new(Wish { level, segments_max: 64, ..Wish::default() });
         let at = host.connect(0);
         let sender = host.sender(at, "q");
-        let count = 3 * PURGE_STEP as u64 + 1;
+        let count = 3 * GRADUAL_STEP as u64 + 1;
         for _ in 0..count {
             assert!(host.send(at, sender, 10, false));
         }
         host.ask(0, AdminRequest::Purge { queue: "q".to_owned() });
         host.settle();
-        assert!(host.messages() >= count - PURGE_STEP as u64, "{level:?}: all in one turn");
+        assert!(host.messages() >= count - GRADUAL_STEP as u64, "{level:?}: all in one turn");
         host.ask(0, AdminRequest::Purge { queue: "q".to_owned() });
         host.pass(Duration::from_millis(50));
         assert_eq!(host.messages(), 0);

@@ -6,6 +6,7 @@
 //!                          │                      our own durable LSN
 //!                          ├──adopt(table, end)───▶ superblock: follows another history
 //!                          ├──adopt(table, at)────▶ superblock: cut at `at`; recover again
+//!                          ├──install(start)──────▶ superblock: begins anew; recover again
 //!                          └──reign(epoch)────────▶ superblock: its own part begins ─▶ Journal
 //! ```
 //! It is a [`Journal`] that nothing is appended to: the same commit, space and superblock, so that
@@ -34,7 +35,7 @@ use crate::lsn::{Epoch, Lsn, ShardId, Term};
 use crate::record::Record;
 use crate::recovery::{LogReader, Recovery, RecoveryError, SlotFile, Truncated};
 use crate::sealed::SealedBatch;
-use crate::superblock::NodeSuperblock;
+use crate::superblock::{LogStart, NodeSuperblock};
 
 /// Why a batch was not taken. Nothing of it is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,13 +112,21 @@ enum Phase {
     Over,
 }
 
+/// What the superblock is to say after a turn.
+#[derive(Debug)]
+enum Wanted {
+    /// The table to be adopted, or with its own row; and where the log is cut.
+    Epochs(EpochTable, Option<Lsn>),
+    /// Another log's middle, with its table.
+    Start(LogStart, EpochTable),
+}
+
 /// One shard's log at a member that does not write it.
 #[derive(Debug)]
 pub struct Follower {
     journal: Journal,
     phase: Phase,
-    /// The table to be adopted, or with its own row.
-    wanted: Option<(EpochTable, Option<Lsn>)>,
+    wanted: Option<Wanted>,
     waiting: VecDeque<SealedBatch>,
     waiting_bytes: u64,
     end: Lsn,
@@ -190,8 +199,33 @@ impl Follower {
         assert!(from >= self.journal.head() && from <= self.end, "a cut within the log");
         let (cut_at, goal) =
             if from < self.end { (Some(from), Rejoined::Cut) } else { (None, Rejoined::Following) };
-        self.wanted = Some((epochs, cut_at));
+        self.wanted = Some(Wanted::Epochs(epochs, cut_at));
         self.phase = Phase::Turning(goal);
+    }
+
+    /// Gives this log up for another one of the same number, which begins at `start` and has this
+    /// table. The host has exported what may not be lost before. It is one write of the superblock:
+    /// a crash finds the old log, or the new one without a batch.
+    ///
+    /// # Panics
+    /// If something else is under way.
+    pub fn install(&mut self, start: LogStart, epochs: EpochTable) {
+        assert!(self.phase == Phase::Following, "one turn at a time");
+        self.wanted = Some(Wanted::Start(start, epochs));
+        self.phase = Phase::Turning(Rejoined::Cut);
+    }
+
+    /// Whether what is durable here is a whole state: a log that was begun in the middle of
+    /// another's is one only from a certain LSN on.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.journal.keeper.whole_at().is_none_or(|whole_at| self.durable() >= whole_at)
+    }
+
+    /// Whether a log can begin at this LSN.
+    #[must_use]
+    pub fn can_begin_at(&self, lsn: Lsn) -> bool {
+        lsn.0 % self.journal.segment_bytes == SEGMENT_HEADER_BYTES
     }
 
     /// Begins a reign of its own, behind everything received.
@@ -202,7 +236,7 @@ impl Follower {
         assert!(self.phase == Phase::Following, "one turn at a time");
         let mut epochs = self.journal.epochs().clone();
         epochs.enter(epoch, self.end);
-        self.wanted = Some((epochs, None));
+        self.wanted = Some(Wanted::Epochs(epochs, None));
         self.phase = Phase::Turning(Rejoined::Live);
     }
 
@@ -260,8 +294,19 @@ impl Follower {
             return self.journal.poll_disk(now);
         }
         // Only the superblock now: nothing is in flight when the turn is over.
-        if let Some((epochs, cut_at)) = self.wanted.take() {
-            self.journal.keeper.want_epochs(epochs, cut_at);
+        match self.wanted.take() {
+            Some(Wanted::Epochs(epochs, cut_at)) => {
+                self.journal.keeper.want_epochs(epochs, cut_at);
+            }
+            // A file that is being made would count as the new log's.
+            Some(wanted @ Wanted::Start(..)) if self.journal.space.making().is_some() => {
+                self.wanted = Some(wanted);
+            }
+            Some(Wanted::Start(start, epochs)) => {
+                let slots_before = self.journal.space.slots();
+                self.journal.keeper.want_start(start, epochs, slots_before);
+            }
+            None => {}
         }
         self.journal.poll_mark(now)
     }

@@ -15,6 +15,7 @@ use crate::limits::BLOCK_BYTES;
 use crate::lsn::Lsn;
 use crate::reads::{ReadId, Span};
 use crate::scan::{Extent, SegmentScan};
+use crate::superblock::LogStart;
 
 impl Journal {
     /// A walk over the head, to find what lives in it, if it could be recycled once nothing does.
@@ -27,6 +28,15 @@ impl Journal {
         let end = Lsn((number + 1) * self.segment_bytes);
         let extent = Extent { number, first_lsn, end, chain_before, chain_after };
         Some(SegmentScan::new(*self.commit.seed(), &extent))
+    }
+
+    /// Where another member can begin this log in its middle, and how far it must go then. None
+    /// while a segment is being given up: until that is durable the log may come back with it.
+    #[must_use]
+    pub fn start(&self) -> Option<LogStart> {
+        let (head, chain) = (self.keeper.head(), self.keeper.head_chain());
+        let start = LogStart { head, chain, whole_at: self.durable() };
+        self.keeper.is_head_durable().then_some(start)
     }
 
     /// Asks for bytes of the log. The answer comes from [`poll_read`](Self::poll_read); until then

@@ -87,6 +87,21 @@ fn a_file_system_without_space_is_a_smaller_budget_and_is_asked_again() {
 }
 
 #[test]
+fn who_closes_does_not_ask_a_full_file_system_again() {
+    let (mut bed, _) = Bed::fresh();
+    bed.append(RecordKind::Message, 0, b"opens the first segment");
+    bed.poll();
+    let making = bed.pending.pop().expect("a spare segment is wanted");
+    answer(&mut bed, making, Err(DiskError::NoSpace));
+    bed.settle();
+    assert!(bed.journal.poll_timeout().is_some(), "it is asked again later");
+    bed.journal.close();
+    bed.settle();
+    assert!(bed.journal.is_closed());
+    assert_eq!(bed.journal.poll_timeout(), None);
+}
+
+#[test]
 fn an_error_while_pre_writing_poisons() {
     let (mut bed, _) = Bed::fresh();
     bed.append(RecordKind::Message, 0, b"opens the first segment");

@@ -5,10 +5,12 @@
 //!   echo     at most 1.1 x  an echo server on tokio, driven by the same client
 //!   commit   at most 1.1 x  dev + echo
 //! ```
-//! Closed loops with one request in flight, in interleaved rounds as a comparison has them; judged
-//! by the median of the ratios of the medians. Failure: fio is not installed; or a floor is not
-//! good enough, which is a failure of the check and says which.
+//! Each server is a process of its own, also the one on tokio. Closed loops with one request in
+//! flight, in interleaved rounds as a comparison has them; judged by the median of the ratios of
+//! the medians. Failure: fio is not installed; or a floor is not good enough, which is a failure of
+//! the check and says which.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +23,10 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::client::{self, Peer};
-use super::{BLOCK_BYTES, FILE_BYTES, Floor, FloorKind, FloorLoad, Store, WRITES_IN_FLIGHT};
+use super::process::{Role, Server, ServerPlan};
+use super::{
+    BLOCK_BYTES, FILE_BYTES, Floor, FloorError, FloorKind, FloorLoad, Store, WRITES_IN_FLIGHT,
+};
 use crate::command::Failure;
 use crate::stats::{Chance, Estimate, estimate};
 
@@ -55,7 +60,7 @@ pub fn check(
     let store = Store::new(directory, 1)?;
     let start = |kind| Floor::start(kind, directory, size, WRITES_IN_FLIGHT);
     let floors = [start(FloorKind::Dev)?, start(FloorKind::Echo)?, start(FloorKind::Commit)?];
-    let tokio = TokioEcho::start()?;
+    let tokio = Server::start(&ServerPlan::new(Role::TokioEcho, directory, size))?;
     let mut chance = Chance::new(seed);
     let mut order = [0, 1, 2, 3, 4];
     let mut medians: Vec<[f64; 5]> = Vec::new();
@@ -78,7 +83,7 @@ pub fn check(
         let mut found = [0.0; 5];
         for which in order {
             found[which] = match which {
-                3 => tokio.p50_ns(&load)?,
+                3 => echo_p50_ns(tokio.addr(), &load)?,
                 4 => fio_p50_ns(&store, block)?,
                 floor => floors[floor].run(&load)?.intended.value_at_quantile(0.5) as f64,
             };
@@ -143,15 +148,22 @@ fn fio_p50_ns(store: &Store, block: Duration) -> Result<f64, Failure> {
     told["jobs"][0]["write"]["lat_ns"]["percentile"]["50.000000"].as_f64().ok_or_else(wrong)
 }
 
+/// The median of an echo server's answers, nanoseconds.
+fn echo_p50_ns(addr: SocketAddr, load: &FloorLoad) -> Result<f64, FloorError> {
+    let unknown = || None;
+    let peer = Peer { addr, answer_bytes: load.size, cpu_ns: &unknown };
+    Ok(client::run(&peer, load)?.intended.value_at_quantile(0.5) as f64)
+}
+
 /// An echo server as one writes it with tokio, on a thread of its own.
-struct TokioEcho {
+pub(super) struct TokioEcho {
     addr: SocketAddr,
     /// Dropped, it ends the server.
     _stop: oneshot::Sender<()>,
 }
 
 impl TokioEcho {
-    fn start() -> Result<Self, Failure> {
+    pub(super) fn start() -> io::Result<Self> {
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         std::thread::Builder::new().name("tokio-echo".to_owned()).spawn(move || {
@@ -166,18 +178,16 @@ impl TokioEcho {
                 }
             })
         })?;
-        let addr = told.recv().map_err(|_| "the tokio echo server did not start")?;
+        let addr = told.recv().map_err(|_| io::Error::other("it did not start"))?;
         Ok(Self { addr, _stop: stop })
     }
 
-    fn p50_ns(&self, load: &FloorLoad) -> Result<f64, Failure> {
-        let unknown = || None;
-        let peer = Peer { addr: self.addr, answer_bytes: load.size, cpu_ns: &unknown };
-        Ok(client::run(&peer, load)?.intended.value_at_quantile(0.5) as f64)
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.addr
     }
 }
 
-async fn accept(listener: &TcpListener) -> std::io::Result<()> {
+async fn accept(listener: &TcpListener) -> io::Result<()> {
     loop {
         let (mut stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -198,7 +208,9 @@ mod tests {
 
     #[test]
     fn the_server_of_others_echoes() {
-        let tokio = TokioEcho::start().expect("a server");
+        let root = tempfile::tempdir().expect("a directory");
+        let plan = ServerPlan::new(Role::TokioEcho, root.path(), 5000);
+        let tokio = Server::start(&plan).expect("a server");
         let load = FloorLoad {
             connections: 2,
             in_flight: 2,
@@ -209,7 +221,7 @@ mod tests {
             warm_up: Duration::ZERO,
             duration: Duration::from_millis(50),
         };
-        assert!(tokio.p50_ns(&load).expect("echoed") > 1000.0);
+        assert!(echo_p50_ns(tokio.addr(), &load).expect("echoed") > 1000.0);
     }
 
     #[test]

@@ -61,7 +61,9 @@ pub(super) fn run(peer: &Peer<'_>, load: &FloorLoad) -> Result<Block, FloorError
             let end = (peer.cpu_ns)();
             let left = client.lines.into_iter().flat_map(|line| line.under_way);
             let mut block = pace.finish(left);
-            block.cpu_server_ns = end.zip(server_cpu_ns).map(|(end, start)| end - start);
+            block.cpu_server_ns =
+                // A thread of the server that has ended takes its share along.
+                end.zip(server_cpu_ns).and_then(|(end, start)| end.checked_sub(start));
             return Ok(block);
         }
         let timeout = pace.timeout(now_ns, client.under_way < client.room);

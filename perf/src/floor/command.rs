@@ -1,11 +1,13 @@
 //! `laelaps perf floor`: one floor as a command, or all of them checked.
 //!
 //! ```text
-//!   --kind echo|dev|commit   a load on one floor, a block as every load has it
-//!   --check                  each floor beside what others wrote: check.rs
+//!   --kind KIND   a load on one floor, a block as every load has it
+//!   --check       each floor beside what others wrote: check.rs
+//!   --serve WHAT  the server of a floor, started by one of the others: process.rs
 //! ```
 //! Failure: what could not be run; with `--check`, a floor that is too slow.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::check::{self, RATIO_MAX};
+use super::process::{self, Role, ServerPlan};
 use super::{Floor, FloorKind, FloorLoad, WRITES_IN_FLIGHT};
 use crate::arguments::{parse_duration, parse_rate};
 use crate::block::{Block, SCHEMA, write_hgrm};
@@ -75,6 +78,12 @@ pub struct Options {
     /// Write the latency as an HdrHistogram text, for its plotters
     #[arg(long, value_name = "FILE")]
     pub hgrm: Option<PathBuf>,
+    /// Be the server of a floor until the input ends
+    #[arg(long, value_enum, hide = true)]
+    pub serve: Option<Role>,
+    /// Where the commit floor's server finds the second disk
+    #[arg(long, hide = true)]
+    pub copy_at: Option<SocketAddr>,
 }
 
 #[derive(Serialize)]
@@ -104,9 +113,20 @@ struct CheckResult<'a> {
 /// # Errors
 /// What could not be run or written; a floor that is too slow.
 pub fn command(options: &Options) -> Result<(), Failure> {
+    if let Some(role) = options.serve {
+        return Ok(process::serve(&server_plan(options, role))?);
+    }
     let dir = &options.dir;
     let place = Place::of(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     if options.check { check_all(options, place) } else { one(options, place) }
+}
+
+fn server_plan(options: &Options, role: Role) -> ServerPlan {
+    ServerPlan {
+        writes_in_flight: options.writes_in_flight as usize,
+        copy_at: options.copy_at,
+        ..ServerPlan::new(role, &options.dir, options.size as usize)
+    }
 }
 
 fn one(options: &Options, place: Place) -> Result<(), Failure> {
@@ -199,7 +219,7 @@ mod tests {
     #[test]
     fn each_kind_runs_and_is_written_down() {
         let root = tempfile::tempdir().expect("a directory");
-        for kind in ["echo", "dev", "commit"] {
+        for kind in ["echo", "dev", "commit", "replicated"] {
             let arguments = ["floor", "--kind", kind, "--duration", "100ms", "--rate", "500"];
             let mut options = Cli::parse_from(arguments).options;
             options.dir = root.path().to_owned();

@@ -8,11 +8,15 @@
 //! once, a busy one collects. No record, no checksum, no parsing: requests have one length, and
 //! their bytes lie in the file as they came. The file was pre-written and is gone round.
 //!
+//! With a copy, which is the replicated floor, a group also goes to `copy.rs` while it is written
+//! here, and is answered when both are durable.
+//!
 //! Invariants: a request is answered when its last byte, and everything received before it, is
-//! durable. Nothing is allocated once the buffers have gone round. Failure: a failed or short write
-//! ends the server, and nothing more is answered.
+//! durable, in both places where there are two. Nothing is allocated once the buffers have gone
+//! round. Failure: a failed or short write ends the server, and nothing more is answered.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use net::buf::Pages;
@@ -20,6 +24,7 @@ use net::file::{self, DataFile, FileOpen};
 use net::{Completion, DiskWrite, FileId, MemoryUse, RecvLease, Ring, SocketId};
 
 use super::FloorError;
+use super::copy::{DURABLE_BYTES, HEADER_BYTES};
 use super::serve::{Stop, spare};
 
 /// Bytes of an answer.
@@ -32,7 +37,7 @@ pub const BLOCK_BYTES: usize = 4096;
 pub const FILE_BYTES: u64 = 64 << 20;
 
 /// Most bytes in one write.
-const GROUP_BYTES_MAX: usize = 128 * 1024;
+pub(super) const GROUP_BYTES_MAX: usize = 128 * 1024;
 
 /// A pre-written file, removed when it is dropped.
 #[derive(Debug)]
@@ -109,13 +114,16 @@ impl Drop for Store {
     }
 }
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop; with a copy at that address, if there is one.
 pub(super) fn serve(
     ring: &mut Ring,
     stop: &Stop,
     request_bytes: usize,
-    store: Store,
+    store: &Store,
+    copy: Option<SocketAddr>,
 ) -> Result<(), FloorError> {
+    let copy = copy.map(|addr| ring.connect(addr)).transpose();
+    let copy = copy.map_err(FloorError::io("a connection"))?;
     let buffers = 2 * store.in_flight + 1;
     let (file, free) = store.enter(ring, buffers, GROUP_BYTES_MAX)?;
     let mut server = Server {
@@ -133,6 +141,7 @@ pub(super) fn serve(
         to_answer: Vec::new(),
         idle_owed: Vec::new(),
         idle_answers: Vec::new(),
+        copy: copy.map(|socket| Link { socket, partial: 0 }),
     };
     let mut completions = Vec::new();
     let mut served = Ok(());
@@ -176,7 +185,16 @@ struct Flight {
     tag: u64,
     len: usize,
     done: bool,
+    /// Durable at the copy too, or there is none.
+    copied: bool,
     owed: Owed,
+}
+
+/// The way to the copy.
+struct Link {
+    socket: SocketId,
+    /// Bytes of the answer that has not come whole.
+    partial: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -204,6 +222,7 @@ struct Server {
     to_answer: Vec<SocketId>,
     idle_owed: Vec<Owed>,
     idle_answers: Vec<Vec<u8>>,
+    copy: Option<Link>,
 }
 
 impl Server {
@@ -214,6 +233,11 @@ impl Server {
                 self.peers.resize(slots, Peer::default());
                 self.peers[socket.slot()] = Peer::default();
                 ring.start_receive(socket);
+            }
+            Completion::Received { socket, lease } if self.is_copy(socket) => {
+                let bytes = ring.bytes(&lease).len();
+                ring.release(lease);
+                self.copied(bytes);
             }
             Completion::Received { socket, lease } => {
                 self.waiting.push_back((socket, lease, 0));
@@ -234,10 +258,16 @@ impl Server {
                 }
                 self.idle_answers.push(buf);
             }
+            Completion::Connected { socket, result } => {
+                result.map_err(FloorError::io("a connection"))?;
+                ring.start_receive(socket);
+            }
+            Completion::ReceiveEnded { socket, .. } if self.is_copy(socket) => {
+                return Err(FloorError::Ended);
+            }
             Completion::ReceiveEnded { socket, .. } => ring.close(socket),
             Completion::AcceptFailed { .. }
             | Completion::ListenerClosed { .. }
-            | Completion::Connected { .. }
             | Completion::Closed { .. }
             | Completion::HandedOver { .. } => {}
         }
@@ -299,14 +329,38 @@ impl Server {
             let (offset, tag) = (self.offset, self.next_tag);
             self.offset += len as u64;
             self.next_tag += 1;
-            self.flights.push_back(Flight { tag, len, done: false, owed: group.owed });
+            let mut copied = true;
+            if let Some(link) = &self.copy {
+                let mut frame = spare(&mut self.idle_answers);
+                frame.reserve(HEADER_BYTES + len);
+                frame.extend_from_slice(&(len as u64).to_le_bytes());
+                frame.extend_from_slice(&group.buf[..len]);
+                ring.send(link.socket, frame);
+                copied = false;
+            }
+            self.flights.push_back(Flight { tag, len, done: false, copied, owed: group.owed });
             ring.write_durable(DiskWrite { file: self.file, offset, buf: group.buf, len, tag });
         }
     }
 
-    /// What lies before the first write that is under way is durable.
+    fn is_copy(&self, socket: SocketId) -> bool {
+        self.copy.as_ref().is_some_and(|link| link.socket == socket)
+    }
+
+    /// The copy answers in order, so many bytes a group.
+    fn copied(&mut self, bytes: usize) {
+        let Some(link) = &mut self.copy else { return };
+        let groups = (link.partial + bytes) / DURABLE_BYTES;
+        link.partial = (link.partial + bytes) % DURABLE_BYTES;
+        for flight in self.flights.iter_mut().filter(|flight| !flight.copied).take(groups) {
+            flight.copied = true;
+        }
+        self.prefix();
+    }
+
+    /// What lies before the first write that is under way, here or there, is durable.
     fn prefix(&mut self) {
-        while self.flights.front().is_some_and(|flight| flight.done) {
+        while self.flights.front().is_some_and(|flight| flight.done && flight.copied) {
             let Some(mut flight) = self.flights.pop_front() else { return };
             for (socket, count) in flight.owed.drain(..) {
                 let peer = &mut self.peers[socket.slot()];

@@ -1,12 +1,11 @@
-//! A floor's server: a thread with a ring of its own, as a core of the broker has.
+//! A floor's server on a thread with a ring of its own, as a core of the broker is.
 //!
 //! ```text
 //!   Served::start ── thread: ring, listen ──▶ its address
-//!        │                    serve: echo or commit
+//!        │                    serve: echo, commit or copy
 //!        └ stop: the flag, a knock at the ring's bell, the thread's end
 //! ```
-//! It is a thread of this process, so that a switch between client and server is never dearer than
-//! one between a client and a broker. Failure: what the server says when it is stopped.
+//! It runs in a process of its own: `process.rs`. Failure: what the server says when it is stopped.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,8 +16,7 @@ use std::thread::JoinHandle;
 use net::{Doorbell, TcpListen};
 
 use super::commit::{self, Store};
-use super::{FloorError, echo, new_ring};
-use crate::machine::ThreadName;
+use super::{FloorError, copy, echo, new_ring};
 
 /// What is served.
 pub(super) enum Service {
@@ -30,7 +28,11 @@ pub(super) enum Service {
         request_bytes: usize,
         /// Where it is written.
         store: Store,
+        /// Who writes it too, if somebody does.
+        copy: Option<SocketAddr>,
     },
+    /// Each group of a commit floor is answered once it is durable here.
+    Copy(Store),
 }
 
 /// Set once: the server's thread is to end.
@@ -47,7 +49,6 @@ impl Stop {
 /// A server that runs.
 pub(super) struct Served {
     addr: SocketAddr,
-    name: ThreadName,
     stop: Stop,
     bell: Doorbell,
     thread: Option<JoinHandle<Result<(), FloorError>>>,
@@ -69,15 +70,14 @@ impl Served {
                 let listen = TcpListen { addr, reuse_port: false, backlog: 1024 };
                 let (_, addr) = ring.listen(listen).map_err(FloorError::io("listen"))?;
                 // Nobody listens any more only if the starter is gone.
-                let _ = tell.send((addr, ring.doorbell(), ThreadName::own()));
+                let _ = tell.send((addr, ring.doorbell()));
                 match service {
-                    Service::Echo => echo::serve(&mut ring, &stop),
-                    Service::Commit { request_bytes, store } => {
-                        commit::serve(&mut ring, &stop, request_bytes, store)?;
-                        Ok(())
+                    Service::Echo => echo::serve(&mut ring, &stop).map_err(FloorError::Ring),
+                    Service::Commit { request_bytes, store, copy } => {
+                        commit::serve(&mut ring, &stop, request_bytes, &store, copy)
                     }
+                    Service::Copy(store) => copy::serve(&mut ring, &stop, &store),
                 }
-                .map_err(FloorError::Ring)
             }
         };
         let thread = std::thread::Builder::new()
@@ -85,7 +85,7 @@ impl Served {
             .spawn(body)
             .map_err(FloorError::io("a thread"))?;
         match told.recv() {
-            Ok((addr, bell, name)) => Ok(Self { addr, name, stop, bell, thread: Some(thread) }),
+            Ok((addr, bell)) => Ok(Self { addr, stop, bell, thread: Some(thread) }),
             Err(mpsc::RecvError) => Err(ended(thread.join()).err().unwrap_or(FloorError::Ended)),
         }
     }
@@ -93,11 +93,6 @@ impl Served {
     /// Where it answers.
     pub(super) fn addr(&self) -> SocketAddr {
         self.addr
-    }
-
-    /// Nanoseconds that it has spent on CPUs.
-    pub(super) fn cpu_ns(&self) -> Option<u64> {
-        self.name.cpu_ns()
     }
 
     /// Ends it.

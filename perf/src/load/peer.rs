@@ -31,6 +31,7 @@ use net::tls::TlsSession;
 use net::{Ring, SocketId};
 
 use super::{LoadError, Security, Target};
+use crate::stats::Chance;
 
 /// What one link of the connection does.
 #[derive(Clone, Debug)]
@@ -44,8 +45,9 @@ pub(super) struct LinkPlan {
 pub(super) enum LinkRole {
     /// We send; the producer of this number.
     Producer(u32),
-    /// We receive, with so many messages ahead of our settlements, and no more than `left` in all.
-    Consumer { credit: u32, left: u64 },
+    /// We receive, as the consumer of this number, with so many messages ahead of our settlements,
+    /// and no more than `left` in all; paced ones ask when they are told to.
+    Consumer { consumer: u32, credit: u32, left: u64, is_paced: bool },
 }
 
 /// A message under way.
@@ -63,15 +65,25 @@ pub(super) enum Heard {
     Answered { message: InFlight, accepted: bool },
     /// A producer may be able to send again.
     Woken { producer: u32 },
-    /// A message came, and was settled.
-    Received { message: Bytes },
+    /// A message came, and is settled or will be.
+    Received { consumer: u32, message: Bytes },
+}
+
+/// What the consumers of a connection have not settled on purpose.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// So many at most.
+    pub(super) most: usize,
+    /// Which of them is settled next.
+    pub(super) chance: Chance,
+    pub(super) all: Vec<(LinkId, DeliveryId)>,
 }
 
 struct Link {
     id: LinkId,
     role: LinkRole,
     attached: bool,
-    /// Consumer: messages that came since credit was granted.
+    /// Consumer: messages that came since credit was granted; if it is paced, credit that it has.
     taken: u32,
 }
 
@@ -89,6 +101,9 @@ pub(super) struct Peer {
     in_flight: VecDeque<Option<InFlight>>,
     /// The delivery id of the first in `in_flight`.
     base: u32,
+    held: Held,
+    /// Who of the paced consumers is given credit first.
+    next_paced: usize,
     sending: bool,
     spare: Vec<u8>,
     closed: bool,
@@ -103,6 +118,8 @@ pub(super) struct PeerPlan<'a> {
     pub(super) links: Vec<LinkPlan>,
     /// Messages that all its producers together may have under way.
     pub(super) in_flight_max: usize,
+    /// What its consumers hold.
+    pub(super) held: Held,
 }
 
 impl Peer {
@@ -148,6 +165,8 @@ impl Peer {
             capability: target.capability.clone(),
             in_flight: VecDeque::with_capacity(2 * plan.in_flight_max.min(65_536)),
             base: 0,
+            held: plan.held,
+            next_paced: 0,
             sending: false,
             spare: Vec::new(),
             closed: false,
@@ -268,9 +287,38 @@ impl Peer {
     /// Lets messages come. Not before the load begins: what comes is settled, and must be counted.
     pub(super) fn start_receiving(&mut self) {
         for link in &self.links {
-            if let LinkRole::Consumer { credit, left } = link.role {
+            if let LinkRole::Consumer { credit, left, .. } = link.role {
                 self.connection.grant_credit(link.id, granted(credit, left));
             }
+        }
+    }
+
+    /// Lets up to so many messages come, to consumers with a rate; gives how many that may be.
+    pub(super) fn give_credit(&mut self, most: u64) -> u64 {
+        let mut given = 0;
+        for _ in 0..self.links.len() {
+            let link = &mut self.links[self.next_paced];
+            if let LinkRole::Consumer { credit, left, .. } = link.role {
+                let room = granted(credit, left).saturating_sub(link.taken);
+                let grant = granted(room, most - given);
+                if grant > 0 {
+                    link.taken += grant;
+                    given += u64::from(grant);
+                    self.connection.grant_credit(link.id, link.taken);
+                }
+            }
+            if given == most {
+                break;
+            }
+            self.next_paced = (self.next_paced + 1) % self.links.len();
+        }
+        given
+    }
+
+    /// Settles what was kept.
+    pub(super) fn settle_held(&mut self) {
+        for (link, delivery) in self.held.all.drain(..) {
+            self.connection.settle(link, delivery, Outcome::Accepted);
         }
     }
 
@@ -328,12 +376,15 @@ impl Peer {
                     LinkRole::Consumer { .. } => None,
                 }));
             }
+            // What comes when we are about to go is not counted, so it goes back.
+            Event::Transfer { .. } if self.closing => {}
             Event::Transfer { link, delivery, message, .. } => {
-                self.connection.settle(link, delivery, Outcome::Accepted);
-                self.renew_credit(link);
-                heard.push(Heard::Received { message });
+                self.settle_or_hold(link, delivery);
+                if let Some(consumer) = self.renew_credit(link) {
+                    heard.push(Heard::Received { consumer, message });
+                }
             }
-            Event::Drained { .. } => {}
+            Event::PartWanted { .. } | Event::Drained { .. } => {}
             Event::Detached { error, .. }
             | Event::DetachReceived { error, .. }
             | Event::Ended { error, .. }
@@ -404,16 +455,39 @@ impl Peer {
         heard.push(Heard::Answered { message, accepted });
     }
 
-    fn renew_credit(&mut self, id: LinkId) {
-        let Some(link) = self.link_mut(id) else { return };
-        let LinkRole::Consumer { credit, left } = &mut link.role else { return };
+    #[inline]
+    fn settle_or_hold(&mut self, mut link: LinkId, mut delivery: DeliveryId) {
+        let Held { most, chance, all } = &mut self.held;
+        if *most > 0 {
+            all.push((link, delivery));
+            if all.len() <= *most {
+                return;
+            }
+            (link, delivery) = all.swap_remove(chance.below(*most + 1));
+        }
+        self.connection.settle(link, delivery, Outcome::Accepted);
+    }
+
+    /// A message came to a consumer; its number.
+    #[inline]
+    fn renew_credit(&mut self, id: LinkId) -> Option<u32> {
+        let link = self.link_mut(id)?;
+        let LinkRole::Consumer { consumer, credit, left, is_paced } = &mut link.role else {
+            return None;
+        };
+        let consumer = *consumer;
         *left = left.saturating_sub(1);
+        if *is_paced {
+            link.taken = link.taken.saturating_sub(1);
+            return Some(consumer);
+        }
         link.taken += 1;
         if 2 * link.taken >= *credit {
             link.taken = 0;
             let credit = granted(*credit, *left);
             self.connection.grant_credit(id, credit);
         }
+        Some(consumer)
     }
 
     /// Links are few and looked for only where credit changes or a message came.

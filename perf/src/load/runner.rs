@@ -9,6 +9,7 @@
 //!
 //!   producer   due (in the heap, by intended time) ─▶ sent ─▶ due ...
 //!                  └─ no room, no credit ─▶ held up ─ answer, credit ─▶ due
+//!   consumer   gives credit back as messages come, or as a rate allows, a little every PACE
 //! ```
 //! Producers are served in the order of intended times, so one that was held up catches up without
 //! pushing others back.
@@ -28,12 +29,13 @@ use std::time::{Duration, Instant};
 
 use net::{Completion, Engine, EngineWanted, Ring, RingConfig, RingError};
 
-use super::peer::{Heard, InFlight, LinkPlan, LinkRole, Peer, PeerPlan};
+use super::peer::{Heard, Held, InFlight, LinkPlan, LinkRole, Peer, PeerPlan};
 use super::stamp::{Stamp, Template};
 use super::{Length, Links, LoadError, LoadPlan, Origin, Share, Shared, Word, clock, nanos};
 use crate::block::{Ended, Recorder};
 use crate::machine;
 use crate::schedule::{Schedule, Share as Part};
+use crate::stats::Chance;
 
 /// So long before a message is due the thread stops sleeping: a timer's wake-up is late by tens of
 /// microseconds, on a virtual machine more.
@@ -44,6 +46,12 @@ const PAUSE_NS: u64 = 2_000;
 
 /// No wait is longer: heartbeats, the end and the abort are looked at this often.
 const TICK: Duration = Duration::from_millis(50);
+
+/// Consumers with a rate are given credit this often.
+const PACE: Duration = Duration::from_millis(2);
+
+/// What a rate allowed and nobody took is allowed for so long.
+const PACE_KEPT_S: f64 = 0.1;
 
 /// What was due in the planned stretch may still be sent for so long after it.
 const CATCH_UP: Duration = Duration::from_secs(1);
@@ -92,6 +100,15 @@ struct Producer {
     over: bool,
 }
 
+/// What a rate allows the consumers of a thread.
+#[derive(Debug, Default)]
+struct Paced {
+    /// Credit given so far.
+    given: u64,
+    /// Who is given first.
+    next: usize,
+}
+
 struct Runner<'a> {
     plan: &'a LoadPlan,
     shared: &'a Shared,
@@ -107,6 +124,9 @@ struct Runner<'a> {
     origin: Origin,
     produced: Recorder,
     consumed: Recorder,
+    /// The last message that came to each consumer, where they are compared.
+    last: Vec<Option<u64>>,
+    paced: Paced,
     /// Messages under way of all producers here.
     under_way: u64,
     producers_over: usize,
@@ -145,6 +165,8 @@ impl<'a> Runner<'a> {
             origin: Origin::in_a_moment(),
             produced: Recorder::new(window, plan.rate),
             consumed: Recorder::new(window, plan.rate),
+            last: vec![None; plan.consumers.total() as usize],
+            paced: Paced::default(),
             under_way: 0,
             producers_over: 0,
             told_over: false,
@@ -173,8 +195,8 @@ impl<'a> Runner<'a> {
     }
 
     fn go(mut self) -> Result<Share, LoadError> {
-        for peer in &mut self.peers {
-            peer.start_receiving();
+        if self.plan.receive_rate.is_none() {
+            self.peers.iter_mut().for_each(Peer::start_receiving);
         }
         for (at, producer) in self.producers.iter().enumerate() {
             self.due.push(Reverse((producer.next_ns, at as u32)));
@@ -182,6 +204,7 @@ impl<'a> Runner<'a> {
         loop {
             let now_ns = self.origin.elapsed_ns();
             self.tick(now_ns)?;
+            self.give_credit(now_ns);
             self.send_due(now_ns)?;
             self.flush()?;
             if self.is_over(now_ns) {
@@ -213,6 +236,23 @@ impl<'a> Runner<'a> {
         self.answer(now_ns);
         self.give_up(now_ns);
         Ok(())
+    }
+
+    /// Gives consumers the credit that their rate allows by now.
+    fn give_credit(&mut self, now_ns: u64) {
+        let Some(rate) = self.plan.receive_rate else { return };
+        let rate = rate / f64::from(self.plan.threads);
+        let allowed = (now_ns as f64 * rate / 1e9) as u64;
+        let kept = (rate * PACE_KEPT_S) as u64 + 1;
+        let Paced { given, next } = &mut self.paced;
+        *given = (*given).max(allowed.saturating_sub(kept));
+        for _ in 0..self.peers.len() {
+            *given += self.peers[*next].give_credit(allowed - *given);
+            if *given == allowed {
+                break;
+            }
+            *next = (*next + 1) % self.peers.len();
+        }
     }
 
     fn check_abort(&self) -> Result<(), LoadError> {
@@ -262,7 +302,7 @@ impl<'a> Runner<'a> {
             number: self.number,
         };
         let stamp = stamp.write();
-        let parts = self.template.parts(&stamp);
+        let parts = self.template.parts(&stamp, self.number);
         let message = InFlight { producer: at, intended_ns, actual_ns };
         if !self.peers[producer.peer].send(producer.link, &parts, message)? {
             producer.held_up = true;
@@ -304,13 +344,14 @@ impl<'a> Runner<'a> {
 
     /// Waits for completions, no longer than until the next message is due.
     fn wait(&mut self) -> Result<(), LoadError> {
+        let tick = if self.plan.receive_rate.is_some() { PACE } else { TICK };
         let Some(&Reverse((due_ns, _))) = self.due.peek() else {
-            return Ok(self.ring.wait(Some(TICK), &mut self.completions)?);
+            return Ok(self.ring.wait(Some(tick), &mut self.completions)?);
         };
         let now_ns = self.origin.elapsed_ns();
         let ahead_ns = due_ns.saturating_sub(now_ns);
         if ahead_ns > SPIN_NS {
-            let sleep = Duration::from_nanos(ahead_ns - SPIN_NS).min(TICK);
+            let sleep = Duration::from_nanos(ahead_ns - SPIN_NS).min(tick);
             return Ok(self.ring.wait(Some(sleep), &mut self.completions)?);
         }
         self.watch(due_ns)
@@ -413,8 +454,8 @@ impl<'a> Runner<'a> {
                     self.wake(producer, now_ns);
                 }
                 Heard::Woken { producer } => self.wake(producer, now_ns),
-                Heard::Received { message } => {
-                    received += u64::from(self.receive(&message, now_ns));
+                Heard::Received { consumer, message } => {
+                    received += u64::from(self.receive(consumer, &message, now_ns));
                 }
             }
         }
@@ -437,8 +478,11 @@ impl<'a> Runner<'a> {
     }
 
     /// Books a message that came; whether it is one of those that are counted.
-    fn receive(&mut self, message: &[u8], now_ns: u64) -> bool {
+    fn receive(&mut self, consumer: u32, message: &[u8], now_ns: u64) -> bool {
         let stamp = Stamp::read(message, self.origin.monotonic_ns + now_ns);
+        if self.plan.checks && !self.is_as_sent(consumer, message, stamp.as_ref()) {
+            self.shared.wrong.fetch_add(1, Ordering::Relaxed);
+        }
         if self.plan.producers.total() == 0 {
             let age = |ns: u64| (self.origin.monotonic_ns + now_ns).saturating_sub(ns);
             let ages = stamp.map(|stamp| (age(stamp.intended_ns), age(stamp.actual_ns)));
@@ -450,6 +494,13 @@ impl<'a> Runner<'a> {
         let offset = |ns: u64| ns.saturating_sub(self.origin.monotonic_ns);
         self.consumed.received(offset(stamp.intended_ns), offset(stamp.actual_ns), now_ns);
         true
+    }
+
+    /// Whether a message is whole, and behind the last one that came to its consumer.
+    fn is_as_sent(&mut self, consumer: u32, message: &[u8], stamp: Option<&Stamp>) -> bool {
+        let Some(stamp) = stamp else { return false };
+        let last = self.last[consumer as usize].replace(stamp.number);
+        last.is_none_or(|last| last < stamp.number) && self.template.is_whole(message, stamp)
     }
 
     /// Ends what takes too long once nothing more is due.
@@ -524,6 +575,7 @@ impl<'a> Runner<'a> {
             for message in peer.unanswered() {
                 self.produced.lost(message.intended_ns, at_ns);
             }
+            peer.settle_held();
             peer.close();
         }
         let deadline = clock() + GOODBYE;
@@ -571,7 +623,8 @@ fn connect(
         }
         let in_flight_max = plan.in_flight as usize * links.len();
         let container = name("p", connection);
-        let peer = PeerPlan { target: &plan.target, container, links, in_flight_max };
+        let held = Held::default();
+        let peer = PeerPlan { target: &plan.target, container, links, in_flight_max, held };
         peers.push(Peer::connect(ring, peer)?);
     }
     for connection in (0..plan.consumers.connections).filter(ours) {
@@ -584,13 +637,18 @@ fn connect(
             }
             Length::Count(_) | Length::For(_) => u64::MAX,
         };
-        let role = LinkRole::Consumer { credit: plan.credit, left };
         let first = connection * plan.consumers.each;
+        let role = |consumer| {
+            let is_paced = plan.receive_rate.is_some();
+            LinkRole::Consumer { consumer, credit: plan.credit, left, is_paced }
+        };
         let links = (first..first + plan.consumers.each)
-            .map(|link| LinkPlan { address: address(link), role })
+            .map(|link| LinkPlan { address: address(link), role: role(link) })
             .collect();
         let container = name("c", connection);
-        let peer = PeerPlan { target: &plan.target, container, links, in_flight_max: 0 };
+        let chance = plan.seed ^ u64::from(connection) << 32;
+        let held = Held { most: plan.held as usize, chance: Chance::new(chance), all: Vec::new() };
+        let peer = PeerPlan { target: &plan.target, container, links, in_flight_max: 0, held };
         peers.push(Peer::connect(ring, peer)?);
     }
     Ok((peers, producers))

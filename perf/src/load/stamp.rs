@@ -7,7 +7,8 @@
 //! ```
 //! Times are nanoseconds of CLOCK_MONOTONIC, big-endian: they mean something on one machine, since
 //! it started. `run` tells the messages of this run from what else is in a queue. A body shorter
-//! than the stamp holds its beginning, which nobody reads back.
+//! than the stamp holds its beginning, which nobody reads back. The filler is a piece of one long
+//! filler, from a place that `number` says: messages side by side differ in every byte.
 //!
 //! Failure: what is no stamp, or comes from the future, reads as none.
 
@@ -65,9 +66,13 @@ impl Stamp {
 #[derive(Debug)]
 pub(crate) struct Template {
     prefix: Vec<u8>,
+    /// Of all messages: each has its piece.
     filler: Vec<u8>,
     stamp_bytes: usize,
 }
+
+/// As many messages in a row have different fillers; a prime.
+const FILLERS: u64 = 251;
 
 impl Template {
     pub(crate) fn new(size: usize, durable: bool) -> Self {
@@ -84,14 +89,26 @@ impl Template {
         prefix.truncate(prefix.len() - size);
         let stamp_bytes = size.min(STAMP_BYTES);
         // Not zeros: a peer or a disk that compresses would look better than it is.
-        let filler = (0..size - stamp_bytes).map(|at| (at * 31 % 251) as u8).collect();
+        let filler_bytes = size - stamp_bytes + FILLERS as usize - 1;
+        let filler = (0..filler_bytes).map(|at| (at * 31 % 251) as u8).collect();
         Self { prefix, filler, stamp_bytes }
     }
 
-    /// The parts of the message with this stamp.
+    /// The parts of the message with this stamp and number.
     #[inline]
-    pub(crate) fn parts<'a>(&'a self, stamp: &'a [u8; STAMP_BYTES]) -> [&'a [u8]; 3] {
-        [&self.prefix, &stamp[..self.stamp_bytes], &self.filler]
+    pub(crate) fn parts<'a>(&'a self, stamp: &'a [u8; STAMP_BYTES], number: u64) -> [&'a [u8]; 3] {
+        [&self.prefix, &stamp[..self.stamp_bytes], self.filler_of(number)]
+    }
+
+    /// Whether this is a message of ours as it was sent.
+    pub(crate) fn is_whole(&self, message: &[u8], stamp: &Stamp) -> bool {
+        let body = data_of(message).and_then(|body| body.get(self.stamp_bytes..));
+        body == Some(self.filler_of(stamp.number))
+    }
+
+    fn filler_of(&self, number: u64) -> &[u8] {
+        let at = (number % FILLERS) as usize;
+        &self.filler[at..=at + self.filler.len() - FILLERS as usize]
     }
 }
 
@@ -105,18 +122,24 @@ mod tests {
     #[test]
     fn a_stamp_is_read_back_from_its_message() {
         for size in [32, 100, 256, 70_000] {
-            let message = Template::new(size, true).parts(&STAMP.write()).concat();
+            let template = Template::new(size, true);
+            let mut message = template.parts(&STAMP.write(), STAMP.number).concat();
             assert_eq!(data_of(&message).map(<[u8]>::len), Some(size));
             assert_eq!(Stamp::read(&message, 120), Some(STAMP));
+            assert!(template.is_whole(&message, &STAMP));
+            let other = Stamp { number: 4, ..STAMP };
+            assert_eq!(template.is_whole(&message, &other), size == STAMP_BYTES);
             assert_eq!(Stamp::read(&message, 119), None, "it comes from the future");
             assert!(Sections::scan(&message).expect("our own").header_fields.is_durable());
+            message.pop();
+            assert!(!template.is_whole(&message, &STAMP), "cut short");
         }
     }
 
     #[test]
     fn a_short_body_has_its_size_and_no_stamp() {
         for size in [0, 1, 31] {
-            let message = Template::new(size, false).parts(&STAMP.write()).concat();
+            let message = Template::new(size, false).parts(&STAMP.write(), 3).concat();
             assert_eq!(data_of(&message).map(<[u8]>::len), Some(size));
             assert_eq!(Stamp::read(&message, 120), None);
             assert!(!Sections::scan(&message).expect("our own").header_fields.is_durable());

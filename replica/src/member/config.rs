@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use journal::{Epoch, JournalUuid};
 
 use crate::card::HeldLog;
+use crate::election::Refused;
 use crate::lease::LeaseTerms;
 use crate::record::{Member, MemberInfo};
 
@@ -108,6 +109,8 @@ pub enum MemberEvent {
     Unwell,
     /// It gives the role away: its disk has failed or stands.
     GivesUp(Epoch),
+    /// The role is not taken by an operator's word, although that was asked for: why.
+    ForceRefused(Refused),
     /// The shards did not drain in time: it goes on serving.
     SwitchoverFailed(Epoch),
     /// Something is wrong with the pair, or is no longer.

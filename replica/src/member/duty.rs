@@ -104,6 +104,8 @@ pub struct ShardReport {
     pub stage: Stage,
     /// How far its log goes; of no meaning while it recovers.
     pub log: LogEnd,
+    /// Its log is a whole state: it is not being brought up from the middle of another's.
+    pub is_whole: bool,
     /// Everything below is durable on every member in sync, as far as this one knows.
     pub committed: Lsn,
     /// At a live: a place not beyond `committed`, with the chain there.
@@ -160,6 +162,7 @@ impl ShardReport {
         Self {
             stage: Stage::Recovering,
             log: LogEnd { epoch: Epoch(0), end: Lsn::ZERO },
+            is_whole: false,
             committed: Lsn::ZERO,
             watermark: None,
             service: Service::Closed,
@@ -194,6 +197,7 @@ impl ShardReport {
         Self {
             stage,
             log: LogEnd { epoch, end: follower.durable() },
+            is_whole: follower.is_whole(),
             committed: backup.committed(),
             refused: refused.filter(|_| !backup.is_following()),
             ..Self::recovering()
@@ -217,6 +221,7 @@ impl ShardReport {
         Self {
             stage: Stage::Live(epoch),
             log: LogEnd { epoch, end: journal.durable() },
+            is_whole: true,
             committed: live.committed(),
             watermark: live.watermark(),
             service: hosted.service,

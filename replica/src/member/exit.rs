@@ -57,7 +57,8 @@ impl Membership {
             Exit::Stays | Exit::Given => {}
             Exit::Draining { until, goal } => {
                 let late = until <= now;
-                if self.is_drained(goal) || late && self.is_leaving {
+                let waits = !self.canaries.has(Canary::HandOverUndrained);
+                if !waits || self.is_drained(goal) || late && self.is_leaving {
                     self.exit = Exit::Closing { goal };
                 } else if late {
                     self.exit = Exit::Stays;
@@ -124,6 +125,9 @@ impl Membership {
 
     /// Whether a write is under way for longer than it may be.
     pub(super) fn is_stuck(&self, now: Instant) -> bool {
+        if self.canaries.has(Canary::RenewUnwell) {
+            return false;
+        }
         let mut since = self.shards.iter().flatten().filter_map(|heard| heard.report.writing_since);
         since.any(|since| now.saturating_duration_since(since) >= WRITE_AGE_MAX)
     }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use journal::{Epoch, Lsn, ShardId};
 
 use super::founding::{Founder, Side, founder};
-use super::{Fault, Membership, Stage};
+use super::{Fault, Membership, ShardReport, Stage};
 use crate::card::Standing;
-use crate::record::NodeId;
+use crate::record::{Forced, NodeId};
 use crate::register::Version;
 use crate::wire::Reason;
 
@@ -43,6 +43,8 @@ pub enum Waits {
     Log,
     /// Its shards are being recovered.
     Recovery,
+    /// The live's whole log is on its way.
+    Install,
     /// Its log has seen an epoch that the voters have not: the record is old, or they have lost it.
     VotersBehind,
     /// The other one is in sync and this one is not: it waits for it to be live.
@@ -69,6 +71,10 @@ impl fmt::Display for Waits {
             ),
             Self::Log => f.write_str("for the other member to say which log the pair has"),
             Self::Recovery => f.write_str("for its log to be recovered"),
+            Self::Install => f.write_str(
+                "for the whole log of the other member: this one was empty, or away for so long \
+                 that there was nothing to go on from; until it is there it can't take over",
+            ),
             Self::VotersBehind => f.write_str(
                 "for the voters: this log has seen a newer epoch than their record, which is late \
                  or was lost",
@@ -108,6 +114,8 @@ pub struct Status {
     pub lag_bytes: Option<u64>,
     /// How long it has been behind, at a live that is followed.
     pub lag: Option<Duration>,
+    /// The last reigns that an operator began.
+    pub forced: Vec<Forced>,
     /// The other member's card came on the connection that is up.
     pub peer_is_there: bool,
     /// What is wrong with the pair.
@@ -150,6 +158,7 @@ impl Membership {
             lag: self.lag_bytes().map(|_| {
                 self.behind_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
             }),
+            forced: record.map_or_else(Vec::new, |record| record.forced.clone()),
             peer_is_there: self.peer().is_some(),
             fault: self.fault,
             settings_differ: self.settings_differ,
@@ -188,7 +197,11 @@ impl Membership {
         }
         let ends = self.ends();
         if ends.is_empty() {
-            return Some(Waits::Recovery);
+            let is_partial = |report: &ShardReport| {
+                matches!(report.stage, Stage::Standing | Stage::Following(_)) && !report.is_whole
+            };
+            let is_installing = self.reports().is_some_and(|all| all.iter().any(is_partial));
+            return Some(if is_installing { Waits::Install } else { Waits::Recovery });
         }
         if version == Version::NONE {
             let Some(peer) = self.peer() else { return Some(Waits::Peer) };

@@ -47,7 +47,8 @@ struct Log {
 fn newly_formatted() -> ShardReport {
     let end = Lsn(4096);
     let log = LogEnd { epoch: Epoch(1), end };
-    ShardReport { stage: Stage::Standing, log, committed: end, ..ShardReport::recovering() }
+    let stands = ShardReport { stage: Stage::Standing, log, ..ShardReport::recovering() };
+    ShardReport { is_whole: true, committed: end, ..stands }
 }
 
 struct Side {
@@ -57,6 +58,8 @@ struct Side {
     live: Option<Epoch>,
     obeyed: Option<(Round, u64)>,
     is_down: bool,
+    /// Its logs are being brought up from the middle of the other one's.
+    is_partial: bool,
     /// Its shards say nothing any more.
     is_wedged: bool,
     writing_since: Option<Instant>,
@@ -73,6 +76,7 @@ impl Side {
             live: None,
             obeyed: None,
             is_down: false,
+            is_partial: false,
             is_wedged: false,
             writing_since: None,
             has_failed: false,
@@ -270,6 +274,7 @@ impl Pair {
             let report = ShardReport {
                 stage,
                 log: LogEnd { epoch: Epoch(log.epoch), end },
+                is_whole: !side.is_partial,
                 committed: end,
                 watermark: side.live.map(|_| Mark { lsn: end, chain: Chain(0) }),
                 service: side.service(),
@@ -341,7 +346,7 @@ fn an_operator_may_say_who_begins() {
     let mut pair = Pair::new([Some(held(1)), None], [Log { end: 8192, epoch: 3 }, EMPTY]);
     pair.run(3000);
     let now = pair.now;
-    pair.sides[0].member.bootstrap(now);
+    pair.sides[0].member.bootstrap(now, 7).expect("there is no record");
     pair.run_until(500, |pair| pair.sides[0].may_serve(pair.now));
     assert!(pair.sides[0].live.is_some_and(|epoch| epoch > Epoch(1000)));
 }
@@ -486,7 +491,7 @@ fn a_directory_of_another_log_never_follows_nor_leads() {
     pair.run(10_000);
     assert_eq!(pair.sides[1].duty, Some(Duty::Stand));
     assert_eq!(pair.sides[1].member.status(pair.now).fault, Some(Fault::NotThePairsLog));
-    let forced = pair.sides[1].member.promote_by_force(pair.now);
+    let forced = pair.sides[1].member.promote_by_force(pair.now, 7);
     assert_eq!(forced, Err(Refused::NotWhole));
 }
 
@@ -499,8 +504,90 @@ fn an_operator_may_take_what_is_left() {
     pair.restart(1);
     pair.run(5000);
     let now = pair.now;
-    pair.sides[1].member.promote_by_force(now).expect("it is a follower");
+    pair.sides[1].member.promote_by_force(now, 7).expect("it is a follower");
     pair.run_until(500, |pair| pair.sides[1].may_serve(pair.now));
+}
+
+#[test]
+fn an_empty_directory_is_crowned_by_nobody() {
+    let mut pair = Pair::new([None, None], [EMPTY; 2]);
+    pair.run(3000);
+    let now = pair.now;
+    assert_eq!(pair.sides[0].member.bootstrap(now, 7), Err(Refused::Empty));
+    pair.run(3000);
+    assert_eq!((pair.held().version, pair.sides[0].duty), (Version::NONE, None));
+}
+
+#[test]
+fn r3_a_forced_promotion_waits_for_the_lease_and_never_joins_a_live() {
+    let mut pair = Pair::in_sync();
+    pair.stream_up = false;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.link(false);
+    let now = pair.now;
+    assert!(pair.sides[0].may_serve(now));
+    // `run` asserts that never two serve.
+    pair.sides[1].member.promote_by_force(now, 7).expect("nobody is seen to serve");
+    pair.run(5000);
+    assert!(pair.sides[0].may_serve(pair.now), "{pair}");
+    let refused = MemberEvent::ForceRefused(Refused::OtherServes);
+    assert!(pair.sides[1].events.contains(&refused), "{pair}");
+    pair.sides[0].is_down = true;
+    pair.run(400);
+    let now = pair.now;
+    pair.sides[1].member.promote_by_force(now, 8).expect("nobody is seen to serve");
+    pair.run(1000);
+    assert!(!pair.sides[1].may_serve(pair.now), "its lease may stand: {pair}");
+    pair.run_until(2000, |pair| pair.sides[1].may_serve(pair.now));
+}
+
+#[test]
+fn a_log_that_is_being_brought_up_gives_a_role_back_that_was_won_meanwhile() {
+    let mut pair = Pair::in_sync();
+    pair.sides[1].is_down = true;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.sides[0].is_down = true;
+    pair.restart(1);
+    pair.run(5000);
+    let now = pair.now;
+    pair.sides[1].member.promote_by_force(now, 7).expect("it is a follower");
+    let query = pair.sides[1].member.poll_query().expect("at once");
+    assert!(matches!(query, Query::Cas(..)), "{query:?}");
+    assert_eq!(pair.sides[1].member.poll_duty(), Some(Duty::Stand), "nothing is cut meanwhile");
+    // The shards had begun to give up what they hold.
+    pair.sides[1].is_partial = true;
+    pair.report(1);
+    query.put(&mut pair.register, PAIR);
+    let answer = pair.register.poll_answer().expect("at once");
+    pair.sides[1].member.handle_answer(now, answer);
+    pair.run(10_000);
+    assert!(!pair.sides[1].may_serve(pair.now), "{pair}");
+    let record = PairRecord::decode(&pair.held().value).expect("it stands");
+    assert!(record.released, "{pair}");
+}
+
+#[test]
+fn whose_log_is_not_whole_takes_no_role_and_founds_no_pair() {
+    let log = Log { end: 90112, epoch: 3 };
+    let mut pair = Pair::new([Some(held(1)); 2], [log, log]);
+    pair.sides[0].is_partial = true;
+    pair.link(true);
+    pair.run(5000);
+    assert_eq!(pair.held().version, Version::NONE, "the other one can't know what it holds");
+    let now = pair.now;
+    let [partial, whole] = &mut pair.sides;
+    assert_eq!(partial.member.bootstrap(now, 7), Err(Refused::NotWhole));
+    assert_eq!(partial.member.status(now).waits, Some(Waits::Install));
+    whole.member.bootstrap(now, 7).expect("it is whole");
+    pair.run_until(1000, |pair| pair.sides[1].may_serve(pair.now));
+    let forced = PairRecord::decode(&pair.held().value).expect("it was made").forced;
+    assert_eq!(forced.iter().map(|forced| forced.at_ms).collect::<Vec<u64>>(), [7]);
+    pair.sides[1].is_down = true;
+    pair.run(10_000);
+    assert!(!pair.sides[0].may_serve(pair.now), "{pair}");
+    pair.link(false);
+    let forced = pair.sides[0].member.promote_by_force(pair.now, 8);
+    assert_eq!(forced, Err(Refused::NotWhole));
 }
 
 #[test]

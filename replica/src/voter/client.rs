@@ -177,7 +177,7 @@ impl Client {
             match self.open[&number].ask {
                 Ask::Read(_) | Ask::Status => self.ask_again(now, number),
                 // It may have arrived before the link broke.
-                Ask::Cas(_) => {
+                Ask::Cas(_) | Ask::Replace(_) => {
                     let open = self.open.remove(&number).expect("just found");
                     let outcome = Outcome::Unknown;
                     self.answers.push_back(Answer { request: open.request, outcome });

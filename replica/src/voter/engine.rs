@@ -17,6 +17,10 @@
 //! * A question is answered once: a swap when its own entry (index and term) is applied, a read
 //!   when a majority has confirmed the leader after the question came. Who no longer leads answers
 //!   what is open with "unknown" (R5) or "no leader".
+//! * A disk takes another's place by an entry of the log, through a step in which majorities of the
+//!   old disks and of the new ones are needed; the second step, out of it, the engine takes by
+//!   itself. What is older than that entry is dropped, so a new disk always begins with an image.
+//! * A message is for one disk, not for its seat: what was meant for the one before is dropped.
 //! * A leader that counts on entries which are not here any more has found a disk that lies: the
 //!   voter says nothing further, and its host ends it.
 //! * The engine draws its election timeouts by chance; each is replaced, before any tick, by one
@@ -25,23 +29,26 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use journal::mix64;
-use raft::eraftpb::{Entry, Message, MessageType};
-use raft::{Config, RawNode, Ready, StateRole, Storage};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+};
+use raft::{Config, INVALID_ID, ProgressState, RawNode, Ready, SnapshotStatus, StateRole, Storage};
 
 use super::letter::{Body, Letter};
 use super::question::{
-    Ask, Question, Reply, Says, Standing, VoterStatus, decode_swap, encode_swap,
+    Ask, Question, Reply, Says, Standing, VoterStatus, decode_replacement, decode_swap,
+    encode_replacement, encode_swap,
 };
-use super::seats::Seat;
+use super::seats::{Disks, Replacement, seat_of_id};
 use super::store::Image;
 use super::wal::{Identity, Recovered, Wal};
 use super::{ClientId, Outputs};
 use crate::canary::{Canaries, Canary};
 use crate::limits::{
-    APPEND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, INBOX_MAX, QUESTIONS_MAX, STATE_BYTES_MAX,
-    WAL_BYTES_MAX,
+    APPEND_BYTES_MAX, ELECTION_TICKS, HEARTBEAT_TICKS, IMAGE_TICKS, INBOX_MAX, QUESTIONS_MAX,
+    STATE_BYTES_MAX, WAL_BYTES_MAX,
 };
-use crate::register::{NotDone, Outcome, PairId, Registers, RequestId};
+use crate::register::{NotDone, Outcome, PairId, Registers, RequestId, Version};
 
 /// What waits while a write is under way.
 #[derive(Debug)]
@@ -85,8 +92,13 @@ pub(super) struct Engine {
     identity: Identity,
     tag: super::seats::EnsembleTag,
     wal: Wal,
+    /// Who decides, after what was applied; none on a disk that was admitted and not told yet.
+    disks: Option<Disks>,
+    /// A disk has another's place: the log is to begin anew from here.
+    is_reseated: bool,
     registers: Registers,
     applied: u64,
+    ticks: u64,
     seed: u64,
     inbox: VecDeque<Input>,
     writing: Option<Writing>,
@@ -108,7 +120,9 @@ impl Engine {
     /// If the log was recovered without its ensemble, or the engine refuses what `wal` has checked.
     pub(super) fn new(recovered: Recovered, seed: u64, canaries: Canaries) -> Self {
         let Recovered { identity, store, wal } = recovered;
-        let tag = identity.disks.as_ref().expect("a member knows its ensemble").tag();
+        let joined = identity.disks.as_ref().expect("a member knows its ensemble");
+        let (tag, id) = (joined.tag(), joined.id_of(identity.seat));
+        let disks = store.image.disks.clone();
         let registers = if store.image.index == 0 {
             Registers::default()
         } else {
@@ -116,7 +130,7 @@ impl Engine {
         };
         let applied = store.image.index;
         let config = Config {
-            id: identity.seat.0.into(),
+            id,
             applied,
             election_tick: ELECTION_TICKS,
             heartbeat_tick: HEARTBEAT_TICKS,
@@ -135,8 +149,11 @@ impl Engine {
             identity,
             tag,
             wal,
+            disks,
+            is_reseated: false,
             registers,
             applied,
+            ticks: 0,
             seed,
             inbox: VecDeque::new(),
             writing: None,
@@ -162,11 +179,25 @@ impl Engine {
         &self.registers
     }
 
+    /// Every voter's disk, as far as this one knows.
+    pub(super) fn disks(&self) -> Option<&Disks> {
+        self.disks.as_ref().or(self.identity.disks.as_ref())
+    }
+
+    fn standing(&self) -> Standing {
+        let Some(disks) = &self.disks else { return Standing::Joining };
+        if disks.of(self.identity.seat) != Some(self.identity.uuid) {
+            return Standing::Replaced;
+        }
+        if self.leads() { Standing::Leader } else { Standing::Follower }
+    }
+
     pub(super) fn status(&self) -> VoterStatus {
         VoterStatus {
             seat: self.identity.seat,
             uuid: self.identity.uuid,
-            standing: if self.leads() { Standing::Leader } else { Standing::Follower },
+            standing: self.standing(),
+            disks: self.disks().cloned(),
             term: self.raw.raft.term,
             committed: self.raw.raft.raft_log.committed,
             pairs: u16::try_from(self.registers.iter().count()).expect("bounded"),
@@ -234,7 +265,12 @@ impl Engine {
         match input {
             Input::Tick => {
                 self.raw.tick();
+                self.ticks += 1;
+                if self.ticks.is_multiple_of(IMAGE_TICKS) && self.leads() {
+                    self.send_images_again();
+                }
             }
+            Input::Message(message) if !self.is_for_us(&message) => {}
             Input::Message(message) if self.is_missing_here(&message) => self.has_forgotten = true,
             // What the engine refuses (from an older term, not from a member) is as if it were
             // lost.
@@ -244,12 +280,23 @@ impl Engine {
                 match question.ask {
                     Ask::Read(pair) => self.ask_read(asker, pair, out),
                     Ask::Cas(swap) => self.ask_swap(asker, &encode_swap(&swap), out),
+                    Ask::Replace(replacement) => self.ask_replacement(asker, &replacement, out),
                     Ask::Status => {
                         let says = Says::Status(self.status());
                         self.reply(asker, says, out);
                     }
                 }
             }
+        }
+    }
+
+    /// The engine waits for ever for word of an image that it sent, and a network loses some.
+    fn send_images_again(&mut self) {
+        let progress = self.raw.raft.prs().iter();
+        let awaited = progress.filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let ids: Vec<u64> = awaited.map(|(id, _)| *id).collect();
+        for id in ids {
+            self.raw.report_snapshot(id, SnapshotStatus::Failure);
         }
     }
 
@@ -282,6 +329,23 @@ impl Engine {
         self.swaps.insert(index, OpenSwap { term: self.raw.raft.term, asker });
     }
 
+    fn ask_replacement(&mut self, asker: Asker, by: &Replacement, out: &mut Outputs) {
+        if !self.leads() {
+            return self.answer(asker, Outcome::NotDone(NotDone::NoLeader), out);
+        }
+        // Nobody puts another disk in his own place: he is there.
+        let is_ours = by.seat == self.identity.seat;
+        let next = self.disks.as_ref().filter(|_| !is_ours).and_then(|disks| disks.replaced(by));
+        let change = next.map(|next| change_to(&next));
+        let context = encode_replacement(by);
+        // The engine takes one at a time: of a second one it makes an empty entry.
+        if change.is_none_or(|change| self.raw.propose_conf_change(context, change).is_err()) {
+            return self.answer(asker, Outcome::NotDone(NotDone::Busy), out);
+        }
+        let index = self.raw.raft.raft_log.last_index();
+        self.swaps.insert(index, OpenSwap { term: self.raw.raft.term, asker });
+    }
+
     // ---- one Ready -----------------------------------------------------------------------------
 
     /// Sends what may go at once and asks for the write of what must not be lost.
@@ -292,8 +356,9 @@ impl Engine {
         let installs = snapshot.get_metadata().index > 0;
         if installs {
             let metadata = snapshot.get_metadata();
-            let registers = snapshot.data.to_vec();
-            let image = Image { index: metadata.index, term: metadata.term, registers };
+            let image = Image::read(metadata.index, metadata.term, &snapshot.data);
+            let image = image.expect("checked on arrival");
+            self.disks.clone_from(&image.disks);
             self.registers = Registers::decode(&image.registers).expect("checked on arrival");
             self.applied = image.index;
             self.raw.mut_store().install(image);
@@ -341,7 +406,7 @@ impl Engine {
         if !self.leads() {
             self.give_up_questions(out);
         }
-        if self.wal.bytes() >= WAL_BYTES_MAX {
+        if self.wal.bytes() >= WAL_BYTES_MAX || std::mem::take(&mut self.is_reseated) {
             self.write_anew(out);
         }
         self.seed_election();
@@ -353,10 +418,14 @@ impl Engine {
             self.applied = entry.index;
             let open = self.swaps.remove(&entry.index);
             // A leader's first entry is empty; nobody else writes what does not decode.
-            let swap = (!entry.data.is_empty()).then(|| decode_swap(&entry.data));
-            let outcome = match swap {
-                Some(Ok(swap)) => self.registers.apply(swap),
-                Some(Err(_)) | None => Outcome::Unknown,
+            let outcome = match entry.get_entry_type() {
+                EntryType::EntryNormal if entry.data.is_empty() => Outcome::Unknown,
+                EntryType::EntryNormal => {
+                    let swap = decode_swap(&entry.data);
+                    swap.map_or(Outcome::Unknown, |swap| self.registers.apply(swap))
+                }
+                EntryType::EntryConfChangeV2 => self.apply_change(&entry.context),
+                EntryType::EntryConfChange => Outcome::Unknown,
             };
             let Some(open) = open else { continue };
             // Where another leader's entry stands, the one that was asked for is gone.
@@ -373,6 +442,33 @@ impl Engine {
             };
             self.answer(open.asker, outcome, out);
         }
+    }
+
+    /// A disk takes another's place, or (no words) the one before is left behind. What can't be
+    /// done is done by nobody: all apply it to the same disks.
+    fn apply_change(&mut self, context: &[u8]) -> Outcome {
+        let disks = self.disks.as_ref().expect("entries follow an image");
+        let by = decode_replacement(context).ok();
+        let next = match by {
+            Some(by) if self.canaries.has(Canary::ReplaceInPlace) => {
+                self.disks = disks.usurped(&by);
+                self.is_reseated = true;
+                return Outcome::Won(Version::NONE);
+            }
+            Some(by) => disks.replaced(&by),
+            None if context.is_empty() => disks.settled(),
+            None => None,
+        };
+        let Some(next) = next else { return Outcome::NotDone(NotDone::Busy) };
+        self.raw.apply_conf_change(&change_to(&next)).expect("it was made of the same disks");
+        self.is_reseated |= next.is_changing();
+        let is_over = !next.is_changing() && self.standing() == Standing::Replaced;
+        self.disks = Some(next);
+        if is_over && self.raw.raft.state == StateRole::Leader {
+            // It led the others out of its own place.
+            self.raw.raft.become_follower(self.raw.raft.term, INVALID_ID);
+        }
+        Outcome::Won(Version::NONE)
     }
 
     fn answer_reads(&mut self, out: &mut Outputs) {
@@ -399,7 +495,8 @@ impl Engine {
     fn write_anew(&mut self, out: &mut Outputs) {
         let index = self.applied;
         let term = self.raw.store().term(index).expect("applied entries are there");
-        let image = Image { index, term, registers: self.registers.encode() };
+        let disks = self.disks.clone();
+        let image = Image { index, term, disks, registers: self.registers.encode() };
         let store = self.raw.mut_store();
         if image.index > store.image.index {
             store.install(image);
@@ -421,6 +518,13 @@ impl Engine {
             && message.commit > self.raw.raft.raft_log.last_index()
     }
 
+    /// Whether it is for this disk, not for one that was here before it; and an admitted one takes
+    /// no entries before its image: it does not know who decided at the first of them.
+    fn is_for_us(&self, message: &Message) -> bool {
+        let begins_at_nothing = message.msg_type == MessageType::MsgAppend && message.index == 0;
+        message.to == self.raw.raft.id && !(self.disks.is_none() && begins_at_nothing)
+    }
+
     fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
@@ -435,10 +539,13 @@ impl Engine {
 
     fn send(&self, messages: Vec<Message>, out: &mut Outputs) {
         for message in messages {
-            let to = Seat(u8::try_from(message.to).expect("one of seven"));
+            let to = seat_of_id(message.to);
+            if to == self.identity.seat {
+                // A disk that is not there any more.
+                continue;
+            }
             let body = Body::Engine { tag: self.tag, message: Box::new(message) };
             let letter = Letter { from: self.identity.seat, to, body };
-            // The messages that don't travel are those that a fixed membership never makes.
             out.letters.extend(letter.encode().map(|bytes| (to, bytes)));
         }
     }
@@ -448,8 +555,27 @@ impl Engine {
     }
 
     fn reply(&self, asker: Asker, says: Says, out: &mut Outputs) {
-        let leader = u8::try_from(self.raw.raft.leader_id).ok().filter(|id| *id > 0).map(Seat);
+        let leader = Some(self.raw.raft.leader_id).filter(|id| *id != INVALID_ID).map(seat_of_id);
         let reply = Reply { request: asker.request, leader, says };
         out.replies.push_back((asker.client, reply.encode()));
     }
+}
+
+/// In the engine's words: how these disks came to be from those before.
+fn change_to(disks: &Disks) -> ConfChangeV2 {
+    let (incoming, outgoing) = disks.ids();
+    let single = |id: &u64, kind| {
+        let mut single = ConfChangeSingle { node_id: *id, ..Default::default() };
+        single.set_change_type(kind);
+        single
+    };
+    let differ = outgoing.iter().zip(&incoming).filter(|(old, new)| old != new);
+    let changes: Vec<ConfChangeSingle> = differ
+        .flat_map(|(old, new)| {
+            let removed = single(old, ConfChangeType::RemoveNode);
+            [removed, single(new, ConfChangeType::AddNode)]
+        })
+        .collect();
+    // Two changes go through the step in which both count; none is the way out of it.
+    ConfChangeV2 { changes: changes.into(), ..Default::default() }
 }

@@ -8,6 +8,8 @@
 //!                   └──▶ somebody has          and it names my disk, and those that have not
 //!                                              agreed are as it says: I agree to it
 //!                                              and it names another disk for my seat: stranger
+//!
+//!   one other heard ───▶ whose list names my disk and is not the first one: I am admitted
 //! ```
 //!
 //! An answer counts only with the nonce of this start, so nothing that was said before this disk
@@ -20,6 +22,10 @@
 //! are lost is anything founded anew, and then what they knew is lost whatever is done. That is
 //! why a voter that comes back empty while another is down does not vote either: it may be the
 //! other that knows.
+//!
+//! Why one voice is enough to be admitted: a list that is not the first one was decided by the
+//! ensemble, and it binds its engine id to this disk for ever. This disk has promised nothing
+//! under that id yet, whatever has been decided since.
 
 use std::collections::BTreeMap;
 
@@ -49,6 +55,8 @@ pub(crate) enum Finding {
     Waiting,
     /// The others know another disk for this seat.
     Stranger,
+    /// The ensemble has put this disk into its seat.
+    Admitted(Disks),
     /// These are the ensemble's disks, this one among them.
     Agreed(Disks),
 }
@@ -72,7 +80,11 @@ impl Founding {
 
     pub(crate) fn finding(&self) -> Finding {
         let agreed = self.heard.values().filter_map(|heard| heard.disks.as_ref());
-        if agreed.clone().any(|disks| disks.of(self.seat) != Some(self.uuid)) {
+        let names_me = |disks: &Disks| disks.of(self.seat) == Some(self.uuid);
+        if let Some(disks) = agreed.clone().find(|disks| disks.were_replaced() && names_me(disks)) {
+            return Finding::Admitted(disks.clone());
+        }
+        if agreed.clone().any(|disks| !names_me(disks)) {
             return Finding::Stranger;
         }
         let mine = (self.seat, self.uuid);
@@ -81,7 +93,8 @@ impl Founding {
         if all.len() != usize::from(self.seats.count()) {
             return Finding::Waiting;
         }
-        let Some(heard) = Disks::new(all.into_values().collect()) else { return Finding::Waiting };
+        let heard: Vec<VoterUuid> = all.into_values().collect();
+        let Some(heard) = Disks::found(&heard) else { return Finding::Waiting };
         // Who has agreed has agreed to exactly what I hear now, or I stay out.
         if agreed.into_iter().all(|disks| *disks == heard) {
             Finding::Agreed(heard)
@@ -99,6 +112,7 @@ impl Founding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::voter::seats::Replacement;
 
     const DISK: fn(u8) -> VoterUuid = |n| VoterUuid([n; 16]);
 
@@ -111,7 +125,7 @@ mod tests {
     }
 
     fn agreed(uuid: u8, disks: [u8; 3]) -> Heard {
-        Heard { uuid: DISK(uuid), disks: Disks::new(disks.map(DISK).to_vec()) }
+        Heard { uuid: DISK(uuid), disks: Disks::found(&disks.map(DISK)) }
     }
 
     #[test]
@@ -120,7 +134,7 @@ mod tests {
         founding.handle_i_am(Seat(2), 42, fresh(2));
         assert_eq!(founding.finding(), Finding::Waiting);
         founding.handle_i_am(Seat(3), 42, fresh(3));
-        let disks = Disks::new(vec![DISK(1), DISK(2), DISK(3)]).expect("three disks");
+        let disks = Disks::found(&[DISK(1), DISK(2), DISK(3)]).expect("three disks");
         assert_eq!(founding.finding(), Finding::Agreed(disks));
     }
 
@@ -159,12 +173,28 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_was_put_in_its_seat_needs_one_voice_and_a_later_one_stays_out() {
+        let by = Replacement { seat: Seat(1), old: DISK(9), new: DISK(1) };
+        let disks = Disks::found(&[DISK(9), DISK(2), DISK(3)]).and_then(|d| d.replaced(&by));
+        let disks = disks.expect("it may");
+        let heard = Heard { uuid: DISK(2), disks: Some(disks.clone()) };
+        let mut admitted = founding();
+        admitted.handle_i_am(Seat(3), 42, agreed(3, [9, 2, 3]));
+        assert_eq!(admitted.finding(), Finding::Stranger);
+        admitted.handle_i_am(Seat(2), 42, heard.clone());
+        assert_eq!(admitted.finding(), Finding::Admitted(disks));
+        let mut later = Founding::new(Seats::new(3).expect("three"), Seat(1), DISK(8), 42);
+        later.handle_i_am(Seat(2), 42, heard);
+        assert_eq!(later.finding(), Finding::Stranger);
+    }
+
+    #[test]
     fn what_is_heard_later_takes_the_place_of_what_was_heard_before() {
         let mut founding = founding();
         founding.handle_i_am(Seat(2), 42, fresh(2));
         founding.handle_i_am(Seat(2), 42, fresh(7));
         founding.handle_i_am(Seat(3), 42, fresh(3));
-        let disks = Disks::new(vec![DISK(1), DISK(7), DISK(3)]).expect("three disks");
+        let disks = Disks::found(&[DISK(1), DISK(7), DISK(3)]).expect("three disks");
         assert_eq!(founding.finding(), Finding::Agreed(disks));
     }
 }

@@ -15,7 +15,7 @@ use crate::codec::WireError;
 use crate::limits::FRAME_BYTES_MAX;
 
 const MAGIC: [u8; 4] = *b"LLvt";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_BYTES: usize = 8;
 
 /// Bytes of a preface.
@@ -154,8 +154,9 @@ mod tests {
             assert_eq!(Preface::decode(preface.encode()), Ok(preface));
         }
         let mut newer = Preface::Client.encode();
-        newer[4] = 2;
-        assert_eq!(Preface::decode(newer), Err(WireError::Unknown("version of the wire", 2)));
+        newer[4] = VERSION + 1;
+        let unknown = WireError::Unknown("version of the wire", u64::from(VERSION + 1));
+        assert_eq!(Preface::decode(newer), Err(unknown));
         assert!(Preface::decode(*b"GET / HT").is_err());
         assert!(Preface::decode([0; 8]).is_err());
     }

@@ -3,22 +3,24 @@
 //! ```text
 //!   letter   from seat (1) to seat (1) kind (1), then
 //!     1 hello      nonce (8)                            "who are you, which disks do you know?"
-//!     2 i am       nonce (8) uuid (16) disks (2 + 16 n) the answer, with the asker's nonce
+//!     2 i am       nonce (8) uuid (16) disks            the answer, with the asker's nonce
 //!     3 engine     tag (8), then the fields of a raft message that voters exchange
-//! ```
-//! The whole list of engine messages, and which fields each has, is `EngineKind`. Whatever only
-//! travels inside one voter, changes the membership, or is meant for a learner is refused.
 //!
-//! Invariants: a letter is bounded by its frame; entries are normal ones, in order, each within the
-//! bound of a value; a message that names another sender than its letter can't be expressed.
+//!   disks    count (2), each uuid (16) before (4); if there are some: tag (8) changing seat (1)
+//! ```
+//! The whole list of engine messages is `ENGINE_KINDS`. Whatever only travels inside one voter is
+//! refused.
+//!
+//! Invariants: a letter is bounded by its frame; entries are in order, each within the bound of a
+//! value; a message from or to a disk of another seat than its letter's is refused.
 
-use raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot};
 
-use super::seats::{Disks, EnsembleTag, Seat, Seats, VoterUuid};
+use super::seats::{Disks, EnsembleTag, Seat, Seats, VoterUuid, seat_of_id};
+use super::store::Image;
 use super::wal::{put_entry, take_entry};
 use crate::codec::{Reader, WireError, Writer};
-use crate::limits::{ENTRIES_MAX, STATE_BYTES_MAX};
-use crate::register::Registers;
+use crate::limits::{ENTRIES_MAX, IMAGE_HEAD_BYTES, STATE_BYTES_MAX};
 
 /// One letter.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,9 +96,10 @@ impl Letter {
             },
             3 => {
                 let tag = EnsembleTag(r.u64("ensemble")?);
-                let mut message = take_message(&mut r, seats)?;
-                message.from = from.0.into();
-                message.to = to.0.into();
+                let message = take_message(&mut r)?;
+                if seat_of_id(message.from) != from || seat_of_id(message.to) != to {
+                    return Err(WireError::Contradiction("seats and disks"));
+                }
                 Body::Engine { tag, message: Box::new(message) }
             }
             other @ (0 | 4..) => return Err(WireError::Unknown("kind of letter", other.into())),
@@ -109,6 +112,8 @@ impl Letter {
 fn put_message(w: &mut Writer, message: &Message) -> Option<()> {
     let kind = ENGINE_KINDS.iter().find(|(_, kind)| *kind == message.msg_type)?.0;
     w.u8(kind);
+    w.u64(message.from);
+    w.u64(message.to);
     w.u64(message.term);
     w.u64(message.log_term);
     w.u64(message.index);
@@ -129,11 +134,13 @@ fn put_message(w: &mut Writer, message: &Message) -> Option<()> {
     Some(())
 }
 
-fn take_message(r: &mut Reader<'_>, seats: Seats) -> Result<Message, WireError> {
+fn take_message(r: &mut Reader<'_>) -> Result<Message, WireError> {
     let number = r.u8("kind of message")?;
     let known = ENGINE_KINDS.iter().find(|(known, _)| *known == number);
     let (_, kind) = known.ok_or(WireError::Unknown("kind of message", number.into()))?;
     let mut message = Message { msg_type: *kind, ..Default::default() };
+    message.from = r.u64("from")?;
+    message.to = r.u64("to")?;
     message.term = r.u64("term")?;
     message.log_term = r.u64("log term")?;
     message.index = r.u64("index")?;
@@ -152,29 +159,23 @@ fn take_message(r: &mut Reader<'_>, seats: Seats) -> Result<Message, WireError> 
     }
     message.set_entries(entries.into());
     if r.bool("snapshot")? {
-        message.set_snapshot(take_snapshot(r, seats)?);
+        message.set_snapshot(take_snapshot(r)?);
     }
     Ok(message)
 }
 
-fn take_snapshot(r: &mut Reader<'_>, seats: Seats) -> Result<Snapshot, WireError> {
-    let mut snapshot = Snapshot::default();
-    let metadata = snapshot.mut_metadata();
-    metadata.index = r.u64("snapshot index")?;
-    metadata.term = r.u64("snapshot term")?;
-    let voters = seats.iter().map(|seat| seat.0.into()).collect();
-    metadata.set_conf_state(ConfState { voters, ..Default::default() });
-    // Two bytes count the registers.
-    let data = r.bytes(STATE_BYTES_MAX + 2, "snapshot")?;
-    // The engine takes it as it is.
-    Registers::decode(data)?;
-    snapshot.data = data.to_vec().into();
-    Ok(snapshot)
+fn take_snapshot(r: &mut Reader<'_>) -> Result<Snapshot, WireError> {
+    let (index, term) = (r.u64("snapshot index")?, r.u64("snapshot term")?);
+    let data = r.bytes(STATE_BYTES_MAX + IMAGE_HEAD_BYTES, "snapshot")?;
+    Ok(Image::read(index, term, data)?.snapshot())
 }
 
 #[cfg(test)]
 mod tests {
+    use raft::eraftpb::EntryType;
+
     use super::*;
+    use crate::voter::seats::Replacement;
 
     fn seats() -> Seats {
         Seats::new(3).expect("three")
@@ -182,17 +183,21 @@ mod tests {
 
     fn letters() -> Vec<Letter> {
         let disk = |n| VoterUuid([n; 16]);
-        let disks = Disks::new(vec![disk(1), disk(2), disk(3)]);
+        let disks = Disks::found(&[disk(1), disk(2), disk(3)]);
+        let by = Replacement { seat: Seat(2), old: disk(2), new: disk(4) };
+        let changing = disks.as_ref().and_then(|disks| disks.replaced(&by));
         let mut append = Message { msg_type: MessageType::MsgAppend, ..Default::default() };
         (append.from, append.to, append.term, append.index) = (1, 2, 4, 7);
         let entry = |index| Entry { index, term: 3, data: vec![1, 2].into(), ..Default::default() };
-        append.set_entries(vec![entry(8), entry(9)].into());
+        let mut of_disks = Entry { context: vec![7; 33].into(), ..entry(10) };
+        of_disks.data.clear();
+        of_disks.set_entry_type(EntryType::EntryConfChangeV2);
+        append.set_entries(vec![entry(8), entry(9), of_disks].into());
         let mut image = Message { msg_type: MessageType::MsgSnapshot, ..Default::default() };
-        (image.from, image.to, image.term) = (1, 2, 4);
-        let snapshot = image.mut_snapshot();
-        snapshot.data = vec![0, 0].into();
-        (snapshot.mut_metadata().index, snapshot.mut_metadata().term) = (5, 3);
-        snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 3];
+        // To the new disk.
+        (image.from, image.to, image.term) = (1, 10, 4);
+        let registers = vec![0, 0];
+        image.set_snapshot(Image { index: 5, term: 3, disks: changing, registers }.snapshot());
         let engine = |message| Body::Engine { tag: EnsembleTag(77), message: Box::new(message) };
         let bodies = [
             Body::Hello { nonce: 5 },
@@ -216,7 +221,10 @@ mod tests {
     fn a_snapshot_that_is_no_list_of_registers_is_refused() {
         let image = letters().pop().expect("the last one");
         let Body::Engine { tag, mut message } = image.body else { panic!("a snapshot") };
-        message.mut_snapshot().data = vec![9, 0].into();
+        let last = message.get_snapshot().data.len() - 2;
+        let mut data = message.get_snapshot().data.to_vec();
+        data[last] = 9;
+        message.mut_snapshot().data = data.into();
         let body = Body::Engine { tag, message };
         let bytes = Letter { body, ..image }.encode().expect("it travels");
         assert!(Letter::decode(&bytes, seats()).is_err());

@@ -5,14 +5,16 @@
 //!     1 read     pair (16)
 //!     2 cas      pair (16) expect (8) value (4 + n)
 //!     3 status   nothing
+//!     4 replace  seat (1) old disk (16) new disk (16)
 //!   answer     request (8) leader's seat, 0 unknown (1) kind (1), then
 //!     1 stands   version (8) value (4 + n)         4 unknown    nothing
 //!     2 won      version (8)                       5 not done   reason (1)
 //!     3 lost     version (8) value (4 + n)         6 status     the fields of VoterStatus
 //! ```
-//! A swap in the voters' log is the cas of a question, without request and kind.
+//! A swap in the voters' log is the cas of a question, without request and kind; so is what it says
+//! of a disk that takes another's place. That is answered with "won" and no version.
 
-use super::seats::{Seat, VoterUuid};
+use super::seats::{Disks, Replacement, Seat, VoterUuid};
 use crate::codec::{Reader, WireError, Writer};
 use crate::limits::VALUE_BYTES_MAX;
 use crate::register::{Held, NotDone, Outcome, PairId, RequestId, Swap, Version};
@@ -35,6 +37,8 @@ pub enum Ask {
     Cas(Swap),
     /// How this voter is.
     Status,
+    /// Put a new disk in the place of a lost one.
+    Replace(Replacement),
 }
 
 /// A voter's answer.
@@ -72,6 +76,8 @@ pub struct VoterStatus {
     pub committed: u64,
     /// How many pairs have a register.
     pub pairs: u16,
+    /// Every voter's disk, as far as this one knows.
+    pub disks: Option<Disks>,
 }
 
 /// What a voter may do.
@@ -80,12 +86,16 @@ pub struct VoterStatus {
 pub enum Standing {
     /// Its disk is new and waits until all voters have been heard once.
     Founding = 1,
-    /// Its disk is new and the others know another one for its seat: it must be replaced.
+    /// Its disk is new and the others know another one for its seat: it is to be put there.
     Stranger = 2,
     /// It votes and follows.
     Follower = 3,
     /// It leads.
     Leader = 4,
+    /// Its disk was put in the place of a lost one and has not been told what the others know.
+    Joining = 5,
+    /// Another disk was put in its place: it decides nothing any more.
+    Replaced = 6,
 }
 
 impl Question {
@@ -104,6 +114,10 @@ impl Question {
                 put_swap(&mut w, swap);
             }
             Ask::Status => w.u8(3),
+            Ask::Replace(replacement) => {
+                w.u8(4);
+                replacement.put(&mut w);
+            }
         }
         w.finish()
     }
@@ -119,7 +133,8 @@ impl Question {
             1 => Ask::Read(PairId(r.uuid("pair")?)),
             2 => Ask::Cas(take_swap(&mut r)?),
             3 => Ask::Status,
-            other @ (0 | 4..) => return Err(WireError::Unknown("kind of question", other.into())),
+            4 => Ask::Replace(Replacement::take(&mut r)?),
+            other @ (0 | 5..) => return Err(WireError::Unknown("kind of question", other.into())),
         };
         r.end()?;
         Ok(Self { request, ask })
@@ -205,6 +220,21 @@ pub(crate) fn decode_swap(bytes: &[u8]) -> Result<Swap, WireError> {
     Ok(swap)
 }
 
+/// An entry that puts a disk in another's place.
+pub(super) fn encode_replacement(replacement: &Replacement) -> Vec<u8> {
+    let mut w = Writer::new();
+    replacement.put(&mut w);
+    w.finish()
+}
+
+/// The same of an entry.
+pub(super) fn decode_replacement(bytes: &[u8]) -> Result<Replacement, WireError> {
+    let mut r = Reader::new(bytes);
+    let replacement = Replacement::take(&mut r)?;
+    r.end()?;
+    Ok(replacement)
+}
+
 fn put_swap(w: &mut Writer, swap: &Swap) {
     w.uuid(&swap.pair.0);
     w.u64(swap.expect.0);
@@ -234,6 +264,7 @@ fn put_status(w: &mut Writer, status: &VoterStatus) {
     w.u64(status.term);
     w.u64(status.committed);
     w.u16(status.pairs);
+    Disks::put(status.disks.as_ref(), w);
 }
 
 fn take_status(r: &mut Reader<'_>) -> Result<VoterStatus, WireError> {
@@ -244,10 +275,13 @@ fn take_status(r: &mut Reader<'_>) -> Result<VoterStatus, WireError> {
         2 => Standing::Stranger,
         3 => Standing::Follower,
         4 => Standing::Leader,
-        other @ (0 | 5..) => return Err(WireError::Unknown("standing", other.into())),
+        5 => Standing::Joining,
+        6 => Standing::Replaced,
+        other @ (0 | 7..) => return Err(WireError::Unknown("standing", other.into())),
     };
     let (term, committed) = (r.u64("term")?, r.u64("committed")?);
-    Ok(VoterStatus { seat, uuid, standing, term, committed, pairs: r.u16("pairs")? })
+    let (pairs, disks) = (r.u16("pairs")?, Disks::take(r)?);
+    Ok(VoterStatus { seat, uuid, standing, term, committed, pairs, disks })
 }
 
 #[cfg(test)]
@@ -257,7 +291,9 @@ mod tests {
     fn questions() -> Vec<Question> {
         let pair = PairId([3; 16]);
         let swap = Swap { pair, expect: Version(4), value: b"value".to_vec() };
-        let asks = [Ask::Read(pair), Ask::Cas(swap), Ask::Status];
+        let disk = |n| VoterUuid([n; 16]);
+        let by = Replacement { seat: Seat(2), old: disk(2), new: disk(4) };
+        let asks = [Ask::Read(pair), Ask::Cas(swap), Ask::Status, Ask::Replace(by)];
         asks.into_iter().map(|ask| Question { request: RequestId(9), ask }).collect()
     }
 
@@ -270,6 +306,7 @@ mod tests {
             term: 3,
             committed: 8,
             pairs: 1,
+            disks: Disks::found(&[1, 2, 3].map(|n| VoterUuid([n; 16]))),
         };
         let says = [
             Says::Outcome(Outcome::Stands(held.clone())),

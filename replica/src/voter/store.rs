@@ -12,35 +12,64 @@
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::seats::Seats;
-use crate::limits::STORED_ENTRIES_MAX;
+use super::seats::Disks;
+use crate::codec::{Reader, WireError, Writer};
+use crate::limits::{STATE_BYTES_MAX, STORED_ENTRIES_MAX};
+use crate::register::Registers;
 
-/// All registers as they were after an entry.
+/// Everything as it was after an entry.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Image {
     pub(crate) index: u64,
     pub(crate) term: u64,
+    /// Who decides; none on a new disk that has not been told.
+    pub(crate) disks: Option<Disks>,
     pub(crate) registers: Vec<u8>,
 }
 
 /// A voter's durable state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
     pub(crate) hard: HardState,
     pub(crate) image: Image,
     entries: Vec<Entry>,
-    voters: ConfState,
+}
+
+impl Image {
+    /// What travels of it beside index and term.
+    pub(crate) fn data(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        Disks::put(self.disks.as_ref(), &mut w);
+        w.bytes(&self.registers);
+        w.finish()
+    }
+
+    /// What travelled, checked: the engine takes it as it is.
+    pub(crate) fn read(index: u64, term: u64, data: &[u8]) -> Result<Self, WireError> {
+        let mut r = Reader::new(data);
+        let disks = Disks::take(&mut r)?.ok_or(WireError::Contradiction("disks"))?;
+        // Two bytes count the registers.
+        let registers = r.bytes(STATE_BYTES_MAX + 2, "registers")?.to_vec();
+        r.end()?;
+        Registers::decode(&registers)?;
+        Ok(Self { index, term, disks: Some(disks), registers })
+    }
+
+    /// It as the engine has it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot { data: self.data().into(), ..Default::default() };
+        let metadata = snapshot.mut_metadata();
+        metadata.index = self.index;
+        metadata.term = self.term;
+        metadata.set_conf_state(conf_state(self.disks.as_ref()));
+        snapshot
+    }
 }
 
 impl Store {
-    /// What a voter has before its first election.
-    pub(crate) fn new(seats: Seats) -> Self {
-        Self {
-            hard: HardState::default(),
-            image: Image::default(),
-            entries: Vec::new(),
-            voters: conf_state(seats),
-        }
+    /// An image and nothing after it.
+    pub(crate) const fn new(hard: HardState, image: Image) -> Self {
+        Self { hard, image, entries: Vec::new() }
     }
 
     pub(crate) fn entries_after_image(&self) -> &[Entry] {
@@ -81,13 +110,16 @@ impl Store {
     }
 }
 
-fn conf_state(seats: Seats) -> ConfState {
-    ConfState { voters: seats.iter().map(|seat| seat.0.into()).collect(), ..Default::default() }
+/// Who decides, as the engine has it: nobody where it is not known.
+fn conf_state(disks: Option<&Disks>) -> ConfState {
+    let (voters, voters_outgoing) = disks.map(Disks::ids).unwrap_or_default();
+    let auto_leave = !voters_outgoing.is_empty();
+    ConfState { voters, voters_outgoing, auto_leave, ..Default::default() }
 }
 
 impl Storage for Store {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard.clone(), self.voters.clone()))
+        Ok(RaftState::new(self.hard.clone(), conf_state(self.image.disks.as_ref())))
     }
 
     fn entries(
@@ -134,13 +166,7 @@ impl Storage for Store {
         if self.image.index == 0 || self.image.index < request_index {
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        let mut snapshot =
-            Snapshot { data: self.image.registers.clone().into(), ..Default::default() };
-        let metadata = snapshot.mut_metadata();
-        metadata.index = self.image.index;
-        metadata.term = self.image.term;
-        metadata.set_conf_state(self.voters.clone());
-        Ok(snapshot)
+        Ok(self.image.snapshot())
     }
 }
 
@@ -153,7 +179,7 @@ mod tests {
     }
 
     fn store() -> Store {
-        let mut store = Store::new(Seats::new(3).expect("three"));
+        let mut store = Store::default();
         store.append(&[entry(1, 1), entry(2, 1), entry(3, 2)]);
         store
     }
@@ -177,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_image_keeps_what_follows_it_and_drops_another_history() {
-        let image = |index, term| Image { index, term, registers: Vec::new() };
+        let image = |index, term| Image { index, term, ..Image::default() };
         let mut same = store();
         same.install(image(2, 1));
         assert_eq!((terms(&same), same.last(), same.hard.commit), (vec![2], 3, 2));

@@ -224,3 +224,95 @@ fn a_log_begins_anew_and_who_was_away_gets_the_image() {
     let held = Held { version: Version(rounds), value };
     assert_eq!(world.read(), Outcome::Stands(held));
 }
+
+/// Asks whoever leads to put the disk of `seat` in its place.
+fn replace(world: &mut World, seat: Seat, new: u8) {
+    let leader = world.leader().expect("a leader");
+    let voter = world.voters[usize::from(leader.0) - 1].as_mut().expect("it runs");
+    let old = voter.status().disks.and_then(|disks| disks.of(seat)).expect("a seat");
+    let new = VoterUuid([new; 16]);
+    let ask = Ask::Replace(Replacement { seat, old, new });
+    let question = Question { request: RequestId(0), ask };
+    voter.handle_question(ClientId(1), &question.encode()).expect("a question");
+}
+
+#[test]
+fn a_new_disk_takes_the_place_of_a_lost_one_and_then_counts() {
+    let mut world = World::new(3);
+    world.run(1500);
+    assert_eq!(world.cas(0, b"one"), Outcome::Won(Version(1)));
+    // Each of them, one after the other, whoever leads.
+    let lost = [(Seat(1), 11), (Seat(2), 12), (Seat(3), 13), (Seat(1), 21)];
+    for (version, (seat, disk)) in (1..).zip(lost) {
+        world.stop(seat);
+        world.format(seat, disk);
+        world.start(seat);
+        world.run(1500);
+        assert_eq!(world.standing(seat), Some(Standing::Stranger));
+        replace(&mut world, seat, disk);
+        world.run(1500);
+        assert!(
+            matches!(world.standing(seat), Some(Standing::Follower | Standing::Leader)),
+            "{seat}: {:?}",
+            world.standing(seat)
+        );
+        let disks = world.voters[0].as_ref().and_then(|voter| voter.status().disks);
+        assert!(disks.is_some_and(|disks| !disks.is_changing()), "both count for ever");
+        // It remembers, and is needed: another one is away.
+        let away = world.client_seats().iter().find(|other| *other != seat).expect("two others");
+        world.stop(seat);
+        world.start(seat);
+        world.stop(away);
+        world.run(1500);
+        assert_eq!(world.cas(version, b"more"), Outcome::Won(Version(version + 1)));
+        world.start(away);
+        world.run(1500);
+    }
+}
+
+#[test]
+fn the_old_disk_that_comes_back_decides_nothing() {
+    let mut world = World::new(3);
+    world.run(1500);
+    assert_eq!(world.cas(0, b"one"), Outcome::Won(Version(1)));
+    let leader = world.leader().expect("a leader");
+    let seat = world.client_seats().iter().find(|seat| *seat != leader).expect("two others");
+    let at = usize::from(seat.0) - 1;
+    let old = world.files[at].clone();
+    world.stop(seat);
+    world.format(seat, 21);
+    world.start(seat);
+    world.run(1500);
+    replace(&mut world, seat, 21);
+    world.run(1500);
+    assert_eq!(world.cas(1, b"two"), Outcome::Won(Version(2)));
+    // With the old disk and one that was asleep there is no majority of what decides now.
+    world.stop(seat);
+    world.stop(leader);
+    world.files[at] = old;
+    world.start(seat);
+    world.run(3000);
+    assert_ne!(world.leader(), Some(seat));
+    assert!(matches!(world.cas(2, b"three"), Outcome::NotDone(_) | Outcome::Unknown));
+}
+
+#[test]
+fn nobody_replaces_what_is_not_as_he_says_or_himself() {
+    let mut world = World::new(3);
+    world.run(1500);
+    let leader = world.leader().expect("a leader");
+    let other = world.client_seats().iter().find(|seat| *seat != leader).expect("two others");
+    let disks = |world: &World| {
+        let voter = world.voters[usize::from(leader.0) - 1].as_ref();
+        voter.and_then(|voter| voter.status().disks).expect("a member")
+    };
+    let before = disks(&world);
+    replace(&mut world, leader, 31);
+    let voter = world.voters[usize::from(leader.0) - 1].as_mut().expect("it runs");
+    let (old, new) = (VoterUuid([99; 16]), VoterUuid([32; 16]));
+    let ask = Ask::Replace(Replacement { seat: other, old, new });
+    let question = Question { request: RequestId(0), ask };
+    voter.handle_question(ClientId(1), &question.encode()).expect("a question");
+    world.run(1000);
+    assert_eq!(disks(&world), before);
+}

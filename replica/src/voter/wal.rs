@@ -5,7 +5,8 @@
 //!   0        4        6      8        12       16               24
 //!   | magic  | format | kind | length | crc    | number         | body
 //!
-//!   kind 1  Base   the whole state: disk uuid, seat, seats, disks, hard state, image, entries
+//!   kind 1  Base   the whole state: disk uuid, seat, seats, disks, hard state, image (with the
+//!                  disks then), entries
 //!   kind 2  Step   hard state, and entries that replace all from the first of them on
 //!
 //!   | Base, number n | Step n + 1 | Step n + 2 | ...      the file
@@ -25,7 +26,7 @@
 
 use std::fmt;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::seats::{Disks, Seat, Seats, VoterUuid};
 use super::store::{Image, Store};
@@ -33,7 +34,8 @@ use crate::codec::{Reader, WireError, Writer};
 use crate::limits::{STATE_BYTES_MAX, VALUE_BYTES_MAX, WAL_BLOCK_BYTES};
 
 const MAGIC: [u8; 4] = *b"LLvw";
-const FORMAT: u16 = 1;
+/// Version 1 knew no replacements of disks.
+const FORMAT: u16 = 2;
 const KIND_BASE: u16 = 1;
 const KIND_STEP: u16 = 2;
 const HEADER_BYTES: usize = 24;
@@ -83,7 +85,7 @@ impl fmt::Display for WalError {
             }
             Self::Malformed(at, error) => write!(f, "the record at byte {at}: {error}: {WAY_OUT}"),
             Self::Format(version) => {
-                write!(f, "it has format {version}, this program knows {FORMAT}: use a newer one")
+                write!(f, "it has format {version}, not {FORMAT}: use the program that wrote it")
             }
         }
     }
@@ -100,7 +102,7 @@ pub struct Identity {
     pub seats: Seats,
     /// This disk.
     pub uuid: VoterUuid,
-    /// The disks of the ensemble, once they are agreed.
+    /// The disks of the ensemble when this one came in: once that is agreed.
     pub disks: Option<Disks>,
 }
 
@@ -131,6 +133,7 @@ impl Wal {
         put_hard(&mut w, &store.hard);
         w.u64(store.image.index);
         w.u64(store.image.term);
+        Disks::put(store.image.disks.as_ref(), &mut w);
         w.bytes(&store.image.registers);
         w.list(store.entries_after_image(), put_entry);
         self.end = 0;
@@ -271,12 +274,16 @@ fn read_base(body: &[u8]) -> Result<(Identity, Store), WireError> {
     if !seats.has(seat) || of_others {
         return Err(WireError::Contradiction("disks"));
     }
-    let mut store = Store::new(seats);
-    store.hard = take_hard(&mut r)?;
+    let hard = take_hard(&mut r)?;
     let (index, term) = (r.u64("image index")?, r.u64("image term")?);
+    let then = Disks::take(&mut r)?;
     // Two bytes count the registers.
     let registers = r.bytes(STATE_BYTES_MAX + 2, "image")?.to_vec();
-    store.image = Image { index, term, registers };
+    if index > 0 && then.is_none() {
+        return Err(WireError::Contradiction("disks of the image"));
+    }
+    let image = Image { index, term, disks: then, registers };
+    let mut store = Store::new(hard, image);
     let entries = r.list(ENTRIES_MAX, "entries", take_entry)?;
     r.end()?;
     append(&mut store, &entries)?;
@@ -320,16 +327,37 @@ fn take_hard(r: &mut Reader<'_>) -> Result<HardState, WireError> {
     Ok(HardState { term, vote, commit, ..Default::default() })
 }
 
+/// An entry is a swap, or says of disks what the engine's own words for it are made of again.
 pub(super) fn put_entry(w: &mut Writer, entry: &Entry) {
     w.u64(entry.index);
     w.u64(entry.term);
-    w.bytes(&entry.data);
+    let is_of_disks = entry.get_entry_type() == EntryType::EntryConfChangeV2;
+    w.bool(is_of_disks);
+    w.bytes(if is_of_disks { &entry.context } else { &entry.data });
 }
 
 pub(super) fn take_entry(r: &mut Reader<'_>) -> Result<Entry, WireError> {
-    let (index, term) = (r.u64("entry index")?, r.u64("entry term")?);
-    let data = r.bytes(VALUE_BYTES_MAX + 64, "entry")?.to_vec().into();
-    Ok(Entry { index, term, data, ..Default::default() })
+    let mut entry =
+        Entry { index: r.u64("entry index")?, term: r.u64("entry term")?, ..Default::default() };
+    let is_of_disks = r.bool("entry of disks")?;
+    let bytes = r.bytes(VALUE_BYTES_MAX + 64, "entry")?.to_vec().into();
+    if is_of_disks {
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.context = bytes;
+    } else {
+        entry.data = bytes;
+    }
+    Ok(entry)
+}
+
+impl Recovered {
+    /// These are its disks from now on. Those of a founding have decided since the first entry; who
+    /// is admitted later is told by an image, which begins no earlier.
+    pub(super) fn join(&mut self, disks: Disks) -> WalWrite {
+        self.store.image.disks = (!disks.were_replaced()).then(|| disks.clone());
+        self.identity.disks = Some(disks);
+        self.wal.base(&self.identity, &self.store)
+    }
 }
 
 #[cfg(test)]

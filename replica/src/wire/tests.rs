@@ -61,6 +61,13 @@ fn frames() -> Vec<Frame> {
         Frame::Beat { session: 3, committed: Lsn(12288) },
         Frame::Refuse { reason: Reason::StaleEpoch, detail: "epoch 3 is over".into() },
         Frame::Card(Box::new(card())),
+        Frame::Install(Box::new(Install {
+            session: 4,
+            epoch: Epoch(4),
+            common: Lsn(8192),
+            start: LogStart { head: Lsn(69632), chain: Chain(6), whole_at: Lsn(98304) },
+            epochs: epochs(),
+        })),
     ]
 }
 
@@ -108,7 +115,8 @@ fn no_flipped_bit_passes_but_inside_a_batch() {
             | Frame::Ack { .. }
             | Frame::Beat { .. }
             | Frame::Refuse { .. }
-            | Frame::Card(_) => good.len(),
+            | Frame::Card(_)
+            | Frame::Install(_) => good.len(),
         };
         for bit in 0..checked * 8 {
             let mut hurt = good.clone();

@@ -31,6 +31,8 @@ impl Check for Commit {
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
@@ -47,9 +49,8 @@ fn message(facts: &Facts, id: LetterId, what: &str, grave: bool) -> Result<(), S
         let harmless = facts.level(id) == Level::Async;
         return harmless.then_some(()).ok_or_else(|| format!("{id:?} was {what}, never written"));
     };
-    // What a start recovers counts as committed; how far the second member has it is asked when
-    // there is a second member.
-    let backup = facts.backup && letter.incarnation == facts.incarnation;
+    // What a start recovers counts as committed; in a pair the other member must have that too.
+    let backup = facts.backup && (facts.pair || letter.incarnation == facts.incarnation);
     committed(facts, written, backup).map_err(|why| format!("{id:?} was {what}, but {why}"))
 }
 

@@ -64,6 +64,8 @@ impl Check for Compaction {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Vouched { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),

@@ -76,6 +76,8 @@ impl Check for Count {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

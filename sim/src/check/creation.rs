@@ -48,6 +48,8 @@ impl Check for Creation {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Recovered { .. }

@@ -45,6 +45,8 @@ impl Check for Early {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Recovered { .. }

@@ -1,9 +1,10 @@
 //! Nothing is delivered when its time is over, and nothing expires before.
 //!
-//! What is on its way to a consumer then is not called back, hence a slack. In a queue for what
-//! died nothing expires.
+//! What is on its way to a consumer then is not called back, hence a slack; and it waits on its way
+//! where its broker stands still: a process, or one of the shards that it goes through. In a queue
+//! for what died nothing expires.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use broker::settings::EXPIRY_ADDRESS;
 
@@ -29,8 +30,11 @@ impl Check for Expiry {
         else {
             return Ok(());
         };
-        let sent = clock.unix_ms(facts.stamp.as_ref().map_or(now, |stamp| stamp.at));
-        if sent <= expiry + SLACK_MS {
+        let at = facts.stamp.as_ref().map_or(now, |stamp| stamp.at);
+        let sent = clock.unix_ms(at);
+        let late = Duration::from_millis(sent.saturating_sub(expiry));
+        let stood = facts.stood_between(at.checked_sub(late).unwrap_or(at), at);
+        if late <= stood + Duration::from_millis(SLACK_MS) {
             return Ok(());
         }
         Err(format!("{letter:?} was delivered {} ms after its time was over", sent - expiry))

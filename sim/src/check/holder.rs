@@ -45,6 +45,8 @@ impl Check for Holder {
             | Seen::Delivered { .. }
             | Seen::Browsed { .. }
             | Seen::Confirmed { .. }
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -63,6 +63,8 @@ impl Check for Moved {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -2,7 +2,8 @@
 //!
 //! On one link, messages that nobody can have seen before come in the order in which their producer
 //! sent them. And where a consumer is alone with a queue at rest, all messages do, whatever
-//! happened to them before: what was given back is back in its place. A letter that was sent again
+//! happened to them before: what was given back is back in its place. But what has to go and finds
+//! no room elsewhere is there only between two tries to move it. A letter that was sent again
 //! may stand where any of its copies would.
 //!
 //! All this holds within a priority. Of several the higher one comes first, where a consumer is
@@ -34,11 +35,12 @@ impl Check for Order {
             return Ok(());
         };
         let sent = facts.letter(*letter)?;
-        if sent.repeated {
+        // What comes at a time of its own does not keep its producer's order.
+        if sent.repeated || sent.later.is_some() {
             return Ok(());
         }
         let key = (*link, sent.link, sent.priority);
-        let alone = *alone && !facts.disordered;
+        let alone = *alone && !facts.disordered && !(facts.tight && sent.doomed);
         if alone {
             let lowest = self.lowest.entry(*link).or_insert(sent.priority);
             if sent.priority > *lowest {

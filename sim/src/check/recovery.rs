@@ -21,8 +21,12 @@ impl Check for Recovery {
         match seen {
             Seen::Ready { queues } => {
                 // Which moved messages are shown is asked between the shards, meanwhile.
-                let shown =
-                    |queue: &QueueView| QueueView { uncommitted: 0, away: 0, ..queue.clone() };
+                let shown = |queue: &QueueView| QueueView {
+                    uncommitted: 0,
+                    away: 0,
+                    delayed: 0,
+                    ..queue.clone()
+                };
                 let queues: Vec<QueueView> = queues.iter().map(shown).collect();
                 if self.wrote {
                     return Ok(());
@@ -44,6 +48,8 @@ impl Check for Recovery {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. } => self.found = None,
         }

@@ -36,6 +36,8 @@ impl Check for Refusal {
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -60,6 +60,8 @@ impl Check for SequenceOnce {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -1,8 +1,8 @@
 //! What was accepted, or delivered, is there until somebody has settled it.
 //!
 //! At the end of a run every queue is drained to the last message. A letter that was accepted, or
-//! that anybody has been given or shown, must have been settled by a client by then; otherwise it
-//! is lost. At `async` it may be, if a crash came before its record was durable.
+//! that anybody has been given or shown, must have been settled by a client by then, or purged;
+//! otherwise it is lost. At `async` it may be, if a crash came before its record was durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -48,6 +48,8 @@ impl Check for Survival {
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Parted(_)
+            | Seen::Purging { .. }
+            | Seen::Purged(_)
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
@@ -61,6 +63,9 @@ impl Check for Survival {
     fn finish(&mut self, facts: &Facts, hits: &mut Hits) -> Result<(), String> {
         for (letter, (at, level, what)) in &self.promised {
             if self.settled.contains(letter) {
+                continue;
+            }
+            if facts.may_be_purged(*letter) {
                 continue;
             }
             // At `async`, what a crash met in its flush window, or in a write under way, may be

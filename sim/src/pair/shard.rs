@@ -18,18 +18,23 @@ use std::time::{Duration, Instant};
 use broker::pending::{BackupMarks, Watermarks};
 use journal::{
     Config, DiskDone, DiskOp, Epoch, FileId, Follower, FollowerRecovery, Journal, Level, LogReader,
-    Lsn, NodeSuperblock, QueueId, Record, RecordKind, SealedBatch, Sequence, ShardId, Urgency,
+    Lsn, NodeSuperblock, QueueId, Record, RecordKind, RecoveryError, SealedBatch, Sequence,
+    ShardId, Urgency,
 };
 use replica::backup::{Backup, BackupEvent, Follows};
-use replica::catchup::Delta;
-use replica::live::{Live, LiveEvent, Pressure, Reigning};
+use replica::catchup::{Delta, DeltaHead, Tail};
+use replica::live::{Live, LiveEvent, Reigning};
 use replica::member::{Duty, Hosted, Reign, Round, Service, ShardReport};
 use replica::wire::{Frame, Identity, Reason};
 
 use super::ledger::{Key, Ledger, View, keys_of};
 use super::{Canary, Counts};
+use crate::audit::Audit;
 use crate::disk::{Disk, Owner};
 use crate::rng::Rng;
+
+/// After so long a write has failed: not long after its member gives the role away.
+pub(crate) const WRITE_BOUND: Duration = Duration::from_millis(3_500);
 
 #[derive(Debug)]
 enum Role {
@@ -60,18 +65,17 @@ pub(crate) struct Ground<'a> {
     pub(crate) counts: &'a mut Counts,
     /// Whether the gate is open at this moment, by the member's own clock.
     pub(crate) may_serve: bool,
+    /// Who reads what goes to the disk, where a broker's shards do.
+    pub(crate) audit: Option<&'a mut Audit>,
 }
 
 impl Ground<'_> {
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         Identity::new("pair", [3; 16], self.superblock.log_id, self.superblock.geometry)
     }
 
     fn broken(&self) -> Option<replica::Canary> {
-        match self.canary {
-            Some(Canary::Replica(canary)) => Some(canary),
-            Some(Canary::Journal(_)) | None => None,
-        }
+        self.canary.and_then(Canary::replica)
     }
 }
 
@@ -89,12 +93,19 @@ pub(crate) struct Shard {
     deposed_by: Option<Epoch>,
     in_flight: usize,
     closed: bool,
+    /// What it can't go on after.
+    failed: Option<String>,
+    /// When what a cut would take is durable elsewhere, and what that is.
+    filed: Option<(Instant, Tail, Vec<Key>)>,
+    rng: Rng,
 }
 
 impl Shard {
-    pub(crate) fn new(id: u16) -> Self {
+    pub(crate) fn new(id: u16, rng: Rng) -> Self {
         Self {
             id: ShardId(id),
+            filed: None,
+            rng,
             role: Role::Down,
             view: View::default(),
             waiting: Default::default(),
@@ -106,6 +117,7 @@ impl Shard {
             deposed_by: None,
             in_flight: 0,
             closed: false,
+            failed: None,
         }
     }
 
@@ -126,10 +138,20 @@ impl Shard {
         matches!(self.role, Role::Down)
     }
 
+    /// Why its process is to end, if it is.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let poison = match &self.role {
+            Role::Standing(backup) => backup.follower().poisoned(),
+            Role::Live { journal, .. } => journal.poisoned(),
+            Role::Down | Role::Recovering(_) | Role::Ending => None,
+        };
+        self.failed.clone().or(poison.map(|poison| format!("{poison:?}")))
+    }
+
     /// Whether it wants a connection to the other one's stream.
     pub(crate) fn wants_to_follow(&self) -> bool {
         match &self.role {
-            Role::Standing(backup) => self.duty == Some(Duty::Follow) && backup.may_reign(),
+            Role::Standing(backup) => self.duty == Some(Duty::Follow) && !backup.is_turning(),
             Role::Down | Role::Recovering(_) | Role::Live { .. } | Role::Ending => false,
         }
     }
@@ -163,11 +185,13 @@ impl Shard {
                 [journal.poll_timeout(), live.poll_timeout()].into_iter().flatten().min()
             }
         };
-        role.into_iter().chain(self.duties.front().map(|(due, _)| *due)).min()
+        let filed = self.filed.as_ref().map(|(due, ..)| *due);
+        [role, filed, self.duties.front().map(|(due, _)| *due)].into_iter().flatten().min()
     }
 
     pub(crate) fn report(&self) -> ShardReport {
         match &self.role {
+            _ if self.failed.is_some() => ShardReport::failed(),
             Role::Down | Role::Recovering(_) | Role::Ending => ShardReport::recovering(),
             Role::Standing(backup) => ShardReport::of_backup(backup, self.refused),
             Role::Live { journal, live } => {
@@ -194,7 +218,7 @@ impl Shard {
 
     pub(crate) fn crash(&mut self) {
         let view = std::mem::take(&mut self.view);
-        *self = Self { view, ..Self::new(self.id.0) };
+        *self = Self { view, ..Self::new(self.id.0, self.rng.clone()) };
     }
 
     /// Its duty comes some time after it was said.
@@ -206,10 +230,8 @@ impl Shard {
     pub(crate) fn recover(&mut self, ground: &Ground<'_>) {
         let config = Config {
             segments_max: 4096,
-            canary: match ground.canary {
-                Some(Canary::Journal(canary)) => Some(canary),
-                Some(Canary::Replica(_)) | None => None,
-            },
+            write_bound: WRITE_BOUND,
+            canary: ground.canary.and_then(Canary::journal),
             ..Config::default()
         };
         let slots = ground.disk.segments(self.id);
@@ -225,7 +247,7 @@ impl Shard {
                 && self.live_epoch() == Some(reign.epoch)
         });
         let Role::Live { journal, live } = &mut self.role else { return };
-        if live.pressure() == Pressure::Refuse || !is_open {
+        if live.lags() || !is_open {
             return;
         }
         let highest = Level::ReplicatedSync;
@@ -298,7 +320,8 @@ impl Shard {
             | Frame::Ack { .. }
             | Frame::Beat { .. }
             | Frame::Refuse { .. }
-            | Frame::Card(_) => None,
+            | Frame::Card(_)
+            | Frame::Install(_) => None,
         };
         let before = backup.follower().received();
         backup.handle_frame(now, frame);
@@ -334,6 +357,9 @@ impl Shard {
     }
 
     pub(crate) fn pump(&mut self, ground: &mut Ground<'_>) -> Result<bool, String> {
+        if self.failed.is_some() {
+            return Ok(false);
+        }
         let mut progress = self.take_duty(ground);
         match &mut self.role {
             Role::Down => {}
@@ -408,8 +434,15 @@ impl Shard {
             self.submit(ground, op);
         }
         if let Some(outcome) = outcome {
-            let (follower, _) = outcome.map_err(|error| error.to_string())?;
-            self.stand(ground, follower)?;
+            match outcome {
+                Ok((follower, _)) => self.stand(ground, follower)?,
+                Err(
+                    error @ (RecoveryError::Unreadable { .. } | RecoveryError::Unwritable { .. }),
+                ) => {
+                    self.failed = Some(error.to_string());
+                }
+                Err(error) => return Err(error.to_string()),
+            }
         }
         Ok(progress)
     }
@@ -443,7 +476,13 @@ impl Shard {
     fn pump_backup(&mut self, ground: &mut Ground<'_>) -> Result<bool, String> {
         let now = ground.now;
         let mut ops = Vec::new();
+        let filed = self.filed.take_if(|(due, ..)| *due <= now);
         let Role::Standing(backup) = &mut self.role else { return Ok(false) };
+        if let Some((_, tail, keys)) = filed {
+            ground.counts.exported += keys.len() as u64;
+            ground.ledger.export(keys);
+            backup.handle_exported(tail);
+        }
         if backup.poll_timeout().is_some_and(|at| at <= now) {
             backup.handle_timeout(now);
         }
@@ -471,21 +510,21 @@ impl Shard {
         match event {
             BackupEvent::Export { from, to } => {
                 let reader = backup.read(from).ok_or("an export of what is there")?;
-                let delta = Delta {
+                let head = DeltaHead {
                     log: ground.superblock.log_id,
                     shard: self.id,
                     from,
                     to,
                     epochs: backup.follower().epochs().clone(),
-                    batches: read_now(reader, ground.disk)?,
+                    is_overruled: false,
                 };
+                let delta = Delta { head, batches: read_now(reader, ground.disk)? };
                 let read = Delta::decode(&delta.encode()).map_err(|error| error.to_string())?;
-                for batch in &read.batches {
-                    let keys = keys_of(self.id, backup.follower().seed(), batch);
-                    ground.counts.exported += keys.len() as u64;
-                    ground.ledger.export(keys);
-                }
-                backup.handle_exported(read.tail());
+                let kept = if ground.canary == Some(Canary::TailDropped) { 0 } else { usize::MAX };
+                let kept = read.batches.iter().take(kept);
+                let keys = kept.flat_map(|batch| keys_of(self.id, backup.follower().seed(), batch));
+                let due = ground.now + file_delay(&mut self.rng);
+                self.filed = Some((due, read.head.tail(), keys.collect()));
             }
             BackupEvent::Cut => {
                 ground.counts.cuts += 1;
@@ -498,7 +537,7 @@ impl Shard {
                 self.closed = true;
             }
             BackupEvent::Live => self.begin(ground),
-            BackupEvent::Failed(failed) => return Err(failed.to_string()),
+            BackupEvent::Failed(failed) => self.failed = Some(failed.to_string()),
         }
         Ok(())
     }
@@ -551,14 +590,21 @@ impl Shard {
             live.take_reader(journal.read(from));
             progress = true;
         }
+        if live.wants_start() {
+            // No log is recycled here: from each something leads on.
+            return Err(format!("{:?}: a log that leads on is to be given up", self.id));
+        }
         ops.extend(std::iter::from_fn(|| live.poll_disk()));
         while let Some(event) = live.poll_event() {
             progress = true;
             match event {
                 LiveEvent::PleaseShrink => {}
-                LiveEvent::Closed { .. } => self.closed = true,
+                // One that a newer connection has replaced was closed with that.
+                LiveEvent::Closed { session, .. } => {
+                    self.closed |= live.session().is_none_or(|newer| newer == session);
+                }
                 LiveEvent::Deposed(epoch) => self.deposed_by = Some(epoch),
-                LiveEvent::Failed(failed) => return Err(failed.to_string()),
+                LiveEvent::Failed(failed) => self.failed = Some(failed.to_string()),
             }
         }
         let committed = live.committed();
@@ -617,6 +663,12 @@ impl fmt::Display for Shard {
             ),
         }
     }
+}
+
+/// Some time, as a file takes until it is durable.
+pub(crate) fn file_delay(rng: &mut Rng) -> Duration {
+    let most = if rng.one_in(8) { 800_000 } else { 20_000 };
+    Duration::from_micros(rng.between(100, most))
 }
 
 /// Some time, as mail between threads takes.

@@ -1,143 +1,213 @@
-//! The voters as their promise: one linearizable register, asked over a network that delays, loses
-//! and repeats nothing, and whose answers may never be heard.
+//! The pair's voters: real ones, on disks and links of their own.
 //!
 //! ```text
-//!   query ──(delay)──▶ carried out ──(delay)──▶ answer
-//!     └── lost ───────▶ never                     └── lost, or after the question was given up:
-//!                                                     Unknown, half a second after it was asked
+//!   node 0 ─ voter::Client ─┐ each directed edge by itself: ┌─ voter 1 ─ file
+//!   node 1 ─ voter::Client ─┤ loss, delay, cuts             ├─ voter 2 ─ file
+//!                           └───────────────────────────────┴─ ...
 //! ```
-//! What real voters add to this is the business of `sim/src/voters`, which holds them to it.
+//! Between them goes what goes over a wire, encoded. What stands is read off the voters themselves,
+//! as no member could: the newest that any of them has applied.
 //!
-//! Invariant: each question gets at most one answer, in the life of the process that asked.
+//! Invariant: at most a minority of disks is lost in a run, and none before all know each other.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use replica::limits::QUESTION_TIMEOUT;
-use replica::{Answer, Outcome, PairId, PairRecord, Query, Registers, RequestId, Swap};
+use replica::voter::{Seat, Seats};
+use replica::{PairId, PairRecord, Version};
 
 use super::Counts;
 use crate::rng::Rng;
+use crate::voters::Conditions;
+use crate::voters::ensemble::{Ensemble, Heard};
+use crate::voters::network::Node;
 
-const PAIR: PairId = PairId([1; 16]);
-
-/// What a node hears.
-#[derive(Debug)]
-pub(crate) struct Heard {
-    pub(crate) node: usize,
-    pub(crate) boot: u64,
-    pub(crate) answer: Answer,
-}
-
-#[derive(Debug)]
-struct Asked {
-    due: Instant,
-    node: usize,
-    boot: u64,
-    query: Query,
-    given_up_at: Instant,
-}
+/// The pair's register.
+pub(crate) const PAIR: PairId = PairId([1; 16]);
 
 #[derive(Debug)]
 pub(crate) struct Voters {
     rng: Rng,
-    registers: Registers,
-    asked: Vec<Asked>,
-    answers: Vec<(Instant, Heard)>,
-    /// Nothing that a node asks arrives, and nothing that it is told is heard, before.
-    deaf_until: [[Instant; 2]; 2],
+    count: usize,
+    ensemble: Ensemble,
+    version: Version,
+    record: Option<PairRecord>,
+    has_lost_disk: bool,
 }
 
 impl Voters {
-    pub(crate) fn new(rng: Rng, base: Instant) -> Self {
-        let (asked, answers) = (Vec::new(), Vec::new());
-        let registers = Registers::default();
-        Self { rng, registers, asked, answers, deaf_until: [[base; 2]; 2] }
+    /// Voters whose number and habits a seed decides.
+    pub(crate) fn new(seed: u64, base: Instant) -> Self {
+        let mut rng = Rng::stream(seed, "pair voters", 0);
+        let conditions = Conditions {
+            voters: *rng.pick(&[3, 3, 3, 5]),
+            loss_permille: *rng.pick(&[0, 0, 5, 20]),
+            repeat_permille: *rng.pick(&[0, 20]),
+            late_permille: *rng.pick(&[0, 0, 3]),
+            write_us_max: *rng.pick(&[300, 300, 3_000]),
+        };
+        Self::with(seed, base, rng, conditions)
     }
 
-    /// What stands, as nobody can know it.
-    pub(crate) fn record(&self) -> Option<PairRecord> {
-        PairRecord::decode(&self.registers.get(PAIR).value).ok()
+    /// Three that do nothing wrong but what they are told to.
+    pub(crate) fn calm(seed: u64, base: Instant) -> Self {
+        let rng = Rng::stream(seed, "pair voters", 0);
+        let conditions = Conditions {
+            voters: 3,
+            loss_permille: 0,
+            repeat_permille: 0,
+            late_permille: 0,
+            write_us_max: 300,
+        };
+        Self::with(seed, base, rng, conditions)
     }
 
-    /// Cuts a node's way to the voters, or theirs to it, or (3) both.
-    pub(crate) fn cut(&mut self, node: usize, until: Instant, directions: u64) {
-        for (index, deaf_until) in self.deaf_until[node].iter_mut().enumerate() {
-            if directions & (1 << index) != 0 {
-                *deaf_until = until.max(*deaf_until);
-            }
+    fn with(seed: u64, base: Instant, rng: Rng, conditions: Conditions) -> Self {
+        Self {
+            rng,
+            count: conditions.voters,
+            ensemble: Ensemble::new(base, seed, conditions, None),
+            version: Version::NONE,
+            record: None,
+            has_lost_disk: false,
         }
     }
 
-    pub(crate) fn heal(&mut self, now: Instant) {
-        self.deaf_until = self.deaf_until.map(|both| both.map(|until| until.min(now)));
+    // ---- getters --------------------------------------------------------------------------------
+
+    pub(crate) fn seats(&self) -> Seats {
+        self.ensemble.seats()
     }
 
-    pub(crate) fn ask(&mut self, now: Instant, node: usize, boot: u64, query: Query) {
-        let given_up_at = now + QUESTION_TIMEOUT;
-        let fate = self.rng.below(40);
-        let is_lost = fate == 0 || self.deaf_until[node][0] > now;
-        let most_us = if fate == 1 { 3_000_000 } else { 5_000 };
-        let due = now + Duration::from_micros(self.rng.between(200, most_us));
-        if is_lost || due >= given_up_at {
-            self.give_up(given_up_at, node, boot, query.request());
-        }
-        if !is_lost {
-            self.asked.push(Asked { due, node, boot, query, given_up_at });
-        }
+    pub(crate) fn up(&self) -> impl Iterator<Item = Seat> {
+        self.ensemble.up()
     }
 
-    fn give_up(&mut self, at: Instant, node: usize, boot: u64, request: RequestId) {
-        let answer = Answer { request, outcome: Outcome::Unknown };
-        self.answers.push((at, Heard { node, boot, answer }));
+    /// What stands.
+    pub(crate) fn record(&self) -> Option<&PairRecord> {
+        self.record.as_ref()
+    }
+
+    /// Its version.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(crate) fn ensemble(&self) -> &Ensemble {
+        &self.ensemble
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let asked = self.asked.iter().map(|asked| asked.due);
-        asked.chain(self.answers.iter().map(|(due, _)| *due)).min()
-    }
-
-    pub(crate) fn pump(&mut self, now: Instant, counts: &mut Counts) -> Vec<Heard> {
-        let due: Vec<Asked> = self.asked.extract_if(.., |one| one.due <= now).collect();
-        for Asked { node, boot, query, given_up_at, .. } in due {
-            let request = query.request();
-            let outcome = match query {
-                Query::Read(_) => Outcome::Stands(self.registers.get(PAIR)),
-                Query::Cas(_, expect, record) => {
-                    let before = self.in_sync();
-                    let value = record.encode();
-                    let outcome = self.registers.apply(Swap { pair: PAIR, expect, value });
-                    counts.expands += u64::from(before < self.in_sync() && before > 0);
-                    counts.shrinks += u64::from(before > self.in_sync());
-                    outcome
-                }
-            };
-            if now >= given_up_at {
-                continue;
-            }
-            let most_us = if self.rng.one_in(60) { 450_000 } else { 8000 };
-            let at = now + Duration::from_micros(self.rng.between(100, most_us));
-            if self.rng.one_in(40) || self.deaf_until[node][1] > at || at >= given_up_at {
-                self.give_up(given_up_at, node, boot, request);
-            } else {
-                let answer = Answer { request, outcome };
-                self.answers.push((at, Heard { node, boot, answer }));
-            }
-        }
-        let due = self.answers.extract_if(.., |(due, _)| *due <= now);
-        let due: Vec<Heard> = due.map(|(_, answer)| answer).collect();
-        let is_unknown = |heard: &&Heard| heard.answer.outcome == Outcome::Unknown;
-        counts.unknown += due.iter().filter(is_unknown).count() as u64;
-        due
+        self.ensemble.poll_timeout()
     }
 
     fn in_sync(&self) -> usize {
-        self.record().map_or(0, |record| record.in_sync.len())
+        self.record.as_ref().map_or(0, |record| record.in_sync.len())
+    }
+
+    // ---- inputs ---------------------------------------------------------------------------------
+
+    pub(crate) fn ask(&mut self, now: Instant, from: (usize, u64), to: Seat, bytes: &[u8]) {
+        self.ensemble.ask(now, from, to, bytes);
+    }
+
+    /// Everything that is due; what members hear of it.
+    pub(crate) fn pump(&mut self, now: Instant, counts: &mut Counts) -> Result<Vec<Heard>, String> {
+        while self.ensemble.step(now)? {
+            let held = self.ensemble.applied(PAIR);
+            if held.version > self.version {
+                let before = self.in_sync();
+                self.record = PairRecord::decode(&held.value).ok();
+                self.version = held.version;
+                counts.expands += u64::from(before < self.in_sync() && before > 0);
+                counts.shrinks += u64::from(before > self.in_sync());
+            }
+        }
+        Ok(std::iter::from_fn(|| self.ensemble.poll_heard()).collect())
+    }
+
+    // ---- faults ---------------------------------------------------------------------------------
+
+    /// Cuts a node's way to the voters, or theirs to it, or (3) both.
+    pub(crate) fn cut(&mut self, node: usize, until: Instant, directions: u64) {
+        (0..self.count).for_each(|voter| self.cut_edge(node, voter, until, directions));
+    }
+
+    fn cut_edge(&mut self, node: usize, voter: usize, until: Instant, directions: u64) {
+        if directions & 1 != 0 {
+            self.ensemble.cut(Node::Client(node), Node::Voter(voter), until);
+        }
+        if directions & 2 != 0 {
+            self.ensemble.cut(Node::Voter(voter), Node::Client(node), until);
+        }
+    }
+
+    /// What the voters say to this node takes so much longer.
+    pub(crate) fn slow_answers(&mut self, node: usize, by: Duration) {
+        for voter in 0..self.count {
+            self.ensemble.slow_down(Node::Voter(voter), Node::Client(node), by);
+        }
+    }
+
+    /// Something goes wrong with one voter, or all of them, or one edge.
+    pub(crate) fn disturb(&mut self, now: Instant, counts: &mut Counts) {
+        let at = self.rng.index(self.count);
+        let until = now + Duration::from_millis(self.rng.between(20, 1_500));
+        match self.rng.below(16) {
+            0..=2 => {
+                counts.voter_crashes += 1;
+                self.ensemble.crash(now, at, false);
+            }
+            3 | 4 => {
+                counts.voter_crashes += 1;
+                self.ensemble.crash(now, at, true);
+            }
+            5 => {
+                counts.voters_down += 1;
+                (0..self.count).for_each(|at| self.ensemble.crash(now, at, true));
+            }
+            6 | 7 => {
+                counts.voter_pauses += 1;
+                self.ensemble.pause(at, until);
+            }
+            8 => {
+                counts.voter_cuts += 1;
+                self.ensemble.cut_off(at, until);
+            }
+            9..=11 => {
+                counts.voter_cuts += 1;
+                let to = self.rng.index(self.count);
+                self.ensemble.cut(Node::Voter(at), Node::Voter(to), until);
+            }
+            12..=14 => {
+                counts.voter_cuts += 1;
+                let (node, directions) = (self.rng.index(2), self.rng.between(1, 3));
+                self.cut_edge(node, at, until, directions);
+            }
+            _ => self.lose_disk(now, at, counts),
+        }
+    }
+
+    fn lose_disk(&mut self, now: Instant, at: usize, counts: &mut Counts) {
+        if self.has_lost_disk || !self.ensemble.has_agreed() {
+            return;
+        }
+        self.has_lost_disk = true;
+        counts.voter_disks_lost += 1;
+        self.ensemble.lose_disk(now, at);
+    }
+
+    pub(crate) fn mend(&mut self) {
+        self.ensemble.mend();
+    }
+
+    pub(crate) fn heal(&mut self, now: Instant) {
+        self.ensemble.heal(now);
     }
 }
 
 impl fmt::Display for Voters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.record())
+        write!(f, "{:?} {:?} {:?}", self.ensemble.standings(), self.version, self.record)
     }
 }

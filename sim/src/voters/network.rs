@@ -1,21 +1,21 @@
 //! The links between voters and clients: each direction by itself.
 //!
 //! ```text
-//!   fate(from, to) -> [delay, ...]     none: lost or cut; two: it comes twice
+//!   fate(now, from, to) -> [delay, ...]     none: lost or cut; two: it comes twice
 //! ```
-//! A cut of one direction leaves the other as it is. A client's question never comes twice: it goes
-//! over a connection, and nobody sends it again. Whoever sends one again would be told "not done"
-//! of what is done later.
+//! A cut of one direction leaves the other as it is, and ends when it was said to. A client's
+//! question never comes twice: it goes over a connection, and nobody sends it again. Whoever sends
+//! one again would be told "not done" of what is done later.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use super::plan::Plan;
+use super::plan::Conditions;
 use crate::rng::Rng;
 
 /// A voter or a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Node {
+pub(crate) enum Node {
     Voter(usize),
     Client(usize),
 }
@@ -24,7 +24,10 @@ pub(super) enum Node {
 #[derive(Debug)]
 pub(super) struct Network {
     rng: Rng,
-    cut: BTreeSet<(Node, Node)>,
+    conditions: Conditions,
+    cut_until: BTreeMap<(Node, Node), Instant>,
+    /// What takes this much longer, on purpose.
+    slow: BTreeMap<(Node, Node), Duration>,
     is_bad: bool,
     pub(super) lost: u64,
     pub(super) repeated: u64,
@@ -32,19 +35,27 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, conditions: Conditions) -> Self {
         let rng = Rng::stream(seed, "voters-network", 0);
-        Self { rng, cut: BTreeSet::new(), is_bad: true, lost: 0, repeated: 0, late: 0 }
+        let (cut_until, slow) = Default::default();
+        Self { rng, conditions, cut_until, slow, is_bad: true, lost: 0, repeated: 0, late: 0 }
     }
 
-    /// Nothing arrives in this direction any more.
-    pub(super) fn cut(&mut self, from: Node, to: Node) {
-        self.cut.insert((from, to));
+    /// Nothing that is sent in this direction arrives, before.
+    pub(super) fn cut(&mut self, from: Node, to: Node, until: Instant) {
+        let cut = self.cut_until.entry((from, to)).or_insert(until);
+        *cut = until.max(*cut);
+    }
+
+    /// What is sent in this direction takes so much longer from now on.
+    pub(super) fn slow_down(&mut self, from: Node, to: Node, by: Duration) {
+        self.slow.insert((from, to), by);
     }
 
     /// All cuts are mended.
     pub(super) fn mend(&mut self) {
-        self.cut.clear();
+        self.cut_until.clear();
+        self.slow.clear();
     }
 
     /// From now on nothing goes wrong.
@@ -54,19 +65,21 @@ impl Network {
     }
 
     /// When what is sent now arrives, and how often.
-    pub(super) fn fate(&mut self, plan: &Plan, from: Node, to: Node) -> Vec<Duration> {
-        if self.cut.contains(&(from, to)) || self.is_bad && self.rng.chance(plan.loss_permille) {
+    pub(super) fn fate(&mut self, now: Instant, from: Node, to: Node) -> Vec<Duration> {
+        let is_cut = self.cut_until.get(&(from, to)).is_some_and(|until| *until > now);
+        if is_cut || self.is_bad && self.rng.chance(self.conditions.loss_permille) {
             self.lost += 1;
             return Vec::new();
         }
         let repeats = self.is_bad && matches!(from, Node::Voter(_));
-        let twice = repeats && self.rng.chance(plan.repeat_permille);
+        let twice = repeats && self.rng.chance(self.conditions.repeat_permille);
         self.repeated += u64::from(twice);
-        (0..1 + u8::from(twice)).map(|_| self.delay(plan)).collect()
+        let more = self.slow.get(&(from, to)).copied().unwrap_or_default();
+        (0..1 + u8::from(twice)).map(|_| self.delay() + more).collect()
     }
 
-    fn delay(&mut self, plan: &Plan) -> Duration {
-        if self.is_bad && self.rng.chance(plan.late_permille) {
+    fn delay(&mut self) -> Duration {
+        if self.is_bad && self.rng.chance(self.conditions.late_permille) {
             self.late += 1;
             return Duration::from_millis(self.rng.between(10, 3_000));
         }

@@ -10,9 +10,12 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use broker::clock::WallClock;
+use broker::queue::Queue;
 use broker::{Action, Event, Shard, ShardConfig};
-use journal::ShardId;
-use journal::{DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, Recovery};
+use journal::{
+    DiskDone, DiskOp, FileId, Format, Geometry, Level, NodeSuperblock, OpId, QueueId, Recovery,
+    Sequence, ShardId,
+};
 
 use super::{JOURNAL_UUID, LOG_ID, SEGMENT_BYTES};
 use crate::disk::Disk;
@@ -74,22 +77,13 @@ impl Node {
             }
             Some(Canary::AsyncWithoutSync) | None => {}
         }
-        let amqp = amqp::connection::Config {
-            container_id: "laelaps".to_owned(),
-            sasl: amqp::connection::Sasl::Server {
-                mechanisms: amqp::sasl::Mechanisms::ANONYMOUS,
-                bare: true,
-            },
-            max_message_size: 1 << 20,
-            ..amqp::connection::Config::default()
-        };
         let template = ShardConfig {
             shard: ShardId(0),
             shards: plan.shards,
             segment_bytes: SEGMENT_BYTES,
             level,
             memory_bytes_max: plan.memory_bytes_max,
-            amqp,
+            amqp: crate::plan::amqp(),
             backup: plan.backup,
             segments_max: u64::from(plan.journal.segments_max),
             disk_bound: plan.journal.write_bound,
@@ -210,10 +204,24 @@ impl Node {
         self.drained.iter().all(|drained| *drained)
     }
 
-    /// Messages whose bytes were dropped from memory, and read back, since it began.
-    pub(super) fn paged(&self) -> (u64, u64) {
-        let paged = self.shards.iter().map(Shard::paged);
-        paged.fold((0, 0), |sum, paged| (sum.0 + paged.out_total, sum.1 + paged.in_total))
+    /// Where a queue of this name lives, which it is, and the next sequence that it gives.
+    pub(super) fn find(&self, name: &str) -> Option<(ShardId, QueueId, Sequence)> {
+        self.shards.iter().find_map(|shard| {
+            let record = shard.state().catalogue.named(name)?;
+            let queue = shard.state().queue(record.id)?;
+            Some((shard.id(), record.id, queue.next_sequence()))
+        })
+    }
+
+    /// Whether a large window goes back to a queue of this shard.
+    pub(super) fn gives_back(&self, shard: ShardId) -> bool {
+        let shard = self.shards.get(usize::from(shard.0));
+        shard.is_some_and(|shard| shard.state().queues().any(Queue::is_returning))
+    }
+
+    /// What each shard has dropped from memory, and read back, since it began.
+    pub(super) fn paged(&self) -> impl Iterator<Item = broker::shard::Paged> + '_ {
+        self.shards.iter().map(Shard::paged)
     }
 
     /// Links that a shard knows.

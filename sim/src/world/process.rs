@@ -108,6 +108,8 @@ impl World {
     pub(super) fn crash(&mut self, crash: Crash) -> Result<(), String> {
         self.count_paged();
         let Some(node) = self.node.take() else { return Ok(()) };
+        let mut shards = (0..self.plan.shards).map(ShardId);
+        self.hits.add_many(Hit::GivingBackCut, u64::from(shards.any(|at| node.gives_back(at))));
         if !node.is_ready() {
             self.hits.add(Hit::CrashInRecovery);
             self.starts_cut += 1;
@@ -124,9 +126,11 @@ impl World {
 
     /// What the process that ends now has dropped from memory, and read back.
     pub(super) fn count_paged(&mut self) {
-        let (out, back) = self.node.as_ref().map_or((0, 0), Node::paged);
-        self.hits.add_many(Hit::PagedOut, out);
-        self.hits.add_many(Hit::PagedIn, back);
+        for paged in self.node.iter().flat_map(Node::paged) {
+            self.hits.add_many(Hit::PagedOut, paged.out_total);
+            self.hits.add_many(Hit::PagedIn, paged.in_total);
+            self.hits.add_many(Hit::Fetched, paged.fetched_total);
+        }
     }
 
     pub(super) fn end_process(&mut self, async_from: Instant) -> Result<(), String> {
@@ -134,6 +138,8 @@ impl World {
         self.process += 1;
         self.crash_at = None;
         self.audit.crashed();
+        self.hits.add_many(Hit::PurgeCut, self.purges.len() as u64);
+        self.purges.clear();
         self.mail.clear();
         self.see(&Seen::Crash { async_from })?;
         let conns: Vec<ConnId> = self.pipes.keys().copied().collect();
@@ -180,6 +186,14 @@ impl World {
     pub(super) fn tell(&mut self, shard: ShardId, event: Event<'_>) -> Result<(), String> {
         let Some(node) = &mut self.node else { return Ok(()) };
         node.handle(shard, self.now, event);
+        if node.gives_back(shard) {
+            self.hits.add(Hit::GivenBack);
+            // That is over soon: a crash of its own makes sure that one falls into it.
+            if self.crash_at.is_some() && node.is_ready() && self.rng.chance(300) {
+                let crash = self.draw_crash_kind();
+                return self.crash(crash);
+            }
+        }
         if self.rng.chance(750) {
             return self.poll(shard);
         }
@@ -236,7 +250,7 @@ impl World {
                     self.log_is_read(shard)?;
                 }
             }
-            Action::AdminReply { id, .. } => return Err(format!("nobody asked {id:?}")),
+            Action::AdminReply { id, reply } => self.purged(id, &reply)?,
             Action::Pair(said) => return Err(format!("a broker alone has a pair: {said:?}")),
             Action::Ready(report) => {
                 if report.truncated.is_some() {
@@ -259,6 +273,27 @@ impl World {
             Action::Fatal(cause) => self.died(&cause)?,
         }
         Ok(())
+    }
+
+    /// An operator purges a queue, if it is there.
+    pub(super) fn purge(&mut self) -> Result<(), String> {
+        let name = self.rng.pick(&self.plan.queues).clone();
+        let found = self.node.as_ref().filter(|_| self.serves()).and_then(|node| node.find(&name));
+        let Some((shard, queue, below)) = found else { return Ok(()) };
+        // Others who ask have the numbers of events.
+        let id = AdminId(u64::MAX - self.events);
+        self.purges.insert(id, queue);
+        self.see_now(&Seen::Purging { queue, below })?;
+        self.tell(shard, Event::Admin { id, request: AdminRequest::Purge { queue: name } })
+    }
+
+    /// A purge is over.
+    fn purged(&mut self, id: AdminId, reply: &AdminReply) -> Result<(), String> {
+        let queue = self.purges.remove(&id).ok_or_else(|| format!("nobody asked {id:?}"))?;
+        let AdminReply::Purged(Some(_)) = reply else {
+            return Err(format!("{reply:?} to a purge of {queue:?}"));
+        };
+        self.see_now(&Seen::Purged(queue))
     }
 
     pub(super) fn note_mail(&mut self, mail: &Mail) {
@@ -297,6 +332,8 @@ impl World {
             | Mail::Published { .. }
             | Mail::Credit { .. }
             | Mail::Deliver { .. }
+            | Mail::Fetch(_)
+            | Mail::Fetched { .. }
             | Mail::Drained { .. }
             | Mail::Settle { .. }
             | Mail::Modify { .. }
@@ -325,6 +362,10 @@ impl World {
             self.draw_crash();
         }
         let Some(queues) = self.queues()? else { return Ok(()) };
+        // No pause survives a start.
+        if queues.iter().any(|queue| queue.delayed > 0) {
+            self.hits.add(Hit::ScheduleFound);
+        }
         self.backup.fill(BackupMarks::default());
         self.see(&Seen::Ready { queues })?;
         if self.phase == Phase::Work && self.rng.chance(self.plan.crash_at_ready) {
@@ -365,8 +406,8 @@ impl World {
         while let Some(action) = node.poll(shard, self.now) {
             match action {
                 Action::AdminReply { id: of, reply } if of == id => return Ok((reply, others)),
-                Action::AdminReply { .. } => return Err("nobody else asked".to_owned()),
-                Action::Send { .. }
+                Action::AdminReply { .. }
+                | Action::Send { .. }
                 | Action::PauseReceive(_)
                 | Action::ResumeReceive(_)
                 | Action::Close(_)
@@ -423,19 +464,7 @@ impl World {
             let AdminReply::Queues(queues) = self.ask(shard, AdminRequest::Queues)? else {
                 return Err("queues were asked for".to_owned());
             };
-            views.extend(queues.into_iter().map(|queue| QueueView {
-                name: queue.name,
-                id: queue.id,
-                shard: queue.shard,
-                messages: queue.available
-                    + queue.acquired
-                    + queue.uncommitted
-                    + queue.delayed
-                    + queue.moving,
-                uncommitted: queue.uncommitted,
-                away: queue.delayed + queue.moving,
-                next_sequence: queue.next_sequence,
-            }));
+            views.extend(queues.into_iter().map(QueueView::from));
         }
         Ok(Some(views))
     }

@@ -6,7 +6,6 @@
 //! ```
 //! The bytes of one direction keep their order, whatever their pieces.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use broker::{ConnId, Event, Moving};
 use journal::ShardId;
 
 use super::node::Node;
-use super::{Due, Pipe, World};
+use super::{Due, Phase, Pipe, World};
 use crate::check::Stamp;
 use crate::client::Wish;
 use crate::hits::Hit;
@@ -24,6 +23,9 @@ impl World {
         let max = self.plan.tick_max.as_nanos() as u64;
         let next = Duration::from_nanos(self.rng.between(max / 10, max));
         self.after(next, Due::Tick(client));
+        if self.phase == Phase::Work && self.plan.purges > 0 && self.rng.chance(self.plan.purges) {
+            self.purge()?;
+        }
         let mut seen = Vec::new();
         self.desk.unix_ms = self.clock().unix_ms;
         let wish = self.clients[client].tick(&mut self.desk, &mut self.hits, &mut seen);
@@ -51,19 +53,8 @@ impl World {
         }
         self.next_conn += 1;
         let conn = ConnId(self.next_conn);
-        let pipe = Pipe {
-            client,
-            shard: ShardId(self.rng.below(u64::from(self.plan.shards)) as u16),
-            accepted: false,
-            paused: false,
-            moving: false,
-            sends: 0,
-            closing: false,
-            to_broker: VecDeque::new(),
-            to_broker_due: false,
-            to_client: VecDeque::new(),
-            to_client_due: false,
-        };
+        let shard = ShardId(self.rng.below(u64::from(self.plan.shards)) as u16);
+        let pipe = Pipe::new(client, shard);
         self.pipes.insert(conn, pipe);
         self.clients[client].connected();
         let delay = self.delay();
@@ -84,7 +75,7 @@ impl World {
             // Who is between two shards is missed by nobody.
             if pipe.accepted && !pipe.closing && !pipe.moving {
                 let delay = self.delay();
-                self.after(delay, Due::Lost(conn, pipe.shard));
+                self.after(delay, Due::Lost(conn, pipe.at));
             }
         }
         Ok(())
@@ -125,8 +116,7 @@ impl World {
 
     pub(super) fn flush_to_broker(&mut self, conn: ConnId) {
         let Some(pipe) = self.pipes.get_mut(&conn) else { return };
-        let may = pipe.accepted && pipe.is_read() && !pipe.closing && !pipe.to_broker_due;
-        if may && !pipe.to_broker.is_empty() {
+        if pipe.is_open() && !pipe.to_broker_due && !pipe.to_broker.is_empty() {
             pipe.to_broker_due = true;
             let delay = self.delay();
             self.after(delay, Due::ToBroker(conn));
@@ -151,7 +141,7 @@ impl World {
         };
         let Some(pipe) = self.pipes.get_mut(&conn) else { return Ok(()) };
         let bytes: Vec<u8> = pipe.to_broker.drain(..take as usize).collect();
-        let shard = pipe.shard;
+        let shard = pipe.at;
         self.flush_to_broker(conn);
         self.tell(shard, Event::Received { conn, bytes: &bytes })
     }
@@ -188,7 +178,7 @@ impl World {
             self.after(delay, Due::Moved(conn, to, moving));
             return Ok(());
         }
-        (pipe.moving, pipe.paused, pipe.shard) = (false, false, to);
+        (pipe.moving, pipe.paused, pipe.at) = (false, false, to);
         self.flush_to_broker(conn);
         self.tell(to, Event::Moved { conn, moving })
     }

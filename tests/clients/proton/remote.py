@@ -82,12 +82,16 @@ class Remote(MessagingHandler):
             self.inbox.setdefault(link.name, []).append((delivery, data))
 
     def on_transport_error(self, event):
-        self.failure = event.transport.condition
+        """With a list Proton goes on by itself, to the next address."""
+        if not self.reconnects:
+            self.failure = event.transport.condition
 
     def on_transport_closed(self, event):
+        if self.reconnects:
+            return
         if event.transport.condition:
             self.failure = event.transport.condition
-        self.gone = not self.reconnects
+        self.gone = True
 
     def on_link_remote_open(self, event):
         """After a reconnect Proton attaches again; the credit is the program's to give again."""
@@ -149,7 +153,8 @@ class Remote(MessagingHandler):
         self.container.timeout = POLL_S
         self.container.start()
         self.reconnects = "failover" in step
-        urls = [f"amqp://127.0.0.1:{port}" for port in step.get("failover", [step["port"]])]
+        places = [str(each) for each in step.get("failover", [step.get("port")])]
+        urls = ["amqp://" + (at if ":" in at else f"127.0.0.1:{at}") for at in places]
         options = {} if self.reconnects else {"reconnect": False}
         if "tls_ca" in step:
             urls = [f"amqps://localhost:{step['port']}"]

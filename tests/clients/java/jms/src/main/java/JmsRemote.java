@@ -61,7 +61,7 @@ public final class JmsRemote extends Steps {
         if (where.failover() != null) {
             String each =
                     where.failover().stream()
-                            .map(port -> "amqp://127.0.0.1:" + port)
+                            .map(at -> "amqp://" + (at.contains(":") ? at : "127.0.0.1:" + at))
                             .collect(Collectors.joining(","));
             return "failover:(" + each + ")" + options + "&failover.maxReconnectDelay=1000";
         }
@@ -124,6 +124,7 @@ public final class JmsRemote extends Steps {
         MessageProducer producer = producers.get(name);
         producer.setDeliveryMode(
                 outgoing.durable() ? DeliveryMode.PERSISTENT : DeliveryMode.NON_PERSISTENT);
+        producer.setDeliveryDelay(outgoing.delayMs());
         // It returns when the broker has accepted, and throws whatever else it says.
         producer.send(message);
         return "accepted";

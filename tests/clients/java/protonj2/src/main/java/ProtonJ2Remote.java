@@ -51,10 +51,10 @@ public final class ProtonJ2Remote extends Steps {
                     .trustStoreType("PKCS12");
         }
         if (where.failover() != null) {
-            List<Integer> ports = where.failover();
+            List<String> ports = where.failover();
             options.reconnectOptions().reconnectEnabled(true).maxReconnectDelay(1000);
-            for (int port : ports.subList(1, ports.size())) {
-                options.reconnectOptions().addReconnectLocation(host, port);
+            for (String port : ports.subList(1, ports.size())) {
+                options.reconnectOptions().addReconnectLocation(host, Integer.parseInt(port));
             }
         }
         connection = client.connect(host, where.port(), options);

@@ -27,12 +27,17 @@ import java.util.Properties;
  * each of them; this class reads and prints.
  */
 public abstract class Steps {
-    /** Where to connect and how. */
-    public record Where(int port, String ca, int idleMs, List<Integer> failover, int prefetch) {}
+    /** Where to connect and how; the list has ports of this machine, or `host:port`. */
+    public record Where(int port, String ca, int idleMs, List<String> failover, int prefetch) {}
 
-    /** A message to send: a text, or bytes. */
+    /** A message to send: a text, or bytes; to be delivered so much later, where a library can. */
     public record Outgoing(
-            String text, byte[] body, boolean durable, String replyTo, String correlation) {}
+            String text,
+            byte[] body,
+            boolean durable,
+            String replyTo,
+            String correlation,
+            long delayMs) {}
 
     /** A message that came; annotations are null where the library shows none. */
     public record Incoming(
@@ -208,11 +213,11 @@ public abstract class Steps {
     }
 
     private static Where where(JsonObject step) {
-        List<Integer> failover = null;
+        List<String> failover = null;
         if (step.has("failover")) {
             failover =
                     step.getAsJsonArray("failover").asList().stream()
-                            .map(JsonElement::getAsInt)
+                            .map(JsonElement::getAsString)
                             .toList();
         }
         return new Where(
@@ -230,7 +235,8 @@ public abstract class Steps {
                 body == null ? null : HexFormat.of().parseHex(body),
                 is(step, "durable"),
                 text(step, "reply_to"),
-                text(step, "correlation"));
+                text(step, "correlation"),
+                number(step, "delay_ms", 0));
     }
 
     private String version() throws IOException {
