@@ -140,6 +140,8 @@ struct Run<'a> {
     received: u64,
     wrong: u64,
     watched: Watched,
+    /// What is said of the steady producer's blocks.
+    steady: Verdict,
 }
 
 impl<'a> Run<'a> {
@@ -160,8 +162,16 @@ impl<'a> Run<'a> {
         plan.flags = vec!["--config".to_owned(), config.display().to_string()];
         plan.flags.extend(options.own.flags.iter().cloned());
         plan.ready_within = Duration::from_secs(120);
-        let watched = Watched::default();
-        Ok(Self { options, interrupt, scratch, plan, received: 0, wrong: 0, watched })
+        Ok(Self {
+            options,
+            interrupt,
+            scratch,
+            plan,
+            received: 0,
+            wrong: 0,
+            watched: Watched::default(),
+            steady: Verdict::default(),
+        })
     }
 
     fn carry_out(mut self) -> Result<BacklogResult, Failure> {
@@ -180,6 +190,11 @@ impl<'a> Run<'a> {
         self.say("draining all but one");
         let cold = self.take(self.drain_of(&broker, Length::For(self.options.block)))?;
         result.cold = achieved(&cold);
+        if result.cold == 0.0 {
+            return Err(
+                "nothing of the backlog came within a block: choose a longer --block".into()
+            );
+        }
         result.blocks = self.blocks(&broker, result.cold / 2.0)?;
         self.say("draining the rest");
         let lagging = result.messages / u64::from(self.options.queues);
@@ -269,6 +284,7 @@ impl<'a> Run<'a> {
         for _ in 0..self.options.blocks {
             let (steady, ()) = beside.measure(length, self.interrupt, || Ok(()))?;
             self.wrong += steady.wrong;
+            self.steady.judge("alone", &steady.produced);
             let (p99_ms, probe_p99_ms) = steady.p99_ms();
             let (beside_it, drained_per_second) = (false, 0.0);
             blocks.push(SteadyBlock {
@@ -288,6 +304,7 @@ impl<'a> Run<'a> {
                 beside.measure(length, interrupt, || run(&drain, interrupt))?;
             self.count(&measured);
             self.wrong += steady.wrong;
+            self.steady.judge("beside", &steady.produced);
             let (p99_ms, probe_p99_ms) = steady.p99_ms();
             let drained_per_second = achieved(&measured);
             blocks.push(SteadyBlock { beside: true, p99_ms, probe_p99_ms, drained_per_second });
@@ -338,6 +355,7 @@ impl<'a> Run<'a> {
 
     fn judge(&self, result: &mut BacklogResult) {
         let BacklogResult { verdict, messages, blocks, .. } = result;
+        verdict.include(&self.steady);
         if self.received != *messages {
             verdict.object(format!("{} of {messages} messages came", self.received));
         }

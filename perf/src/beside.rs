@@ -36,7 +36,7 @@ const PROBE_RATE: f64 = 100.0;
 const PROBE_BYTES: usize = 4096;
 
 /// Load before a steady block.
-const WARM_UP: Duration = Duration::from_secs(1);
+pub const WARM_UP: Duration = Duration::from_secs(1);
 
 /// A stall is a message, or a write, that took so many times the median p99 of a second.
 pub const STALL_FACTOR: f64 = 10.0;

@@ -5,6 +5,7 @@
 //!   sweep                    sweep.rs      rate steps up to saturation
 //!   recover                  recover.rs    time to ready after a kill
 //!   backlog, laps            one file each storage at scale: beyond memory; many times the disk
+//!   catch-up                 catch_up.rs   what a member that comes back costs the pair's live
 //!   compare, report, gate    one file each who is how much slower; the page; the regression
 //!   floor                    floor.rs      what this machine takes at least
 //!   journal                  journal.rs    the disk, under the journal's own code
@@ -18,7 +19,9 @@ use std::error::Error;
 
 use clap::Subcommand;
 
-use crate::{backlog, compare, floor, gate, journal, laps, recover, report, show, stream, sweep};
+use crate::{
+    backlog, catch_up, compare, floor, gate, journal, laps, recover, report, show, stream, sweep,
+};
 
 /// Why a command failed: one message for a person.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -40,6 +43,8 @@ pub enum Command {
     Backlog(backlog::Options),
     /// Many times the disk's bound through a broker of our own: whether the log stays in bounds
     Laps(laps::Options),
+    /// A backup that was away and comes back: what that costs the producers of the live
+    CatchUp(catch_up::Options),
     /// Brokers, floors and peers in interleaved blocks: who is how much slower
     Compare(Box<compare::Options>),
     /// What this machine takes at least: TCP echo, durable write, group commit
@@ -65,6 +70,7 @@ pub fn run(command: &Command) -> Result<(), Failure> {
         Command::Recover(options) => recover::recover(options),
         Command::Backlog(options) => backlog::backlog(options),
         Command::Laps(options) => laps::laps(options),
+        Command::CatchUp(options) => catch_up::catch_up(options),
         Command::Compare(options) => compare::command(options),
         Command::Floor(options) => floor::command(options),
         Command::Report(options) => report::command(options),

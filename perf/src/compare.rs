@@ -210,7 +210,7 @@ struct Contender {
 
 enum Server {
     Broker(Broker),
-    Pair(Pair),
+    Pair(Box<Pair>),
     Floor(Floor),
     Peer(Target),
 }
@@ -288,7 +288,7 @@ fn start(
         contenders.push(Contender {
             name: "replicated".to_owned(),
             what,
-            server: Server::Pair(pair),
+            server: Server::Pair(Box::new(pair)),
         });
     }
     for (number, peer) in (1..).zip(&options.peers) {

@@ -205,7 +205,8 @@ fn copied(broker: &Broker) -> Result<u64, Failure> {
 
 impl LapsResult {
     fn judge(&mut self, measured: &Measured, wrong: u64, left: u64) {
-        let Self { verdict, accepted, .. } = self;
+        let Self { verdict, accepted, steady, .. } = self;
+        verdict.judge("steady", steady);
         if measured.received != *accepted {
             verdict.object(format!("{} of {accepted} messages came", measured.received));
         }

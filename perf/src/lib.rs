@@ -4,7 +4,7 @@
 //!   command     laelaps perf ...                         every command, one function each
 //!      │
 //!      ├─ stream, sweep, recover,    a load on a broker  ─┐
-//!      │  backlog, laps                                   │
+//!      │  backlog, laps, catch_up                         │
 //!      ├─ floor, journal             the machine alone    ├─ all by schedule, all into a block
 //!      ├─ compare                    both, interleaved   ─┘
 //!      └─ report, gate               a result as a page; against a baseline
@@ -29,6 +29,7 @@ pub mod backlog;
 pub mod beside;
 pub mod block;
 pub mod broker;
+pub mod catch_up;
 pub mod client;
 pub mod command;
 pub mod compare;

@@ -29,9 +29,11 @@ const PORTS: usize = 3 * NAMES.len() + VOTERS;
 #[derive(Debug)]
 pub struct Pair {
     // Dropped in this order: a member that lost its voters would say so first.
-    members: [Broker; 2],
+    live: Broker,
+    /// None while it is dead.
+    backup: Option<Broker>,
+    backup_plan: BrokerPlan,
     _voters: Vec<Voter>,
-    live: usize,
 }
 
 impl Pair {
@@ -63,19 +65,60 @@ impl Pair {
             seats.push(Voter::spawn(&plans[0].exe, directory, seat, voters)?);
         }
         let spawn = |at: usize| Broker::spawn(&plans[at], members[3 * at], members[3 * at + 1]);
-        let mut pair = Self { members: [spawn(0)?, spawn(1)?], _voters: seats, live: 0 };
-        for (member, plan) in pair.members.iter_mut().zip(&plans) {
+        let mut brokers = [spawn(0)?, spawn(1)?];
+        for (member, plan) in brokers.iter_mut().zip(&plans) {
             member.wait(plan, interrupt)?;
         }
-        let mut lives = (0..2).filter(|at| is_live(pair.members[*at].admin()));
-        pair.live = lives.next().ok_or("no member of the pair says that it is live")?;
-        Ok(pair)
+        let [a, b] = brokers;
+        let [plan_a, plan_b] = plans;
+        let (live, backup, backup_plan) = if is_live(a.admin()) {
+            (a, b, plan_b)
+        } else if is_live(b.admin()) {
+            (b, a, plan_a)
+        } else {
+            return Err("no member of the pair says that it is live".into());
+        };
+        Ok(Self { live, backup: Some(backup), backup_plan, _voters: seats })
     }
 
     /// The one that serves, as it was when the pair had started.
     #[must_use]
     pub fn live(&self) -> &Broker {
-        &self.members[self.live]
+        &self.live
+    }
+
+    /// SIGKILL of the backup, until the live serves without it.
+    ///
+    /// # Errors
+    /// The kernel refuses, the live does not go on alone in time, or we are interrupted.
+    pub fn lose_backup(&mut self, interrupt: &Interrupt) -> Result<(), Failure> {
+        const ALONE_WITHIN: Duration = Duration::from_secs(20);
+        const ASK_EVERY: Duration = Duration::from_millis(20);
+        if let Some(backup) = self.backup.take() {
+            backup.kill()?;
+        }
+        for _ in 0..ALONE_WITHIN.as_millis() / ASK_EVERY.as_millis() {
+            let members = status(self.live.admin())
+                .and_then(|status| status["in_sync"].as_array().map(Vec::len));
+            if members == Some(1) {
+                return Ok(());
+            }
+            interrupt.check()?;
+            std::thread::sleep(ASK_EVERY);
+        }
+        Err("the live does not go on without its backup: see `laelaps ha status`".into())
+    }
+
+    /// Starts the backup again; how long until it is in sync.
+    ///
+    /// # Errors
+    /// It ends or is not in sync in time, or we are interrupted.
+    pub fn start_backup(&mut self, interrupt: &Interrupt) -> Result<Duration, Failure> {
+        let Self { backup, backup_plan: plan, .. } = self;
+        let [addr, admin] = free_ports().map_err(|error| format!("loopback: {error}"))?;
+        let backup = backup.insert(Broker::spawn(plan, addr, admin)?);
+        backup.wait(plan, interrupt)?;
+        Ok(backup.ready_after())
     }
 }
 
@@ -134,12 +177,13 @@ impl Drop for Voter {
 }
 
 fn is_live(admin: SocketAddr) -> bool {
+    status(admin).is_some_and(|status| status["role"] == "live")
+}
+
+/// What a member says of the pair, if it answers.
+fn status(admin: SocketAddr) -> Option<serde_json::Value> {
     const WITHIN: Duration = Duration::from_secs(1);
-    let role = |text: &str| -> Option<bool> {
-        let (_, body) = text.split_once("\r\n\r\n")?;
-        let status: serde_json::Value = serde_json::from_str(body).ok()?;
-        Some(status["role"] == "live")
-    };
-    let answer = ask(admin, "GET /api/v1/ha", WITHIN);
-    answer.ok().and_then(|text| role(&text)).unwrap_or(false)
+    let text = ask(admin, "GET /api/v1/ha", WITHIN).ok()?;
+    let (_, body) = text.split_once("\r\n\r\n")?;
+    serde_json::from_str(body).ok()
 }

@@ -298,7 +298,7 @@ fn a_backlog_beyond_memory_is_measured_and_every_message_compared() {
             "--rate",
             "100",
             "--block",
-            "100ms",
+            "500ms",
             "--blocks",
             "1",
             "--dir",
@@ -361,6 +361,26 @@ fn laps_over_a_small_log_copy_what_is_held_and_lose_nothing() {
     assert!(value["copied_bytes"].as_u64() > Some(1 << 20), "nothing was copied: {said}");
     assert!(value["watched"]["data_bytes"].as_u64() <= Some(67_108_864 + (1 << 20)), "{said}");
     assert!(value["stalls"]["p99_ms"].as_f64() > Some(0.0), "{said}");
+}
+
+#[test]
+fn a_backup_that_was_away_catches_up_beside_a_producer() {
+    let scratch = Scratch::new("perf-catch-up");
+    let dir = scratch.path().to_str().expect("a path of ours");
+    let (value, said) = perf(
+        &scratch,
+        &[
+            "catch-up", "--bytes", "4194304", "--rate", "100", "--rounds", "1", "--dir", dir,
+            "--quiet",
+        ],
+    );
+    let round = &value["rounds"][0];
+    for key in ["alone_p99_ms", "back_p99_ms", "alone_probe_p99_ms", "in_sync_ms"] {
+        assert!(round[key].as_f64() > Some(0.0), "{key}: {said}");
+    }
+    assert!(value["p99_ratio"]["median"].as_f64() > Some(0.0), "{said}");
+    let left = fs::read_dir(scratch.path()).expect("ours").flatten().map(|entry| entry.file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["result.json"], "something was left behind");
 }
 
 #[test]
