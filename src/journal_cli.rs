@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// A message may then be there twice: where the broker had it already under no duplicate id,
     /// where the log had copied it, and where its address has forgotten its id (it remembers the
     /// last 20,000) when a file is replayed again. Look with --dry-run first.
-    Replay(Replay),
+    Replay(Box<Replay>),
     /// Judge each shard's log as a start would
     Verify {
         /// The data directory

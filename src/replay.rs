@@ -19,7 +19,6 @@
 //! counted, and the command ends with status 1.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +31,10 @@ use broker::catalogue::QueueRecord;
 use bytes::Bytes;
 use clap::Args;
 use journal::{LogSeed, QueueId, Record, RecordFlags, RecordKind, Sequence};
+use perf::arguments::parse_target;
 use perf::client::{Client, ClientError};
+use perf::load::{Security, Target};
+use perf::tls::{TlsArguments, TlsClient};
 use replica::catchup::{Delta, DeltaHead, Told};
 
 use crate::admin_client::Server;
@@ -44,6 +46,7 @@ use crate::output;
 const WAIT: Duration = Duration::from_secs(30);
 /// Messages that are sent and not answered.
 const WINDOW: usize = 64;
+const CONTAINER: &str = "laelaps-replay";
 /// By which a broker knows a message again.
 const DUPLICATE_ID: &str = "_AMQ_DUPL_ID";
 /// Descriptor of the application's properties [3.2.5].
@@ -55,9 +58,12 @@ pub(crate) struct Replay {
     /// Files of `exports/`
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Where the broker serves AMQP without TLS
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5672")]
-    to: SocketAddr,
+    /// Where the broker serves AMQP: HOST:PORT, `amqp://HOST:PORT` or `amqps://HOST:PORT`
+    #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672",
+          value_parser = parse_target)]
+    to: Target,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// Also what no producer was told to be accepted
     #[arg(long)]
     unacknowledged: bool,
@@ -379,7 +385,7 @@ impl Sender<'_> {
     }
 
     fn failed(&self, why: &str) -> Failure {
-        let (to, sent) = (self.options.to, self.sent);
+        let (to, sent) = (self.options.to.addr, self.sent);
         Failure::command(format!(
             "{to}: {why}; {sent} messages were accepted; begin again: those whose ids their \
              addresses remember (the last 20,000) are not stored twice"
@@ -388,12 +394,23 @@ impl Sender<'_> {
 }
 
 fn connect(options: &Replay) -> Result<Client, Failure> {
-    let sasl = match options.server.credentials()? {
+    let to = &options.to;
+    let login = match &to.login {
+        Some(login) => Some(login.clone()),
+        None => options.server.credentials()?,
+    };
+    let sasl = match login {
         Some((user, password)) => Sasl::Plain { user, password: Password::new(password) },
         None => Sasl::Anonymous,
     };
-    Client::connect(options.to, "laelaps-replay", sasl, WAIT).map_err(|error: ClientError| {
-        Failure::command(format!("{}: {error}; is it the live, and is it without TLS?", options.to))
+    let (connected, is_it) = if to.security == Security::Plain {
+        (Client::connect(to.addr, CONTAINER, sasl, WAIT), "without TLS")
+    } else {
+        let tls = TlsClient::new(&options.tls, &to.host).map_err(Failure::command)?;
+        (Client::connect_tls(to.addr, &tls, CONTAINER, sasl, WAIT), "with TLS")
+    };
+    connected.map_err(|error: ClientError| {
+        Failure::command(format!("{}: {error}; is it the live, and is it {is_it}?", to.addr))
     })
 }
 

@@ -103,6 +103,8 @@ pub struct Config {
     pub desired_capabilities: Vec<String>,
     /// The encoded property map of our open.
     pub properties: Option<Bytes>,
+    /// Server: what takes their place where the open would be longer than the peer's frames.
+    pub short_properties: Option<Bytes>,
     /// Keys the table of delivery tags against crafted collisions; random, for a server.
     pub tag_seed: u64,
 }
@@ -129,6 +131,7 @@ impl Default for Config {
             offered_capabilities: Vec::new(),
             desired_capabilities: Vec::new(),
             properties: None,
+            short_properties: None,
             tag_seed: 0,
         }
     }

@@ -11,7 +11,7 @@
 //! sent where there is none, and who came without may have no certificate to trust.
 //!
 //! Invariant: a list holds every broker that may serve, or there is none: a client that takes it
-//! throws its own away.
+//! throws its own away. So it is left out whole where hosts are long and a client's frames short.
 
 use amqp::codec::{CompoundWriter, Symbol};
 use amqp::error::INFO_BYTES_MAX;

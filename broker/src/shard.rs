@@ -221,6 +221,7 @@ impl Shard {
     pub fn new(mut config: ShardConfig, recovery: Recovery) -> Self {
         config.amqp.offered_capabilities = terms::OFFERED_CAPABILITIES.map(str::to_owned).to_vec();
         config.amqp.properties = Some(terms::open_properties(&[], false));
+        config.amqp.short_properties.clone_from(&config.amqp.properties);
         let shards = usize::from(config.shards);
         Self {
             state: State::new(config.segment_bytes, Duplicates::new(duplicate_bounds(&config))),

@@ -17,12 +17,15 @@
 //! as where we serve: libraries do not try another broker after a refused log-in.
 //!
 //! It has a thread of its own, behind the cores: a herd of clients is none of the lease's business.
-//! Invariants: no client is let in. So many are heard at once, each for so long; others are closed.
+//! Invariants: no client is let in. So many are heard at once, each for so long, and no more than a
+//! quarter of them from one address; others are closed. What is said fits the smallest frame that a
+//! client may ask for: an error's map is bounded by the longest host (`broker::server`).
 //!
 //! Failure: a port that can't be listened on is tried again. One that is to serve tries for its
 //! port too (`serve.rs`), until this has let it go.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,11 +38,11 @@ use broker::event::{Attempt, AuthVerdict};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::{Authenticator, Conversation, Job};
+use crate::auth::{Authenticator, Conversation, Job, address};
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
 use crate::machine;
@@ -50,6 +53,8 @@ const FOLLOWERS: [&str; 1] = ["QpidJMS"];
 
 /// Clients that are heard at once.
 const CLIENTS_MAX: usize = 256;
+/// Of them from one address, loopback too.
+const ADDRESS_CLIENTS_MAX: usize = CLIENTS_MAX / 4;
 const WITHIN: Duration = Duration::from_secs(5);
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 const READ_BYTES: usize = 4096;
@@ -105,7 +110,6 @@ impl Redirect {
 
 /// For as long as there is somebody who says where.
 async fn run(doors: Doors, mut target: watch::Receiver<Option<Server>>) {
-    let room = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
         let server = target.borrow_and_update().clone();
         let door = server.and_then(|server| Door::new(&doors, server)).map(Arc::new);
@@ -113,7 +117,7 @@ async fn run(doors: Doors, mut target: watch::Receiver<Option<Server>>) {
             None => target.changed().await,
             Some(door) => tokio::select! {
                 changed = target.changed() => changed,
-                () = open(&door, &room) => Ok(()),
+                () = open(&door) => Ok(()),
             },
         };
         if changed.is_err() {
@@ -124,27 +128,60 @@ async fn run(doors: Doors, mut target: watch::Receiver<Option<Server>>) {
 
 /// Hears who comes, until there is trouble. With it end those who are being heard: what they would
 /// be told may not be so any more.
-async fn open(door: &Arc<Door>, room: &Arc<Semaphore>) {
-    let mut visits = JoinSet::new();
+async fn open(door: &Arc<Door>) {
+    let mut visits = Visits::default();
     let trouble = match listen(door.at) {
         Ok(listener) => loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => break error,
             };
-            while visits.try_join_next().is_some() {}
-            let Ok(room) = Arc::clone(room).try_acquire_owned() else { continue };
-            let door = Arc::clone(door);
-            visits.spawn(async move {
-                // A client that does not hear us out goes on in its list.
-                drop(tokio::time::timeout(WITHIN, door.receive(stream, peer)).await);
-                drop(room);
-            });
+            visits.forget_ended();
+            let from = address(peer);
+            if visits.has_room_for(from) {
+                let door = Arc::clone(door);
+                visits.begin(from, async move {
+                    // A client that does not hear us out goes on in its list.
+                    drop(tokio::time::timeout(WITHIN, door.receive(stream, peer)).await);
+                });
+            }
         },
         Err(error) => error,
     };
     tracing::debug!("clients can't be told of the live on {}: {trouble}", door.at);
     tokio::time::sleep(RETRY_EVERY).await;
+}
+
+/// Those who are being heard.
+#[derive(Default)]
+struct Visits {
+    all: JoinSet<IpAddr>,
+    of: BTreeMap<IpAddr, usize>,
+}
+
+impl Visits {
+    fn forget_ended(&mut self) {
+        while let Some(ended) = self.all.try_join_next() {
+            let from = ended.expect("a visit neither panics nor is aborted");
+            if let Some(count) = self.of.get_mut(&from) {
+                *count -= 1;
+            }
+        }
+        self.of.retain(|_, count| *count > 0);
+    }
+
+    fn has_room_for(&self, from: IpAddr) -> bool {
+        let of_address = self.of.get(&from).copied().unwrap_or_default();
+        self.all.len() < CLIENTS_MAX && of_address < ADDRESS_CLIENTS_MAX
+    }
+
+    fn begin(&mut self, from: IpAddr, visit: impl Future<Output = ()> + Send + 'static) {
+        *self.of.entry(from).or_default() += 1;
+        self.all.spawn(async move {
+            visit.await;
+            from
+        });
+    }
 }
 
 fn listen(at: SocketAddr) -> std::io::Result<TcpListener> {

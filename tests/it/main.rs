@@ -17,6 +17,7 @@
 //!   cuts      a pair on such machines: who serves while which wire is cut; machines that die
 //!   backoff   what clients see of a death that choose themselves when to try again
 //!   redirect  what clients are told of a pair: where the live is, and where both are
+//!   herd      many TLS clients that come to a new live at once
 //!   trust     a pair and its voters with certificates of `pki init`, and who is refused
 //!   laps      a small log, a long stream, and what lags behind it
 //!   backup    a point of a running broker, restored elsewhere
@@ -43,6 +44,7 @@ mod duplicates;
 mod engine;
 mod exits;
 mod harness;
+mod herd;
 mod hostile;
 mod interop;
 mod kill;

@@ -488,7 +488,16 @@ fn laelaps(args: &[&str]) -> (bool, String) {
 
 #[test]
 fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
-    let (mut pair, lost) = PairOf::up("pair-force");
+    let mut pair = PairOf::new("pair-force");
+    let authority = Authority::new(pair.scratch.path(), "a");
+    let files = authority.server("localhost");
+    let amqps = [free_port(), free_port()];
+    for (args, amqps) in pair.args.iter_mut().zip(amqps) {
+        args.extend(["--tls-listen".into(), amqps.to_string()]);
+        args.extend(["--tls-cert".into(), files.cert.display().to_string()]);
+        args.extend(["--tls-key".into(), files.key.display().to_string()]);
+    }
+    let lost = pair.start_both();
     let mut producer = Producer::new();
     producer.send(pair.amqp[lost], 50).expect("accepted");
     let other = 1 - lost;
@@ -522,16 +531,22 @@ fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
         .map(|entry| entry.expect("readable").path().display().to_string())
         .collect();
     let to = pair.amqp[other].to_string();
-    let replay = |more: &[&str]| {
-        let mut args = vec!["journal", "replay", "--to", &to, "--admin", &url];
+    let to_tls = format!("amqps://localhost:{}", amqps[other].port());
+    let ca = authority.trusting(None).tls_ca.expect("its own").display().to_string();
+    let stranger = Authority::new(pair.scratch.path(), "b").trusting(None);
+    let wrong_ca = stranger.tls_ca.expect("its own").display().to_string();
+    let replay = |to: &str, more: &[&str]| {
+        let mut args = vec!["journal", "replay", "--to", to, "--admin", &url];
         args.extend(more);
         args.extend(files.iter().map(String::as_str));
         laelaps(&args)
     };
-    let (is_done, said) = replay(&["--dry-run"]);
+    let (is_done, said) = replay(&to, &["--dry-run"]);
     assert!(is_done && said.contains("may have been acknowledged"), "{said}");
-    for _ in 0..2 {
-        let (is_done, said) = replay(&[]);
+    let (is_done, said) = replay(&to_tls, &["--tls-ca", &wrong_ca]);
+    assert!(!is_done && said.contains("is it with TLS?"), "{said}");
+    for (to, more) in [(&to, &[][..]), (&to_tls, &["--tls-ca", &ca])] {
+        let (is_done, said) = replay(to, more);
         assert!(is_done && said.contains("50 messages accepted"), "{said}");
     }
     // They come behind what was there, once each.

@@ -8,16 +8,21 @@
 //!   the killed one back  its port sends clients to the new live
 //!   over TLS             the same on the other port, for those who came by TLS
 //!   one does not say     no list, and nobody is sent to it
+//!   long names           the list is left out where a client's frames are short; who is sent
+//!                        away hears it whole
+//!   users                who logs in is told where the live is, and who gives a wrong word is not
+//!   strangers            that say nothing keep nobody from another address out
 //!   foreign clients      that come to the backup first, and then lose their live
 //! ```
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use amqp::codec::{Reader, Symbol, Value, Writer};
-use amqp::connection::{CloseReason, Config, Sasl};
+use amqp::connection::{CloseReason, Config, Sasl, SaslCode};
 use amqp::definitions::Condition;
 use amqp::error::Error;
 use bytes::Bytes;
@@ -25,6 +30,7 @@ use perf::client::{Client, ClientError};
 use perf::tls::TlsClient;
 
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::authority::Authority;
 use crate::harness::free_port;
@@ -32,6 +38,7 @@ use crate::load::Client as Foreign;
 use crate::pair::{PairOf, Producer};
 use crate::remote::Remote;
 use crate::table::java;
+use crate::users::{plain, user};
 
 const WITHIN: Duration = Duration::from_secs(10);
 
@@ -41,6 +48,16 @@ fn connect(
     tls: Option<&TlsClient>,
     product: &str,
 ) -> Result<Client, ClientError> {
+    connect_as(address, tls, product, Config::default())
+}
+
+/// The same, with frames and a log-in of its own.
+fn connect_as(
+    address: SocketAddr,
+    tls: Option<&TlsClient>,
+    product: &str,
+    config: Config,
+) -> Result<Client, ClientError> {
     let mut properties = Vec::new();
     Writer::new(&mut properties).map_with(|map| {
         map.element().symbol(Symbol::new("product"));
@@ -48,16 +65,20 @@ fn connect(
     });
     let config = Config {
         container_id: "anybody".to_owned(),
-        sasl: Sasl::Anonymous,
+        sasl: if config.sasl == Sasl::None { Sasl::Anonymous } else { config.sasl },
         properties: Some(Bytes::from(properties)),
-        ..Config::default()
+        ..config
     };
     Client::connect_with(address, tls, config, WITHIN)
 }
 
 /// What a client that follows redirects hears at an address.
 fn refusal(address: SocketAddr, tls: Option<&TlsClient>) -> Option<Error> {
-    match connect(address, tls, "QpidJMS") {
+    refusal_as(address, tls, Config::default())
+}
+
+fn refusal_as(address: SocketAddr, tls: Option<&TlsClient>, config: Config) -> Option<Error> {
+    match connect_as(address, tls, "QpidJMS", config) {
         Err(ClientError::Closed(CloseReason::Closed(error))) => error,
         Ok(_) | Err(_) => None,
     }
@@ -93,7 +114,11 @@ fn is_sent(pair: &PairOf, from: SocketAddr, tls: Option<&TlsClient>, to: &str) {
 
 /// What an open lists.
 fn listed(address: SocketAddr, tls: Option<&TlsClient>) -> Option<Vec<String>> {
-    let client = connect(address, tls, "another").expect("it serves");
+    listed_as(address, tls, Config::default())
+}
+
+fn listed_as(address: SocketAddr, tls: Option<&TlsClient>, config: Config) -> Option<Vec<String>> {
+    let client = connect_as(address, tls, "another", config).expect("it serves");
     let properties = client.remote_open().properties.clone().expect("some");
     let map = Reader::new(&properties).map().expect("a map");
     let Value::List(list) = map.get("failover-server-list")? else { panic!("{map:?}") };
@@ -168,6 +193,103 @@ fn nobody_is_sent_to_a_live_that_says_no_address() {
     } else {
         assert!(refusal(a, None).is_none() && goes_on(a, None));
     }
+}
+
+#[test]
+fn what_is_said_of_a_pair_with_long_names_fits_the_smallest_frame() {
+    let mut pair = PairOf::new("redirect-long");
+    let names = ["a", "b"].map(|name| format!("{}.example:5672", name.repeat(96 - 8)));
+    pair.lines = names.clone().map(|name| format!("advertise = \"{name}\"\n"));
+    let live = pair.start_both();
+    // An open or a close that is longer than this is an error to our client, like to others.
+    let smallest = || Config { max_frame_size: 512, ..Config::default() };
+    let (here, there) = (pair.amqp[live], pair.amqp[1 - live]);
+    pair.wait("both listed", |_| listed(here, None).is_some_and(|list| list.len() == 2));
+    assert_eq!(listed_as(here, None, smallest()), None);
+    pair.wait("sent to the live", |_| refusal(there, None).is_some());
+    let error = refusal_as(there, None, smallest()).expect("told");
+    assert_eq!(error.condition, Condition::ConnectionRedirect);
+    let info = error.info.expect("where to go");
+    let whole = format!("amqp://{}", names[live]);
+    assert_eq!(place(&Reader::new(&info).map().expect("a map")), whole);
+}
+
+#[test]
+fn who_logs_in_is_told_where_the_live_is_and_nobody_else() {
+    let mut pair = PairOf::new("redirect-users");
+    let users = user("ann", "right-of-ann", &["scram-sha-256"], "");
+    for at in 0..2 {
+        pair.lines[at] = format!("advertise = \"{}\"\n{users}", pair.amqp[at]);
+    }
+    let live = pair.start_both();
+    let there = pair.amqp[1 - live];
+    let with = |password| {
+        let config = Config { sasl: plain("ann", password), ..Config::default() };
+        connect_as(there, None, "QpidJMS", config)
+    };
+    let is_told = || {
+        let told = with("right-of-ann").err();
+        matches!(told, Some(ClientError::Closed(CloseReason::Closed(Some(error))))
+            if error.condition == Condition::ConnectionRedirect)
+    };
+    pair.wait("sent to the live", |_| is_told());
+    for said in [with("wrong"), connect(there, None, "QpidJMS")] {
+        let why = said.err().expect("not let in");
+        assert!(
+            matches!(why, ClientError::Closed(CloseReason::SaslFailed(SaslCode::Auth))),
+            "{why}"
+        );
+    }
+}
+
+/// JMS takes the strongest mechanism that is offered, at the backup and at the live.
+#[test]
+#[ignore = "needs the foreign clients: tests/run pair"]
+fn jms_proves_its_password_by_scram_to_be_told_where_the_live_is() {
+    let mut pair = PairOf::new("redirect-scram");
+    let users = user("app", "secret", &["scram-sha-256"], "");
+    for at in 0..2 {
+        pair.lines[at] = format!("advertise = \"{}\"\n{users}", pair.amqp[at]);
+    }
+    let live = pair.start_both();
+    let send = |password: &str| {
+        let url = format!(
+            "failover:(amqp://{})?jms.username=app&jms.password={password}\
+             &failover.maxReconnectAttempts=20",
+            pair.amqp[1 - live]
+        );
+        let mut client = java("jms", "JmsClient");
+        client.args(["send", &url, "scram", "3"]).output().expect("java can be started")
+    };
+    let output = send("secret");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("done"), "{said}{errors}");
+    assert!(!send("Secret").status.success(), "a wrong password was told");
+}
+
+#[test]
+fn strangers_that_say_nothing_keep_nobody_else_out() {
+    let mut pair = PairOf::new("redirect-strangers");
+    pair.lines = pair.amqp.map(|address| format!("advertise = \"{address}\"\n"));
+    let live = pair.start_both();
+    let (there, to) = (pair.amqp[1 - live], format!("amqp://{}", pair.amqp[live]));
+    is_sent(&pair, there, None, &to);
+    let stranger = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).expect("loopback is wide");
+        socket.connect(&there.into()).expect("connected");
+        TcpStream::from(socket)
+    };
+    let strangers: Vec<TcpStream> = (0..300).map(|_| stranger()).collect();
+    let is_open = |stream: &TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_millis(1))).expect("bounded");
+        let read = (&*stream).read(&mut [0]);
+        read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    assert!(refusal(there, None).is_some(), "another address is heard meanwhile");
+    let held = strangers.iter().filter(|stream| is_open(stream)).count();
+    assert!((1..=64).contains(&held), "{held} places of one address");
 }
 
 /// Libraries that come to the backup first; Qpid JMS knows no other address.

@@ -44,7 +44,7 @@ fn hash(password: &str, wanted: &str) -> String {
     String::from_utf8(output.stdout).expect("a hash is text").trim().to_owned()
 }
 
-fn user(name: &str, password: &str, kinds: &[&str], more: &str) -> String {
+pub(crate) fn user(name: &str, password: &str, kinds: &[&str], more: &str) -> String {
     let hashes: Vec<String> = kinds.iter().map(|kind| hash(password, kind)).collect();
     format!("[[users]]\nname = \"{name}\"\npassword-hash = {hashes:?}\n{more}\n")
 }
@@ -61,7 +61,7 @@ fn start(data: &Path, config: &Path) -> Broker {
     start.ready()
 }
 
-fn plain(user: &str, password: &str) -> Sasl {
+pub(crate) fn plain(user: &str, password: &str) -> Sasl {
     Sasl::Plain { user: user.to_owned(), password: Password::new(password.as_bytes()) }
 }
 

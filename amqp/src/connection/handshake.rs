@@ -245,7 +245,19 @@ impl Connection {
         }
     }
 
+    /// Only a server knows by then what frames the peer takes [2.7.1].
     pub(super) fn write_open(&mut self) {
+        let before = self.out.len();
+        self.write_open_as_configured();
+        let is_too_long = self.out.len() - before > self.remote_max_frame_size as usize;
+        if self.side == Side::Server && is_too_long && self.config.short_properties.is_some() {
+            self.out.truncate(before);
+            self.config.properties = self.config.short_properties.take();
+            self.write_open_as_configured();
+        }
+    }
+
+    fn write_open_as_configured(&mut self) {
         let config = &self.config;
         let offered = borrow_symbols(&config.offered_capabilities);
         let desired = borrow_symbols(&config.desired_capabilities);
