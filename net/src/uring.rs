@@ -5,6 +5,7 @@
 //!
 //!   wait:  1 prepare   backlog, starved receives, rested listeners, free buffers published
 //!          2 enter     submit; block unless something is ready; maybe poll first
+//!                      (a timeout is the ring's alarm: set only where it would ring too late)
 //!          3 reap      at most `completions_per_wait_max`: slot -> completion -> caller
 //!
 //!   drop:  1 close every socket and listener, cancel the bell     4 close the ring
@@ -15,9 +16,13 @@
 //! Setup: `SINGLE_ISSUER | DEFER_TASKRUN | TASKRUN_FLAG`, `SUBMIT_ALL`, `CLAMP` is off so that a
 //! size that isn't given is an error. Completions are posted only inside our own `enter`.
 //!
+//! The alarm is one timer in the kernel for all waits. A wait that has a timeout of its own sets a
+//! timer and takes it back again when something comes, on the way of every message. Most often the
+//! alarm that was set before rings soon enough; a wait that it ends too early returns with nothing.
+//!
 //! Invariants: each operation under way is a slot of `ops`, which owns its memory; `start` is the
-//! only place that writes an entry with an address in it. What is cancelled is still waited for,
-//! and a cancelled operation that succeeded all the same is honoured.
+//! only place that writes an entry with an address in it, but for the alarm's time. What is
+//! cancelled is still waited for, and a cancelled operation that succeeded all the same is honoured.
 //!
 //! Failure: an error of `enter` other than "nothing yet" or "try again" loses the ring. A drop that
 //! can't drain within `DRAIN_MAX` leaks the memory that the kernel may still write to.
@@ -34,7 +39,7 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -78,9 +83,17 @@ pub(crate) struct Uring {
     reaped: Vec<cqueue::Entry>,
     reap_max: usize,
     pace: Pace,
+    /// The alarm that is set, and when it rings.
+    alarm: Option<(Key, Instant)>,
+    /// In how long; the kernel reads it while it takes the entry, and keeps no address.
+    alarm_time: Box<Timespec>,
     counters: RingStats,
     dropping: bool,
 }
+
+/// An alarm may ring so much later than a wait asks for: what the clock has moved on between two
+/// looks at the same deadline sets no new one.
+const ALARM_SLACK: Duration = Duration::from_micros(20);
 
 /// Makes a ring with all the flags we rely on; the probe uses it too.
 pub(crate) fn setup(entries: u32, completions: u32) -> io::Result<IoUring> {
@@ -151,6 +164,8 @@ impl Uring {
             reaped: Vec::new(),
             reap_max: config.completions_per_wait_max,
             pace: Pace::new(config.spin),
+            alarm: None,
+            alarm_time: Box::default(),
             counters: RingStats::default(),
             dropping: false,
         };
@@ -193,7 +208,8 @@ impl Uring {
         RingStats {
             leases_out: u32::from(self.buffers.out()),
             sockets: u32::try_from(self.sockets.len()).unwrap_or(u32::MAX),
-            operations: u32::try_from(self.ops.len()).unwrap_or(u32::MAX),
+            operations: u32::try_from(self.ops.len() - usize::from(self.alarm.is_some()))
+                .unwrap_or(u32::MAX),
             ..self.counters
         }
     }
@@ -248,6 +264,7 @@ impl Uring {
                 let fd = Fd(self.bell.eventfd().as_raw_fd());
                 opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build()
             }
+            Op::Alarm => opcode::Timeout::new(&raw const *self.alarm_time).build(),
         }
     }
 
@@ -271,8 +288,10 @@ impl Uring {
         let mut queue = self.ring.submission();
         // SAFETY: an entry's addresses are those of memory that a slot of `ops` owns on the heap or
         // lent for good, and a slot is emptied at the operation's last completion only (`handle`)
-        // or leaked (`drop`); a cancel carries no address. Descriptors in it stay open as long,
-        // because a socket, listener or bell is dropped after its last operation.
+        // or leaked (`drop`); a cancel carries no address; an alarm's time, on the heap too, is
+        // read while its entry is taken, which is in calls of ours on this ring. Descriptors in it
+        // stay open as long, because a socket, listener or bell is dropped after its last
+        // operation.
         let pushed = unsafe { queue.push(entry) };
         pushed.is_ok()
     }
@@ -305,15 +324,47 @@ impl Uring {
                 return Ok(());
             }
         }
+        if let Some(timeout) = timeout.filter(|_| !self.dropping) {
+            self.set_alarm(timeout);
+            if !self.backlog.is_empty() {
+                return self.submit();
+            }
+        }
         self.counters.enters += 1;
         let submitter = self.ring.submitter();
         harmless(match timeout {
-            None => submitter.submit_and_wait(1),
-            Some(timeout) => {
+            // While the last operations are waited for none begins.
+            Some(timeout) if self.dropping => {
                 let timespec = Timespec::from(timeout);
                 submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
             }
+            Some(_) | None => submitter.submit_and_wait(1),
         })
+    }
+
+    /// Sees to it that the alarm rings when `timeout` is over, or before.
+    fn set_alarm(&mut self, timeout: Duration) {
+        let now = now();
+        let at = now + timeout;
+        match self.alarm {
+            Some((_, before)) if before <= at + ALARM_SLACK => {
+                // Read only where the kernel refused to take the entry before.
+                *self.alarm_time = Timespec::from(before.saturating_duration_since(now));
+            }
+            Some((key, _)) => {
+                *self.alarm_time = Timespec::from(timeout);
+                let alarm = UserData::operation(key).encode();
+                let entry = opcode::TimeoutUpdate::new(alarm, &raw const *self.alarm_time).build();
+                // Told only where the alarm rang just now, which ends the wait anyhow.
+                let entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
+                self.push(entry.user_data(UserData::Cancel.encode()));
+                self.alarm = Some((key, at));
+            }
+            None => {
+                *self.alarm_time = Timespec::from(timeout);
+                self.alarm = Some((self.start(Op::Alarm), at));
+            }
+        }
     }
 
     /// The caller's timeout, but no longer than the first listener rests or the kernel can count.
@@ -360,12 +411,14 @@ impl Uring {
     fn reap(&mut self) {
         let mut reaped = mem::take(&mut self.reaped);
         reaped.extend(self.ring.completion().take(self.reap_max));
-        if !reaped.is_empty() {
-            self.pace.arrived();
-        }
+        let before = self.counters.completions;
         self.counters.completions += reaped.len() as u64;
         for completion in reaped.drain(..) {
             self.handle(&completion);
+        }
+        // The alarm is none.
+        if self.counters.completions > before {
+            self.pace.arrived();
         }
         self.reaped = reaped;
     }
@@ -397,6 +450,7 @@ impl Uring {
                 | Op::Write(_)
                 | Op::Read(_)
                 | Op::Sync { .. }
+                | Op::Alarm
                 | Op::Knock(_) => unreachable!("only multishot operations complete more than once"),
             }
             return;
@@ -413,6 +467,10 @@ impl Uring {
             Op::Read(disk) => self.read_some(disk, result),
             Op::Sync { file, tag } => self.disk_done(file, tag, None, result),
             Op::Knock(bell) => bell.answered(result),
+            Op::Alarm => {
+                self.alarm = None;
+                self.counters.completions -= 1;
+            }
             Op::Bell => {
                 self.bell.heard();
                 if !self.dropping {
@@ -431,7 +489,7 @@ impl Uring {
         for key in self.listeners.keys() {
             self.stop_listening(crate::ring::ListenerId(key));
         }
-        let bells = self.ops.iter().filter(|(_, op)| matches!(op, Op::Bell));
+        let bells = self.ops.iter().filter(|(_, op)| matches!(op, Op::Bell | Op::Alarm));
         for key in bells.map(|(key, _)| key).collect::<Vec<_>>() {
             self.cancel(key);
         }
@@ -511,6 +569,30 @@ mod tests {
         assert!(!heard(&mut uring));
         uring.bell.answered(-libc::ENOMEM);
         assert!(heard(&mut uring));
+    }
+
+    #[test]
+    fn one_alarm_serves_all_waits_and_is_set_anew_only_to_ring_sooner() {
+        let mut uring = Uring::new(RingConfig::default()).unwrap();
+        let wait = |uring: &mut Uring, ms| {
+            let since = now();
+            uring.wait(Some(Duration::from_millis(ms)), &mut Vec::new()).unwrap();
+            since.elapsed()
+        };
+        uring.set_alarm(Duration::from_secs(3600));
+        let (key, hour) = uring.alarm.unwrap();
+        // One that is later, or the same, changes nothing.
+        uring.set_alarm(Duration::from_secs(3600));
+        assert_eq!(uring.alarm, Some((key, hour)));
+        // One that is sooner moves it, submitted or not.
+        uring.set_alarm(Duration::from_secs(1800));
+        assert!(wait(&mut uring, 30) >= Duration::from_millis(30));
+        assert_eq!((uring.alarm, uring.stats().operations), (None, 1));
+        uring.set_alarm(Duration::from_millis(20));
+        let until = uring.alarm.unwrap().1;
+        wait(&mut uring, 3_600_000);
+        assert!(now() >= until, "it rang for the first of two");
+        assert_eq!((uring.alarm, uring.stats().completions), (None, 0));
     }
 
     #[test]

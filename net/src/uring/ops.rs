@@ -55,6 +55,8 @@ pub(super) enum Op {
     Knock(Doorbell),
     /// Multishot poll of our own eventfd.
     Bell,
+    /// The timer that ends waits.
+    Alarm,
 }
 
 #[derive(Debug)]
