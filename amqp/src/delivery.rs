@@ -151,7 +151,7 @@ impl<T> Unsettled<T> {
     }
 
     /// Takes a delivery out if `look` finds it to be the one that is meant; gives what it found.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn remove_if<R>(
         &mut self,
         id: u32,

@@ -127,6 +127,7 @@ pub(crate) struct Settling {
 
 impl Settling {
     /// Takes one more delivery in; false where it is no neighbour or went another way.
+    #[inline(always)]
     pub(crate) fn grow(&mut self, role: Role, delivery: u32, outcome: Option<&Outcome>) -> bool {
         let is_same = match (&self.outcome, outcome) {
             (Some(Outcome::Accepted), Some(Outcome::Accepted)) => true,

@@ -185,6 +185,12 @@ impl Commit {
         until.is_some_and(|until| until <= now)
     }
 
+    /// The open batch vouches, may go on doing so, and its time is not over.
+    pub(crate) fn open_vouches(&self, now: Instant) -> bool {
+        let until = self.open.as_ref().and_then(|open| open.vouched_until);
+        until.is_some_and(|until| until > now) && self.may_vouch()
+    }
+
     /// The open batch holds a record that is answered already: it is on its way by `until`.
     pub(crate) fn vouch(&mut self, until: Instant) {
         let open = self.open.as_mut().expect("the record is in the open batch");
@@ -284,15 +290,15 @@ impl Commit {
     }
 
     /// When the open batch is to be sealed, if a block that is not full may be written after
-    /// `patience`. None: when it is full.
-    pub(crate) fn seal_at(&self, patience: Option<Duration>) -> Option<Instant> {
+    /// `patience`, which most need not ask for. None: when it is full.
+    pub(crate) fn seal_at(&self, patience: impl FnOnce() -> Option<Duration>) -> Option<Instant> {
         let batch = &self.open.as_ref()?.batch;
         // A block counts as full when not even a bare settlement fits any more.
         let is_full = batch.padding() < RECORD_HEADER_BYTES;
         if batch.forced || is_full {
             return Some(batch.due);
         }
-        patience.map(|patience| batch.due.max(batch.since + patience))
+        patience().map(|patience| batch.due.max(batch.since + patience))
     }
 
     /// Whether the next batch may be submitted.
@@ -306,9 +312,14 @@ impl Commit {
     }
 
     /// How many batches may be submitted, whatever they hold.
+    #[inline]
     fn free_slots(&self) -> usize {
-        let running = self.flights.iter().filter(|flight| !flight.done && !flight.kept).count();
         let in_window = WRITES_WINDOW_MAX - WRITES_KEPT;
+        // Asked with every message, and while the disk rests there is nothing to count.
+        if self.flights.is_empty() {
+            return self.writes_in_flight_max.min(in_window);
+        }
+        let running = self.flights.iter().filter(|flight| !flight.done && !flight.kept).count();
         let free = self.writes_in_flight_max.saturating_sub(running);
         free.min(in_window.saturating_sub(self.flights.len()))
     }
@@ -418,7 +429,7 @@ mod tests {
         commit.open(place, now, wish);
         let record = Record::new(RecordKind::Settle, QueueId(1), Sequence(1), &[]);
         let mut settlements = 0;
-        while commit.seal_at(None).is_none() {
+        while commit.seal_at(|| None).is_none() {
             commit.push(&record, record.encoded_len(), wish);
             settlements += 1;
         }

@@ -17,9 +17,21 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::limits::{FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES};
+use crate::limits::{
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+};
 use crate::lsn::{Lsn, QueueId, Sequence};
 use crate::record::{Parts, Record, RecordFlags};
+
+/// Most payload of one record in segments of this size: with its header and the longest parts it
+/// must fit into one batch, and that into a segment.
+pub(crate) fn fragment_bytes_max(segment_bytes: u64) -> usize {
+    let segment = usize::try_from(segment_bytes - SEGMENT_HEADER_BYTES).unwrap_or(usize::MAX);
+    let batch = segment.min(BATCH_BYTES_MAX);
+    let payload = batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - PARTS_BYTES_MAX;
+    payload.min(FRAGMENT_BYTES_MAX)
+}
 
 /// Where the record of a fragment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

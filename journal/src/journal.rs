@@ -26,17 +26,17 @@ use crate::canary::{Canaries, Canary};
 use crate::commit::{Commit, Place, Wish};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::epochs::EpochTable;
-use crate::fragment::{self, FragmentAt};
+use crate::fragment::{self, FragmentAt, fragment_bytes_max};
 use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
     BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BLOCK_BYTES, DURABLE_MARK_IDLE,
-    FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES, SEGMENTS_MIN, SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
+    PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN,
+    SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::reads::Reads;
-use crate::record::{Level, Record, RecordFlags, RecordKind};
+use crate::record::{Level, Record, RecordKind};
 use crate::recovery::{LogReader, ReadFrom};
 use crate::sealed::SealedBatch;
 use crate::space::{Claim, Making, Room, Space};
@@ -281,6 +281,7 @@ impl Journal {
     /// # Errors
     /// Why it was not taken. Messages meet `Full` before settlements do: accepting a message sets
     /// aside the bytes of its settlement.
+    #[inline(always)]
     pub fn append(
         &mut self,
         now: Instant,
@@ -291,15 +292,26 @@ impl Journal {
             Urgency::Now => now,
             Urgency::Window => now + self.config.flush_window,
         };
-        if let Some(appended) = self.append_granted(record, due) {
-            return Ok(appended);
+        match self.append_granted(now, record, due) {
+            Some(appended) => Ok(appended),
+            None => self.append_asked(now, record, due),
         }
+    }
+
+    /// Appends a record for which there has to be another look.
+    #[inline(never)]
+    fn append_asked(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        due: Instant,
+    ) -> Result<Appended, AppendError> {
         let claim = if record.kind == RecordKind::Settle {
             Claim::Settle
         } else if record.kind.may_use_reserve() {
             Claim::Shrink
         } else {
-            Claim::Grow { settlements: settlements_of(record) }
+            Claim::Grow { settlements: record.settlements() }
         };
         // On a full disk settlements wait for company; what else frees space is rare and goes at
         // once.
@@ -308,7 +320,7 @@ impl Journal {
         match record.kind {
             RecordKind::Settle => self.space.count_settled(),
             RecordKind::Message | RecordKind::Reference => {
-                self.space.count_accepted(settlements_of(record));
+                self.space.count_accepted(record.settlements());
             }
             RecordKind::DeliveryCount
             | RecordKind::QueueCreate
@@ -697,9 +709,14 @@ impl Journal {
     }
 
     /// A message, or its settlement, that the open batch takes and that was granted before. With
-    /// company nearly all are, and so the rest of `append` is for one in each batch.
-    #[inline]
-    fn append_granted(&mut self, record: &Record<'_>, due: Instant) -> Option<Appended> {
+    /// company nearly all are, and so `append_asked` is for one in each batch.
+    #[inline(always)]
+    fn append_granted(
+        &mut self,
+        now: Instant,
+        record: &Record<'_>,
+        due: Instant,
+    ) -> Option<Appended> {
         let bytes = RECORD_HEADER_BYTES + record.payload.len();
         let is_settle = record.kind == RecordKind::Settle;
         if !is_settle && record.kind != RecordKind::Message {
@@ -708,18 +725,22 @@ impl Journal {
         let claimed = if is_settle { 0 } else { block_ceil(bytes) as u64 + SETTLE_BYTES };
         let is_granted = claimed < self.granted && self.commit.open_fits(bytes);
         let is_whole = record.payload.len() <= self.fragment_bytes_max;
-        let is_plain = record.level != Level::Async && !record.parts.is_some();
-        if !is_granted || !is_whole || !is_plain {
+        if !is_granted || !is_whole || record.parts.is_some() {
             return None;
         }
-        let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: false });
+        // One that is answered before it is written goes to others that were.
+        let vouched = record.level == Level::Async;
+        if vouched && (is_settle || !self.commit.open_vouches(now)) {
+            return None;
+        }
+        let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: vouched });
         if is_settle {
             self.space.count_settled();
         } else {
             self.granted -= SETTLE_BYTES;
-            self.space.count_accepted(settlements_of(record));
+            self.space.count_accepted(record.settlements());
         }
-        Some(Appended { lsn, end, vouched: false })
+        Some(Appended { lsn, end, vouched })
     }
 
     fn append_as(
@@ -894,7 +915,7 @@ impl Journal {
 
     /// When the open batch is to be sealed.
     fn seal_at(&self) -> Option<Instant> {
-        self.commit.seal_at(self.space.patience(self.commit.next()))
+        self.commit.seal_at(|| self.space.patience(self.commit.next()))
     }
 
     fn poll_batch(&mut self, id: OpId, now: Instant) -> Option<DiskOp> {
@@ -964,34 +985,6 @@ impl Journal {
 /// Whether a record is answered before it is written.
 fn is_early(record: &Record<'_>, claim: Claim) -> bool {
     record.level == Level::Async && matches!(claim, Claim::Grow { .. })
-}
-
-/// Settlements that a record will need: one for a message that it completes.
-fn settlements_of(record: &Record<'_>) -> u64 {
-    match record.kind {
-        RecordKind::Message | RecordKind::Reference => {
-            u64::from(record.flags.has(RecordFlags::LAST))
-        }
-        RecordKind::Settle
-        | RecordKind::DeliveryCount
-        | RecordKind::QueueCreate
-        | RecordKind::QueueDelete
-        | RecordKind::NextSequence
-        | RecordKind::NextQueueId
-        | RecordKind::AddressCreate
-        | RecordKind::AddressDelete
-        | RecordKind::Prepare
-        | RecordKind::Decide => 0,
-    }
-}
-
-/// Most payload of one record in segments of this size: with its header and the longest parts it
-/// must fit into one batch, and that into a segment.
-pub(crate) fn fragment_bytes_max(segment_bytes: u64) -> usize {
-    let segment = usize::try_from(segment_bytes - SEGMENT_HEADER_BYTES).unwrap_or(usize::MAX);
-    let batch = segment.min(BATCH_BYTES_MAX);
-    let payload = batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - PARTS_BYTES_MAX;
-    payload.min(FRAGMENT_BYTES_MAX)
 }
 
 fn written_whole(done: &DiskDone, bytes: u32) -> Result<(), DiskError> {

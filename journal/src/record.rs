@@ -234,6 +234,26 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// Settlements that it will need: one for a message that it completes.
+    #[inline(always)]
+    pub(crate) fn settlements(&self) -> u64 {
+        match self.kind {
+            RecordKind::Message | RecordKind::Reference => {
+                u64::from(self.flags.has(RecordFlags::LAST))
+            }
+            RecordKind::Settle
+            | RecordKind::DeliveryCount
+            | RecordKind::QueueCreate
+            | RecordKind::QueueDelete
+            | RecordKind::NextSequence
+            | RecordKind::NextQueueId
+            | RecordKind::AddressCreate
+            | RecordKind::AddressDelete
+            | RecordKind::Prepare
+            | RecordKind::Decide => 0,
+        }
+    }
+
     /// How many bytes the record takes in a batch.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
@@ -252,7 +272,7 @@ impl<'a> Record<'a> {
     /// # Panics
     /// If `room` is not four bytes longer than [`encoded_len`](Self::encoded_len), or the parts are
     /// too long.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn encode(&self, seed: &LogSeed, lsn: Lsn, room: &mut [u8]) {
         let (before, out) = room.split_first_chunk_mut::<4>().expect("there is room");
         let before = *before;

@@ -196,6 +196,8 @@ struct Core {
     accept_trouble: Option<Instant>,
     /// When the shards are told the time of day again: it may be set while we run.
     time_of_day_due: Instant,
+    /// When the first of the shards wants to hear of the time, as of the last wait.
+    shard_due: Option<Instant>,
     pair: Option<PairPort>,
 }
 
@@ -290,6 +292,7 @@ impl Core {
             question_next: 0,
             accept_trouble: None,
             time_of_day_due: clock() + TIME_OF_DAY_EVERY,
+            shard_due: None,
             pair,
         })
     }
@@ -329,15 +332,21 @@ impl Core {
     }
 
     /// How long the ring may sleep; `None` is until something happens.
-    fn wait_at_most(&self, now: Instant) -> Option<Duration> {
+    fn wait_at_most(&mut self, now: Instant) -> Option<Duration> {
+        self.shard_due = self.shards.iter().filter_map(Shard::poll_timeout).min();
         let letters = !self.local.is_empty() || !self.arriving.is_empty();
         let at_once = letters || !self.inputs.is_empty() || self.disk.has_answers();
         if at_once {
             return Some(Duration::ZERO);
         }
-        let polled = self.shards.iter().filter(|shard| self.may_poll(shard));
-        let deadlines = polled.filter_map(Shard::poll_timeout);
-        let nearest = deadlines.chain(self.sockets.poll_timeout()).min();
+        let due = match self.pair {
+            None => self.shard_due,
+            Some(_) => {
+                let polled = self.shards.iter().filter(|shard| self.may_poll(shard));
+                polled.filter_map(Shard::poll_timeout).min()
+            }
+        };
+        let nearest = due.into_iter().chain(self.sockets.poll_timeout()).min();
         let until = nearest.map(|at| at.saturating_duration_since(now));
         let held = self.held.iter().any(|letters| !letters.is_empty()).then_some(HELD_RETRY);
         match (until, held) {
@@ -766,9 +775,12 @@ impl Core {
                 shard.handle(now, Event::WallClock(unix_ms));
             }
         }
-        for shard in &mut self.shards {
-            if shard.poll_timeout().is_some_and(|at| at <= now) {
-                shard.handle(now, Event::Timer);
+        // What this turn has made due is due in the next, which does not wait.
+        if self.shard_due.is_some_and(|at| at <= now) {
+            for shard in &mut self.shards {
+                if shard.poll_timeout().is_some_and(|at| at <= now) {
+                    shard.handle(now, Event::Timer);
+                }
             }
         }
         let late = self.sockets.handle_timeout(&mut self.ring, now);

@@ -71,16 +71,26 @@ impl TagKeys {
         let mut sum = self.0[0].wrapping_add(self.0[1].wrapping_mul(u64::from(link)));
         // The length is part of the hash: zero bytes at the end are not.
         sum = sum.wrapping_add(self.0[1].rotate_left(32).wrapping_mul(u64::from(tag.len)));
-        let words = usize::from(tag.len).div_ceil(4);
-        for (word, key) in tag.bytes.chunks_exact(4).take(words).zip(&self.0[2..]) {
-            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
-            sum = sum.wrapping_add(key.wrapping_mul(u64::from(word)));
-        }
+        // Behind the tag are zeros, which add nothing. Most tags are short.
+        sum = sum.wrapping_add(match tag.len {
+            0..=8 => self.sum::<2>(tag),
+            _ => self.sum::<{ TAG_BYTES_MAX / 4 }>(tag),
+        });
         // Tags often count up. Their hashes then rise by one step, which may be nearly none in the
         // few bits that choose a slot. This sets neighbours apart, and being a bijection keeps what
         // the sum is good for.
         let hash = ((sum >> 32) as u32).wrapping_mul(0x9E37_79B1);
         TagHash::new(hash ^ (hash >> 15))
+    }
+
+    /// The share of a tag's first words in its hash.
+    #[inline(always)]
+    fn sum<const WORDS: usize>(&self, tag: &Tag) -> u64 {
+        let (words, _) = tag.bytes.as_chunks::<4>();
+        let parts = words.iter().zip(&self.0[2..]).take(WORDS);
+        parts.fold(0, |sum: u64, (word, key)| {
+            sum.wrapping_add(key.wrapping_mul(u64::from(u32::from_le_bytes(*word))))
+        })
     }
 }
 

@@ -19,8 +19,16 @@ pub(crate) fn start() -> Instant {
     Instant::now()
 }
 
+/// So long that the open batch is granted room for more than one record: with short ones each is
+/// asked for.
+pub(crate) const LONG_SEGMENT_BYTES: u64 = 1024 * 1024;
+
 pub(crate) fn formatted() -> (Disk, NodeSuperblock) {
-    let geometry = Geometry { segment_bytes: SEGMENT_BYTES, shards: 1 };
+    formatted_with(SEGMENT_BYTES)
+}
+
+pub(crate) fn formatted_with(segment_bytes: u64) -> (Disk, NodeSuperblock) {
+    let geometry = Geometry { segment_bytes, shards: 1 };
     let mut format = Format::new(LogId([0x5a; 16]), JournalUuid([1; 16]), geometry);
     let mut disk = Disk::default();
     while let Some(op) = format.poll_disk() {
@@ -120,7 +128,11 @@ impl Bed {
     }
 
     pub(crate) fn fresh() -> (Self, NodeSuperblock) {
-        let (mut disk, node) = formatted();
+        Self::fresh_with(SEGMENT_BYTES)
+    }
+
+    pub(crate) fn fresh_with(segment_bytes: u64) -> (Self, NodeSuperblock) {
+        let (mut disk, node) = formatted_with(segment_bytes);
         let (outcome, seen) = recover(&mut disk, &node);
         assert!(seen.is_empty() && outcome.clean && outcome.truncated.is_none());
         (Self::new(outcome.journal, disk), node)

@@ -10,7 +10,7 @@ use journal::{
     RecordKind, Room, Sequence, Urgency,
 };
 
-use crate::bed::{Bed, Recovering, config, formatted};
+use crate::bed::{Bed, LONG_SEGMENT_BYTES, Recovering, SEGMENT_BYTES, config, formatted_with};
 use crate::hostile::Random;
 
 /// A host that answers early what it may, with a disk that ends its writes in any order.
@@ -35,7 +35,8 @@ struct Host {
 impl Host {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (mut disk, node) = formatted();
+        let segment_bytes = [SEGMENT_BYTES, LONG_SEGMENT_BYTES][random.next(2)];
+        let (mut disk, node) = formatted_with(segment_bytes);
         let config = Config {
             writes_in_flight_max: 1 + random.next(8),
             segments_max: [5, 8, 24, 24][random.next(4)],

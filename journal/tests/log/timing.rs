@@ -7,7 +7,7 @@ use journal::{
     AppendError, Appended, DiskOp, FileId, Level, QueueId, Record, RecordKind, Sequence, Urgency,
 };
 
-use crate::bed::{Bed, SHARD, recover};
+use crate::bed::{Bed, LONG_SEGMENT_BYTES, SEGMENT_BYTES, SHARD, recover};
 
 fn written(bed: &mut Bed) -> usize {
     bed.poll();
@@ -237,23 +237,27 @@ fn an_async_message_of_several_batches_is_answered_when_durable() {
     assert!(append_async(&mut bed, 2, b"behind it").unwrap().vouched);
 }
 
+/// Alone, and behind one that was granted room for it.
 #[test]
 fn an_async_message_does_not_join_a_batch_that_is_overdue() {
-    let (mut bed, _) = Bed::fresh();
-    warm_up(&mut bed);
-    let mut record = Record::new(RecordKind::Message, QueueId(1), Sequence(1), b"x");
-    record.level = Level::Async;
-    // Four writes hang, so what comes then stays in the open batch.
-    for sequence in 2..6 {
-        bed.append(RecordKind::Message, sequence, b"stuck");
-        bed.poll();
+    for segment_bytes in [SEGMENT_BYTES, LONG_SEGMENT_BYTES] {
+        let (mut bed, _) = Bed::fresh_with(segment_bytes);
+        warm_up(&mut bed);
+        // Four writes hang, so what comes then stays in the open batch.
+        for sequence in 2..6 {
+            bed.append(RecordKind::Message, sequence, b"stuck");
+            bed.poll();
+        }
+        for (sequence, later_ms) in [(6, 0), (7, 4)] {
+            bed.now += Duration::from_millis(later_ms);
+            let appended = append_async(&mut bed, sequence, b"in time").expect("taken");
+            assert!(appended.vouched, "{sequence} in segments of {segment_bytes}");
+            assert_eq!(
+                bed.journal.poll_timeout(),
+                Some(bed.now + WINDOW - Duration::from_millis(later_ms))
+            );
+        }
+        bed.now += Duration::from_millis(1);
+        assert_eq!(append_async(&mut bed, 8, b"late"), Err(AppendError::Busy));
     }
-    assert!(bed.journal.append(bed.now, &record, Urgency::Window).is_ok());
-    record.sequence = Sequence(7);
-    let late = bed.now + Duration::from_millis(4);
-    assert!(bed.journal.append(late, &record, Urgency::Window).is_ok());
-    record.sequence = Sequence(8);
-    let later = late + Duration::from_millis(1);
-    let refused = bed.journal.append(later, &record, Urgency::Window);
-    assert_eq!(refused, Err(AppendError::Busy));
 }
