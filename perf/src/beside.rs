@@ -105,6 +105,7 @@ impl Beside {
         let writes = FloorLoad {
             connections: 1,
             in_flight: 1,
+            threads: 1,
             size: PROBE_BYTES,
             rate: Some(PROBE_RATE),
             arrivals: Arrivals::Constant,

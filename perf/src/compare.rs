@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   start      floors, brokers of our own on free ports, all at once and all idle
-//!   probe      a closed loop on each: half of the slowest rate is the rate of all
+//!   probe      a closed loop on each: half of the slowest rate is the rate of all; or, with
+//!              --half, half of the highest rate of an open loop that all of them hold
 //!   rounds     A B C   C B A   B A C   C A B ...     a block of each; every other order is the
 //!                 │       │                          one before it, backwards
 //!              noisy? its pairs are dropped, and another round is run, up to three times the
@@ -28,7 +29,7 @@ use crate::arguments::{parse_duration, parse_rate, parse_target};
 use crate::block::{Block, Percentiles, SCHEMA};
 use crate::broker::{Broker, BrokerPlan, Interrupt, Scratch, ask, is_well};
 use crate::command::Failure;
-use crate::floor::{Floor, FloorKind, FloorLoad, Store, WRITES_IN_FLIGHT};
+use crate::floor::{Floor, FloorKind, FloorLoad, Store, WRITES_IN_FLIGHT, check_even};
 use crate::load::{self, Length, Links, LoadPlan, Target};
 use crate::machine::{Machine, Noise, Place, Snapshot};
 use crate::pair::Pair;
@@ -38,10 +39,12 @@ use crate::stats::{Chance, Estimate};
 use crate::verdict::Verdict;
 
 mod result;
+mod saturation;
 
 pub use self::result::{BlockSummary, Comparison, Intervals, Plan, Ratio, Round, Variant, ratio};
 
 use self::result::{clean_pairs, pool};
+use self::saturation::Saturation;
 
 /// What `laelaps perf compare` is told.
 #[derive(Args, Clone, Debug)]
@@ -85,6 +88,9 @@ pub struct Options {
     /// No schedule: each next message when there is room in flight
     #[arg(long, action = ArgAction::SetTrue)]
     pub closed: bool,
+    /// Messages a second: half of the highest rate that all of them hold, found as `sweep` does
+    #[arg(long, action = ArgAction::SetTrue, conflicts_with_all = ["rate", "closed"])]
+    pub half: bool,
     /// How send times are spread
     #[arg(long, value_enum, default_value_t = Arrivals::Constant)]
     pub arrivals: Arrivals,
@@ -96,6 +102,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub in_flight: u32,
+    /// Threads of the client, each with a ring; they share the connections
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
     /// Chance of orders, arrivals and intervals
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
@@ -147,6 +157,7 @@ pub fn command(options: &Options) -> Result<(), Failure> {
 /// # Errors
 /// What could not be started or loaded.
 pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failure> {
+    check_even(options.producers, options.threads)?;
     let scratch = Scratch::new(&options.dir)?;
     let mut place = Place::of(scratch.path())?;
     place.direct = Some(Store::new(scratch.path(), 1)?.direct());
@@ -159,14 +170,25 @@ pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failur
         size: options.size as usize,
         rate: options.rate,
         probed: BTreeMap::new(),
+        saturation: None,
+        gave_way: None,
         connections: options.producers as usize,
         in_flight: options.in_flight as usize,
+        threads: options.threads as usize,
         arrivals: options.arrivals,
         seed: options.seed,
     };
+    let mut saturation = None;
     if options.rate.is_none() && !options.closed {
         plan.probed = run.probe()?;
-        let slowest = plan.probed.values().copied().fold(f64::INFINITY, f64::min);
+        let mut slowest = plan.probed.values().copied().fold(f64::INFINITY, f64::min);
+        if options.half {
+            let found = run.saturation(slowest)?;
+            slowest = found.rate;
+            plan.saturation = Some(found.rate);
+            plan.gave_way = found.gave_way().map(str::to_owned);
+            saturation = Some(found);
+        }
         plan.rate = Some(two_digits(slowest / 2.0));
     }
     let mut pooled: BTreeMap<String, Option<Block>> = BTreeMap::new();
@@ -188,6 +210,7 @@ pub fn compare(options: &Options, stop: &Interrupt) -> Result<Comparison, Failur
         .collect();
     let mut verdict = judge(&plan, &place, &variants, &rounds);
     judge_intervals(&mut verdict, &ratios);
+    saturation.iter().for_each(|found: &Saturation| found.judge(&mut verdict));
     Ok(Comparison {
         schema: SCHEMA.to_owned(),
         kind: "compare".to_owned(),
@@ -445,6 +468,7 @@ impl Run<'_> {
                 let load = FloorLoad {
                     connections: self.options.producers as usize,
                     in_flight: self.options.in_flight as usize,
+                    threads: self.options.threads as usize,
                     size: self.options.size as usize,
                     rate: ask.rate,
                     arrivals: self.options.arrivals,
@@ -488,6 +512,7 @@ impl Run<'_> {
             seed: ask.seed,
             warmup: ask.warm_up,
             length: Length::For(ask.duration),
+            threads: self.options.threads,
             server_process: process,
             ..LoadPlan::new(target)
         }
@@ -507,6 +532,7 @@ impl Run<'_> {
             rate: None,
             warmup: Duration::ZERO,
             length: Length::Count(u64::MAX),
+            threads: 1,
             patience: QUIET,
             ..plan.clone()
         };
@@ -595,9 +621,11 @@ impl Comparison {
     #[must_use]
     pub fn text(&self) -> String {
         let Plan { connections, in_flight, size, .. } = self.plan;
-        let rate = match self.plan.rate {
-            Some(rate) => format!("{} a second", show::grouped(rate.round() as u64)),
-            None => "closed loop".to_owned(),
+        let of = |rate: f64| show::grouped(rate.round() as u64);
+        let rate = match (self.plan.rate, self.plan.saturation) {
+            (Some(rate), Some(all)) => format!("{} a second, half of {}", of(rate), of(all)),
+            (Some(rate), None) => format!("{} a second", of(rate)),
+            (None, _) => "closed loop".to_owned(),
         };
         let mut text = format!(
             "{}, {} CPUs, Linux {}, {}\n{size} B, {connections} x {in_flight} in flight, {rate}, \
@@ -703,8 +731,11 @@ pub(crate) mod tests {
             size: 256,
             rate: Some(100.0),
             probed: BTreeMap::new(),
+            saturation: None,
+            gave_way: None,
             connections: 1,
             in_flight: 1,
+            threads: 1,
             arrivals: Arrivals::Constant,
             seed: 1,
         };

@@ -8,7 +8,8 @@
 //!   replicated   the same, and ──▶ server ──▶ disk beside it: what an answer takes that is durable
 //!                in two places
 //!
-//!   client   one thread, one ring, raw bytes, the schedule and the recorder of every other load
+//!   client   raw bytes, the schedule and the recorder of every other load; one thread with one
+//!            ring, or several that share the connections
 //!   server   a process of its own, one ring: what a core of the broker has, without the broker
 //! ```
 //! A broker is judged by the distance to its floor, so a lazy floor would be a lie: `check` holds
@@ -81,6 +82,9 @@ pub struct FloorLoad {
     pub connections: usize,
     /// Requests under way on each connection, at least 1; writes under way for `dev`.
     pub in_flight: usize,
+    /// Threads of the client, at least 1, that divide the connections; `dev` has one, and no load
+    /// has more than connections.
+    pub threads: usize,
     /// Bytes of a request, at least 1; `dev` writes whole blocks.
     pub size: usize,
     /// Requests a second; `None`: the next one when the last is answered.
@@ -97,6 +101,21 @@ pub struct FloorLoad {
 
 /// Writes of the commit floor that are in flight at most.
 pub const WRITES_IN_FLIGHT: usize = 4;
+
+/// Whether threads can share connections so that each has as many: a thread has its share of the
+/// rate, which must be no other for a connection of its than for those of the others.
+///
+/// # Errors
+/// What to do.
+pub(crate) fn check_even(connections: u32, threads: u32) -> Result<(), String> {
+    if connections.is_multiple_of(threads.min(connections)) {
+        return Ok(());
+    }
+    Err(format!(
+        "{connections} connections cannot be shared evenly by {threads} threads: give \
+                 --threads that divide them"
+    ))
+}
 
 /// Why there is no figure.
 #[derive(Debug)]
@@ -222,6 +241,9 @@ impl Floor {
     pub fn run(&self, load: &FloorLoad) -> Result<Block, FloorError> {
         assert_eq!(load.size, self.request_bytes, "a floor serves requests of one length");
         assert!(load.connections > 0 && load.in_flight > 0, "nothing in flight");
+        assert!(load.threads > 0, "nobody asks");
+        let threads = load.threads.min(load.connections);
+        assert!(load.connections.is_multiple_of(threads), "a connection that is asked more");
         match &self.running {
             Running::Disk(store) => dev::run(store, load),
             Running::Served(served) | Running::Replicated(served, _) => {
@@ -257,6 +279,7 @@ mod tests {
         FloorLoad {
             connections,
             in_flight,
+            threads: 1,
             size,
             rate,
             arrivals: Arrivals::Constant,
@@ -295,6 +318,18 @@ mod tests {
             assert!(block.completed > 0, "{kind:?}: none in 150 ms");
             assert_eq!(block.sent, block.completed);
         }
+    }
+
+    #[test]
+    fn threads_share_the_load_and_none_is_lost() {
+        // Two connections a thread, and more threads than connections.
+        for (threads, connections) in [(2, 4), (4, 2)] {
+            let load = FloorLoad { threads, ..load(connections, 2, 256, Some(400.0)) };
+            let block = run(FloorKind::Echo, &load);
+            assert_eq!((block.offered, block.completed), (60, 60), "{threads} threads");
+            assert!(block.cpu_server_ns.is_some());
+        }
+        assert!(check_even(3, 2).is_err() && check_even(4, 2).is_ok() && check_even(2, 64).is_ok());
     }
 
     #[test]

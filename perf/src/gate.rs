@@ -66,9 +66,11 @@ pub fn command(options: &Options) -> Result<(), Failure> {
     if baseline.plan.size != result.plan.size
         || baseline.plan.connections != result.plan.connections
         || baseline.plan.in_flight != result.plan.in_flight
+        || baseline.plan.threads != result.plan.threads
+        || baseline.plan.saturation.is_some() != result.plan.saturation.is_some()
     {
-        return Err("the two comparisons measured different loads: same --size, --producers and \
-                    --in-flight, please"
+        return Err("the two comparisons measured different loads: same --size, --producers, \
+                    --in-flight, --threads and --half, please"
             .into());
     }
     let changes = changes(&baseline, &result);

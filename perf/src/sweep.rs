@@ -150,7 +150,7 @@ fn run(options: &Options, plan: &LoadPlan) -> Result<SweepResult, Failure> {
     while let Some(rate) = course.next_rate() {
         let step = result.step(options, plan, rate)?;
         course.tell(rate, step.held);
-        let ours = client_faults(&step);
+        let ours = client_fault(&step.block);
         result.steps.push(step);
         if let Some(fault) = ours {
             result.verdict.object(format!("at {rate:.0} a second: {fault}"));
@@ -175,19 +175,13 @@ impl SweepResult {
             // The warm-up's messages are in the queue too; they were accepted like the others.
             load::drain(&plan, measured.accepted)?;
         }
-        let held = self.is_held(&block);
+        let first = self.steps.first().map_or(u64::MAX, |step| p99_ns(&step.block));
+        let held = is_held(&block, first);
         let step = RateStep { rate, held, block, noise: measured.noise };
         if !options.output.quiet {
             eprint!("{}", step.line());
         }
         Ok(step)
-    }
-
-    fn is_held(&self, block: &Block) -> bool {
-        let p99 = |block: &Block| block.intended.value_at_quantile(0.99);
-        let first = self.steps.first().map_or(u64::MAX, |step| p99(&step.block));
-        let bound = first.saturating_mul(P99_TIMES).max(P99_NS_MIN);
-        verdict::reached(block) && p99(block) <= bound
     }
 
     /// The result as text.
@@ -228,13 +222,25 @@ impl RateStep {
     }
 }
 
+/// The 99th percentile from the intended time, in nanoseconds.
+pub(crate) fn p99_ns(block: &Block) -> u64 {
+    block.intended.value_at_quantile(0.99)
+}
+
+/// Whether the rate of a block was held; `p99_first_ns` is that of the first step, [`u64::MAX`] in
+/// that.
+pub(crate) fn is_held(block: &Block, p99_first_ns: u64) -> bool {
+    let bound = p99_first_ns.saturating_mul(P99_TIMES).max(P99_NS_MIN);
+    verdict::reached(block) && p99_ns(block) <= bound
+}
+
 /// What makes a step ours and not the broker's: it was held back by the client.
-fn client_faults(step: &RateStep) -> Option<String> {
-    if step.block.busy_client_max > verdict::BUSY_SHARE_MAX {
+pub(crate) fn client_fault(block: &Block) -> Option<String> {
+    if block.busy_client_max > verdict::BUSY_SHARE_MAX {
         return Some("the client is saturated; try --threads".to_owned());
     }
-    if step.block.lost + step.block.refused > 0 {
-        let (lost, refused) = (step.block.lost, step.block.refused);
+    if block.lost + block.refused > 0 {
+        let (lost, refused) = (block.lost, block.refused);
         return Some(format!("{lost} messages were lost, {refused} refused"));
     }
     None
@@ -242,7 +248,7 @@ fn client_faults(step: &RateStep) -> Option<String> {
 
 /// Which rate is tried next.
 #[derive(Clone, Debug)]
-struct Course {
+pub(crate) struct Course {
     next: f64,
     to: f64,
     factor: f64,
@@ -252,11 +258,13 @@ struct Course {
 }
 
 impl Course {
-    fn new(from: f64, to: f64, factor: f64, refine: u32) -> Self {
+    /// From one rate to another, each so many times the one before; then so many in between.
+    pub(crate) fn new(from: f64, to: f64, factor: f64, refine: u32) -> Self {
         Self { next: from, to, factor, refine, held: None, not_held: None }
     }
 
-    fn next_rate(&mut self) -> Option<f64> {
+    /// The next rate, if there is more to try.
+    pub(crate) fn next_rate(&mut self) -> Option<f64> {
         match (self.held, self.not_held) {
             (_, None) => (self.next <= self.to).then_some(self.next),
             (Some(held), Some(not_held)) if self.refine > 0 => {
@@ -268,7 +276,13 @@ impl Course {
         }
     }
 
-    fn tell(&mut self, rate: f64, held: bool) {
+    /// The highest rate that was held.
+    pub(crate) fn held(&self) -> Option<f64> {
+        self.held
+    }
+
+    /// Whether a rate was held.
+    pub(crate) fn tell(&mut self, rate: f64, held: bool) {
         if held {
             self.held = Some(self.held.map_or(rate, |best| best.max(rate)));
             self.next = rate * self.factor;

@@ -40,9 +40,14 @@ fn a_pair_is_compared_with_a_floor_of_two_disks() {
     fs::create_dir(&root).expect("made");
     let compare = ["compare", "--replicated", "--floor", "--pairs", "1", "--quiet"];
     let short = ["--block", "200ms", "--warmup", "50ms", "--rate", "100", "--json", "pair.json"];
-    let output = perf(&root, &[compare.as_slice(), &short].concat());
+    let many = ["--producers", "2", "--threads", "2"];
+    let output = perf(&root, &[compare.as_slice(), &short, &many].concat());
     assert!(output.status.success(), "{}", said(&output));
     let result = read(&root.join("pair.json"));
+    assert_eq!(
+        (&result["plan"]["threads"], &result["plan"]["saturation"]),
+        (&2.into(), &Value::Null)
+    );
     for round in result["rounds"].as_array().expect("rounds") {
         let blocks = round["blocks"].as_object().expect("blocks");
         let names: Vec<&str> = blocks.keys().map(String::as_str).collect();

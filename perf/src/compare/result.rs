@@ -62,14 +62,27 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// Closed-loop rates that were measured before, where the rate was chosen from them.
     pub probed: BTreeMap<String, f64>,
+    /// The highest rate of an open loop that every variant held, where the rate is half of it.
+    #[serde(default)]
+    pub saturation: Option<f64>,
+    /// Who did not hold a higher one.
+    #[serde(default)]
+    pub gave_way: Option<String>,
     /// Producers, each with a connection of its own.
     pub connections: usize,
     /// Messages that each may have under way.
     pub in_flight: usize,
+    /// Threads of the client; one where a result does not say it.
+    #[serde(default = "one")]
+    pub threads: usize,
     /// How send times are spread.
     pub arrivals: Arrivals,
     /// Chance of the orders, arrivals and intervals.
     pub seed: u64,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// One who was compared.

@@ -73,6 +73,7 @@ pub fn check(
         let load = FloorLoad {
             connections: 1,
             in_flight: 1,
+            threads: 1,
             size,
             rate: None,
             arrivals: crate::schedule::Arrivals::Constant,
@@ -214,6 +215,7 @@ mod tests {
         let load = FloorLoad {
             connections: 2,
             in_flight: 2,
+            threads: 1,
             size: 5000,
             rate: None,
             arrivals: crate::schedule::Arrivals::Constant,

@@ -6,20 +6,23 @@
 //! ```
 //! It drives any server that answers each request by a known number of bytes, in order: the floors,
 //! and the echo servers of others that they are checked against. Nothing is allocated once the
-//! buffers have gone round.
+//! buffers have gone round. Several threads share the connections and the rate, and begin together
+//! once all are connected.
 //!
 //! Failure: a connection that is refused or ends while requests are under way is an error.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use net::{Completion, Ring, SocketId};
 
-use super::pace::{Pace, Sent};
+use super::pace::{Pace, Sent, clock};
 use super::serve::spare;
 use super::{FloorError, FloorLoad, new_ring};
-use crate::block::Block;
+use crate::block::{Block, Ended, Recorder};
+use crate::schedule::Share;
 
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -31,7 +34,7 @@ pub(super) struct Peer<'a> {
     /// Bytes of each answer.
     pub(super) answer_bytes: usize,
     /// Nanoseconds that the server has spent on CPUs, where it is known.
-    pub(super) cpu_ns: &'a dyn Fn() -> Option<u64>,
+    pub(super) cpu_ns: &'a (dyn Fn() -> Option<u64> + Sync),
 }
 
 struct Line {
@@ -46,9 +49,82 @@ struct Line {
 
 /// Runs a load against a server.
 pub(super) fn run(peer: &Peer<'_>, load: &FloorLoad) -> Result<Block, FloorError> {
+    let of = load.threads.min(load.connections) as u32;
+    let (ready, others_ready) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let (mut starts, mut others) = (Vec::new(), Vec::new());
+        for index in 1..of {
+            let (start, started) = mpsc::channel();
+            starts.push(start);
+            let (ready, peer) = (ready.clone(), Peer { cpu_ns: &|| None, ..*peer });
+            let work = move || {
+                let begin = move || {
+                    // Whoever waits for this has ended where nobody listens.
+                    let _ = ready.send(());
+                    drop(ready);
+                    started.recv().map_err(|_| FloorError::Ended)
+                };
+                run_share(&peer, load, Share { index, of }, begin)
+            };
+            let thread = std::thread::Builder::new().name(format!("floor-client-{index}"));
+            let thread = thread.spawn_scoped(scope, work);
+            others.push(thread.map_err(FloorError::io("a thread"))?);
+        }
+        drop(ready);
+        // A thread that fails before its word takes its sender along, and its error is told below.
+        let begin = move || {
+            let all = others_ready.iter().count() == starts.len();
+            let start = clock();
+            if all {
+                for one in &starts {
+                    // A thread that is gone says why below.
+                    let _ = one.send(start);
+                }
+            }
+            all.then_some(start).ok_or(FloorError::Ended)
+        };
+        let mine = run_share(peer, load, Share { index: 0, of }, begin);
+        let others = others.into_iter().map(|one| one.join().unwrap_or(Err(FloorError::Ended)));
+        merge(std::iter::once(mine).chain(others).collect())
+    })
+}
+
+/// Puts the threads' shares together. Where one failed, others have merely ended: its error counts.
+fn merge(shares: Vec<Result<Recorded, FloorError>>) -> Result<Block, FloorError> {
+    let failed =
+        |share: &Result<_, _>| share.as_ref().is_err_and(|e| !matches!(e, FloorError::Ended));
+    let mut shares = shares;
+    if let Some(at) = shares.iter().position(failed) {
+        shares.swap(0, at);
+    }
+    let mut shares = shares.into_iter();
+    let first = shares.next().expect("at least one thread")?;
+    let (mut recorder, mut ended) = (first.recorder, vec![first.ended]);
+    for share in shares {
+        let share = share?;
+        recorder.add(&share.recorder);
+        ended.push(share.ended);
+    }
+    Ok(Block { cpu_server_ns: first.cpu_server_ns, ..recorder.finish(&ended) })
+}
+
+/// What one thread recorded.
+struct Recorded {
+    recorder: Recorder,
+    ended: Ended,
+    cpu_server_ns: Option<u64>,
+}
+
+/// Connects, waits for `begin` to give the start, and runs its share of the load.
+fn run_share(
+    peer: &Peer<'_>,
+    load: &FloorLoad,
+    share: Share,
+    begin: impl FnOnce() -> Result<Instant, FloorError>,
+) -> Result<Recorded, FloorError> {
     let mut ring = new_ring()?;
-    let mut client = Client::connect(&mut ring, peer, load)?;
-    let mut pace = Pace::new(load);
+    let mut client = Client::connect(&mut ring, peer, load, share)?;
+    let mut pace = Pace::new(load, share, begin()?);
     let mut server_cpu_ns = None;
     let mut completions = Vec::new();
     loop {
@@ -60,11 +136,11 @@ pub(super) fn run(peer: &Peer<'_>, load: &FloorLoad) -> Result<Block, FloorError
         if pace.is_over(now_ns, client.under_way) {
             let end = (peer.cpu_ns)();
             let left = client.lines.into_iter().flat_map(|line| line.under_way);
-            let mut block = pace.finish(left);
-            block.cpu_server_ns =
+            let (recorder, ended) = pace.finish(left);
+            let cpu_server_ns =
                 // A thread of the server that has ended takes its share along.
                 end.zip(server_cpu_ns).and_then(|(end, start)| end.checked_sub(start));
-            return Ok(block);
+            return Ok(Recorded { recorder, ended, cpu_server_ns });
         }
         let timeout = pace.timeout(now_ns, client.under_way < client.room);
         ring.wait(Some(timeout), &mut completions).map_err(FloorError::Ring)?;
@@ -95,19 +171,26 @@ struct Client {
 }
 
 impl Client {
-    fn connect(ring: &mut Ring, peer: &Peer<'_>, load: &FloorLoad) -> Result<Self, FloorError> {
+    fn connect(
+        ring: &mut Ring,
+        peer: &Peer<'_>,
+        load: &FloorLoad,
+        share: Share,
+    ) -> Result<Self, FloorError> {
+        let ours = |connection: &usize| *connection as u32 % share.of == share.index;
+        let connections = (0..load.connections).filter(ours).count();
         let mut client = Self {
-            lines: Vec::with_capacity(load.connections),
+            lines: Vec::with_capacity(connections),
             place: Vec::new(),
             request: (0..load.size).map(|at| (at % 251) as u8).collect(),
             answer_bytes: peer.answer_bytes,
             in_flight: load.in_flight,
             under_way: 0,
-            room: load.connections * load.in_flight,
+            room: connections * load.in_flight,
             turn: 0,
             idle: Vec::new(),
         };
-        for _ in 0..load.connections {
+        for _ in 0..connections {
             let socket = ring.connect(peer.addr).map_err(FloorError::io("a connection"))?;
             ring.start_receive(socket);
             client.place.resize(client.place.len().max(socket.slot() + 1), usize::MAX);

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::check::{self, RATIO_MAX};
 use super::process::{self, Role, ServerPlan};
-use super::{Floor, FloorKind, FloorLoad, WRITES_IN_FLIGHT};
+use super::{Floor, FloorKind, FloorLoad, WRITES_IN_FLIGHT, check_even};
 use crate::arguments::{parse_duration, parse_rate};
 use crate::block::{Block, SCHEMA, write_hgrm};
 use crate::command::Failure;
@@ -59,6 +59,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub in_flight: u32,
+    /// Threads of the client, each with a ring; they share the connections
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
     /// Writes of the commit floor under way
     #[arg(long, value_name = "N", default_value_t = WRITES_IN_FLIGHT as u32,
           value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -118,6 +122,7 @@ pub fn command(options: &Options) -> Result<(), Failure> {
     }
     let dir = &options.dir;
     let place = Place::of(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    check_even(options.connections, options.threads)?;
     if options.check { check_all(options, place) } else { one(options, place) }
 }
 
@@ -133,6 +138,7 @@ fn one(options: &Options, place: Place) -> Result<(), Failure> {
     let load = FloorLoad {
         connections: options.connections as usize,
         in_flight: options.in_flight as usize,
+        threads: options.threads as usize,
         size: options.size as usize,
         rate: options.rate,
         arrivals: options.arrivals,

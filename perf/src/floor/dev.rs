@@ -8,9 +8,10 @@
 use net::{Completion, DiskWrite};
 
 use super::commit::{BLOCK_BYTES, FILE_BYTES, Store, written};
-use super::pace::{Pace, Sent};
+use super::pace::{Pace, Sent, clock};
 use super::{FloorError, FloorLoad, new_ring};
 use crate::block::Block;
+use crate::schedule::Share;
 
 /// Runs a load of writes of whole blocks.
 pub(super) fn run(store: &Store, load: &FloorLoad) -> Result<Block, FloorError> {
@@ -26,7 +27,7 @@ pub(super) fn run(store: &Store, load: &FloorLoad) -> Result<Block, FloorError> 
     let mut completions = Vec::new();
     let mut offset = 0;
     let mut free_since_ns = 0;
-    let mut pace = Pace::new(load);
+    let mut pace = Pace::new(load, Share::WHOLE, clock());
     loop {
         let now_ns = pace.now_ns();
         pace.window_begins(now_ns);
@@ -42,7 +43,8 @@ pub(super) fn run(store: &Store, load: &FloorLoad) -> Result<Block, FloorError> 
             }
         }
         if pace.is_over(now_ns, load.in_flight - slots.len()) {
-            return Ok(pace.finish(under_way.into_iter().flatten()));
+            let (recorder, ended) = pace.finish(under_way.into_iter().flatten());
+            return Ok(recorder.finish(&[ended]));
         }
         let timeout = pace.timeout(now_ns, !slots.is_empty());
         ring.wait(Some(timeout), &mut completions).map_err(FloorError::Ring)?;

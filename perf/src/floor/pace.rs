@@ -15,9 +15,9 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use crate::block::{Block, Ended, Recorder, Window};
+use crate::block::{Ended, Recorder, Window};
 use crate::machine::cpu_of_thread;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Share};
 
 use super::FloorLoad;
 
@@ -47,15 +47,17 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(load: &FloorLoad) -> Self {
+    /// The pace of a thread that has this share of the load, from `start` on.
+    pub(super) fn new(load: &FloorLoad, share: Share, start: Instant) -> Self {
         let window =
             Window { start_ns: nanoseconds(load.warm_up), planned_ns: nanoseconds(load.duration) };
         // Refused only where timers cannot be set at all; then sends are late, and the lag says so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-        let mut schedule = load.rate.map(|rate| Schedule::new(load.arrivals, rate, load.seed));
+        let shared = |rate| Schedule::shared(load.arrivals, rate, load.seed, share);
+        let mut schedule = load.rate.map(shared);
         let next_ns = schedule.as_mut().map_or(0, Schedule::next_ns);
         Self {
-            start: clock(),
+            start,
             schedule,
             next_ns,
             end_ns: window.start_ns + window.planned_ns,
@@ -138,8 +140,8 @@ impl Pace {
         }
     }
 
-    /// The block; what is under way is given up.
-    pub(super) fn finish(mut self, under_way: impl Iterator<Item = Sent>) -> Block {
+    /// What was recorded, and what the clocks said; what is under way is given up.
+    pub(super) fn finish(mut self, under_way: impl Iterator<Item = Sent>) -> (Recorder, Ended) {
         let now_ns = self.now_ns();
         for sent in under_way {
             self.recorder.lost(sent.intended_ns, now_ns);
@@ -152,7 +154,7 @@ impl Pace {
         }
         let cpu_ns = cpu_of_thread().saturating_sub(self.window_cpu_ns.unwrap_or(0));
         let spin_ns = self.spun_ns.min(cpu_ns);
-        self.recorder.finish(&[Ended { at_ns: now_ns, cpu_ns, spin_ns }])
+        (self.recorder, Ended { at_ns: now_ns, cpu_ns, spin_ns })
     }
 }
 
@@ -161,6 +163,6 @@ pub(super) fn nanoseconds(time: Duration) -> u64 {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
-fn clock() -> Instant {
+pub(super) fn clock() -> Instant {
     Instant::now()
 }
