@@ -62,8 +62,9 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "URL", default_value = "amqp://127.0.0.1:5672",
           value_parser = parse_target)]
     to: Target,
-    #[command(flatten)]
-    tls: TlsArguments,
+    /// For amqps: PEM file of the CAs that the broker's certificate may be of
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
     /// Also what no producer was told to be accepted
     #[arg(long)]
     unacknowledged: bool,
@@ -395,18 +396,28 @@ impl Sender<'_> {
 
 fn connect(options: &Replay) -> Result<Client, Failure> {
     let to = &options.to;
-    let login = match &to.login {
-        Some(login) => Some(login.clone()),
-        None => options.server.credentials()?,
-    };
-    let sasl = match login {
+    if to.login.is_some() {
+        // Every process of the machine can read a command line.
+        let how = "--to names no user: say --user NAME, and the password as it describes";
+        return Err(Failure::command(how.to_owned()));
+    }
+    let is_plain = to.security == Security::Plain;
+    if is_plain && options.tls_ca.is_some() {
+        let how = "--tls-ca is for --to amqps://HOST:PORT: without that, nothing is encrypted";
+        return Err(Failure::command(how.to_owned()));
+    }
+    let sasl = match options.server.credentials()? {
         Some((user, password)) => Sasl::Plain { user, password: Password::new(password) },
         None => Sasl::Anonymous,
     };
-    let (connected, is_it) = if to.security == Security::Plain {
+    let (connected, is_it) = if is_plain {
         (Client::connect(to.addr, CONTAINER, sasl, WAIT), "without TLS")
     } else {
-        let tls = TlsClient::new(&options.tls, &to.host).map_err(Failure::command)?;
+        let Some(ca) = options.tls_ca.clone() else {
+            return Err(Failure::command("--to amqps:// needs --tls-ca FILE".to_owned()));
+        };
+        let trusted = TlsArguments { tls_ca: Some(ca), ..TlsArguments::default() };
+        let tls = TlsClient::new(&trusted, &to.host).map_err(Failure::command)?;
         (Client::connect_tls(to.addr, &tls, CONTAINER, sasl, WAIT), "with TLS")
     };
     connected.map_err(|error: ClientError| {
