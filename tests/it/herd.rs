@@ -128,7 +128,7 @@ fn a_herd_of_tls_clients_is_served_by_the_new_live() {
     let (its_live, its_tls) = (amqps[live], tls.clone());
     let herd = Herd::new(count, amqps, &tls, move || {
         let client = served(its_live, &its_tls, "before");
-        drop(ready.send(client.is_some()));
+        ready.send(client.is_some()).expect("the test listens");
         // Until its live is gone.
         client.into_iter().for_each(|mut client| while client.next_outcome().is_ok() {});
     });
