@@ -22,7 +22,8 @@
 //!
 //! Invariants: each operation under way is a slot of `ops`, which owns its memory; `start` is the
 //! only place that writes an entry with an address in it, but for the alarm's time. What is
-//! cancelled is still waited for, and a cancelled operation that succeeded all the same is honoured.
+//! cancelled is still waited for, and a cancelled operation that succeeded all the same is
+//! honoured.
 //!
 //! Failure: an error of `enter` other than "nothing yet" or "try again" loses the ring. A drop that
 //! can't drain within `DRAIN_MAX` leaks the memory that the kernel may still write to.
