@@ -17,7 +17,10 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::limits::{FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES};
+use crate::limits::{
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, RECORD_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
+};
 use crate::lsn::{Lsn, QueueId, Sequence};
 use crate::record::{Parts, Record, RecordFlags};
 
@@ -57,6 +60,15 @@ pub(crate) struct Fragment<'a> {
     pub(crate) record: Record<'a>,
     /// How many bytes it takes in a batch; counted once, for it is asked for several times.
     pub(crate) bytes: usize,
+}
+
+/// Most payload of one record in segments of this size: with its header and the longest parts it
+/// must fit into one batch, and that into a segment.
+pub(crate) fn bytes_max(segment_bytes: u64) -> usize {
+    let segment = usize::try_from(segment_bytes - SEGMENT_HEADER_BYTES).unwrap_or(usize::MAX);
+    let batch = segment.min(BATCH_BYTES_MAX);
+    let payload = batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - PARTS_BYTES_MAX;
+    payload.min(FRAGMENT_BYTES_MAX)
 }
 
 /// The records that carry `record`, of at most `bytes_max` payload each. None: there would be more

@@ -31,8 +31,8 @@ use crate::identity::LogSeed;
 use crate::keeper::{Keeper, NewHead, Reached};
 use crate::limits::{
     BACKLOG_BYTES_MAX, BATCH_BYTES_MAX, BATCH_HEADER_BYTES, BLOCK_BYTES, DURABLE_MARK_IDLE,
-    FRAGMENT_BYTES_MAX, PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES,
-    SEGMENT_HEADER_BYTES, SEGMENTS_MIN, SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
+    PARTS_BYTES_MAX, PREWRITE_BOUND_TIMES, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENTS_MIN,
+    SETTLE_BYTES, WRITES_IN_FLIGHT_MAX, block_ceil,
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::reads::Reads;
@@ -257,7 +257,7 @@ impl Journal {
         Self {
             shard: superblock.shard,
             segment_bytes,
-            fragment_bytes_max: fragment_bytes_max(segment_bytes),
+            fragment_bytes_max: fragment::bytes_max(segment_bytes),
             config,
             committed: commit.durable(),
             commit,
@@ -321,6 +321,12 @@ impl Journal {
             | RecordKind::Decide => {}
         }
         Ok(appended)
+    }
+
+    /// Nothing is answered before it is written until everything appended so far is durable: what
+    /// was appended last is not, and what follows may not overtake it.
+    pub fn answer_nothing_early(&mut self) {
+        self.commit.vouch_after_this();
     }
 
     /// Appends a copy of a record that lives in the head, so that the head can be recycled. It may
@@ -966,11 +972,12 @@ fn is_early(record: &Record<'_>, claim: Claim) -> bool {
     record.level == Level::Async && matches!(claim, Claim::Grow { .. })
 }
 
-/// Settlements that a record will need: one for a message that it completes.
+/// Settlements that a record will need: one for a message that it begins, which is settled also
+/// where it is given up before its end.
 fn settlements_of(record: &Record<'_>) -> u64 {
     match record.kind {
         RecordKind::Message | RecordKind::Reference => {
-            u64::from(record.flags.has(RecordFlags::LAST))
+            u64::from(record.flags.has(RecordFlags::FIRST))
         }
         RecordKind::Settle
         | RecordKind::DeliveryCount
@@ -983,15 +990,6 @@ fn settlements_of(record: &Record<'_>) -> u64 {
         | RecordKind::Prepare
         | RecordKind::Decide => 0,
     }
-}
-
-/// Most payload of one record in segments of this size: with its header and the longest parts it
-/// must fit into one batch, and that into a segment.
-pub(crate) fn fragment_bytes_max(segment_bytes: u64) -> usize {
-    let segment = usize::try_from(segment_bytes - SEGMENT_HEADER_BYTES).unwrap_or(usize::MAX);
-    let batch = segment.min(BATCH_BYTES_MAX);
-    let payload = batch - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - PARTS_BYTES_MAX;
-    payload.min(FRAGMENT_BYTES_MAX)
 }
 
 fn written_whole(done: &DiskDone, bytes: u32) -> Result<(), DiskError> {

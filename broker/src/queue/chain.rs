@@ -93,6 +93,12 @@ impl Queue {
         self.chains.get(sequence)
     }
 
+    /// Where the first of its messages begins that begins before `lsn` and ends behind it.
+    pub fn chain_over(&self, lsn: Lsn) -> Option<Lsn> {
+        let over = |chain: &&Chain| chain.lsn() < lsn && chain.end() > lsn;
+        self.chains.chains.values().filter(over).map(Chain::lsn).min()
+    }
+
     /// Whether a message in fragments is asked for and not all there.
     pub fn is_gathering(&self, sequence: Sequence) -> bool {
         self.chain(sequence).is_some() && self.is_asked(sequence)
