@@ -3,7 +3,8 @@
 //! ```text
 //!   inspect DIR    each segment: its place in the log, its batches and how each one is
 //!                  (--records: each record's kind, queue, sequence and size, never its payload)
-//!   verify  DIR    each shard, judged exactly as a start would judge it
+//!   verify  DIR    each shard's log, judged exactly as a start without checkpoints would judge it,
+//!                  and each checkpoint, which a start may do without
 //!   replay  FILE   what a rejoin has cut off, sent to a running broker (`replay.rs`)
 //! ```
 //! Segments are mapped, not read, so that a large log needs no memory. The directory's lock is held
@@ -17,11 +18,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use journal::{
-    BatchState, BatchView, FileId, NodeSuperblock, RecoveryError, SegmentFile, SegmentRead,
-    SegmentView, ShardId, Slot, SuperblockError, Verified, verify,
+    BatchState, BatchView, FileId, LogSeed, NodeSuperblock, RecoveryError, SegmentFile,
+    SegmentRead, SegmentView, ShardId, Slot, SuperblockError, Verified, check_checkpoint, verify,
 };
 
-use crate::driver::{Directory, Mapped};
+use crate::driver::{Directory, Files, Mapped, path_failure};
 use crate::fatal::{Cause, Failure};
 use crate::output;
 use crate::replay::{Replay, replay};
@@ -76,6 +77,7 @@ fn inspect(options: &Inspect) -> Result<(), Failure> {
         if options.shard.is_some_and(|wanted| wanted != shard.0) {
             continue;
         }
+        print_checkpoints(&files, &node, shard)?;
         for (slot, map) in files.map_segments(shard)? {
             let file = FileId::Segment { shard, slot };
             let view = SegmentView::new(&node, shard, map.bytes());
@@ -96,6 +98,7 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
     output::line(node_line(&node));
     let mut worst = None;
     for shard in (0..node.geometry.shards).map(ShardId) {
+        print_checkpoints(&files, &node, shard)?;
         let superblock = files.shard_superblock(shard)?;
         match judge(&node, shard, &superblock, &files.map_segments(shard)?) {
             Ok(log) => {
@@ -119,6 +122,31 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
         }
     }
     worst.map_or(Ok(()), Err)
+}
+
+/// A checkpoint that does not check is no failure: the log says the same.
+fn print_checkpoints(files: &Files, node: &NodeSuperblock, shard: ShardId) -> Result<(), Failure> {
+    let seed = LogSeed::new(node.log_id, shard);
+    for which in [0, 1] {
+        let file = FileId::Checkpoint { shard, which };
+        let path = files.path(file);
+        if !path.exists() {
+            continue;
+        }
+        let map = Mapped::open(&path);
+        let map = map.map_err(|error| path_failure(&path, "cannot be mapped", &error))?;
+        let line = match check_checkpoint(&seed, node.geometry.segment_bytes, map.bytes()) {
+            Ok(None) => "none: it was not written to its end".to_owned(),
+            Ok(Some(head)) => format!(
+                "generation {}: what lives before LSN {}, the log from there on has to pass LSN \
+                 {}; {} pages, {} bytes",
+                head.generation, head.from, head.until, head.pages, head.bytes
+            ),
+            Err(error) => format!("of no use: {error}"),
+        };
+        output::line(format_args!("{file}: {line}"));
+    }
+    Ok(())
 }
 
 /// A shard's log as a start would judge it; `segments` by slot.

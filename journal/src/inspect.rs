@@ -76,7 +76,7 @@ pub fn verify(
                 let len = there.len().min(buf.len());
                 buf.as_mut_slice()[..len].copy_from_slice(&there[..len]);
                 let len = u32::try_from(len).expect("a read is small");
-                recovery.handle_read(DiskDone { id, result: Ok(len), buf: Some(buf) });
+                recovery.take_read(DiskDone { id, result: Ok(len), buf: Some(buf) });
             }
             // It has made up its mind, and would write now.
             Some(DiskOp::Write { .. } | DiskOp::Sync { .. } | DiskOp::Prewrite { .. }) => break,
@@ -94,7 +94,7 @@ pub fn verify(
 
 fn content_of<'a>(file: FileId, superblock: &'a [u8], segments: &[SegmentFile<'a>]) -> &'a [u8] {
     match file {
-        FileId::NodeSuperblock => &[],
+        FileId::NodeSuperblock | FileId::Checkpoint { .. } => &[],
         FileId::ShardSuperblock(_) => superblock,
         FileId::Segment { slot, .. } => {
             segments.iter().find(|segment| segment.slot == slot).map_or(&[], |found| found.bytes)

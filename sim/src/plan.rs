@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 36] = [
+    pub const ALL: [(&'static str, Self); 37] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -62,6 +62,7 @@ impl Canary {
         ("head-moves-early", Self::Journal(journal::Canary::HeadMovesEarly)),
         ("recycled-past-watermark", Self::Journal(journal::Canary::RecycledPastWatermark)),
         ("recycled-before-copy", Self::RecycledBeforeCopy),
+        ("checkpoint-past-watermark", Self::Journal(journal::Canary::CheckpointPastWatermark)),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
         ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),

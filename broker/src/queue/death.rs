@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
+use super::{Entry, NotHeld, Queue, Slot, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::setback::{Added, Setback};
@@ -115,7 +115,7 @@ impl Queue {
         self.dying.is_grave = settings.dead_letter_address == name;
         self.dying.keeps_expired = settings.expiry_address == name;
         if self.dying.keeps_expired {
-            self.expiring = Expiring::default();
+            self.expiring.pass_all();
         }
         self.entry = Entry::of(&settings);
         self.priority_default = settings.priority_default;
