@@ -33,7 +33,7 @@ mod redirect;
 mod serve;
 mod status;
 mod streams;
-mod voters;
+pub(crate) mod voters;
 mod watch;
 
 use std::path::Path;

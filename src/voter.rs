@@ -33,6 +33,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::LogFormat;
 use crate::fatal::{Cause, Failure};
+use crate::ha::voters::Heard;
 use crate::log;
 
 use disk::Disk;
@@ -136,6 +137,16 @@ impl Served {
         let read = match &input {
             Input::Letter { seat, bytes, .. } => self.voter.handle_letter(*seat, bytes),
             Input::Question { client, bytes } => self.voter.handle_question(*client, bytes),
+            Input::Relayed { client, bytes } => self.voter.handle_relayed(*client, bytes),
+            Input::Relay(Heard::Reply(seat, bytes)) => self.voter.handle_relay_reply(*seat, bytes),
+            Input::Relay(Heard::Up(seat)) => {
+                self.voter.handle_relay_up(*seat);
+                Ok(())
+            }
+            Input::Relay(Heard::Down(seat)) => {
+                self.voter.handle_relay_down(*seat);
+                Ok(())
+            }
         };
         if let Err(error) = read {
             self.links.refuse(&input, &error.to_string());
@@ -147,6 +158,9 @@ impl Served {
         loop {
             while let Some((to, bytes)) = self.voter.poll_letter() {
                 self.links.send(to, &bytes);
+            }
+            while let Some((to, bytes)) = self.voter.poll_relay() {
+                self.links.relay(to, bytes);
             }
             while let Some((to, bytes)) = self.voter.poll_reply() {
                 self.links.reply(to, &bytes);

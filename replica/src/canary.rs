@@ -19,6 +19,10 @@ pub enum Canary {
     ReplaceInPlace,
     /// A read is answered from what this voter has applied, without asking the others.
     ReadStale,
+    /// A read that is to be passed on to the voter that leads is answered by one that follows.
+    RelayStale,
+    /// A swap that was passed on and has no answer is said to be not done (R5).
+    RelayUnknownDenied,
     /// A lost race is answered as won.
     CasUnchecked,
     /// A backup says that a batch is durable when it has received it (R15).

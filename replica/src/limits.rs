@@ -83,6 +83,12 @@ pub const IMAGE_TICKS: u64 = 50;
 /// How long a client waits for the answer to one question before its outcome counts as unknown.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Most questions that a voter has passed on to the one that leads, and that have no answer yet.
+pub const RELAYED_MAX: usize = 64;
+
+/// Ticks after which a question that was passed on is given up: its asker is told while he waits.
+pub const RELAY_TICKS: u32 = 20;
+
 /// Most questions that a client has open.
 pub const CLIENT_QUESTIONS_MAX: usize = 64;
 
@@ -101,6 +107,9 @@ const _: () = {
             <= VALUE_BYTES_MAX
     );
     assert!(HEARTBEAT_TICKS * 3 <= ELECTION_TICKS);
+    assert!((RELAY_TICKS as u128 + 1) * TICK.as_millis() < QUESTION_TIMEOUT.as_millis());
+    // A follower's questions never fill the place of the leader's own askers.
+    assert!(RELAYED_MAX * 2 <= QUESTIONS_MAX);
 };
 
 // ---- The stream between live and backup --------------------------------------------------------

@@ -12,6 +12,8 @@
 //!                   ▼                ▼                                ▼
 //!             poll_letter        poll_reply                      poll_write
 //! ```
+//! A question that comes to one that follows is passed on to the one that leads (`relay`):
+//! `poll_relay` there, `handle_relay_reply` back, and the leader is given it by `handle_relayed`.
 //!
 //! Invariants: one write is under way at a time, and nothing that rests on it leaves before it has
 //! ended. A voter answers whoever asks; that only a member or a broker can ask is its host's duty.
@@ -23,12 +25,15 @@ mod founding;
 mod frame;
 mod letter;
 mod question;
+mod relay;
 mod seats;
 mod store;
 mod wal;
 
 use std::collections::VecDeque;
 use std::time::Instant;
+
+use journal::mix64;
 
 use crate::canary::{Canaries, Canary};
 use crate::codec::WireError;
@@ -44,6 +49,7 @@ pub use wal::{Identity, Recovered, WalError, WalWrite};
 use engine::Engine;
 use founding::{Finding, Founding, Heard};
 use letter::{Body, Letter};
+use relay::Relays;
 use store::Store;
 use wal::Wal;
 
@@ -85,6 +91,7 @@ pub struct Voter {
     seed: VoterSeed,
     tick_at: Option<Instant>,
     foreign: u64,
+    relays: Relays,
     out: Outputs,
     canaries: Canaries,
 }
@@ -118,7 +125,9 @@ impl Voter {
             let founding = Founding::new(identity.seats, identity.seat, identity.uuid, seed.start);
             Phase::Founding { founding, recovered, ticks_to_hello: 1 }
         };
-        Self { phase, seed, tick_at: None, foreign: 0, out: Outputs::default(), canaries }
+        let relays = Relays::new(mix64(seed.start), canaries);
+        let (tick_at, out) = (None, Outputs::default());
+        Self { phase, seed, tick_at, foreign: 0, relays, out, canaries }
     }
 
     // ---- getters -------------------------------------------------------------------------------
@@ -188,6 +197,7 @@ impl Voter {
             return;
         }
         self.tick_at = Some(now + TICK);
+        self.relays.handle_tick(&mut self.out);
         match &mut self.phase {
             Phase::Founding { founding, recovered, ticks_to_hello } => {
                 *ticks_to_hello -= 1;
@@ -249,25 +259,49 @@ impl Voter {
         Ok(())
     }
 
-    /// A question of a client.
+    /// A question of a client. One that follows passes it on.
     ///
     /// # Errors
     /// It is none. The host drops the connection.
     pub fn handle_question(&mut self, from: ClientId, bytes: &[u8]) -> Result<(), WireError> {
         let question = Question::decode(bytes)?;
-        if let Phase::Member(engine) = &mut self.phase {
-            engine.handle_question(from, question, &mut self.out);
-            return Ok(());
-        }
-        let says = match question.ask {
-            Ask::Status => Says::Status(self.status()),
-            Ask::Read(_) | Ask::Cas(_) | Ask::Replace(_) => {
-                Says::Outcome(Outcome::NotDone(NotDone::NoLeader))
-            }
+        let leader = match &self.phase {
+            Phase::Member(engine) => engine.follows(),
+            Phase::Founding { .. } | Phase::Agreeing(_) => None,
         };
-        let reply = Reply { request: question.request, leader: None, says };
-        self.out.replies.push_back((from, reply.encode()));
+        let is_passed = leader.is_some_and(|leader| self.pass(from, &question, leader));
+        if !is_passed {
+            self.answer_here(from, question);
+        }
         Ok(())
+    }
+
+    /// A question that another voter passes on: it is answered here, and goes no further.
+    ///
+    /// # Errors
+    /// It is none. The host drops the connection.
+    pub fn handle_relayed(&mut self, from: ClientId, bytes: &[u8]) -> Result<(), WireError> {
+        let question = Question::decode(bytes)?;
+        self.answer_here(from, question);
+        Ok(())
+    }
+
+    /// A connection for passing questions on to another voter was made.
+    pub fn handle_relay_up(&mut self, seat: Seat) {
+        self.relays.handle_up(seat);
+    }
+
+    /// It broke.
+    pub fn handle_relay_down(&mut self, seat: Seat) {
+        self.relays.handle_down(seat, &mut self.out);
+    }
+
+    /// What another voter says to a question that was passed on to it.
+    ///
+    /// # Errors
+    /// It is no reply, and answers nothing.
+    pub fn handle_relay_reply(&mut self, from: Seat, bytes: &[u8]) -> Result<(), WireError> {
+        self.relays.handle_reply(from, bytes, &mut self.out)
     }
 
     /// The last write that was handed out is durable.
@@ -293,6 +327,11 @@ impl Voter {
         self.out.letters.pop_front()
     }
 
+    /// A question that is passed on, and the voter it is for. It goes over a connection of its own.
+    pub fn poll_relay(&mut self) -> Option<(Seat, Vec<u8>)> {
+        self.relays.poll_question()
+    }
+
     /// A reply, and the client it is for.
     pub fn poll_reply(&mut self) -> Option<(ClientId, Vec<u8>)> {
         self.out.replies.pop_front()
@@ -304,6 +343,33 @@ impl Voter {
     }
 
     // ---- details -------------------------------------------------------------------------------
+
+    fn pass(&mut self, from: ClientId, question: &Question, leader: Seat) -> bool {
+        if let (Ask::Read(pair), Some(stale)) = (&question.ask, self.registers())
+            && self.canaries.has(Canary::RelayStale)
+        {
+            let says = Says::Outcome(Outcome::Stands(stale.get(*pair)));
+            let reply = Reply { request: question.request, leader: Some(leader), says };
+            self.out.replies.push_back((from, reply.encode()));
+            return true;
+        }
+        self.relays.pass(from, question, leader)
+    }
+
+    fn answer_here(&mut self, from: ClientId, question: Question) {
+        if let Phase::Member(engine) = &mut self.phase {
+            engine.handle_question(from, question, &mut self.out);
+            return;
+        }
+        let says = match question.ask {
+            Ask::Status => Says::Status(self.status()),
+            Ask::Read(_) | Ask::Cas(_) | Ask::Replace(_) => {
+                Says::Outcome(Outcome::NotDone(NotDone::NoLeader))
+            }
+        };
+        let reply = Reply { request: question.request, leader: None, says };
+        self.out.replies.push_back((from, reply.encode()));
+    }
 
     fn agree_if_found(&mut self) {
         let Phase::Founding { founding, recovered, .. } = &mut self.phase else { return };

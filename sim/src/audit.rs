@@ -6,6 +6,9 @@
 //!   its answer    ──▶ the contiguous prefix of a log's writes that have ended ──▶ Mark
 //! ```
 //! Batches are submitted in the order of their log, so the prefix is a queue whose front pops.
+//! Of a member of a pair it keeps what the log holds, batch by batch: whose reign is next is decided
+//! by the logs, and the checks are told what its log holds that the one before had lost.
+//!
 //! Invariant: nothing here is told by the broker; only recovery's end is taken from it, since what
 //! recovery vouches for is checked by the next power cut.
 
@@ -13,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use journal::limits::SEGMENT_HEADER_BYTES;
 use journal::{
-    BatchHeader, BatchRead, DiskOp, FileId, Level, LogId, LogSeed, Lsn, OpId, Record, RecordFlags,
-    RecordKind, SUPERBLOCK_FILE_BYTES, ShardId, ShardSuperblock,
+    BatchHeader, BatchRead, Chain, DiskOp, FileId, Level, LogId, LogSeed, Lsn, OpId, Record,
+    RecordFlags, RecordKind, SUPERBLOCK_FILE_BYTES, ShardId, ShardSuperblock,
 };
 
 use crate::check::{Mark, Seen, Written};
@@ -27,6 +30,17 @@ struct Log {
     flights: VecDeque<Flight>,
     mark: Mark,
     unfinished: BTreeMap<(u64, u64), Written>,
+    /// What the log holds, by the end of each batch; of a member of a pair only.
+    held: BTreeMap<Lsn, Held>,
+}
+
+/// A batch of a log.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The chain at its end.
+    pub chain: Chain,
+    /// Records that are whole with it.
+    pub records: Vec<Written>,
 }
 
 #[derive(Debug)]
@@ -40,6 +54,7 @@ struct Flight {
 #[derive(Debug)]
 pub struct Audit {
     logs: Vec<Log>,
+    is_member: bool,
 }
 
 impl Audit {
@@ -50,8 +65,19 @@ impl Audit {
             flights: VecDeque::new(),
             mark: Mark::default(),
             unfinished: BTreeMap::new(),
+            held: BTreeMap::new(),
         };
-        Self { logs: (0..shards).map(log).collect() }
+        Self { logs: (0..shards).map(log).collect(), is_member: false }
+    }
+
+    /// An auditor of the logs of a pair's member.
+    pub fn of_member(log_id: LogId, shards: u16) -> Self {
+        Self { is_member: true, ..Self::new(log_id, shards) }
+    }
+
+    /// What a member's log holds, by the end of each batch.
+    pub fn held(&self, shard: ShardId) -> &BTreeMap<Lsn, Held> {
+        &self.logs[usize::from(shard.0)].held
     }
 
     /// The marks of every shard.
@@ -74,15 +100,20 @@ impl Audit {
 
     /// The process is gone, and all that was in flight with it.
     pub fn crashed(&mut self) {
+        let is_member = self.is_member;
         for log in &mut self.logs {
             log.flights.clear();
-            log.unfinished.clear();
+            // A member is sent the rest of a message whose beginning it has.
+            log.unfinished.retain(|_, _| is_member);
         }
     }
 
     /// A log was recovered up to here; the second member has no more of it than that.
     pub fn recovered(&mut self, shard: ShardId, end: Lsn) {
-        let mark = &mut self.logs[usize::from(shard.0)].mark;
+        let log = &mut self.logs[usize::from(shard.0)];
+        log.held.retain(|at, _| *at <= end);
+        log.unfinished.retain(|_, first| first.end <= end);
+        let mark = &mut log.mark;
         mark.durable = end;
         mark.received = mark.received.min(end);
         mark.backed_up = mark.backed_up.min(end);
@@ -137,22 +168,33 @@ impl Audit {
         let read = self.read(op, |lsn, end, record| records.push(Found::new(lsn, end, record)));
         let Some((shard, header)) = read else { return Vec::new() };
         let log = &mut self.logs[usize::from(shard.0)];
-        let mut seen = vec![Seen::Vouched { shard, vouched: header.durable }];
+        let (end, chain) = (header.end(), header.chain_after());
+        let mut seen = vec![Seen::Vouched { shard, vouched: header.durable, end, chain }];
+        let mut whole = Vec::new();
         for found in records {
             let flags = found.flags;
             let mut written = found.written(shard);
             let key = (written.queue.0, written.sequence.0);
             if !flags.has(RecordFlags::FIRST) {
-                let Some(first) = log.unfinished.remove(&key) else { continue };
-                written = Written { end: written.end, ..first };
+                let Some(first) = log.unfinished.get(&key) else { continue };
+                if !flags.has(RecordFlags::LAST) {
+                    continue;
+                }
+                written = Written { end: written.end, ..first.clone() };
+                log.unfinished.remove(&key);
             }
             if flags.has(RecordFlags::LAST) {
-                seen.push(Seen::Written(written));
+                whole.push(written);
             } else {
                 log.unfinished.insert(key, written);
             }
         }
-        let end = header.end();
+        if self.is_member {
+            // What stood behind its beginning was cut off.
+            drop(log.held.split_off(&header.first_lsn.plus(1)));
+            log.held.insert(end, Held { chain, records: whole.clone() });
+        }
+        seen.extend(whole.into_iter().map(Seen::Written));
         log.flights.push_back(Flight { id: op.id(), end, done: false });
         seen
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use amqp::message::PRIORITY_DEFAULT;
 use broker::admin::QueueStat;
 use broker::clock::WallClock;
-use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
+use journal::{Chain, Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
 use crate::hits::Hits;
 use crate::letter::{Later, LetterId};
@@ -229,6 +229,10 @@ pub enum Seen {
         shard: ShardId,
         /// What it vouches for.
         vouched: Lsn,
+        /// Where it ends.
+        end: Lsn,
+        /// The chain there.
+        chain: Chain,
     },
     /// A superblock was submitted: the log begins here from now on.
     Headed {
@@ -239,13 +243,18 @@ pub enum Seen {
         /// How durable the log is.
         mark: Mark,
     },
-    /// A shard's log ends here after recovery: what was written beyond is gone.
+    /// A shard's log ends here after recovery: what was written beyond is gone. In a pair this is
+    /// said of each reign's log; where the ones before had gone another way, first of the place up
+    /// to which it holds what they held.
     Recovered {
         /// Whose log.
         shard: ShardId,
         /// Its end.
         end: Lsn,
     },
+    /// A record of the log that a reign begins with, which was not in the log of the one before:
+    /// that had lost it, and the other member had not. It is as good as any that was recovered.
+    Found(Written),
     /// All shards serve; this is what they hold.
     Ready {
         /// Every queue.
@@ -423,7 +432,7 @@ impl Facts {
             | Seen::Browsed { letter, .. }
             | Seen::Judged { letter, .. }
             | Seen::Confirmed { letter, .. } => *letter == id,
-            Seen::Written(record) => {
+            Seen::Written(record) | Seen::Found(record) => {
                 let place = (record.queue, record.sequence);
                 record.letter == Some(id) || self.places.get(&place) == Some(&id)
             }
@@ -579,7 +588,7 @@ impl Checks {
                 };
                 facts.letters.insert(*letter, new);
             }
-            Seen::Written(written) => {
+            Seen::Written(written) | Seen::Found(written) => {
                 let place = (written.queue, written.sequence);
                 let letter = written.letter.and_then(|id| facts.letters.get_mut(&id));
                 if let Some(letter) = letter.filter(|letter| !letter.is_at(place)) {

@@ -1,12 +1,15 @@
 //! Connections to the voters: one each, kept, and made again when it breaks.
 //!
 //! ```text
-//!   control ── question ──▶ link of a seat ══ preface, frames ══▶ voter
-//!           ◀── Up, Reply, Down ──┘
+//!   control, or a voter ── question ──▶ link of a seat ══ preface, frames ══▶ voter
+//!                       ◀── Up, Reply, Down ──┘
 //! ```
+//! A voter has such links to the others, for what it passes on to the one that leads.
+//!
 //! Failure: a link that breaks, or that can't be made, is tried again soon; what it was asked has
 //! no answer, and the register's client (`replica::voter::Client`) says what that means.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -22,11 +25,13 @@ const QUESTIONS_MAX: usize = 64;
 const HEARD_MAX: usize = 256;
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 const RECONNECT_EVERY: Duration = Duration::from_millis(50);
+/// Of a voter's links: one of before them refuses each.
+const RECONNECT_RELAYS_EVERY: Duration = Duration::from_millis(500);
 const READ_BYTES: usize = 16 * 1024;
 
 /// What a link says.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// It stands.
     Up(Seat),
     /// A voter's reply.
@@ -36,38 +41,53 @@ pub(super) enum Heard {
 }
 
 /// The links.
-pub(super) struct Voters {
+pub(crate) struct Voters {
     heard: mpsc::Receiver<Heard>,
-    links: Vec<mpsc::Sender<Vec<u8>>>,
+    links: BTreeMap<Seat, mpsc::Sender<Vec<u8>>>,
 }
 
 impl Voters {
-    /// Begins to connect.
+    /// Begins to connect to all of them.
     pub(super) fn start(addresses: &[SocketAddr], mutual: Option<&Mutual>) -> Self {
+        Self::connect(addresses, Preface::Client, RECONNECT_EVERY, mutual)
+    }
+
+    /// Begins to connect to the others of a voter, which passes questions on to them.
+    pub(crate) fn start_relays(
+        me: Seat,
+        addresses: &[SocketAddr],
+        mutual: Option<&Mutual>,
+    ) -> Self {
+        Self::connect(addresses, Preface::Relay(me), RECONNECT_RELAYS_EVERY, mutual)
+    }
+
+    fn connect(
+        addresses: &[SocketAddr],
+        preface: Preface,
+        every: Duration,
+        mutual: Option<&Mutual>,
+    ) -> Self {
         let (sender, heard) = mpsc::channel(HEARD_MAX);
-        let links = addresses.iter().zip(1..).map(|(address, seat)| {
+        let seats = addresses.iter().zip((1..).map(Seat));
+        let others = seats.filter(|(_, seat)| preface != Preface::Relay(*seat));
+        let links = others.map(|(address, seat)| {
             let (questions, queue) = mpsc::channel(QUESTIONS_MAX);
-            let link = Link {
-                seat: Seat(seat),
-                address: *address,
-                mutual: mutual.cloned(),
-                heard: sender.clone(),
-            };
+            let (address, mutual, heard) = (*address, mutual.cloned(), sender.clone());
+            let link = Link { seat, address, preface, every, mutual, heard };
             tokio::spawn(link.keep(queue));
-            questions
+            (seat, questions)
         });
         Self { heard, links: links.collect() }
     }
 
     /// What a link says next.
-    pub(super) async fn next(&mut self) -> Heard {
+    pub(crate) async fn next(&mut self) -> Heard {
         self.heard.recv().await.expect("links never end")
     }
 
     /// Asks; what a link can't take now is lost, which its client takes for silence.
-    pub(super) fn ask(&self, seat: Seat, question: Vec<u8>) {
-        let link = self.links.get(usize::from(seat.0) - 1);
-        let asked = link.map(|link| link.try_send(question));
+    pub(crate) fn ask(&self, seat: Seat, question: Vec<u8>) {
+        let asked = self.links.get(&seat).map(|link| link.try_send(question));
         if let Some(Err(error)) = asked {
             tracing::debug!(seat = seat.0, "a question to a voter is lost: {error}");
         }
@@ -77,6 +97,8 @@ impl Voters {
 struct Link {
     seat: Seat,
     address: SocketAddr,
+    preface: Preface,
+    every: Duration,
     mutual: Option<Mutual>,
     heard: mpsc::Sender<Heard>,
 }
@@ -105,13 +127,13 @@ impl Link {
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
-            tokio::time::sleep(RECONNECT_EVERY).await;
+            tokio::time::sleep(self.every).await;
         }
     }
 
     async fn connect(&self) -> std::io::Result<Box<dyn mutual::Stream>> {
         let mut stream = mutual::dial(self.address, self.mutual.as_ref()).await?;
-        stream.write_all(&Preface::Client.encode()).await?;
+        stream.write_all(&self.preface.encode()).await?;
         stream.flush().await?;
         Ok(stream)
     }

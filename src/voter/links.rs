@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   to each other voter   one connection that we make: our letters, nothing back
-//!   from each of them     one that it makes: its letters
+//!                         one more: what we were asked and it is to answer, and its replies
+//!   from each of them     the same two
 //!   from a client         its questions, our replies
 //!
 //!   accept ─ TLS, if there is ─ preface, both within 5 s ─ frames ─▶ inputs ─▶ the voter
@@ -11,11 +12,11 @@
 //! sends again. A reply that a client does not take costs the client its connection.
 //!
 //! Invariants: three bounds, so that neither strangers nor clients keep a voter out: connections
-//! that have not said yet who they are, for 5 s each; clients; and one connection of each other
-//! voter, where the newer one ends the older. Each has bounded memory; the queue of inputs is
-//! bounded, and whoever fills it waits. The kernel ends what is dead at the other end within 8 s: a
-//! silent link is no fault between two voters that follow. Bytes that don't decode end the
-//! connection they came on.
+//! that have not said yet who they are, for 5 s each; clients; and one connection of each kind of
+//! each other voter, where the newer one ends the older. Each has bounded memory; the queue of
+//! inputs is bounded, and whoever fills it waits. The kernel ends what is dead at the other end
+//! within 8 s: a silent link is no fault between two voters that follow. Bytes that don't decode
+//! end the connection they came on.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use super::seat_of;
 use super::settings::Settings;
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
+use crate::ha::voters::{Heard, Voters};
 use crate::mutual::{self, Mutual, Stream};
 
 /// Connections that have not said yet who they are; those after them wait in the kernel.
@@ -56,6 +58,10 @@ pub(super) enum Input {
     Letter { from: ClientId, seat: Seat, bytes: Vec<u8> },
     /// From a client.
     Question { client: ClientId, bytes: Vec<u8> },
+    /// The same by way of another voter.
+    Relayed { client: ClientId, bytes: Vec<u8> },
+    /// Of a connection by which we pass questions on.
+    Relay(Heard),
 }
 
 /// What every connection that is taken shares.
@@ -65,8 +71,8 @@ struct Door {
     inputs: mpsc::Sender<Input>,
     writers: Writers,
     clients: Semaphore,
-    /// The newest connection of each other voter.
-    newest: Mutex<BTreeMap<Seat, u64>>,
+    /// The newest connection of each kind of each other voter.
+    newest: Mutex<BTreeMap<Preface, u64>>,
     complaints: Mutex<Ration<COMPLAINTS_PER_SECOND>>,
 }
 
@@ -89,6 +95,7 @@ pub(super) struct Links {
     address: SocketAddr,
     inputs: mpsc::Receiver<Input>,
     voters: BTreeMap<Seat, mpsc::Sender<Vec<u8>>>,
+    relays: Voters,
     writers: Writers,
 }
 
@@ -123,7 +130,8 @@ impl Links {
                 voters.insert(seat, letters);
             }
         }
-        Ok(Self { address, inputs, voters, writers })
+        let relays = Voters::start_relays(settings.seat, &settings.addresses, mutual.as_ref());
+        Ok(Self { address, inputs, voters, relays, writers })
     }
 
     /// Where it listens.
@@ -133,7 +141,10 @@ impl Links {
 
     /// The next input.
     pub(super) async fn next(&mut self) -> Input {
-        self.inputs.recv().await.expect("the listener never ends")
+        tokio::select! {
+            input = self.inputs.recv() => input.expect("the listener never ends"),
+            heard = self.relays.next() => Input::Relay(heard),
+        }
     }
 
     /// The next input, if there is one now.
@@ -149,6 +160,11 @@ impl Links {
         }
     }
 
+    /// A question that another voter is to answer. What can't be sent now is lost.
+    pub(super) fn relay(&self, to: Seat, question: Vec<u8>) {
+        self.relays.ask(to, question);
+    }
+
     /// A reply, if its client is still there.
     pub(super) fn reply(&self, to: ClientId, reply: &[u8]) {
         let mut writers = lock(&self.writers);
@@ -159,10 +175,15 @@ impl Links {
 
     /// What came is nonsense: its connection ends.
     pub(super) fn refuse(&self, input: &Input, why: &str) {
-        let (Input::Letter { from: ClientId(number), .. }
-        | Input::Question { client: ClientId(number), .. }) = input;
-        tracing::warn!(connection = number, "refused: {why}");
-        lock(&self.writers).remove(number);
+        match input {
+            Input::Letter { from: ClientId(number), .. }
+            | Input::Question { client: ClientId(number), .. }
+            | Input::Relayed { client: ClientId(number), .. } => {
+                tracing::warn!(connection = number, "refused: {why}");
+                lock(&self.writers).remove(number);
+            }
+            Input::Relay(_) => tracing::warn!("another voter says what is no reply: {why}"),
+        }
     }
 }
 
@@ -188,8 +209,8 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
             let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, &door)).await;
             drop(greeting);
             match greeted {
-                Ok(Ok((stream, voter))) => {
-                    if let Err(why) = converse(stream, number, voter, &door).await {
+                Ok(Ok((stream, maker))) => {
+                    if let Err(why) = converse(stream, number, maker, &door).await {
                         tracing::debug!(connection = number, "ended: {why}");
                     }
                     lock(&door.writers).remove(&number);
@@ -202,14 +223,13 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
 }
 
 /// The handshake and the preface: the connection, and whose it is.
-async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Option<Seat>), String> {
+async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Preface), String> {
     let told = |error: std::io::Error| error.to_string();
     let (mut stream, shown) = mutual::welcome(stream, door.mutual.as_ref()).await.map_err(told)?;
     let mut preface = [0; PREFACE_BYTES];
     stream.read_exact(&mut preface).await.map_err(told)?;
-    let Preface::Voter(seat) = Preface::decode(preface).map_err(|error| error.to_string())? else {
-        return Ok((stream, None));
-    };
+    let maker = Preface::decode(preface).map_err(|error| error.to_string())?;
+    let (Preface::Voter(seat) | Preface::Relay(seat)) = maker else { return Ok((stream, maker)) };
     let address = door.addresses.get(usize::from(seat.0) - 1);
     let address = *address.ok_or_else(|| format!("there is no seat {seat}"))?;
     if door.mutual.is_some() && !mutual::names(shown.as_deref(), address) {
@@ -218,25 +238,27 @@ async fn greet(stream: TcpStream, door: &Door) -> Result<(Box<dyn Stream>, Optio
             address.ip()
         ));
     }
-    Ok((stream, Some(seat)))
+    Ok((stream, maker))
 }
 
 /// One connection, from behind its preface to its end.
 async fn converse(
     stream: Box<dyn Stream>,
     number: u64,
-    voter: Option<Seat>,
+    maker: Preface,
     door: &Door,
 ) -> Result<(), String> {
     let told = |error: std::io::Error| error.to_string();
-    let _room = match voter {
-        Some(seat) => {
-            if let Some(older) = lock(&door.newest).insert(seat, number) {
+    let _room = match maker {
+        Preface::Voter(_) | Preface::Relay(_) => {
+            if let Some(older) = lock(&door.newest).insert(maker, number) {
                 lock(&door.writers).remove(&older);
             }
             None
         }
-        None => Some(door.clients.try_acquire().map_err(|_| "there are too many clients")?),
+        Preface::Client => {
+            Some(door.clients.try_acquire().map_err(|_| "there are too many clients")?)
+        }
     };
     let from = ClientId(number);
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -252,9 +274,10 @@ async fn converse(
             }
             frames.handle_bytes(&buffer[..read]);
             while let Some(bytes) = frames.poll_frame().map_err(|error| error.to_string())? {
-                let input = match voter {
-                    Some(seat) => Input::Letter { from, seat, bytes },
-                    None => Input::Question { client: from, bytes },
+                let input = match maker {
+                    Preface::Voter(seat) => Input::Letter { from, seat, bytes },
+                    Preface::Client => Input::Question { client: from, bytes },
+                    Preface::Relay(_) => Input::Relayed { client: from, bytes },
                 };
                 door.inputs.send(input).await.map_err(|_| "the voter has ended")?;
             }

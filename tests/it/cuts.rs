@@ -7,6 +7,7 @@
 //!
 //!   cut                                 who serves then
 //!   live | backup                       the live, alone
+//!   live | the voters' leader           the live: another voter passes on what it asks
 //!   live | majority of the voters       the backup
 //!   backup | majority of the voters     the live
 //!   live | everybody                    the backup
@@ -51,6 +52,7 @@ const KEPT: &str = "kept";
 #[derive(Clone, Copy, Debug)]
 enum Between {
     LiveAndBackup,
+    LiveAndLeader,
     LiveAndMajority,
     BackupAndMajority,
     LiveAndAll,
@@ -119,6 +121,7 @@ impl World {
         let majority = vec![leader, if leader == 4 { 2 } else { leader + 1 }];
         match between {
             Between::LiveAndBackup => (live, vec![backup], true),
+            Between::LiveAndLeader => (live, vec![leader], true),
             Between::LiveAndMajority => (live, majority, false),
             Between::BackupAndMajority => (backup, majority, true),
             Between::LiveAndAll => (live, vec![backup, 2, 3, 4], false),
@@ -237,6 +240,18 @@ fn whatever_wire_is_cut_one_broker_accepts_at_a_time() {
                 world.cut(between, lost);
             }
         }
+    }
+    world.judge();
+}
+
+#[test]
+#[ignore = "needs root: tests/run pair"]
+fn who_is_cut_from_the_voters_leader_alone_stays_live() {
+    let Some(mut world) = World::new("pair-relayed") else { return };
+    for lost in [Lost::Both, Lost::Sent, Lost::Received] {
+        let leader = world.pair.voters.leader();
+        world.cut(Between::LiveAndLeader, lost);
+        assert_eq!(world.pair.voters.leader(), leader, "another one leads: nothing was shown");
     }
     world.judge();
 }

@@ -8,6 +8,10 @@
 //!                                                                 │
 //!   deadline passed, or the link of a cas broke: Unknown, and what comes later is dropped (R4)
 //! ```
+//! Any voter will do: one that follows passes a question on, and says who leads. That one is asked
+//! from then on, unless it was silent when it was last asked: the way to it alone may be cut. It
+//! is silent until it says anything, or its link is made anew.
+//!
 //! The host keeps a link to every voter and says which are up; only those are asked. Each sending
 //! has a number of its own, so a late or repeated reply never answers another sending.
 //!
@@ -49,6 +53,8 @@ pub struct Client {
     leader: Seat,
     /// Whose link is up: one bit a seat.
     up: u8,
+    /// Who did not answer in time: one bit a seat.
+    silent: u8,
     next_sending: u64,
     /// By the number of their last sending.
     open: BTreeMap<u64, Open>,
@@ -64,6 +70,7 @@ impl Client {
             seats,
             leader: Seat(1),
             up: 0,
+            silent: 0,
             next_sending: first_sending,
             open: BTreeMap::new(),
             answers: VecDeque::new(),
@@ -100,6 +107,7 @@ impl Client {
                 // Not with any voter now: each that had it has said that it did nothing.
                 State::Waiting(_) => Outcome::NotDone(NotDone::NoLeader),
                 State::Asked(seat) => {
+                    self.silent |= seat.bit();
                     self.leader = self.after(seat);
                     Outcome::Unknown
                 }
@@ -137,6 +145,7 @@ impl Client {
         bytes: &[u8],
     ) -> Result<(), WireError> {
         let reply = Reply::decode(bytes)?;
+        self.silent &= !from.bit();
         let Says::Outcome(outcome) = reply.says else { return Ok(()) };
         let number = reply.request.0;
         // R4: only the reply to the sending that is open now, from whom it was sent to.
@@ -144,10 +153,11 @@ impl Client {
         if !self.open.get(&number).is_some_and(asked) {
             return Ok(());
         }
+        let is_reached = |seat: &Seat| (self.up & !self.silent) & seat.bit() != 0;
+        let told = reply.leader.filter(|seat| self.seats.has(*seat) && is_reached(seat));
         match outcome {
             Outcome::NotDone(NotDone::NoLeader | NotDone::Busy) => {
-                let hint = reply.leader.filter(|seat| self.seats.has(*seat) && *seat != from);
-                self.leader = hint.unwrap_or(self.after(from));
+                self.leader = told.filter(|seat| *seat != from).unwrap_or(self.after(from));
                 self.ask_again(now, number);
             }
             Outcome::NotDone(NotDone::Full)
@@ -155,6 +165,9 @@ impl Client {
             | Outcome::Won(_)
             | Outcome::Lost(_)
             | Outcome::Unknown => {
+                // Who could not say what came of it is not asked first again.
+                let same = if outcome == Outcome::Unknown { self.after(from) } else { from };
+                self.leader = told.unwrap_or(same);
                 let open = self.open.remove(&number).expect("just found");
                 self.answers.push_back(Answer { request: open.request, outcome });
             }
@@ -164,7 +177,8 @@ impl Client {
 
     /// The link to a voter stands.
     pub const fn handle_up(&mut self, seat: Seat) {
-        self.up |= 1 << seat.0;
+        self.up |= seat.bit();
+        self.silent &= !seat.bit();
     }
 
     /// The link to a voter broke: whatever it was asked has no reply.
@@ -172,7 +186,7 @@ impl Client {
         let asked = |open: &Open| matches!(open.state, State::Asked(of) if of == seat);
         let lost: Vec<u64> =
             self.open.iter().filter(|(_, open)| asked(open)).map(|(number, _)| *number).collect();
-        self.up &= !(1 << seat.0);
+        self.up &= !seat.bit();
         for number in lost {
             match self.open[&number].ask {
                 Ask::Read(_) | Ask::Status => self.ask_again(now, number),
@@ -199,7 +213,7 @@ impl Client {
     fn next_up(&self, from: Seat) -> Option<Seat> {
         let seats = self.seats.count();
         let around = (0..seats).map(|step| Seat((from.0 - 1 + step) % seats + 1));
-        around.into_iter().find(|seat| self.up & (1 << seat.0) != 0)
+        around.into_iter().find(|seat| self.up & seat.bit() != 0)
     }
 
     const fn after(&self, seat: Seat) -> Seat {
@@ -323,6 +337,40 @@ mod tests {
         assert_eq!(client.poll_question(now), None);
         client.handle_up(Seat(3));
         assert_eq!(sent(&mut client, now).0, Seat(3));
+    }
+
+    #[test]
+    fn who_was_silent_is_not_asked_on_anothers_word_until_it_speaks() {
+        for by_link in [true, false] {
+            let (mut client, now) = client();
+            client.cas(RequestId(1), swap());
+            let (seat, silent) = sent(&mut client, now);
+            assert_eq!(seat, Seat(1));
+            client.handle_time(now + QUESTION_TIMEOUT);
+            let unknown = Answer { request: RequestId(1), outcome: Outcome::Unknown };
+            assert_eq!(client.poll_answer(), Some(unknown));
+            let ask = |client: &mut Client, of: Seat| {
+                client.read(RequestId(2), PAIR);
+                let (seat, sending) = sent(client, now);
+                assert_eq!(seat, of);
+                let stands = reply(sending, Some(1), Outcome::Stands(Held::default()));
+                client.handle_reply(now, seat, &stands).expect("a reply");
+                assert_eq!(client.poll_answer().map(|answer| answer.request), Some(RequestId(2)));
+            };
+            // Another one passes it on to the first, which leads.
+            ask(&mut client, Seat(2));
+            ask(&mut client, Seat(2));
+            if by_link {
+                client.handle_down(now, Seat(1));
+                client.handle_up(Seat(1));
+            } else {
+                let late = reply(silent, Some(1), Outcome::Won(Version(5)));
+                client.handle_reply(now, Seat(1), &late).expect("a reply");
+                assert_eq!(client.poll_answer(), None, "R4");
+            }
+            ask(&mut client, Seat(2));
+            ask(&mut client, Seat(1));
+        }
     }
 
     #[test]

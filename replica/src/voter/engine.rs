@@ -39,7 +39,7 @@ use super::question::{
     Ask, Question, Reply, Says, Standing, VoterStatus, decode_replacement, decode_swap,
     encode_replacement, encode_swap,
 };
-use super::seats::{Disks, Replacement, seat_of_id};
+use super::seats::{Disks, Replacement, Seat, seat_of_id};
 use super::store::Image;
 use super::wal::{Identity, Recovered, Wal};
 use super::{ClientId, Outputs};
@@ -177,6 +177,12 @@ impl Engine {
 
     pub(super) fn registers(&self) -> &Registers {
         &self.registers
+    }
+
+    /// Who leads, if that is another one.
+    pub(super) fn follows(&self) -> Option<Seat> {
+        let leader = seat_of_id(Some(self.raw.raft.leader_id).filter(|id| *id != INVALID_ID)?);
+        Some(leader).filter(|leader| *leader != self.identity.seat)
     }
 
     /// Every voter's disk, as far as this one knows.

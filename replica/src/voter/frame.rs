@@ -5,8 +5,10 @@
 //!   frame        length (4) crc (4) bytes          the length is that of the bytes
 //! ```
 //! Kind 1 is a voter, which only sends letters on a connection that it made; kind 2 a client, which
-//! asks and is answered on it. The checksum is crc32c, little-endian like the rest: a guard against
-//! mistakes; against attackers there is TLS below.
+//! asks and is answered on it; kind 3 a voter that passes on what clients ask. Voters of before
+//! kind 3 refuse such a connection, and are passed nothing; nothing else is different with them.
+//! The checksum is crc32c, little-endian like the rest: a guard against mistakes; against attackers
+//! there is TLS below.
 //!
 //! Invariant: what waits for the rest of a frame is bounded by [`FRAME_BYTES_MAX`] and one read.
 
@@ -22,12 +24,14 @@ const HEADER_BYTES: usize = 8;
 pub const PREFACE_BYTES: usize = 8;
 
 /// Who made a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Preface {
     /// The voter of this seat.
     Voter(Seat),
     /// Somebody who asks.
     Client,
+    /// The voter of this seat, which passes on what it was asked.
+    Relay(Seat),
 }
 
 impl Preface {
@@ -37,6 +41,7 @@ impl Preface {
         let (kind, seat) = match self {
             Self::Voter(seat) => (1, seat.0),
             Self::Client => (2, 0),
+            Self::Relay(seat) => (3, seat.0),
         };
         let [a, b, c, d] = MAGIC;
         [a, b, c, d, VERSION, kind, seat, 0]
@@ -53,6 +58,7 @@ impl Preface {
         match bytes[4..] {
             [VERSION, 1, seat, 0] if seat > 0 => Ok(Self::Voter(Seat(seat))),
             [VERSION, 2, 0, 0] => Ok(Self::Client),
+            [VERSION, 3, seat, 0] if seat > 0 => Ok(Self::Relay(Seat(seat))),
             [VERSION, kind, ..] => Err(WireError::Unknown("kind of connection", kind.into())),
             [version, ..] => Err(WireError::Unknown("version of the wire", version.into())),
             [] => Err(WireError::Short("the preface")),
@@ -150,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_preface_says_who_and_in_which_version() {
-        for preface in [Preface::Client, Preface::Voter(Seat(3))] {
+        for preface in [Preface::Client, Preface::Voter(Seat(3)), Preface::Relay(Seat(3))] {
             assert_eq!(Preface::decode(preface.encode()), Ok(preface));
         }
         let mut newer = Preface::Client.encode();

@@ -26,6 +26,13 @@ use crate::limits::{VOTERS_MAX, VOTERS_MIN};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat(pub u8);
 
+impl Seat {
+    /// For a set of seats.
+    pub(super) const fn bit(self) -> u8 {
+        1 << self.0
+    }
+}
+
 impl fmt::Display for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -10,6 +10,9 @@ use crate::register::{Answer, Held, PairId, Register, RequestId, Swap, Version};
 
 const PAIR: PairId = PairId([1; 16]);
 
+/// Not the client's: of a voter that passes a question on.
+const RELAYS_FROM: u64 = 100;
+
 struct World {
     now: Instant,
     voters: Vec<Option<Voter>>,
@@ -17,6 +20,10 @@ struct World {
     client: Client,
     starts: u64,
     replaced: u32,
+    /// The way between client and this seat alone is cut.
+    cut: Option<Seat>,
+    /// Questions that were passed on.
+    relayed: u32,
 }
 
 impl World {
@@ -30,6 +37,8 @@ impl World {
             client: Client::new(seats, 1),
             starts: 0,
             replaced: 0,
+            cut: None,
+            relayed: 0,
         };
         for seat in seats.iter() {
             world.format(seat, seat.0);
@@ -54,12 +63,20 @@ impl World {
         self.starts += 1;
         let recovered = Recovered::read(&self.files[at]).expect("a good disk");
         let seed = VoterSeed { elections: seat.0.into(), start: self.starts };
-        self.voters[at] = Some(Voter::new(recovered, seed));
+        let mut voter = Voter::new(recovered, seed);
+        let seats = self.client_seats();
+        for (other, of) in self.voters.iter_mut().zip(seats.iter()) {
+            let Some(other) = other else { continue };
+            other.handle_relay_up(seat);
+            voter.handle_relay_up(of);
+        }
+        self.voters[at] = Some(voter);
         self.client.handle_up(seat);
     }
 
     fn stop(&mut self, seat: Seat) {
         self.voters[usize::from(seat.0) - 1] = None;
+        self.voters.iter_mut().flatten().for_each(|other| other.handle_relay_down(seat));
         self.client.handle_down(self.now, seat);
     }
 
@@ -75,7 +92,8 @@ impl World {
     fn turn(&mut self) {
         self.now += Duration::from_millis(1);
         self.client.handle_time(self.now);
-        let mut letters = VecDeque::new();
+        let (mut letters, mut relays, mut relay_replies) =
+            (VecDeque::new(), Vec::new(), Vec::new());
         for at in 0..self.voters.len() {
             let Some(voter) = &mut self.voters[at] else { continue };
             voter.handle_time(self.now);
@@ -97,8 +115,27 @@ impl World {
             while let Some((to, bytes)) = voter.poll_letter() {
                 letters.push_back((from, to, bytes));
             }
-            while let Some((_, bytes)) = voter.poll_reply() {
-                self.client.handle_reply(self.now, from, &bytes).expect("a reply");
+            while let Some((to, bytes)) = voter.poll_relay() {
+                self.relayed += 1;
+                relays.push((from, to, bytes));
+            }
+            while let Some((ClientId(to), bytes)) = voter.poll_reply() {
+                if let Some(seat) = to.checked_sub(RELAYS_FROM) {
+                    relay_replies.push((from, seat, bytes));
+                } else if self.cut != Some(from) {
+                    self.client.handle_reply(self.now, from, &bytes).expect("a reply");
+                }
+            }
+        }
+        for (from, to, bytes) in relays {
+            if let Some(voter) = &mut self.voters[usize::from(to.0) - 1] {
+                let from = ClientId(RELAYS_FROM + u64::from(from.0));
+                voter.handle_relayed(from, &bytes).expect("a question");
+            }
+        }
+        for (from, to, bytes) in relay_replies {
+            if let Some(voter) = &mut self.voters[usize::try_from(to).expect("small") - 1] {
+                voter.handle_relay_reply(from, &bytes).expect("a reply");
             }
         }
         while let Some((from, to, bytes)) = letters.pop_front() {
@@ -107,6 +144,9 @@ impl World {
             }
         }
         while let Some((seat, bytes)) = self.client.poll_question(self.now) {
+            if self.cut == Some(seat) {
+                continue;
+            }
             let voter = self.voters[usize::from(seat.0) - 1].as_mut().expect("its link is up");
             voter.handle_question(ClientId(1), &bytes).expect("a question");
         }
@@ -315,4 +355,94 @@ fn nobody_replaces_what_is_not_as_he_says_or_himself() {
     voter.handle_question(ClientId(1), &question.encode()).expect("a question");
     world.run(1000);
     assert_eq!(disks(&world), before);
+}
+
+/// Three that have agreed on one value, and whose leader this client can't reach.
+fn cut_from_the_leader() -> (World, Seat) {
+    let mut world = World::new(3);
+    world.run(1500);
+    assert_eq!(world.cas(0, b"one"), Outcome::Won(Version(1)));
+    let leader = world.leader().expect("a leader");
+    assert_eq!(world.client.leader(), leader, "it was told who leads");
+    world.cut = Some(leader);
+    (world, leader)
+}
+
+#[test]
+fn who_is_cut_from_the_leader_alone_is_answered_by_way_of_another() {
+    let (mut world, leader) = cut_from_the_leader();
+    let before = world.relayed;
+    assert_eq!(world.cas(1, b"lost"), Outcome::Unknown, "the leader was asked, and never heard it");
+    for version in 1..6 {
+        assert_eq!(world.cas(version, b"more"), Outcome::Won(Version(version + 1)));
+        let held = Held { version: Version(version + 1), value: b"more".to_vec() };
+        assert_eq!(world.read(), Outcome::Stands(held.clone()));
+        assert_eq!(world.cas(version, b"late"), Outcome::Lost(held));
+    }
+    assert_eq!(world.relayed - before, 15, "each goes one hop, once");
+    assert_eq!(world.leader(), Some(leader), "and nobody had to stand for election");
+    world.cut = None;
+    world.client.handle_down(world.now, leader);
+    world.client.handle_up(leader);
+    world.read();
+    let relayed = world.relayed;
+    assert_eq!(world.cas(6, b"direct"), Outcome::Won(Version(7)));
+    assert_eq!(world.relayed, relayed, "the leader is asked again");
+}
+
+#[test]
+fn a_swap_that_comes_both_ways_and_late_is_carried_out_once() {
+    let (mut world, leader) = cut_from_the_leader();
+    let at = |seat: Seat| usize::from(seat.0) - 1;
+    let follower = world.client_seats().iter().find(|seat| *seat != leader).expect("two others");
+    let swap = Swap { pair: PAIR, expect: Version(1), value: b"twice".to_vec() };
+    let bytes = Question { request: RequestId(77), ask: Ask::Cas(swap) }.encode();
+    let late = ClientId(RELAYS_FROM + u64::from(follower.0));
+    let voters = &mut world.voters;
+    for seat in [follower, leader] {
+        let voter = voters[at(seat)].as_mut().expect("it runs");
+        voter.handle_question(ClientId(1), &bytes).expect("a question");
+    }
+    world.run(50);
+    let twice = Held { version: Version(2), value: b"twice".to_vec() };
+    let stands = |world: &World| {
+        let registers = world.voters[at(leader)].as_ref().and_then(Voter::registers);
+        registers.map(|registers| registers.get(PAIR))
+    };
+    assert_eq!(stands(&world), Some(twice));
+    world.client.read(RequestId(0), PAIR);
+    assert_eq!(world.answer(), Outcome::Unknown, "the way to the leader is cut");
+    assert_eq!(world.cas(2, b"after"), Outcome::Won(Version(3)));
+    // Once more, by both ways, after all.
+    for (from, seat) in [(late, leader), (ClientId(1), leader), (ClientId(1), follower)] {
+        let voter = world.voters[at(seat)].as_mut().expect("it runs");
+        let asked = if from == late {
+            voter.handle_relayed(from, &bytes)
+        } else {
+            voter.handle_question(from, &bytes)
+        };
+        asked.expect("a question");
+    }
+    world.run(50);
+    let after = Held { version: Version(3), value: b"after".to_vec() };
+    assert_eq!(stands(&world), Some(after));
+}
+
+#[test]
+fn what_is_passed_on_to_one_that_does_not_lead_goes_no_further() {
+    let (mut world, leader) = cut_from_the_leader();
+    let seats = world.client_seats();
+    let mut others = seats.iter().filter(|seat| *seat != leader);
+    let [one, other] = [others.next(), others.next()].map(|seat| seat.expect("two others"));
+    let relayed = world.relayed;
+    let bytes = Question { request: RequestId(5), ask: Ask::Read(PAIR) }.encode();
+    let from = ClientId(RELAYS_FROM + u64::from(one.0));
+    let voter = world.voters[usize::from(other.0) - 1].as_mut().expect("it runs");
+    voter.handle_relayed(from, &bytes).expect("a question");
+    let (to, said) = voter.poll_reply().expect("at once");
+    let says = Says::Outcome(Outcome::NotDone(NotDone::NoLeader));
+    let reply = Reply { request: RequestId(5), leader: Some(leader), says };
+    assert_eq!((to, Reply::decode(&said)), (from, Ok(reply)));
+    world.run(50);
+    assert_eq!(world.relayed, relayed);
 }

@@ -34,6 +34,7 @@ impl Check for Commit {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Recovered { .. }

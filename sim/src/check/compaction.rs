@@ -43,7 +43,7 @@ impl Check for Compaction {
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Written(written) => self.written(written),
+            Seen::Written(written) | Seen::Found(written) => self.written(written),
             Seen::Headed { shard, head, mark } => self.headed(facts, *shard, *head, *mark),
             Seen::Recovered { shard, end } => {
                 self.recovered.insert(*shard, *end);

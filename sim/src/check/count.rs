@@ -41,7 +41,9 @@ impl Check for Count {
             Seen::Judged { letter, verdict: Verdict::Modified { failed: true, .. } } => {
                 *self.told.entry(*letter).or_default() += 1;
             }
-            Seen::Written(record) if record.kind == RecordKind::DeliveryCount && !record.doom => {
+            Seen::Written(record) | Seen::Found(record)
+                if record.kind == RecordKind::DeliveryCount && !record.doom =>
+            {
                 let logged = self.logged.entry((record.queue, record.sequence)).or_default();
                 // A compaction says again what was said.
                 let count = record.delivery_count.unwrap_or(0);
@@ -79,6 +81,7 @@ impl Check for Count {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Ready { .. }

@@ -23,7 +23,12 @@ impl Check for Creation {
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Written(written) => self.written(facts, written),
+            Seen::Written(written) => {
+                self.named(written)?;
+                written_after(facts, written)
+            }
+            // It was judged when it was written, but for what a reign since has made of its name.
+            Seen::Found(written) => self.named(written),
             Seen::Ready { queues } => {
                 self.names.clear();
                 for queue in queues {
@@ -59,26 +64,29 @@ impl Check for Creation {
 }
 
 impl Creation {
-    fn written(&mut self, facts: &Facts, written: &Written) -> Result<(), String> {
-        if let Some(name) = &written.name {
-            let known = *self.names.entry(name.clone()).or_insert(written.queue);
-            if known != written.queue {
-                return Err(format!("'{name}' is queue {} and {}", known.0, written.queue.0));
-            }
-        }
-        if written.kind != RecordKind::Message {
+    fn named(&mut self, written: &Written) -> Result<(), String> {
+        let Some(name) = &written.name else { return Ok(()) };
+        let known = *self.names.entry(name.clone()).or_insert(written.queue);
+        if known == written.queue {
             return Ok(());
         }
-        let stamp = facts.stamp.as_ref().ok_or("a write without a stamp")?;
-        let durable = stamp.marks[usize::from(CATALOGUE.0)].durable;
-        match facts.queues.get(&written.queue) {
-            Some(creation) if creation.end <= durable => Ok(()),
-            Some(creation) => Err(format!(
-                "a message for queue {} is written on shard {} while its creation, ending at LSN \
-                 {}, is not durable (up to {durable})",
-                written.queue.0, written.shard.0, creation.end
-            )),
-            None => Err(format!("queue {} was never created", written.queue.0)),
-        }
+        Err(format!("'{name}' is queue {} and {}", known.0, written.queue.0))
+    }
+}
+
+fn written_after(facts: &Facts, written: &Written) -> Result<(), String> {
+    if written.kind != RecordKind::Message {
+        return Ok(());
+    }
+    let stamp = facts.stamp.as_ref().ok_or("a write without a stamp")?;
+    let durable = stamp.marks[usize::from(CATALOGUE.0)].durable;
+    match facts.queues.get(&written.queue) {
+        Some(creation) if creation.end <= durable => Ok(()),
+        Some(creation) => Err(format!(
+            "a message for queue {} is written on shard {} while its creation, ending at LSN \
+             {}, is not durable (up to {durable})",
+            written.queue.0, written.shard.0, creation.end
+        )),
+        None => Err(format!("queue {} was never created", written.queue.0)),
     }
 }

@@ -34,7 +34,7 @@ impl Check for Early {
                     None => drop(self.waiting.insert((at, *letter))),
                 }
             }
-            Seen::Written(written) => {
+            Seen::Written(written) | Seen::Found(written) => {
                 let Some(letter) = written.letter else { return Ok(()) };
                 self.waiting.retain(|(_, waiting)| *waiting != letter);
                 self.submitted.insert(letter);

@@ -48,6 +48,7 @@ impl Check for Holder {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Recovered { .. }

@@ -28,7 +28,9 @@ impl Check for Moved {
 
     fn see(&mut self, now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Written(written) if written.kind == RecordKind::Message => {
+            Seen::Written(written) | Seen::Found(written)
+                if written.kind == RecordKind::Message =>
+            {
                 let Some(origin) = written.origin else { return Ok(()) };
                 let from = (origin.shard, (origin.queue, origin.sequence));
                 let place = (written.queue, written.sequence);
@@ -66,6 +68,7 @@ impl Check for Moved {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Ready { .. }

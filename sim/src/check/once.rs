@@ -32,7 +32,9 @@ impl Check for Once {
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Written(written) if written.kind == RecordKind::Message => {
+            Seen::Written(written) | Seen::Found(written)
+                if written.kind == RecordKind::Message =>
+            {
                 let Some(letter) = written.letter else { return Ok(()) };
                 if !written.identified || written.origin.is_some() || facts.tight {
                     return Ok(());
@@ -61,6 +63,7 @@ impl Check for Once {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Ready { .. }

@@ -65,6 +65,8 @@ impl Check for Purge {
             Seen::Written(record) if record.kind == RecordKind::Settle => {
                 return self.settled(facts, record);
             }
+            // It was judged when it was written.
+            Seen::Found(record) if record.kind == RecordKind::Settle => self.take(facts, record)?,
             Seen::Delivered { letter, .. } => {
                 let Some(Taken { gone: Some((gone, level)), .. }) = self.taken.get(letter) else {
                     return Ok(());
@@ -90,6 +92,7 @@ impl Check for Purge {
             | Seen::Browsed { .. }
             | Seen::Parted(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Ready { .. } => {}
@@ -106,12 +109,7 @@ impl Check for Purge {
 impl Purge {
     /// The log has a settlement: somebody must have had a reason for it.
     fn settled(&mut self, facts: &Facts, record: &Written) -> Result<(), String> {
-        let Some(id) = facts.places.get(&(record.queue, record.sequence)) else { return Ok(()) };
-        let letter = facts.letter(*id)?;
-        let explained = self.judged.contains(id) || letter.doomed || !letter.copies.is_empty();
-        if explained {
-            return Ok(());
-        }
+        let Some(id) = self.unexplained(facts, record)? else { return Ok(()) };
         let below = self.below.get(&record.queue);
         if below.is_none_or(|below| record.sequence >= *below) {
             return Err(format!(
@@ -121,8 +119,21 @@ impl Purge {
             ));
         }
         self.count += 1;
+        self.take(facts, record)
+    }
+
+    /// Whose settlement this is, if neither a client nor a move is the reason for it.
+    fn unexplained(&self, facts: &Facts, record: &Written) -> Result<Option<LetterId>, String> {
+        let Some(id) = facts.places.get(&(record.queue, record.sequence)) else { return Ok(None) };
+        let letter = facts.letter(*id)?;
+        let explained = self.judged.contains(id) || letter.doomed || !letter.copies.is_empty();
+        Ok((!explained).then_some(*id))
+    }
+
+    fn take(&mut self, facts: &Facts, record: &Written) -> Result<(), String> {
+        let Some(id) = self.unexplained(facts, record)? else { return Ok(()) };
         let Written { queue, shard, end, .. } = *record;
-        self.taken.insert(*id, Taken { queue, shard, end, gone: None });
+        self.taken.entry(id).or_insert(Taken { queue, shard, end, gone: None });
         Ok(())
     }
 }

@@ -39,7 +39,7 @@ impl Check for Recovery {
             }
             Seen::Crash { .. } => self.wrote = false,
             Seen::Recovered { .. } => {}
-            Seen::Written(_) => (self.found, self.wrote) = (None, true),
+            Seen::Written(_) | Seen::Found(_) => (self.found, self.wrote) = (None, true),
             Seen::Sent { .. }
             | Seen::Accepted(_)
             | Seen::Refused(_)

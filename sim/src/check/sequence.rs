@@ -31,7 +31,9 @@ impl Check for SequenceOnce {
 
     fn see(&mut self, _now: Instant, _facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Written(written) if written.kind == RecordKind::Message => {
+            Seen::Written(written) | Seen::Found(written)
+                if written.kind == RecordKind::Message =>
+            {
                 let key = (written.queue, written.sequence);
                 let (letter, shard, end) = (written.letter, written.shard, written.end);
                 let given = Given { letter, shard, end };
@@ -63,6 +65,7 @@ impl Check for SequenceOnce {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Ready { .. }

@@ -63,6 +63,7 @@ impl Check for Settlement {
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Written(_)
+            | Seen::Found(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
             | Seen::Recovered { .. }

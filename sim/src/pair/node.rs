@@ -12,7 +12,7 @@
 //!
 //! Invariant: a process knows nothing of its earlier life but what its disk holds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use super::served::{Served, Told};
 use super::shard::{Ground, Shard, mail_delay};
 use super::voters::{PAIR, Voters};
 use super::{Canary, Counts, SHARDS};
-use crate::audit::Audit;
+use crate::audit::{Audit, Held};
 use crate::check::Mark;
 use crate::disk::{Crash, Disk, Owner, Profile};
 use crate::hits::{Hit, Hits};
@@ -425,7 +425,7 @@ impl Node {
             format.handle_disk(self.disk.poll_done(at).expect("it is due").1);
         }
         self.superblock = Some(format.poll_outcome().expect("over").expect("a sound disk"));
-        self.audit = self.template.as_ref().map(|_| Audit::new(held.log, SHARDS));
+        self.audit = self.template.as_ref().map(|_| Audit::of_member(held.log, SHARDS));
         let profile = self.disk.profile_mut();
         profile.slow_one_in = *self.rng.pick(&[40, 40, 40, 8]);
         profile.slow_factor = 30;
@@ -443,6 +443,11 @@ impl Node {
         if let Some(audit) = &mut self.audit {
             audit.recovered(shard, end);
         }
+    }
+
+    /// What its log holds, batch by batch.
+    pub(crate) fn held(&self, shard: ShardId) -> Option<&BTreeMap<Lsn, Held>> {
+        Some(self.audit.as_ref()?.held(shard))
     }
 
     /// Something happens to a shard.

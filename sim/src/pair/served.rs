@@ -260,7 +260,17 @@ impl Served {
         let Some(shard) = self.shard.as_mut().filter(|_| self.failed.is_none()) else {
             return Ok(None);
         };
-        let action = if may_poll(shard, ground) { shard.poll(ground.now) } else { None };
+        let may_poll = may_poll(shard, ground);
+        self.tell_stage()?;
+        let shard = self.shard.as_mut().filter(|_| may_poll);
+        let action = shard.and_then(|shard| shard.poll(ground.now));
+        self.tell_stage()?;
+        Ok(action)
+    }
+
+    /// Where its log ends when it stands, and when its reign begins.
+    fn tell_stage(&mut self) -> Result<(), String> {
+        let Some(shard) = &self.shard else { return Ok(()) };
         let report = shard.pair_report().ok_or("a member's shard reports")?;
         if !self.stands && report.stage == Stage::Standing {
             self.stands = true;
@@ -270,7 +280,7 @@ impl Served {
             self.reigned = true;
             self.told.push_back(Told::Reigns(report.log.end));
         }
-        Ok(action)
+        Ok(())
     }
 
     fn act(&mut self, ground: &mut Ground<'_>, action: Action) -> Result<(), String> {

@@ -4,6 +4,8 @@
 //!   client ── bytes, cut anywhere ──▶ shard of the member that serves ── Seen ──▶ checks
 //!          ◀── bytes, stamped ───────
 //!   a reign begins: Crash (who served before), Recovered (each log, as it is now), then Ready
+//!                   where its log goes another way than that of the reign before: Recovered (up
+//!                   to where both are the same), Found (what it holds from there), Recovered
 //! ```
 //! The stamp is what the disks hold, not what anybody says: this member's, and the other one's
 //! while the voters hold both in sync. All queues are at `replicated-sync`.
@@ -18,12 +20,13 @@ use std::time::{Duration, Instant};
 use broker::admin::{AdminReply, AdminRequest};
 use broker::clock::WallClock;
 use broker::{Action, ConnId, Event, Mail, Moving, ShardConfig};
-use journal::{Level, Lsn, ShardId};
+use journal::{Chain, Level, Lsn, ShardId};
 
 use super::node::{Node, SEGMENT_BYTES};
 use super::served::Told;
 use super::shard::WRITE_BOUND;
 use super::{Counts, SHARDS};
+use crate::audit::Held;
 use crate::check::{Checks, QueueView, Seen, Stamp};
 use crate::client::{Client, Desk, Mode, Wish};
 use crate::hits::{Hit, Hits};
@@ -88,6 +91,8 @@ pub(crate) struct Traffic {
     next_due: u64,
     next_conn: u64,
     reign: Option<Reign>,
+    /// Each log as the checks know it: the chain at the end of each batch.
+    known: Vec<BTreeMap<Lsn, Chain>>,
     is_leaving: bool,
     stands_still: bool,
     /// A letter whose story is told.
@@ -138,6 +143,7 @@ impl Traffic {
             next_due: 0,
             next_conn: 0,
             reign: None,
+            known: vec![BTreeMap::new(); usize::from(SHARDS)],
             is_leaving: false,
             stands_still: false,
             followed: None,
@@ -266,10 +272,40 @@ impl Traffic {
             if let Seen::Headed { shard, mark, .. } = &mut seen {
                 *mark = stamp.marks[usize::from(shard.0)];
             }
+            if let Seen::Vouched { shard, end, chain, .. } = &seen {
+                self.known[usize::from(shard.0)].insert(*end, *chain);
+            }
             self.checks.facts.stamp = Some(stamp.clone());
             self.see(around.now, &seen)?;
         }
         Ok(())
+    }
+
+    /// A reign begins with a log that ends here. The logs of both members are the same up to some
+    /// batch, by its chain: what the checks know from there on is gone, and what this log holds
+    /// instead is there, whether or not the reign before had it.
+    fn begins(&mut self, around: &mut Around<'_>, at: Place, end: Lsn) -> Result<(), String> {
+        let known = &mut self.known[usize::from(at.shard.0)];
+        known.retain(|place, _| *place <= end);
+        if let Some(held) = around.nodes[at.node].held(at.shard) {
+            let held = || held.range(..=end);
+            let same = |(place, batch): &(&Lsn, &Held)| known.get(place) == Some(&batch.chain);
+            let common = held().rev().find(same).map_or(Lsn::ZERO, |(place, _)| *place);
+            let new: Vec<(Lsn, Held)> = held()
+                .filter(|(place, _)| **place > common)
+                .map(|(place, batch)| (*place, batch.clone()))
+                .collect();
+            if !new.is_empty() {
+                known.retain(|place, _| *place <= common);
+                known.extend(new.iter().map(|(place, batch)| (*place, batch.chain)));
+                self.see(around.now, &Seen::Recovered { shard: at.shard, end: common })?;
+                for record in new.into_iter().flat_map(|(_, batch)| batch.records) {
+                    around.counts.found += 1;
+                    self.see(around.now, &Seen::Found(record))?;
+                }
+            }
+        }
+        self.see(around.now, &Seen::Recovered { shard: at.shard, end })
     }
 
     /// What both disks held once in this reign stays so: who has answered may crash before its
@@ -362,7 +398,7 @@ impl Traffic {
                     let reached = vec![Lsn::ZERO; usize::from(SHARDS)];
                     self.reign = Some(Reign { node, boot, ready, is_ready: false, reached });
                 }
-                self.see(around.now, &Seen::Recovered { shard: at.shard, end })?;
+                self.begins(around, at, end)?;
             }
             Told::Ready => {
                 if let Some(reign) = &mut self.reign {

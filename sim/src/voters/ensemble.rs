@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!   ask ──▶ question ──▶ Voter ──▶ letters ──▶ other voters      each directed link by itself
+//!                        │   │└──▶ what is passed on, and the answers back
 //!                        │   └───▶ writes ──▶ its file: lost, torn or there at a crash
 //!   poll_heard ◀── reply ┘
 //!
 //!   event       letter, question, reply    what the network brings
+//!               relayed, told              a question that was passed on; the answer to it
 //!               written(life)              a disk is done; a life that is over is told nothing
 //!               wake, start                a timeout, a process
 //! ```
@@ -20,10 +22,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use replica::voter::{
-    Ask, ClientId, Disks, Question, Recovered, Replacement, Seat, Seats, Standing, Voter,
-    VoterSeed, VoterUuid, WalWrite, format,
+    Ask, ClientId, Disks, Question, Recovered, Replacement, Reply, Says, Seat, Seats, Standing,
+    Voter, VoterSeed, VoterUuid, WalWrite, format,
 };
-use replica::{Canary, Held, PairId, RequestId};
+use replica::{Canary, Held, Outcome, PairId, RequestId};
 
 use super::Counts;
 use super::network::{Network, Node};
@@ -35,6 +37,8 @@ const SECTOR: usize = 512;
 const CLIENTS_MAX: u64 = 16;
 /// The operator, among the clients: nobody waits for what it is told.
 const OPERATOR: usize = 15;
+/// Where the numbers begin by which a voter knows others that pass something on to it.
+const RELAYS_FROM: u64 = u64::MAX - 8;
 
 /// What a client hears.
 #[derive(Clone, Debug)]
@@ -52,6 +56,8 @@ enum Event {
     Letter { from: usize, to: usize, bytes: Vec<u8> },
     Question { to: usize, client: usize, life: u64, bytes: Vec<u8> },
     Reply { client: usize, life: u64, from: usize, bytes: Vec<u8> },
+    Relayed { from: usize, to: usize, bytes: Vec<u8> },
+    Told { from: usize, to: usize, bytes: Vec<u8> },
     Written { voter: usize, life: u64 },
     Wake { voter: usize, life: u64 },
     Start { voter: usize, life: u64 },
@@ -189,7 +195,7 @@ impl Ensemble {
         self.now = now;
         let (client, life) = from;
         let to = usize::from(to.0) - 1;
-        for delay in self.network.fate(now, Node::Client(client), Node::Voter(to)) {
+        if let Some(delay) = self.network.once(now, Node::Client(client), Node::Voter(to)) {
             self.push(delay, Event::Question { to, client, life, bytes: bytes.to_vec() });
         }
     }
@@ -230,6 +236,9 @@ impl Ensemble {
             told.push(leave(&mut place.file, &write, power, &mut self.rng));
         }
         let life = place.life;
+        for other in self.places.iter_mut().filter_map(|place| place.voter.as_mut()) {
+            other.handle_relay_down(seat(at));
+        }
         told.into_iter().for_each(|name| self.count(name));
         if founding {
             self.count("crashes while founding");
@@ -359,6 +368,8 @@ impl Ensemble {
             Event::Letter { to, bytes, .. } => (1, *to, bytes.len()),
             Event::Question { to, client, bytes, .. } => (2, to * 16 + client, bytes.len()),
             Event::Reply { client, from, bytes, .. } => (3, client * 16 + from, bytes.len()),
+            Event::Relayed { from, to, bytes } => (7, to * 16 + from, bytes.len()),
+            Event::Told { from, to, bytes } => (8, to * 16 + from, bytes.len()),
             Event::Written { voter, .. } => (4, *voter, 0),
             Event::Wake { voter, .. } => (5, *voter, 0),
             Event::Start { voter, .. } => (6, *voter, 0),
@@ -376,6 +387,27 @@ impl Ensemble {
 
     fn count(&mut self, name: &'static str) {
         *self.counts.entry(name).or_default() += 1;
+    }
+
+    /// Answers that came by way of a voter that does not lead.
+    fn count_relayed(&mut self, client: usize, from: usize, bytes: &[u8]) {
+        let Ok(Reply { leader: Some(leader), says, .. }) = Reply::decode(bytes) else { return };
+        let leader_at = usize::from(leader.0) - 1;
+        if leader_at == from {
+            return;
+        }
+        let name = match says {
+            Says::Outcome(Outcome::Stands(_)) => "reads relayed",
+            Says::Outcome(Outcome::Won(_)) => "swaps won, relayed",
+            Says::Outcome(Outcome::Lost(_)) => "swaps lost, relayed",
+            Says::Outcome(Outcome::Unknown | Outcome::NotDone(_)) | Says::Status(_) => return,
+        };
+        self.count(name);
+        let (client, leader) = (Node::Client(client), Node::Voter(leader_at));
+        let cut = |from, to| self.network.is_cut(self.now, from, to);
+        if cut(client, leader) || cut(leader, client) {
+            self.count("answers relayed around a cut");
+        }
     }
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
@@ -399,8 +431,25 @@ impl Ensemble {
                 }
                 self.serve(to)?;
             }
+            Event::Relayed { from, to, bytes } => {
+                if self.is_awake(to, |bytes| Event::Relayed { from, to, bytes }, &bytes) {
+                    let voter = self.places[to].voter.as_mut().expect("it is awake");
+                    let read = voter.handle_relayed(ClientId(RELAYS_FROM + from as u64), &bytes);
+                    read.map_err(|error| format!("a question that was passed on: {error}"))?;
+                }
+                self.serve(to)?;
+            }
+            Event::Told { from, to, bytes } => {
+                if self.is_awake(to, |bytes| Event::Told { from, to, bytes }, &bytes) {
+                    let voter = self.places[to].voter.as_mut().expect("it is awake");
+                    let read = voter.handle_relay_reply(seat(from), &bytes);
+                    read.map_err(|error| format!("a reply to what was passed on: {error}"))?;
+                }
+                self.serve(to)?;
+            }
             Event::Reply { client: OPERATOR, .. } => {}
             Event::Reply { client, life, from, bytes } => {
+                self.count_relayed(client, from, &bytes);
                 let from = seat(from);
                 self.heard.push_back(Heard::Reply { client, life, from, bytes });
             }
@@ -454,6 +503,7 @@ impl Ensemble {
         }
         let letters: Vec<_> = std::iter::from_fn(|| voter.poll_letter()).collect();
         let replies: Vec<_> = std::iter::from_fn(|| voter.poll_reply()).collect();
+        let relays: Vec<_> = std::iter::from_fn(|| voter.poll_relay()).collect();
         let mut writes = 0;
         while let Some(write) = voter.poll_write() {
             if matches!(write, WalWrite::Replace { .. }) && voter.status().term > 0 {
@@ -471,7 +521,20 @@ impl Ensemble {
                 self.push(delay, Event::Letter { from: at, to, bytes: bytes.clone() });
             }
         }
+        for (to, bytes) in relays {
+            let to = usize::from(to.0) - 1;
+            if let Some(delay) = self.network.once(self.now, Node::Voter(at), Node::Voter(to)) {
+                self.push(delay, Event::Relayed { from: at, to, bytes });
+            }
+        }
         for (to, bytes) in replies {
+            if let Some(to) = to.0.checked_sub(RELAYS_FROM) {
+                let to = to as usize;
+                for delay in self.network.fate(self.now, Node::Voter(at), Node::Voter(to)) {
+                    self.push(delay, Event::Told { from: at, to, bytes: bytes.clone() });
+                }
+                continue;
+            }
             let (client, life) = ((to.0 % CLIENTS_MAX) as usize, to.0 / CLIENTS_MAX);
             for delay in self.network.fate(self.now, Node::Voter(at), Node::Client(client)) {
                 self.push(delay, Event::Reply { client, life, from: at, bytes: bytes.clone() });
@@ -525,11 +588,17 @@ impl Ensemble {
             .map_err(|error| format!("voter {} can't read its log: {error}", at + 1))?;
         let start = self.rng.bits();
         let seed = VoterSeed { elections: self.seed ^ (at as u64) << 32, start };
-        place.voter = Some(match self.canary {
+        let mut voter = match self.canary {
             Some(canary) => Voter::broken(recovered, seed, canary),
             None => Voter::new(recovered, seed),
-        });
+        };
         place.woken_at = None;
+        for (of, place) in self.places.iter_mut().enumerate() {
+            let Some(other) = &mut place.voter else { continue };
+            other.handle_relay_up(seat(at));
+            voter.handle_relay_up(seat(of));
+        }
+        self.places[at].voter = Some(voter);
         self.heard.push_back(Heard::Up(seat(at)));
         self.serve(at)
     }

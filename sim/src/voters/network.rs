@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   fate(now, from, to) -> [delay, ...]     none: lost or cut; two: it comes twice
+//!   once(now, from, to) -> delay            the same for what never comes twice
 //! ```
-//! A cut of one direction leaves the other as it is, and ends when it was said to. A client's
-//! question never comes twice: it goes over a connection, and nobody sends it again. Whoever sends
-//! one again would be told "not done" of what is done later.
+//! A cut of one direction leaves the other as it is, and ends when it was said to. A question, a
+//! client's or one that a voter passes on, never comes twice: it goes over a connection, and nobody
+//! sends it again. Whoever sends one again would be told "not done" of what is done later.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -64,18 +65,33 @@ impl Network {
         self.is_bad = false;
     }
 
+    /// Whether nothing arrives now.
+    pub(super) fn is_cut(&self, now: Instant, from: Node, to: Node) -> bool {
+        self.cut_until.get(&(from, to)).is_some_and(|until| *until > now)
+    }
+
     /// When what is sent now arrives, and how often.
     pub(super) fn fate(&mut self, now: Instant, from: Node, to: Node) -> Vec<Duration> {
-        let is_cut = self.cut_until.get(&(from, to)).is_some_and(|until| *until > now);
-        if is_cut || self.is_bad && self.rng.chance(self.conditions.loss_permille) {
-            self.lost += 1;
-            return Vec::new();
-        }
-        let repeats = self.is_bad && matches!(from, Node::Voter(_));
+        let first = self.once(now, from, to);
+        let repeats = self.is_bad && matches!(from, Node::Voter(_)) && first.is_some();
         let twice = repeats && self.rng.chance(self.conditions.repeat_permille);
         self.repeated += u64::from(twice);
-        let more = self.slow.get(&(from, to)).copied().unwrap_or_default();
-        (0..1 + u8::from(twice)).map(|_| self.delay() + more).collect()
+        let again = twice.then(|| self.arrival(from, to));
+        first.into_iter().chain(again).collect()
+    }
+
+    /// When a question that is sent now arrives, if it does.
+    pub(super) fn once(&mut self, now: Instant, from: Node, to: Node) -> Option<Duration> {
+        let is_lost = self.is_bad && self.rng.chance(self.conditions.loss_permille);
+        if is_lost || self.is_cut(now, from, to) {
+            self.lost += 1;
+            return None;
+        }
+        Some(self.arrival(from, to))
+    }
+
+    fn arrival(&mut self, from: Node, to: Node) -> Duration {
+        self.delay() + self.slow.get(&(from, to)).copied().unwrap_or_default()
     }
 
     fn delay(&mut self) -> Duration {

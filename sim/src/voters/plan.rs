@@ -13,6 +13,8 @@ pub const CANARIES: &[(&str, Canary)] = &[
     ("vote-from-amnesia", Canary::VoteFromAmnesia),
     ("replace-in-place", Canary::ReplaceInPlace),
     ("read-stale", Canary::ReadStale),
+    ("relay-stale", Canary::RelayStale),
+    ("relay-unknown-denied", Canary::RelayUnknownDenied),
     ("cas-unchecked", Canary::CasUnchecked),
 ];
 

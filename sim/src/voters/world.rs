@@ -30,6 +30,8 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// What must have happened somewhere in a suite of a hundred seeds.
 pub const REQUIRED: &[&str] = &[
+    "answers relayed around a cut",
+    "clients cut from the leader",
     "clients restarted",
     "crashes while founding",
     "disks lost",
@@ -45,12 +47,15 @@ pub const REQUIRED: &[&str] = &[
     "power cuts of all",
     "power cuts of one",
     "reads",
+    "reads relayed",
     "replacements asked for",
     "strangers",
     "swaps lost",
+    "swaps lost, relayed",
     "swaps unknown",
     "swaps unknown that were carried out",
     "swaps won",
+    "swaps won, relayed",
     "voters cut off",
     "writes lost",
     "writes torn",
@@ -239,7 +244,7 @@ impl World {
         }
         let voters = self.plan.conditions.voters;
         let at = self.rng.index(voters);
-        match self.rng.below(12) {
+        match self.rng.below(14) {
             0 | 1 => {
                 self.count("kills");
                 self.ensemble.crash(self.now, at, false);
@@ -273,6 +278,7 @@ impl World {
                 let client = self.rng.index(self.askers.len());
                 self.begin_client(client);
             }
+            11 | 12 => self.cut_from_leader(),
             _ => self.ensemble.mend(),
         }
         let mean = self.plan.fault_every.as_millis() as u64;
@@ -283,6 +289,23 @@ impl World {
     fn cut_off(&mut self, at: usize) {
         self.ensemble.cut_off(at, self.now + LONG);
         let after = Duration::from_millis(self.rng.between(50, 3_000));
+        self.push(after, Event::Mend);
+    }
+
+    /// The way between a client and the voter that leads is cut, nothing else.
+    fn cut_from_leader(&mut self) {
+        let Some(leader) = self.ensemble.leader() else { return };
+        self.count("clients cut from the leader");
+        let client = self.rng.index(self.askers.len());
+        let (client, leader) = (Node::Client(client), Node::Voter(leader));
+        for (from, to) in *self.rng.pick(&[
+            &[(client, leader), (leader, client)][..],
+            &[(client, leader)],
+            &[(leader, client)],
+        ]) {
+            self.ensemble.cut(*from, *to, self.now + LONG);
+        }
+        let after = Duration::from_millis(self.rng.between(500, 4_000));
         self.push(after, Event::Mend);
     }
 
@@ -429,8 +452,8 @@ mod tests {
     #[test]
     fn every_canary_is_caught() {
         for (name, canary) in CANARIES {
-            let caught = (0..60).any(|seed| run(base(), seed, Some(*canary)).is_err());
-            assert!(caught, "{name} was not caught by sixty seeds");
+            let caught = (0..120).any(|seed| run(base(), seed, Some(*canary)).is_err());
+            assert!(caught, "{name} was not caught by 120 seeds");
         }
     }
 }
