@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -59,6 +59,24 @@ impl Remote {
         let line = line.unwrap_or_else(|error| panic!("{}: {error}", brief(&step)));
         serde_json::from_str(&line)
             .unwrap_or_else(|error| panic!("{}: {error}: the client said `{line}`", brief(&step)))
+    }
+
+    /// A step whose answer may take for ever: none once nobody wants it any more.
+    pub(crate) fn step_while(
+        &mut self,
+        step: &Value,
+        is_wanted: impl Fn() -> bool,
+    ) -> Option<Value> {
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
+        writeln!(self.input, "{step}").expect("the client listens");
+        loop {
+            match self.answers.recv_timeout(LOOK_EVERY) {
+                Ok(line) => return Some(serde_json::from_str(&line).expect("an answer is JSON")),
+                Err(RecvTimeoutError::Timeout) if is_wanted() => {}
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => panic!("{}: the client ended", brief(step)),
+            }
+        }
     }
 
     /// A step that must not end in an error.
