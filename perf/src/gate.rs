@@ -9,7 +9,9 @@
 //! ```
 //! Ratios only: an absolute time is the machine's minute. Both intervals have to agree, so that
 //! neither a wide baseline nor a wide result decides alone. Latency and CPU ratios are worse when
-//! they grow, rates when they shrink.
+//! they grow, rates when they shrink. Where one of the two is known no closer than a factor of four,
+//! as a p99 is on a disk that stands still in some blocks and not in others, nothing is said of it
+//! but that: such a median is a throw of dice, and would call the same binary worse each other time.
 //!
 //! Failure: a regression, a result that is INVALID, or nothing to compare, is a failure of the
 //! command: the text says which ratio and by how much.
@@ -46,9 +48,23 @@ pub struct Change {
     pub before: Estimate,
     /// The result's.
     pub after: Estimate,
-    /// It is worse, and both intervals agree.
-    pub is_worse: bool,
+    /// What there is to say of it.
+    pub found: Found,
 }
+
+/// What two intervals say together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Not worse, as far as the intervals tell.
+    Kept,
+    /// Worse, and both intervals agree.
+    Worse,
+    /// One interval is too wide to tell.
+    Unknown,
+}
+
+/// An interval wider than this factor says nothing.
+const KNOWN_WITHIN: f64 = 4.0;
 
 /// `laelaps perf gate`.
 ///
@@ -78,8 +94,14 @@ pub fn command(options: &Options) -> Result<(), Failure> {
         return Err("the two comparisons have no ratio in common".into());
     }
     show::print(&text(&changes))?;
-    let worse: Vec<&str> =
-        changes.iter().filter(|one| one.is_worse).map(|one| one.name.as_str()).collect();
+    if changes.iter().all(|one| one.found == Found::Unknown) {
+        return Err("nothing can be told: run more --pairs, or longer --blocks".into());
+    }
+    let worse: Vec<&str> = changes
+        .iter()
+        .filter(|one| one.found == Found::Worse)
+        .map(|one| one.name.as_str())
+        .collect();
     if worse.is_empty() { Ok(()) } else { Err(format!("worse: {}", worse.join(", ")).into()) }
 }
 
@@ -108,23 +130,29 @@ pub fn changes(baseline: &Comparison, result: &Comparison) -> Vec<Change> {
                 name: format!("{name} {percentile}"),
                 before,
                 after,
-                is_worse: is_worse(before, after),
+                found: found(before, after),
             });
         }
         // A rate that shrinks is a time that grows. At a given rate all do the same.
         if baseline.plan.rate.is_none() && result.plan.rate.is_none() {
             let rates = |ratio: &Ratio| ratio.rate.map(inverse);
             if let (Some(before), Some(after)) = (rates(before), rates(after)) {
-                let is_worse = is_worse(before, after);
-                changes.push(Change { name: format!("{name} 1/rate"), before, after, is_worse });
+                let found = found(before, after);
+                changes.push(Change { name: format!("{name} 1/rate"), before, after, found });
             }
         }
     }
     changes
 }
 
-fn is_worse(before: Estimate, after: Estimate) -> bool {
-    after.median > before.high && before.median < after.low
+fn found(before: Estimate, after: Estimate) -> Found {
+    if [before, after].iter().any(|one| one.high > KNOWN_WITHIN * one.low) {
+        Found::Unknown
+    } else if after.median > before.high && before.median < after.low {
+        Found::Worse
+    } else {
+        Found::Kept
+    }
 }
 
 fn inverse(estimate: Estimate) -> Estimate {
@@ -139,7 +167,11 @@ fn text(changes: &[Change]) -> String {
     };
     let mut text = format!("{:<26} {:>20} {:>20}\n", "ratio (5-95 %)", "baseline", "now");
     for change in changes {
-        let word = if change.is_worse { "  WORSE" } else { "" };
+        let word = match change.found {
+            Found::Kept => "",
+            Found::Worse => "  WORSE",
+            Found::Unknown => "  not known",
+        };
         let (before, after) = (show(change.before), show(change.after));
         text.push_str(&format!("{:<26} {before:>20} {after:>20}{word}\n", change.name));
     }
@@ -183,9 +215,23 @@ mod tests {
     #[test]
     fn intervals_that_hold_each_others_medians_are_no_regression() {
         let estimate = |low, median, high| Estimate { median, low, high };
-        assert!(!is_worse(estimate(1.0, 1.2, 1.6), estimate(1.3, 1.5, 1.7)), "a wide baseline");
-        assert!(!is_worse(estimate(1.1, 1.2, 1.3), estimate(1.1, 1.5, 1.9)), "a wide result");
-        assert!(is_worse(estimate(1.1, 1.2, 1.3), estimate(1.25, 1.4, 1.6)));
+        let wide = found(estimate(1.0, 1.2, 1.6), estimate(1.3, 1.5, 1.7));
+        assert_eq!(wide, Found::Kept, "a wide baseline");
+        let wide = found(estimate(1.1, 1.2, 1.3), estimate(1.1, 1.5, 1.9));
+        assert_eq!(wide, Found::Kept, "a wide result");
+        assert_eq!(found(estimate(1.1, 1.2, 1.3), estimate(1.25, 1.4, 1.6)), Found::Worse);
+    }
+
+    #[test]
+    fn an_interval_of_more_than_four_times_says_nothing_and_is_shown() {
+        let estimate = |low, median, high| Estimate { median, low, high };
+        let (before, after) = (estimate(0.1, 0.3, 0.3), estimate(3.0, 6.0, 8.0));
+        assert_eq!(found(before, after), Found::Worse, "known well enough");
+        let after = estimate(3.0, 6.0, 12.5);
+        assert_eq!(found(before, after), Found::Unknown);
+        assert_eq!(found(after, before), Found::Unknown);
+        let change = Change { name: "p99".into(), before, after, found: Found::Unknown };
+        assert!(text(&[change]).contains("not known"));
     }
 
     #[test]

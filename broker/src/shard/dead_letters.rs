@@ -158,10 +158,12 @@ impl Shard {
         }
     }
 
-    /// When something may expire, or is to be delivered, next. Who stops lets neither happen.
+    /// When something may expire, or is to be delivered, next. Who stops still hands out what others
+    /// leave behind, so what is over expires then too; it is moved after the next start.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let unix_ms = self.state.next_due()?;
-        matches!(self.phase, Phase::Serving).then(|| self.config.clock.when(unix_ms))
+        let hands_out = matches!(self.phase, Phase::Serving | Phase::Stopping);
+        hands_out.then(|| self.config.clock.when(unix_ms))
     }
 
     /// Whether something may be sent on its way at once.

@@ -507,6 +507,35 @@ fn what_expires_together_goes_in_steps_and_nothing_of_it_is_delivered_meanwhile(
 }
 
 #[test]
+fn what_expires_while_the_broker_stops_is_not_delivered_either() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let holder = host.connect(0);
+    host.receiver(holder, "q", 1);
+    host.clients[at].amqp.send(sender, &[&mortal(100, None)], false).expect("there is credit");
+    host.settle();
+    assert_eq!(host.deliveries(holder).len(), 1);
+    // Stays for the answer that it is owed, with credit for what the other one leaves behind.
+    let other = host.receiver(at, "q", 10);
+    host.writes = Writes::Held;
+    assert!(host.send(at, sender, 10, false));
+    host.shut_down();
+    host.now += Duration::from_secs(1);
+    host.lose(holder);
+    host.event(0, broker::Event::Timer);
+    host.settle();
+    let over = host.deliveries(at).iter().filter(|(link, _, _)| *link == other).count();
+    assert_eq!(over, 0, "its time is over");
+    host.let_go();
+    host.clients[at].amqp.close(None);
+    host.settle();
+    assert_eq!(host.drained, 1);
+    host.crash();
+    assert_eq!(host.messages(), 2, "nothing is lost");
+}
+
+#[test]
 fn a_higher_priority_overtakes_and_keeps_it_through_a_restart_and_among_the_dead() {
     let mut host = Host::new(Wish::default());
     let at = host.connect(0);
