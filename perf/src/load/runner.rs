@@ -8,11 +8,14 @@
 //!          due within PAUSE_NS:    watch the clock            ┘ not by a timer
 //!
 //!   producer   due (in the heap, by intended time) ─▶ sent ─▶ due ...
-//!                  └─ no room, no credit ─▶ held up ─ answer, credit ─▶ due
+//!                  └─ no room, no credit ─▶ held up ◀─┘ no room for another
+//!                                              └─ answer, credit ─▶ due
 //!   consumer   gives credit back as messages come, or as a rate allows, a little every PACE
 //! ```
 //! Producers are served in the order of intended times, so one that was held up catches up without
-//! pushing others back.
+//! pushing others back. Whoever has no room for another message is in nobody's way until its answer
+//! comes: a timer for what can't be sent would be set between the request and the answer, where the
+//! floors' client sets none, and on a virtual machine that takes longer than the answer's way.
 //!
 //! Invariants: a schedule moves on when its message is sent or given up, never because of an
 //! answer; nothing is allocated on the way of a message but by the engine for received ones; a
@@ -322,7 +325,12 @@ impl<'a> Runner<'a> {
         if let Some(schedule) = &mut producer.schedule {
             producer.next_ns = schedule.next_ns();
         }
-        self.due.push(Reverse((producer.next_ns, at)));
+        let is_last = producer.next_ns >= window.start_ns.saturating_add(window.planned_ns)
+            || producer.left == Some(0);
+        producer.held_up = producer.in_flight == self.plan.in_flight && !is_last;
+        if !producer.held_up {
+            self.due.push(Reverse((producer.next_ns, at)));
+        }
         self.shared.sent.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
