@@ -9,9 +9,10 @@
 //! ```
 //! Ratios only: an absolute time is the machine's minute. Both intervals have to agree, so that
 //! neither a wide baseline nor a wide result decides alone. Latency and CPU ratios are worse when
-//! they grow, rates when they shrink. Where one of the two is known no closer than a factor of four,
-//! as a p99 is on a disk that stands still in some blocks and not in others, nothing is said of it
-//! but that: such a median is a throw of dice, and would call the same binary worse each other time.
+//! they grow, rates when they shrink. Where one of the two is known no closer than a factor of
+//! four, as a p99 is on a disk that stands still in some blocks and not in others, nothing is said
+//! of it but that: such a median is a throw of dice, and would call the same binary worse each
+//! other time.
 //!
 //! Failure: a regression, a result that is INVALID, or nothing to compare, is a failure of the
 //! command: the text says which ratio and by how much.

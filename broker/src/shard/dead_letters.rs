@@ -158,8 +158,8 @@ impl Shard {
         }
     }
 
-    /// When something may expire, or is to be delivered, next. Who stops still hands out what others
-    /// leave behind, so what is over expires then too; it is moved after the next start.
+    /// When something may expire, or is to be delivered, next. Who stops still hands out what
+    /// others leave behind, so what is over expires then too; it is moved after the next start.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let unix_ms = self.state.next_due()?;
         let hands_out = matches!(self.phase, Phase::Serving | Phase::Stopping);
