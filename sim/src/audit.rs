@@ -5,7 +5,10 @@
 //!                 ──▶ superblock ──▶ Seen::Headed
 //!   its answer    ──▶ the contiguous prefix of a log's writes that have ended ──▶ Mark
 //! ```
-//! Batches are submitted in the order of their log, so the prefix is a queue whose front pops.
+//! Batches are submitted in the order of their log, so the prefix is a queue whose front pops. What
+//! a log holds is kept batch by batch, each under its end with the chain there: a member of a pair
+//! may begin its reign with what the one before had lost.
+//!
 //! Invariant: nothing here is told by the broker; only recovery's end is taken from it, since what
 //! recovery vouches for is checked by the next power cut.
 
@@ -13,8 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use journal::limits::SEGMENT_HEADER_BYTES;
 use journal::{
-    BatchHeader, BatchRead, DiskOp, FileId, Level, LogId, LogSeed, Lsn, OpId, Record, RecordFlags,
-    RecordKind, SUPERBLOCK_FILE_BYTES, ShardId, ShardSuperblock,
+    BatchHeader, BatchRead, Chain, DiskOp, FileId, Level, LogId, LogSeed, Lsn, OpId, Record,
+    RecordFlags, RecordKind, SUPERBLOCK_FILE_BYTES, ShardId, ShardSuperblock,
 };
 
 use crate::check::{Mark, Seen, Written};
@@ -27,6 +30,19 @@ struct Log {
     flights: VecDeque<Flight>,
     mark: Mark,
     unfinished: BTreeMap<(u64, u64), Written>,
+    held: Held,
+}
+
+/// The batches of a log, by their ends.
+pub type Held = BTreeMap<Lsn, Batch>;
+
+/// A batch of a log.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The chain at its end.
+    pub chain: Chain,
+    /// What is whole with it.
+    pub records: Vec<Written>,
 }
 
 #[derive(Debug)]
@@ -50,6 +66,7 @@ impl Audit {
             flights: VecDeque::new(),
             mark: Mark::default(),
             unfinished: BTreeMap::new(),
+            held: Held::new(),
         };
         Self { logs: (0..shards).map(log).collect() }
     }
@@ -57,6 +74,11 @@ impl Audit {
     /// The marks of every shard.
     pub fn marks(&self) -> Vec<Mark> {
         self.logs.iter().map(|log| log.mark).collect()
+    }
+
+    /// What a log holds, as far as it was submitted.
+    pub fn held(&self, shard: ShardId) -> &Held {
+        &self.logs[usize::from(shard.0)].held
     }
 
     /// The second member's marks move.
@@ -72,17 +94,19 @@ impl Audit {
         log.flights.back().map_or(log.mark.durable, |flight| flight.end)
     }
 
-    /// The process is gone, and all that was in flight with it.
+    /// The process is gone, and all that was in flight with it. Of a message whose beginning a
+    /// member's log has it may be sent the rest.
     pub fn crashed(&mut self) {
         for log in &mut self.logs {
             log.flights.clear();
-            log.unfinished.clear();
         }
     }
 
     /// A log was recovered up to here; the second member has no more of it than that.
     pub fn recovered(&mut self, shard: ShardId, end: Lsn) {
-        let mark = &mut self.logs[usize::from(shard.0)].mark;
+        let log = &mut self.logs[usize::from(shard.0)];
+        log.held.retain(|at, _| *at <= end);
+        let mark = &mut log.mark;
         mark.durable = end;
         mark.received = mark.received.min(end);
         mark.backed_up = mark.backed_up.min(end);
@@ -137,7 +161,9 @@ impl Audit {
         let read = self.read(op, |lsn, end, record| records.push(Found::new(lsn, end, record)));
         let Some((shard, header)) = read else { return Vec::new() };
         let log = &mut self.logs[usize::from(shard.0)];
-        let mut seen = vec![Seen::Vouched { shard, vouched: header.durable }];
+        let (end, chain) = (header.end(), header.chain_after());
+        let mut seen = vec![Seen::Vouched { shard, vouched: header.durable, end, chain }];
+        let mut whole = Vec::new();
         for found in records {
             let flags = found.flags;
             let mut written = found.written(shard);
@@ -147,12 +173,13 @@ impl Audit {
                 written = Written { end: written.end, ..first };
             }
             if flags.has(RecordFlags::LAST) {
-                seen.push(Seen::Written(written));
+                whole.push(written);
             } else {
                 log.unfinished.insert(key, written);
             }
         }
-        let end = header.end();
+        log.held.insert(end, Batch { chain, records: whole.clone() });
+        seen.extend(whole.into_iter().map(Seen::Written));
         log.flights.push_back(Flight { id: op.id(), end, done: false });
         seen
     }
@@ -211,6 +238,7 @@ impl Found {
                 && record.payload.first().is_some_and(|reason| *reason > 0),
             delivery_count: record.parts.delivery_count,
             delivery_unix_ms: record.parts.delivery_unix_ms,
+            found: false,
         };
         Self { flags: record.flags, written }
     }

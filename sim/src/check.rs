@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use amqp::message::PRIORITY_DEFAULT;
 use broker::admin::QueueStat;
 use broker::clock::WallClock;
-use journal::{Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
+use journal::{Chain, Level, Lsn, Origin, QueueId, RecordKind, Sequence, ShardId};
 
 use crate::hits::Hits;
 use crate::letter::{Later, LetterId};
@@ -98,6 +98,9 @@ pub struct Written {
     pub delivery_count: Option<u32>,
     /// When its message is to be delivered.
     pub delivery_unix_ms: Option<u64>,
+    /// A reign begins with it that the one before had lost, or never had: whether it might be
+    /// written was judged when it was.
+    pub found: bool,
 }
 
 /// A queue's state as an operator is shown it.
@@ -229,6 +232,10 @@ pub enum Seen {
         shard: ShardId,
         /// What it vouches for.
         vouched: Lsn,
+        /// Where it ends.
+        end: Lsn,
+        /// The chain there.
+        chain: Chain,
     },
     /// A superblock was submitted: the log begins here from now on.
     Headed {

@@ -34,6 +34,7 @@
 
 mod counts;
 mod faults;
+mod history;
 mod host;
 mod ledger;
 mod node;

@@ -66,7 +66,7 @@ impl Creation {
                 return Err(format!("'{name}' is queue {} and {}", known.0, written.queue.0));
             }
         }
-        if written.kind != RecordKind::Message {
+        if written.kind != RecordKind::Message || written.found {
             return Ok(());
         }
         let stamp = facts.stamp.as_ref().ok_or("a write without a stamp")?;

@@ -113,16 +113,16 @@ impl Purge {
             return Ok(());
         }
         let below = self.below.get(&record.queue);
-        if below.is_none_or(|below| record.sequence >= *below) {
+        if !record.found && below.is_none_or(|below| record.sequence >= *below) {
             return Err(format!(
                 "{id:?}, message {} of {:?}, was settled by nobody; purged was what is below \
                  {below:?}",
                 record.sequence.0, record.queue
             ));
         }
-        self.count += 1;
+        self.count += u64::from(!record.found);
         let Written { queue, shard, end, .. } = *record;
-        self.taken.insert(*id, Taken { queue, shard, end, gone: None });
+        self.taken.entry(*id).or_insert(Taken { queue, shard, end, gone: None });
         Ok(())
     }
 }

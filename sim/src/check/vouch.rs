@@ -16,7 +16,7 @@ impl Check for Vouch {
     }
 
     fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
-        let Seen::Vouched { shard, vouched } = seen else { return Ok(()) };
+        let Seen::Vouched { shard, vouched, .. } = seen else { return Ok(()) };
         let stamp = facts.stamp.as_ref().ok_or("a write without a stamp")?;
         let durable = stamp.marks[usize::from(shard.0)].durable;
         if *vouched <= durable {

@@ -101,6 +101,8 @@ figures! {
     voter_disks_lost => 15,
     /// A log was cut at a rejoin.
     cuts => 6,
+    /// Records that a reign began with, and the one before had lost.
+    found => 0,
     /// Records that were exported.
     exported => 60,
     /// Reads of the log for a backup that was behind.

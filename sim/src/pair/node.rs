@@ -30,7 +30,7 @@ use super::served::{Served, Told};
 use super::shard::{Ground, Shard, mail_delay};
 use super::voters::{PAIR, Voters};
 use super::{Canary, Counts, SHARDS};
-use crate::audit::Audit;
+use crate::audit::{Audit, Held};
 use crate::check::Mark;
 use crate::disk::{Crash, Disk, Owner, Profile};
 use crate::hits::{Hit, Hits};
@@ -438,11 +438,9 @@ impl Node {
         self.told.pop_front()
     }
 
-    /// A log is read, up to here: what it vouches for is the ground for what comes.
-    pub(crate) fn recovered(&mut self, shard: ShardId, end: Lsn) {
-        if let Some(audit) = &mut self.audit {
-            audit.recovered(shard, end);
-        }
+    /// What its log holds; none where it has no disk.
+    pub(crate) fn held(&self, shard: ShardId) -> Option<&Held> {
+        Some(self.audit.as_ref()?.held(shard))
     }
 
     /// Something happens to a shard.

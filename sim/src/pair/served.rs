@@ -33,8 +33,6 @@ use crate::rng::Rng;
 /// What others have to carry or to know.
 #[derive(Debug)]
 pub(crate) enum Told {
-    /// The own log is read, up to here.
-    Stands(Lsn),
     /// A reign begins with a log that ends here.
     Reigns(Lsn),
     /// It serves.
@@ -59,7 +57,8 @@ pub(crate) struct Served {
     closed: bool,
     /// It has sent the other one away, last, since the log begins later.
     too_far_behind: bool,
-    stands: bool,
+    /// Its log is read.
+    is_read: bool,
     reigned: bool,
     failed: Option<String>,
     /// What only this member has, as far as it was handed over.
@@ -84,7 +83,7 @@ impl Served {
             in_flight: 0,
             closed: false,
             too_far_behind: false,
-            stands: false,
+            is_read: false,
             reigned: false,
             failed: None,
             export: None,
@@ -180,7 +179,7 @@ impl Served {
             shard.handle(ground.now, Event::Pair(Box::new(PairEvent::Duty(duty))));
         }
         self.shard = Some(Box::new(shard));
-        (self.stands, self.reigned) = (false, false);
+        (self.is_read, self.reigned) = (false, false);
     }
 
     pub(crate) fn handle(&mut self, now: Instant, event: Event<'_>) {
@@ -256,15 +255,22 @@ impl Served {
     }
 
     /// The next action, if it may have one: the fence is looked at before each.
-    fn poll(&mut self, ground: &Ground<'_>) -> Result<Option<Action>, String> {
+    fn poll(&mut self, ground: &mut Ground<'_>) -> Result<Option<Action>, String> {
         let Some(shard) = self.shard.as_mut().filter(|_| self.failed.is_none()) else {
             return Ok(None);
         };
         let action = if may_poll(shard, ground) { shard.poll(ground.now) } else { None };
         let report = shard.pair_report().ok_or("a member's shard reports")?;
-        if !self.stands && report.stage == Stage::Standing {
-            self.stands = true;
-            self.told.push_back(Told::Stands(report.log.end));
+        let is_read = match report.stage {
+            Stage::Standing | Stage::Following(_) | Stage::Live(_) => true,
+            Stage::Recovering | Stage::Failed => false,
+        };
+        if !self.is_read && is_read {
+            self.is_read = true;
+            // What it vouches for is the ground for what comes.
+            if let Some(audit) = &mut ground.audit {
+                audit.recovered(self.config.shard, report.log.end);
+            }
         }
         if !self.reigned && shard.reigns() {
             self.reigned = true;

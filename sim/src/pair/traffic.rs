@@ -3,7 +3,7 @@
 //! ```text
 //!   client ── bytes, cut anywhere ──▶ shard of the member that serves ── Seen ──▶ checks
 //!          ◀── bytes, stamped ───────
-//!   a reign begins: Crash (who served before), Recovered (each log, as it is now), then Ready
+//!   a reign begins: Crash (who served before), each log as it is now (`history`), then Ready
 //! ```
 //! The stamp is what the disks hold, not what anybody says: this member's, and the other one's
 //! while the voters hold both in sync. All queues are at `replicated-sync`.
@@ -20,6 +20,7 @@ use broker::clock::WallClock;
 use broker::{Action, ConnId, Event, Mail, Moving, ShardConfig};
 use journal::{Level, Lsn, ShardId};
 
+use super::history::History;
 use super::node::{Node, SEGMENT_BYTES};
 use super::served::Told;
 use super::shard::WRITE_BOUND;
@@ -88,6 +89,7 @@ pub(crate) struct Traffic {
     next_due: u64,
     next_conn: u64,
     reign: Option<Reign>,
+    history: History,
     is_leaving: bool,
     stands_still: bool,
     /// A letter whose story is told.
@@ -138,6 +140,7 @@ impl Traffic {
             next_due: 0,
             next_conn: 0,
             reign: None,
+            history: History::default(),
             is_leaving: false,
             stands_still: false,
             followed: None,
@@ -266,6 +269,7 @@ impl Traffic {
             if let Seen::Headed { shard, mark, .. } = &mut seen {
                 *mark = stamp.marks[usize::from(shard.0)];
             }
+            self.history.goes_on(&seen);
             self.checks.facts.stamp = Some(stamp.clone());
             self.see(around.now, &seen)?;
         }
@@ -348,7 +352,6 @@ impl Traffic {
 
     fn told(&mut self, around: &mut Around<'_>, at: Place, told: Told) -> Result<(), String> {
         match told {
-            Told::Stands(end) => around.nodes[at.node].recovered(at.shard, end),
             Told::Reigns(end) => {
                 let is_known =
                     self.reign.as_ref().is_some_and(|r| (r.node, r.boot) == (at.node, at.boot));
@@ -362,7 +365,11 @@ impl Traffic {
                     let reached = vec![Lsn::ZERO; usize::from(SHARDS)];
                     self.reign = Some(Reign { node, boot, ready, is_ready: false, reached });
                 }
-                self.see(around.now, &Seen::Recovered { shard: at.shard, end })?;
+                let held = around.nodes[at.node].held(at.shard).ok_or("a log without a disk")?;
+                for seen in self.history.begins(at.shard, held, end) {
+                    around.counts.found += u64::from(matches!(seen, Seen::Written(_)));
+                    self.see(around.now, &seen)?;
+                }
             }
             Told::Ready => {
                 if let Some(reign) = &mut self.reign {
