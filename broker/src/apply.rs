@@ -660,7 +660,10 @@ impl State {
         self.catalogue.skip_to(QueueId(id.0 + 1));
         self.creating.insert(id, queue);
         self.witnessed(lsn, Fact::Queue(id));
-        self.witnessed(lsn, Fact::NextQueueId);
+        // The copy of an older queue's record does not tell it.
+        if self.catalogue.next_id() == QueueId(id.0 + 1) {
+            self.witnessed(lsn, Fact::NextQueueId);
+        }
         Effect::Created(id)
     }
 
@@ -1042,6 +1045,28 @@ mod tests {
         next.sequence = Sequence(0);
         replay(&mut state, 2020, &next);
         assert_eq!(state.queue(QueueId(1)).unwrap().next_sequence(), Sequence(1));
+    }
+
+    #[test]
+    fn the_copy_of_an_older_queues_record_does_not_tell_the_next_id() {
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        let mut create = |lsn, id: u64| {
+            let queue = QueueRecord {
+                id: QueueId(id),
+                home: journal::ShardId(0),
+                level: journal::Level::Sync,
+                name: format!("q{id}"),
+                temporary: None,
+            };
+            let effect = state.apply_create(Lsn(lsn), queue);
+            state.commit(effect);
+            state.facts_up_to(0, 9)
+        };
+        create(10, 1);
+        let [first, second] = [1, 2].map(|id| Fact::Queue(QueueId(id)));
+        assert_eq!(create(20, 2), [Fact::NextQueueId, first, second]);
+        assert_eq!(create(2010, 1), [Fact::NextQueueId, second], "recycled, id 2 was given again");
+        assert_eq!(create(2020, 3), [second], "the newest one tells it");
     }
 
     #[test]
