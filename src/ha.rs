@@ -179,6 +179,7 @@ impl Ha {
         let identity = Identity::new(&self.pair.name, cluster, node.log_id, node.geometry);
         PairLink {
             follows: Follows { identity, member: node.journal_uuid, boot: self.boot },
+            catch_up_rate: self.pair.catch_up_rate,
             gate: std::sync::Arc::clone(&self.gate),
             news: self.from_cores.clone(),
         }

@@ -37,6 +37,7 @@ mod config;
 mod dev;
 mod driver;
 mod fatal;
+mod greetings;
 mod ha;
 mod journal_cli;
 mod log;

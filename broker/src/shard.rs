@@ -284,6 +284,14 @@ impl Shard {
         }
     }
 
+    /// How fast this shard's log is read back for a backup that has to catch up, bytes a second, in
+    /// reigns that begin from now on; without it as fast as it goes. No shard of a pair: nothing.
+    pub fn pace_catch_up(&mut self, bytes_a_second: u64) {
+        if let Some(member) = &mut self.member {
+            member.pace_catch_up(bytes_a_second);
+        }
+    }
+
     /// Which shard this is.
     pub fn id(&self) -> ShardId {
         self.config.shard

@@ -8,11 +8,10 @@
 //!            the baseline's median is below the result's low
 //! ```
 //! Ratios only: an absolute time is the machine's minute. Both intervals have to agree, so that
-//! neither a wide baseline nor a wide result decides alone. Latency and CPU ratios are worse when
-//! they grow, rates when they shrink. Where one of the two is known no closer than a factor of
-//! four, as a p99 is on a disk that stands still in some blocks and not in others, nothing is said
-//! of it but that: such a median is a throw of dice, and would call the same binary worse each
-//! other time.
+//! neither a wide baseline nor a wide result decides alone. Latencies are worse when they grow,
+//! rates when they shrink. Where one of the two is known no closer than a factor of four, as a p99
+//! is on a disk that stands still in some blocks and not in others, nothing is said of it but that:
+//! such a median is a throw of dice, and would call the same binary worse each other time.
 //!
 //! Failure: a regression, a result that is INVALID, or nothing to compare, is a failure of the
 //! command: the text says which ratio and by how much.
@@ -85,10 +84,15 @@ pub fn command(options: &Options) -> Result<(), Failure> {
         || baseline.plan.in_flight != result.plan.in_flight
         || baseline.plan.threads != result.plan.threads
         || baseline.plan.saturation.is_some() != result.plan.saturation.is_some()
+        || baseline.plan.rate.is_some() != result.plan.rate.is_some()
+        || baseline.plan.arrivals != result.plan.arrivals
     {
         return Err("the two comparisons measured different loads: same --size, --producers, \
-                    --in-flight, --threads and --half, please"
+                    --in-flight, --threads, --half, --closed and --arrivals, please"
             .into());
+    }
+    if let Some(name) = baseline.ratios.keys().find(|name| !result.ratios.contains_key(*name)) {
+        return Err(format!("the result has no {name}: compare the same things, please").into());
     }
     let changes = changes(&baseline, &result);
     if changes.is_empty() {
@@ -252,6 +256,11 @@ mod tests {
         let other = written(root.path(), "other.json", &other);
         let options = Options { against: one, result: other, allow_invalid: true };
         assert!(command(&options).expect_err("other").to_string().contains("different loads"));
+        let mut lacking = comparison(150, None);
+        lacking.ratios.clear();
+        let lacking = written(root.path(), "lacking.json", &lacking);
+        let options = Options { result: lacking, ..options };
+        assert!(command(&options).expect_err("lacking").to_string().contains("sync/floor"));
         let text = root.path().join("text");
         std::fs::write(&text, "{}").expect("written");
         let error = read(&text).expect_err("no comparison").to_string();

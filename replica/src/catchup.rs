@@ -74,10 +74,11 @@ pub(crate) fn meet(epochs: &EpochTable, end: Lsn, hello: &Hello, canaries: Canar
 /// What a producer or consumer may have been told of a record that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Told {
-    /// Its level waits for the backup, which never had it: nobody was told.
+    /// Its level waits for the backup's disk, which never had it: nobody was told.
     Unacknowledged,
-    /// Its level does not wait for the backup, or the backup was not in the set: it may be known to
-    /// somebody as accepted or settled.
+    /// Its level does not wait for the backup's disk, or the backup was not in the set: it may be
+    /// known to somebody as accepted or settled. At `replicated` the backup's memory is enough, and
+    /// what was there alone is gone with its process.
     MayBeAcknowledged,
 }
 
@@ -86,9 +87,10 @@ impl Told {
     #[must_use]
     pub fn of(level: Level, backup_in_sync: bool) -> Self {
         match level {
-            Level::Async | Level::Sync => Self::MayBeAcknowledged,
-            Level::Replicated | Level::ReplicatedSync if backup_in_sync => Self::Unacknowledged,
-            Level::Replicated | Level::ReplicatedSync => Self::MayBeAcknowledged,
+            Level::ReplicatedSync if backup_in_sync => Self::Unacknowledged,
+            Level::Async | Level::Sync | Level::Replicated | Level::ReplicatedSync => {
+                Self::MayBeAcknowledged
+            }
         }
     }
 }
@@ -345,9 +347,11 @@ mod tests {
     }
 
     #[test]
-    fn only_what_waited_for_an_absent_backup_is_surely_unknown() {
+    fn only_what_waited_for_the_backups_disk_is_surely_unknown() {
         assert_eq!(Told::of(Level::ReplicatedSync, true), Told::Unacknowledged);
-        assert_eq!(Told::of(Level::Replicated, true), Told::Unacknowledged);
+        assert_eq!(Told::of(Level::ReplicatedSync, false), Told::MayBeAcknowledged);
+        // Both processes may have died, and the backup's memory with them.
+        assert_eq!(Told::of(Level::Replicated, true), Told::MayBeAcknowledged);
         assert_eq!(Told::of(Level::Replicated, false), Told::MayBeAcknowledged);
         assert_eq!(Told::of(Level::Sync, true), Told::MayBeAcknowledged);
         assert_eq!(Told::of(Level::Async, true), Told::MayBeAcknowledged);

@@ -34,6 +34,7 @@ mod lease;
 pub mod limits;
 pub mod live;
 pub mod member;
+mod pace;
 mod record;
 mod register;
 pub mod voter;

@@ -121,6 +121,12 @@ pub const SEND_AHEAD_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Batches sent to a backup and not durable there.
 pub const SEND_AHEAD_BATCHES_MAX: usize = 256;
 
+/// Slowest catch-up that can be asked for, bytes a second of one shard.
+pub const CATCH_UP_RATE_MIN: u64 = 64 * 1024;
+
+/// What a catch-up may send at once after it has waited is what its rate allows in this time.
+pub const CATCH_UP_BURST: Duration = Duration::from_millis(20);
+
 /// Bytes of batches that a live keeps in memory for its backup; older ones are read back.
 pub const WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -144,8 +150,10 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// reads its own log again, and comes back.
 pub const HOLD_AFTER: Duration = Duration::from_secs(10);
 
-/// Bytes that a backup may be behind on a shard when it is to come into the in-sync set.
-pub const NEAR_BYTES: u64 = 256 * 1024;
+/// Bytes that a backup may be behind on a shard when it is to come into the in-sync set: more than
+/// a busy live has under way, or no backup would be near while producers are at full speed; less
+/// than what holds them back, or they would feel it at once.
+pub const NEAR_BYTES: u64 = LAG_WITHHOLD_BYTES / 2;
 
 // ---- A member ----------------------------------------------------------------------------------
 
@@ -159,7 +167,9 @@ pub const WRITE_AGE_MAX: Duration = Duration::from_secs(2);
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 const _: () = {
-    assert!(NEAR_BYTES < LAG_WITHHOLD_BYTES);
+    let under_way =
+        (journal::limits::WRITES_IN_FLIGHT_MAX * journal::limits::BATCH_BYTES_MAX) as u64;
+    assert!(under_way <= NEAR_BYTES && NEAR_BYTES < LAG_WITHHOLD_BYTES);
     assert!(journal::limits::BATCH_BYTES_MAX + 16 <= STREAM_BODY_BYTES_MAX);
     assert!(SEND_AHEAD_BYTES_MAX * 2 <= journal::limits::BACKLOG_BYTES_MAX);
     assert!(LAG_WITHHOLD_BYTES <= journal::limits::BACKLOG_BYTES_MAX);

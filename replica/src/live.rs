@@ -11,7 +11,7 @@
 //!                 └▶ replacing ─ Install ─▶ replaced: it begins at our head, and says Hello again
 //! ```
 //! One cursor serves catch-up and steady state alike: what the window has left is sent from it,
-//! what it has dropped is read back.
+//! what it has dropped is read back, no faster than `pace.rs` allows.
 //!
 //! Invariants: marks belong to a session and begin at nothing (R9); an answer beyond what was sent,
 //! or behind what was answered, ends the session. While the backup is required (it is in the
@@ -37,6 +37,7 @@ use crate::limits::{
     ACK_PATIENCE, BEAT_EVERY, HOLD_AFTER, LAG_PATIENCE, LAG_WITHHOLD_BYTES, SEND_AHEAD_BATCHES_MAX,
     SEND_AHEAD_BYTES_MAX, SILENCE_MAX, WINDOW_BYTES_MAX,
 };
+use crate::pace::Pace;
 use crate::record::Mark;
 use crate::wire::{Frame, Hello, Identity, Install, Marks, Reason, Welcome};
 
@@ -167,6 +168,7 @@ pub struct Live {
     watermark: Mark,
     frames: VecDeque<Frame>,
     events: VecDeque<LiveEvent>,
+    pace: Option<Pace>,
     canaries: Canaries,
 }
 
@@ -196,6 +198,7 @@ impl Live {
             watermark,
             frames: VecDeque::new(),
             events: VecDeque::new(),
+            pace: None,
             canaries: Canaries::default(),
         };
         live.note_progress(now);
@@ -208,6 +211,13 @@ impl Live {
         self.canaries.broken = Some(canary);
     }
 
+    /// What is read back for a backup that has to catch up is sent at so many bytes a second, at
+    /// least [`CATCH_UP_RATE_MIN`](crate::limits::CATCH_UP_RATE_MIN), and at twice what is appended
+    /// meanwhile beside that; without this, as fast as it goes.
+    pub fn pace_catch_up(&mut self, now: Instant, bytes_a_second: u64) {
+        self.pace = Some(Pace::new(now, bytes_a_second));
+    }
+
     /// Takes a batch whose write has begun here.
     ///
     /// # Panics
@@ -215,6 +225,9 @@ impl Live {
     pub fn handle_sealed(&mut self, now: Instant, batch: SealedBatch) {
         assert_eq!(batch.chain_before(), self.at.chain, "batches come in the order of the log");
         (self.at.end, self.at.chain) = (batch.end(), batch.chain_after());
+        if let Some(pace) = &mut self.pace {
+            pace.appended(batch.bytes().len() as u64);
+        }
         self.window_bytes += batch.bytes().len() as u64;
         self.window.push_back(batch);
         self.trim();
@@ -413,6 +426,9 @@ impl Live {
 
     /// Takes the time.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(pace) = &mut self.pace {
+            pace.refill(now);
+        }
         if self.stalled_since.is_some_and(|since| since + ACK_PATIENCE <= now) {
             self.stalled_since = Some(now);
             self.is_stalled = true;
@@ -445,7 +461,9 @@ impl Live {
         let silence = self.peer.as_ref().map(|peer| peer.heard + SILENCE_MAX);
         let beat = self.peer.as_ref().map(|peer| peer.beat_due);
         let lingering = self.lingering.map(|(_, until)| until);
-        [stalled, self.late_at, silence, beat, lingering].into_iter().flatten().min()
+        let reading = self.peer.as_ref().filter(|peer| peer.reader.is_some());
+        let paced = reading.and(self.pace.as_ref()).and_then(Pace::due);
+        [stalled, self.late_at, silence, beat, lingering, paced].into_iter().flatten().min()
     }
 
     /// The connection that is in use.
@@ -648,9 +666,14 @@ impl Live {
             return Some(batch.clone());
         }
         if let Some(reader) = &mut peer.reader {
-            let batch = reader.poll_batch();
-            if batch.is_some() {
-                return batch;
+            if self.pace.as_mut().is_some_and(|pace| !pace.may_send()) {
+                return None;
+            }
+            if let Some(batch) = reader.poll_batch() {
+                if let Some(pace) = &mut self.pace {
+                    pace.sent(batch.bytes().len() as u64);
+                }
+                return Some(batch);
             }
             if let Some(failed) = reader.failed() {
                 peer.reader = None;

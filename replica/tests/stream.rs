@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps nothing")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal::{
     Config, DiskDone, DiskOp, Epoch, FileId, FollowerRecovery, Format, Geometry, Journal,
@@ -402,6 +402,32 @@ fn what_the_window_has_dropped_is_read_back() {
 }
 
 /// Away while the other one's log moved on by several laps, or empty: nothing leads from there.
+#[test]
+fn what_is_read_back_comes_at_the_rate_that_was_asked_for() {
+    const RATE: u64 = 4 * 1024 * 1024;
+    let mut pair = Pair::new(false);
+    pair.disconnect();
+    pair.append(2 * WINDOW_BYTES_MAX);
+    pair.run(true);
+    pair.live.pace_catch_up(pair.now, RATE);
+    let (began, from) = (pair.now, pair.backup.follower().durable());
+    let near = Lsn(pair.live.end().0 - WINDOW_BYTES_MAX);
+    pair.connect();
+    while pair.backup.follower().durable() < near {
+        let due = pair.live.poll_timeout().expect("it goes on");
+        assert!(due > pair.now && due < began + Duration::from_secs(60), "it waits for time");
+        pair.now = due;
+        pair.live.handle_timeout(pair.now);
+        pair.backup.handle_timeout(pair.now);
+        pair.run(true);
+    }
+    let took = (pair.now - began).as_secs_f64();
+    let rate = near.since(from) as f64 / took;
+    assert!(rate < 1.1 * RATE as f64 && rate > 0.8 * RATE as f64, "{rate} bytes a second");
+    pair.run(true);
+    assert_eq!(pair.backup.follower().durable(), pair.live.end(), "the window is sent at once");
+}
+
 #[test]
 fn a_member_that_nothing_leads_on_from_begins_at_the_lives_head() {
     let mut pair = Pair::new(false);

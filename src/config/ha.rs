@@ -16,6 +16,7 @@
 #[cfg(test)]
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use replica::{LeaseTerms, NodeId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::value::Bytes;
 use crate::mutual::Files;
 
 /// The table, as it is written.
@@ -44,6 +46,8 @@ pub(crate) struct Table {
     lease_ms: u64,
     #[serde(default = "min_in_sync_default")]
     min_in_sync: u8,
+    #[serde(default = "catch_up_rate_default")]
+    catch_up_rate: String,
     #[serde(default)]
     advertise: Option<String>,
     #[serde(default)]
@@ -86,11 +90,16 @@ pub(crate) struct Pair {
     pub(crate) terms: LeaseTerms,
     /// Members in sync without which nothing is acknowledged.
     pub(crate) in_sync_min: usize,
+    /// How fast a live reads its log back for a backup, bytes a second.
+    pub(crate) catch_up_rate: u64,
     /// Where the other member sends clients when this one is live.
     pub(crate) advertise: Option<String>,
     /// Without, everything is on loopback.
     pub(crate) tls: Option<Files>,
 }
+
+/// Rates at which a log may be read back for a backup, a second.
+const CATCH_UP_RATES: RangeInclusive<Bytes> = Bytes(1 << 20)..=Bytes(1 << 40);
 
 /// Why a table will not do.
 pub(crate) enum Fault {
@@ -106,6 +115,10 @@ const fn lease_ms_default() -> u64 {
 
 const fn min_in_sync_default() -> u8 {
     1
+}
+
+fn catch_up_rate_default() -> String {
+    "40 MiB".to_owned()
 }
 
 /// How a member is called in the configuration and in what is shown.
@@ -132,6 +145,14 @@ impl Table {
         if !(1..=2).contains(&self.min_in_sync) {
             return invalid(format!("min-in-sync is {}, but must be 1 or 2", self.min_in_sync));
         }
+        let catch_up_rate = match self.catch_up_rate.parse::<Bytes>() {
+            Ok(rate) if CATCH_UP_RATES.contains(&rate) => rate.0,
+            Ok(rate) => {
+                let (least, most) = (CATCH_UP_RATES.start(), CATCH_UP_RATES.end());
+                return invalid(format!("catch-up-rate is {rate}, but must be {least} to {most}"));
+            }
+            Err(error) => return invalid(format!("catch-up-rate: {error}")),
+        };
         let mut addresses = self.voters.clone();
         addresses.extend([self.replication, self.peer]);
         for (at, address) in addresses.iter().enumerate() {
@@ -166,6 +187,7 @@ impl Table {
             seats,
             terms,
             in_sync_min: self.min_in_sync.into(),
+            catch_up_rate,
             advertise: self.advertise.clone(),
             tls,
         })
@@ -173,7 +195,7 @@ impl Table {
 }
 
 /// Each key, what it is, and its default.
-const KEYS: [(&str, &str, &str); 13] = [
+const KEYS: [(&str, &str, &str); 14] = [
     ("pair", "", "Name of the pair, the same on both members"),
     ("node", "", "Which member this is: `a` or `b`"),
     ("replication", "", "Where the other member connects, IP address and port"),
@@ -182,6 +204,11 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("cluster", "\"\"", "Tells installations with pairs of one name apart"),
     ("lease-ms", "2000", "How long a live may serve on one word of the voters: 500 to 60000"),
     ("min-in-sync", "1", "With 2, a live without its backup answers nothing at replicated levels"),
+    (
+        "catch-up-rate",
+        "40 MiB",
+        "Bytes a second that a live reads back for a backup: 1 MiB to 1 TiB",
+    ),
     ("advertise", "none", "Where clients reach this member, `host:port` or `amqps://host:port`"),
     ("site", "none", "Where this member stands, for people"),
     ("tls-cert", "none", "PEM file of this member's certificate, which names its addresses"),
@@ -211,8 +238,8 @@ pub(super) fn schema() -> Value {
         let kind = match key {
             "voters" => "array",
             "lease-ms" | "min-in-sync" => "integer",
-            "pair" | "node" | "replication" | "peer" | "cluster" | "advertise" | "site"
-            | "tls-cert" | "tls-key" | "tls-ca" => "string",
+            "pair" | "node" | "replication" | "peer" | "cluster" | "catch-up-rate"
+            | "advertise" | "site" | "tls-cert" | "tls-key" | "tls-ca" => "string",
             other => unreachable!("{other} has no type"),
         };
         properties.insert(key.to_owned(), json!({ "description": what, "type": kind }));
@@ -251,6 +278,7 @@ mod tests {
         let pair = check(GOOD).unwrap_or_else(|_| panic!("taken"));
         assert_eq!((pair.node, pair.seats.count(), pair.in_sync_min), (NodeId(1), 3, 1));
         assert_eq!(pair.terms.length(), Duration::from_secs(2));
+        assert_eq!(pair.catch_up_rate, 40 * 1024 * 1024);
     }
 
     #[test]
@@ -258,6 +286,10 @@ mod tests {
         assert!(why(&GOOD.replace(", \"127.0.0.1:5\"", "")).contains("2 voters"));
         assert!(why(&GOOD.replace("127.0.0.1:5", "127.0.0.1:1")).contains("twice"));
         assert!(why(&format!("{GOOD}lease-ms = 100\n")).contains("lease-ms"));
+        for rate in ["1 KiB", "2048 GiB", "fast"] {
+            let why = why(&format!("{GOOD}catch-up-rate = \"{rate}\"\n"));
+            assert!(why.contains("ha.catch-up-rate"), "{why}");
+        }
         assert!(why(&format!("{GOOD}min-in-sync = 3\n")).contains("min-in-sync"));
         assert!(why(&format!("{GOOD}tls-ca = \"x\"\n")).contains("go together"));
         assert!(why(&format!("{GOOD}advertise = \"here\"\n")).contains("host:port"));

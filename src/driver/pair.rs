@@ -48,6 +48,8 @@ pub(crate) enum FromCore {
 pub(crate) struct PairLink {
     /// Who this is.
     pub(crate) follows: Follows,
+    /// How fast all shards together are read back for a backup, bytes a second.
+    pub(crate) catch_up_rate: u64,
     /// Until when it may serve.
     pub(crate) gate: Arc<Gate>,
     /// To the control thread.
@@ -91,7 +93,10 @@ impl PairPort {
         let config = self.configs[index].clone();
         let slots = self.files.slots(config.shard)?;
         let recovery = Recovery::of_member(&self.node, config.shard, &slots, self.journal.clone());
-        Ok(Shard::member(config, recovery, self.link.follows.clone()))
+        let shards = u64::from(config.shards);
+        let mut shard = Shard::member(config, recovery, self.link.follows.clone());
+        shard.pace_catch_up(self.link.catch_up_rate / shards);
+        Ok(shard)
     }
 
     /// Whether a shard may be polled.

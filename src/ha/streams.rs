@@ -8,15 +8,11 @@
 //! ```
 //! Invariants: who connects without a certificate that names the peer's address is not heard. A
 //! task stays as long as its stream, to dial again or to end it. One connection for cards is in
-//! use: the newer one. Who connects and says nothing keeps nobody out: where there are too many,
-//! the oldest of those that have said nothing makes room, of the same address first, and the peer's
-//! own address has room of its own. (The peer may come from another address than the one that it is
-//! dialled at, so nobody is refused for his.)
+//! use: the newer one. Who connects and says nothing keeps nobody out (`greetings.rs`).
 //!
 //! Failure: bytes that don't decode end their connection; a dial that fails is tried again.
 
-use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,16 +29,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::driver::{self, Linked};
+use crate::greetings::Greetings;
 use crate::mutual::{self, Mutual, Parts, Stream};
 use crate::node::{Inbox, Input, core_of};
 
-/// Connections from the address of the peer that have not said yet what they are for. Where there
-/// are more shards, those that lost their place dial again.
-const PEER_GREETINGS_MAX: usize = 128;
-/// The same from any one other address: the peer may be behind one that is not its own.
-const ADDRESS_GREETINGS_MAX: usize = 16;
-/// The same from all others together.
-const OTHER_GREETINGS_MAX: usize = 64;
 /// Connections that were refused are logged one by one up to here.
 const COMPLAINTS_PER_SECOND: u32 = 5;
 /// Cards that wait.
@@ -153,7 +143,7 @@ impl Streams {
     }
 
     async fn accept(self, listener: TcpListener) {
-        let mut greetings = Greetings::new(self.0.peer.ip());
+        let mut greetings = Greetings::new([self.0.peer.ip()]);
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -290,40 +280,6 @@ impl Streams {
     }
 }
 
-/// Connections whose handshake or first frame is awaited, oldest first.
-struct Greetings {
-    peer: IpAddr,
-    /// From where. Dropped, it ends the connection; closed, the connection is greeted.
-    open: Vec<(IpAddr, oneshot::Sender<Infallible>)>,
-}
-
-impl Greetings {
-    fn new(peer: IpAddr) -> Self {
-        Self { peer: peer.to_canonical(), open: Vec::new() }
-    }
-
-    /// Makes room for one more: to be dropped when it is greeted, and it is to end when this does.
-    fn admit(&mut self, from: IpAddr) -> oneshot::Receiver<Infallible> {
-        let (from, peer) = (from.to_canonical(), self.peer);
-        self.open.retain(|(_, place)| !place.is_closed());
-        let count = |are: &dyn Fn(IpAddr) -> bool| {
-            self.open.iter().filter(|(other, _)| are(*other)).count()
-        };
-        let max = if from == peer { PEER_GREETINGS_MAX } else { ADDRESS_GREETINGS_MAX };
-        let is_crowd = count(&|other| other == from) >= max;
-        let are_many = count(&|other| other != peer) >= OTHER_GREETINGS_MAX;
-        let makes_room = |other: IpAddr| {
-            if is_crowd { other == from } else { from != peer && are_many && other != peer }
-        };
-        if let Some(oldest) = self.open.iter().position(|(other, _)| makes_room(*other)) {
-            self.open.remove(oldest);
-        }
-        let (place, held) = oneshot::channel();
-        self.open.push((from, place));
-        held
-    }
-}
-
 fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -372,40 +328,5 @@ impl Reading {
                 return Err("closed by the other member".to_owned());
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use oneshot::error::TryRecvError::{Closed, Empty};
-
-    use super::*;
-
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
-    }
-
-    #[test]
-    fn who_says_nothing_keeps_nobody_out() {
-        let mut greetings = Greetings::new(address(1));
-        let mut peer = greetings.admit(address(1));
-        // One address has its own in its way alone.
-        let mut beside = greetings.admit(address(2));
-        let mut crowd: Vec<_> =
-            (0..=ADDRESS_GREETINGS_MAX).map(|_| greetings.admit(address(3))).collect();
-        assert_eq!(crowd[0].try_recv(), Err(Closed));
-        assert_eq!(crowd[1].try_recv(), Err(Empty));
-        assert_eq!(beside.try_recv(), Err(Empty));
-        // Many addresses have each other in their way, but not the peer's.
-        let many: Vec<_> = (0..200).map(|at| greetings.admit(address(4 + at % 100))).collect();
-        assert_eq!(greetings.open.len(), OTHER_GREETINGS_MAX + 1);
-        assert_eq!(beside.try_recv(), Err(Closed));
-        assert_eq!(peer.try_recv(), Err(Empty));
-        // Who has been greeted takes no room.
-        drop((many, crowd));
-        let mapped = "::ffff:10.0.0.1".parse().expect("an address");
-        let again = greetings.admit(mapped);
-        assert_eq!(greetings.open.len(), 2);
-        drop((peer, again));
     }
 }

@@ -11,8 +11,9 @@
 //! sends again. A reply that a client does not take costs the client its connection.
 //!
 //! Invariants: three bounds, so that neither strangers nor clients keep a voter out: connections
-//! that have not said yet who they are, for 5 s each; clients; and one connection of each other
-//! voter, where the newer one ends the older. Each has bounded memory; the queue of inputs is
+//! that have not said yet who they are, for 5 s each, where the oldest makes room for others
+//! (`greetings.rs`); clients; and one connection of each other voter, where the newer one ends the
+//! older. Each has bounded memory; the queue of inputs is
 //! bounded, and whoever fills it waits. The kernel ends what is dead at the other end within 8 s: a
 //! silent link is no fault between two voters that follow. Bytes that don't decode end the
 //! connection they came on.
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use broker::ration::Ration;
+use replica::limits::PAIRS_MAX;
 use replica::voter::{ClientId, Frames, PREFACE_BYTES, Preface, Seat, frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,12 +34,12 @@ use super::seat_of;
 use super::settings::Settings;
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
+use crate::greetings::Greetings;
 use crate::mutual::{self, Mutual, Stream};
 
-/// Connections that have not said yet who they are; those after them wait in the kernel.
-const GREETINGS_MAX: usize = 64;
-/// Clients; those after them are refused.
-const CLIENTS_MAX: usize = 128;
+/// Clients; those after them are refused. Two brokers a pair, and room for those that watch them
+/// and for commands.
+const CLIENTS_MAX: usize = 2 * PAIRS_MAX + 64;
 /// Inputs that wait for the voter.
 const INPUTS_MAX: usize = 256;
 /// Letters that wait for one connection, and replies for one client.
@@ -172,9 +174,8 @@ fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// Takes connections, each with a number of its own.
 async fn accept(listener: TcpListener, door: Arc<Door>) {
-    let room = Arc::new(Semaphore::new(GREETINGS_MAX));
+    let mut greetings = Greetings::new(door.addresses.iter().map(SocketAddr::ip));
     for number in 0_u64.. {
-        let greeting = Arc::clone(&room).acquire_owned().await.expect("never closed");
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -183,19 +184,24 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
                 continue;
             }
         };
+        let mut place = greetings.admit(from.ip());
         let door = Arc::clone(&door);
         tokio::spawn(async move {
-            let greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, &door)).await;
-            drop(greeting);
+            let greeted = tokio::select! {
+                greeted = tokio::time::timeout(PREFACE_WITHIN, greet(stream, &door)) => {
+                    greeted.unwrap_or_else(|_| Err("no preface in time".to_owned()))
+                }
+                _ = &mut place => Err("no preface, and others wait".to_owned()),
+            };
+            drop(place);
             match greeted {
-                Ok(Ok((stream, voter))) => {
+                Ok((stream, voter)) => {
                     if let Err(why) = converse(stream, number, voter, &door).await {
                         tracing::debug!(connection = number, "ended: {why}");
                     }
                     lock(&door.writers).remove(&number);
                 }
-                Ok(Err(why)) => door.complain(from, &why),
-                Err(_) => door.complain(from, "no preface in time"),
+                Err(why) => door.complain(from, &why),
             }
         });
     }

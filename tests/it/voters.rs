@@ -403,6 +403,28 @@ fn clients_and_links_that_stay_keep_no_voter_out() {
 }
 
 #[test]
+fn who_connects_and_says_nothing_keeps_no_client_out() {
+    let voters = Voters::new("voters-silent");
+    let mut first = Asker::new(&voters.addresses, 1);
+    let began = Instant::now();
+    while !matches!(first.cas(Version::NONE, vec![1]), Outcome::Won(_)) {
+        assert!(began.elapsed() < WAIT, "{}", voters.all_said());
+    }
+    let silent: Vec<TcpStream> = voters
+        .addresses
+        .iter()
+        .flat_map(|address| (0..300).map(move |_| TcpStream::connect(address)))
+        .collect::<Result<_, _>>()
+        .expect("the kernel takes them");
+    let mut late = Asker::new(&voters.addresses, 2);
+    let began = Instant::now();
+    while !matches!(late.cas(Version::NONE, vec![2]), Outcome::Lost(_)) {
+        assert!(began.elapsed() < Duration::from_secs(3), "{}", voters.all_said());
+    }
+    drop(silent);
+}
+
+#[test]
 fn what_a_voter_must_not_serve_is_refused_with_a_status() {
     let voters = Voters::new("voters-refused");
     let run = |config: &str, data: &str| {

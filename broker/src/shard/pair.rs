@@ -85,6 +85,8 @@ pub enum PairAction {
 #[derive(Debug)]
 pub(super) struct Membership {
     follows: Follows,
+    /// How fast the log is read back for a backup, bytes a second.
+    catch_up_rate: Option<u64>,
     duty: Duty,
     throne: Option<Throne>,
     /// Why the last stream to the live ended.
@@ -93,11 +95,15 @@ pub(super) struct Membership {
 
 impl Membership {
     pub(super) fn new(follows: Follows) -> Self {
-        Self { follows, duty: Duty::Stand, throne: None, refused: None }
+        Self { follows, catch_up_rate: None, duty: Duty::Stand, throne: None, refused: None }
     }
 
     pub(super) fn follows(&self) -> &Follows {
         &self.follows
+    }
+
+    pub(super) fn pace_catch_up(&mut self, bytes_a_second: u64) {
+        self.catch_up_rate = Some(bytes_a_second);
     }
 
     /// The reign that was ordered, if it is the one that is here.
@@ -532,6 +538,9 @@ impl Shard {
         let at = Reigning { identity, shard: self.config.shard, epochs, end, chain };
         let mut live = Live::new(now, at, required.map(|required| required.member));
         live.set_durable(end);
+        if let Some(rate) = member.catch_up_rate {
+            live.pace_catch_up(now, rate);
+        }
         let throne = Throne {
             epoch,
             obeyed: required.map(|required| (required.round, live.committed())),
