@@ -215,7 +215,7 @@ fn member_config(begin: &Beginning<'_>) -> Result<MemberConfig, Failure> {
         },
         journal,
         boot: random()?,
-        settings: fingerprint_of_settings(config, &config.address_settings()?),
+        settings: fingerprint_of_settings(config, pair, &config.address_settings()?),
         terms: pair.terms,
         is_sole: true,
         in_sync_min: pair.in_sync_min,
@@ -243,10 +243,13 @@ fn digest_of(parts: &[&str]) -> [u8; 16] {
     *sha256(parts).first_chunk().expect("half of 32 bytes")
 }
 
-/// Of the settings that both members must share: a producer must find the same on either.
-fn fingerprint_of_settings(config: &Config, settings: &Settings) -> [u8; 32] {
+/// Of the settings that both members must share: a producer must find the same on either,
+/// and a failover must take as long.
+fn fingerprint_of_settings(config: &Config, pair: &Pair, settings: &Settings) -> [u8; 32] {
     let durability = config.durability.to_string();
-    sha256(&[&durability, &config.max_message_size.to_string(), &format!("{settings:?}")])
+    let lease_ms = pair.terms.length().as_millis().to_string();
+    let size = config.max_message_size.to_string();
+    sha256(&[&durability, &size, &lease_ms, &format!("{settings:?}")])
 }
 
 /// SHA-256 of this member's certificate; zeros without one.

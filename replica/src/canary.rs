@@ -31,6 +31,8 @@ pub enum Canary {
     LeaseFromAnswer,
     /// R3: a challenger does not wait for the live's lease.
     ChallengeAtOnce,
+    /// R3: a challenger waits for a lease of its own length, whatever the live's is.
+    OwnLeaseOnly,
     /// R5, R6: a swap whose outcome is unknown counts as failed.
     UnknownMeansFailed,
     /// R7: a member that is to be left out is not waited for, before the voters have recorded it.

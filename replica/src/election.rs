@@ -16,7 +16,8 @@
 //! are questions to the voters and [`Turn`]s for the host. Nothing here looks at a log or a link.
 //!
 //! Rules, each with its place below: R1 the role changes only by a swap that was won or is read;
-//! R2 a lease begins when its swap was sent; R3 a challenger waits from the end of its read; R4 an
+//! R2 a lease begins when its swap was sent; R3 a challenger waits from the end of its read, for the lease that the
+//! record says; R4 an
 //! answer belongs to the open question; R5 an unknown swap is resolved by a greater version alone;
 //! R6 the in-sync set is taken as large as it may be; R7 what is acknowledged is durable on all of
 //! it, before the fence; R8 a member is waited for before it is named; R9 what is known of a member
@@ -315,7 +316,15 @@ impl Election {
     /// R3: from when on nobody can serve on the strength of what is known.
     #[must_use]
     pub fn lapsed_from(&self) -> Option<Instant> {
-        self.known.as_ref().map(|known| self.config.terms.challenge_from(known.since))
+        self.known.as_ref().map(|known| self.lapses(known))
+    }
+
+    /// R3: the live serves by the lease that its record says, which may be longer than this one's.
+    fn lapses(&self, known: &Known) -> Instant {
+        let own = self.config.terms;
+        let lease = known.record.as_ref().and_then(|record| record.lease);
+        let lease = lease.filter(|_| !self.canaries.has(Canary::OwnLeaseOnly));
+        lease.map_or(own, |lease| lease.longer(own)).challenge_from(known.since)
     }
 
     /// Whether clients may be served at this moment.
@@ -584,8 +593,7 @@ impl Election {
         let mine = record.live == Some(self.config.me.node);
         let at_once = record.released || mine && self.config.is_sole;
         let at_once = at_once && !self.is_patient || self.canaries.has(Canary::ChallengeAtOnce);
-        let from =
-            if at_once { known.since } else { self.config.terms.challenge_from(known.since) };
+        let from = if at_once { known.since } else { self.lapses(known) };
         self.retry_at.max(Some(from))
     }
 
@@ -596,8 +604,7 @@ impl Election {
         };
         let known = self.known.as_ref()?;
         let record = known.record.as_ref()?;
-        let lapsed = self.config.terms.challenge_from(known.since);
-        let from = if record.released { known.since } else { lapsed };
+        let from = if record.released { known.since } else { self.lapses(known) };
         self.retry_at.max(Some(from))
     }
 
@@ -804,7 +811,8 @@ impl Election {
 
     /// # Panics
     /// If the record breaks I4: a role must never rest on it.
-    fn send(&mut self, now: Instant, record: PairRecord) {
+    fn send(&mut self, now: Instant, mut record: PairRecord) {
+        record.lease = Some(self.config.terms);
         let expect = self.known.as_ref().map_or(Version::NONE, |known| known.version);
         let follows = match self.record() {
             Some((_, old)) => record.follows(old),

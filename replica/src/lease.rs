@@ -10,7 +10,8 @@
 //! challenger's wait begins after the live's lease does, and it is longer by more than two clocks
 //! can drift apart meanwhile, if the rate of each is off by at most ρ. The two clocks are the
 //! brokers' own, those that go on while a machine sleeps; what the voters' clocks say plays no
-//! part.
+//! part. The two may be configured with different leases: the record says by which one its live
+//! serves, and the challenger waits for the longer of that and its own.
 //!
 //! If a clock breaks this bound two brokers may serve at once for a moment; nothing that was
 //! acknowledged is lost even then, since that rests on the in-sync set alone.
@@ -33,10 +34,23 @@ pub struct LeaseTerms {
 }
 
 impl LeaseTerms {
-    /// A lease of this length: from half a second to a minute.
+    /// A lease of this length: from half a second to a minute. Parts of a millisecond are dropped.
     #[must_use]
     pub fn new(length: Duration) -> Option<Self> {
-        (LEASE_MIN..=LEASE_MAX).contains(&length).then_some(Self { length })
+        let is_bounded = (LEASE_MIN..=LEASE_MAX).contains(&length);
+        let length = Duration::from_millis(u64::try_from(length.as_millis()).ok()?);
+        is_bounded.then_some(Self { length })
+    }
+
+    /// D in milliseconds, as it is written.
+    pub(crate) fn millis(self) -> u32 {
+        u32::try_from(self.length.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// The longer of two: for whoever waits for a lease that may be either.
+    #[must_use]
+    pub(crate) fn longer(self, other: Self) -> Self {
+        Self { length: self.length.max(other.length) }
     }
 
     /// D.

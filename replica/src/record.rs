@@ -10,6 +10,7 @@
 //!                                    certificate's SHA-256 (32)
 //!   parts      until the end: type (2), length (4), bytes: kept where they aren't known
 //!              1: reigns by an operator's word, each  epoch (8) milliseconds since 1970 (8)
+//!              2: the lease of who wrote this, milliseconds (4)
 //! ```
 //!
 //! Little-endian; `live` is 255 where nobody is. The version is not in it: the register counts it,
@@ -21,17 +22,20 @@
 //! one anew, has a higher one (I4).
 
 use std::fmt;
+use std::time::Duration;
 
 use journal::limits::{LSN_MAX, SHARDS_MAX};
 use journal::{Chain, Epoch, JournalUuid, LogId, Lsn};
 
 use crate::codec::{Reader, WireError, Writer};
+use crate::lease::LeaseTerms;
 use crate::limits::{ADDRESS_BYTES_MAX, CARRIED_BYTES_MAX, FORCED_MAX, MEMBERS_MAX, REIGNS_MAX};
 
 const FORMAT: u16 = 1;
 const FEATURES_KNOWN: u64 = 0;
 const NOBODY: u8 = u8::MAX;
 const PART_FORCED: u16 = 1;
+const PART_LEASE: u16 = 2;
 
 /// A seat of the pair. What sits there is a [`Member`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +119,9 @@ pub struct PairRecord {
     pub members: Vec<MemberInfo>,
     /// The last reigns that an operator began, the oldest first.
     pub forced: Vec<Forced>,
+    /// By which lease its writer serves, if that is its live: whoever challenges it waits for that
+    /// one too (R3). None: the pair has not served yet.
+    pub lease: Option<LeaseTerms>,
     /// Parts that this version doesn't know.
     carried: Vec<u8>,
 }
@@ -156,6 +163,7 @@ impl PairRecord {
             watermark: Vec::new(),
             members: Vec::new(),
             forced: Vec::new(),
+            lease: None,
             carried: Vec::new(),
         }
     }
@@ -280,6 +288,12 @@ impl PairRecord {
             w.u16(PART_FORCED);
             w.bytes(&part.finish());
         }
+        if let Some(lease) = self.lease {
+            let mut part = Writer::new();
+            part.u32(lease.millis());
+            w.u16(PART_LEASE);
+            w.bytes(&part.finish());
+        }
         let mut bytes = w.finish();
         bytes.extend_from_slice(&self.carried);
         bytes
@@ -314,7 +328,7 @@ impl PairRecord {
         })?;
         let watermark = r.list(usize::from(SHARDS_MAX), "watermark", read_mark)?;
         let members = r.list(MEMBERS_MAX, "members", MemberInfo::read)?;
-        let (forced, carried) = read_parts(&mut r)?;
+        let (forced, lease, carried) = read_parts(&mut r)?;
         let record = Self {
             log,
             shards,
@@ -326,6 +340,7 @@ impl PairRecord {
             watermark,
             members,
             forced,
+            lease,
             carried,
         };
         record.check().map_err(|_| WireError::Contradiction("the record"))?;
@@ -364,9 +379,11 @@ impl MemberInfo {
     }
 }
 
+type Parts = (Vec<Forced>, Option<LeaseTerms>, Vec<u8>);
+
 /// What is known of the parts, and what a newer version may have added, kept as it is.
-fn read_parts(r: &mut Reader<'_>) -> Result<(Vec<Forced>, Vec<u8>), WireError> {
-    let (mut forced, mut carried) = (Vec::new(), Writer::new());
+fn read_parts(r: &mut Reader<'_>) -> Result<Parts, WireError> {
+    let (mut forced, mut lease, mut carried) = (Vec::new(), None, Writer::new());
     let mut bytes_left = CARRIED_BYTES_MAX;
     while !r.is_empty() {
         let kind = r.u16("part")?;
@@ -375,11 +392,22 @@ fn read_parts(r: &mut Reader<'_>) -> Result<(Vec<Forced>, Vec<u8>), WireError> {
             forced = read_forced(part)?;
             continue;
         }
+        if kind == PART_LEASE && lease.is_none() {
+            lease = Some(read_lease(part)?);
+            continue;
+        }
         bytes_left = bytes_left.checked_sub(part.len() + 6).ok_or(WireError::TooLong("parts"))?;
         carried.u16(kind);
         carried.bytes(part);
     }
-    Ok((forced, carried.finish()))
+    Ok((forced, lease, carried.finish()))
+}
+
+fn read_lease(part: &[u8]) -> Result<LeaseTerms, WireError> {
+    let mut r = Reader::new(part);
+    let length = Duration::from_millis(r.u32("lease")?.into());
+    r.end()?;
+    LeaseTerms::new(length).ok_or(WireError::Contradiction("lease"))
 }
 
 fn read_forced(part: &[u8]) -> Result<Vec<Forced>, WireError> {

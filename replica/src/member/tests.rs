@@ -69,8 +69,12 @@ struct Side {
 
 impl Side {
     fn new(now: Instant, node: u8, held: Option<HeldLog>, log: Log) -> Self {
+        Self::with(Membership::new(now, config(node), held), log)
+    }
+
+    fn with(member: Membership, log: Log) -> Self {
         Self {
-            member: Membership::new(now, config(node), held),
+            member,
             duty: None,
             logs: vec![log; usize::from(SHARDS)],
             live: None,
@@ -132,6 +136,8 @@ struct Pair {
     now: Instant,
     register: LocalRegister,
     voters_up: bool,
+    /// Which side the voters do not hear.
+    voters_cut: [bool; 2],
     link_up: bool,
     stream_up: bool,
     session: u64,
@@ -147,7 +153,16 @@ impl Pair {
         let [a, b] = held;
         let sides = [Side::new(now, 0, a, logs[0]), Side::new(now, 1, b, logs[1])];
         let register = LocalRegister::default();
-        Self { now, register, voters_up: true, link_up: false, stream_up: true, session: 1, sides }
+        Self {
+            now,
+            register,
+            voters_up: true,
+            voters_cut: [false; 2],
+            link_up: false,
+            stream_up: true,
+            session: 1,
+            sides,
+        }
     }
 
     /// A pair that has come in sync from two empty directories.
@@ -205,7 +220,7 @@ impl Pair {
             side.obey(now);
             while let Some(query) = side.member.poll_query() {
                 let request = query.request();
-                if self.voters_up {
+                if self.voters_up && !self.voters_cut[index] {
                     query.put(&mut self.register, PAIR);
                     let answer = self.register.poll_answer().expect("at once");
                     side.member.handle_answer(now, answer);
@@ -376,6 +391,69 @@ fn a_backup_in_sync_takes_the_role_when_the_lease_is_over() {
     pair.link(true);
     pair.run_until(2000, |pair| pair.in_sync_len() == 2);
     assert_eq!(pair.sides[0].duty, Some(Duty::Follow));
+}
+
+/// The live's lease is 20 s, the backup's 2 s; `run` asserts that never two serve.
+fn unequal_leases(broken: Option<Canary>) -> Pair {
+    let mut pair = Pair::new([None, None], [EMPTY; 2]);
+    let terms = LeaseTerms::new(Duration::from_secs(20)).expect("in bounds");
+    let long = MemberConfig { terms, ..config(0) };
+    pair.sides[0] = Side::with(Membership::new(pair.now, long, None), EMPTY);
+    if let Some(canary) = broken {
+        let member = Membership::broken(pair.now, config(1), None, canary);
+        pair.sides[1] = Side::with(member, EMPTY);
+    }
+    pair.link(true);
+    pair.run_until(40_000, |pair| pair.in_sync_len() == 2 && pair.sides[0].may_serve(pair.now));
+    pair
+}
+
+#[test]
+fn r3_a_challenger_waits_for_the_lease_of_the_live_and_not_for_its_own() {
+    let mut pair = unequal_leases(None);
+    pair.run(10_000);
+    assert!(pair.sides[0].may_serve(pair.now), "{pair}");
+    pair.voters_cut[0] = true;
+    pair.link(false);
+    pair.stream_up = false;
+    let cut = pair.now;
+    pair.run_until(25_000, |pair| pair.sides[1].may_serve(pair.now));
+    assert!(pair.now - cut > Duration::from_secs(16), "{pair}");
+    // The new live's own lease stands in the record now.
+    pair.voters_cut[0] = false;
+    pair.run(1000);
+    let record = PairRecord::decode(&pair.held().value).expect("it stands");
+    assert_eq!(record.lease, Some(config(1).terms));
+}
+
+#[test]
+#[should_panic(expected = "I1")]
+fn r3_a_challenger_that_waits_for_its_own_lease_alone_splits_the_pair() {
+    let mut pair = unequal_leases(Some(Canary::OwnLeaseOnly));
+    pair.voters_cut[0] = true;
+    pair.link(false);
+    pair.stream_up = false;
+    pair.run(25_000);
+}
+
+#[test]
+fn a_live_that_comes_back_with_another_lease_has_said_so_before_it_serves() {
+    for (before, after) in [(2, 20), (20, 2)] {
+        let [before, after] =
+            [before, after].map(|s| LeaseTerms::new(Duration::from_secs(s)).expect("in bounds"));
+        let mut pair = Pair::new([None, None], [EMPTY; 2]);
+        let first = MemberConfig { terms: before, ..config(0) };
+        pair.sides[0] = Side::with(Membership::new(pair.now, first, None), EMPTY);
+        pair.link(true);
+        pair.run_until(40_000, |pair| pair.sides[0].may_serve(pair.now));
+        let (held, log) = (pair.sides[0].member.held, pair.sides[0].logs[0]);
+        let again = MemberConfig { terms: after, ..config(0) };
+        pair.sides[0] = Side::with(Membership::new(pair.now, again, held), log);
+        pair.link(true);
+        pair.run_until(1000, |pair| pair.sides[0].may_serve(pair.now));
+        let record = PairRecord::decode(&pair.held().value).expect("it stands");
+        assert_eq!(record.lease, Some(after));
+    }
 }
 
 #[test]

@@ -90,6 +90,21 @@ fn a_newer_record_is_refused_and_unknown_parts_are_kept() {
 }
 
 #[test]
+fn the_lease_of_the_live_is_in_it_and_one_out_of_bounds_is_refused() {
+    let length = Duration::from_micros(20_000_999);
+    let mut record = sample();
+    record.lease = LeaseTerms::new(length);
+    let bytes = record.encode();
+    assert_eq!(PairRecord::decode(&bytes), Ok(record));
+    let part = [2, 0, 4, 0, 0, 0, 0x20, 0x4e, 0, 0];
+    let at = sample().encode().len() - 9;
+    assert_eq!(bytes[at..at + part.len()], part, "20,000 ms");
+    let mut too_long = bytes;
+    too_long[at + 8] = 1;
+    assert_eq!(PairRecord::decode(&too_long), Err(WireError::Contradiction("lease")));
+}
+
+#[test]
 fn hostile_bytes_are_refused_or_mean_what_they_say() {
     let good = sample().encode();
     for cut in 0..good.len() {
