@@ -33,6 +33,8 @@ pub enum Canary {
     ChallengeAtOnce,
     /// R3: a challenger waits for a lease of its own length, whatever the live's is.
     OwnLeaseOnly,
+    /// A version below the known one is taken for old news, not for a register that was lost.
+    TrustLostRegister,
     /// R5, R6: a swap whose outcome is unknown counts as failed.
     UnknownMeansFailed,
     /// R7: a member that is to be left out is not waited for, before the voters have recorded it.

@@ -25,6 +25,9 @@
 //! watermark, stands; R12 fence first; R13 an epoch is durable before it is served. R11, R14, R15
 //! and R16 are the replication's and the shard's, R17 is the host's [`Election::release`].
 //!
+//! Voters that have lost the record answer with less than was known: then nothing is known, and who
+//! had a role has none.
+//!
 //! Invariants: I4, checked before each swap. `may_serve` is never true at or after `fence_at`.
 
 use std::collections::VecDeque;
@@ -67,6 +70,8 @@ pub enum Turn {
     Fence(Epoch),
     /// The reign is over; what was not committed may have to go.
     Depose(Epoch),
+    /// The voters have lost the record: what stands is older than what was known, or nothing.
+    Lost,
 }
 
 /// A question for the voters.
@@ -224,6 +229,10 @@ pub struct Election {
     members: Vec<MemberInfo>,
     ask_at: Option<Instant>,
     hurried_until: Option<Instant>,
+    /// When the voters last said what stands; none where a question came to nothing since, or that
+    /// is longer ago than a lease: then who does not serve looks before it swaps. A record that was
+    /// lost and made anew may have come to the same version meanwhile.
+    looked_at: Option<Instant>,
     /// After a try that came to nothing: not before this.
     retry_at: Option<Instant>,
     next_request: u64,
@@ -255,6 +264,7 @@ impl Election {
             members: Vec::new(),
             ask_at: None,
             hurried_until: None,
+            looked_at: None,
             retry_at: None,
             next_request: 0,
             queries: VecDeque::new(),
@@ -365,7 +375,9 @@ impl Election {
         }
         let asks = !matches!(self.role, Role::Candidate | Role::Elected(_));
         let ask = self.ask_at.filter(|_| asks);
-        [fence, ask, self.challenge_from(), self.force_from()].into_iter().flatten().min()
+        let swaps = [self.challenge_from(), self.force_from()];
+        let swap = swaps.into_iter().flatten().min().filter(|_| self.looked_at.is_some());
+        [fence, ask, swap].into_iter().flatten().min()
     }
 
     // ---- what the host and the replication say -------------------------------------------------
@@ -543,15 +555,19 @@ impl Election {
         if self.swap.is_some() || self.read.is_some() {
             return;
         }
-        if self.challenge_from().is_some_and(|from| from <= now) {
+        let lease = self.config.terms.length();
+        self.looked_at = self.looked_at.filter(|at| now <= *at + lease);
+        let has_looked = self.looked_at.is_some();
+        if has_looked && self.challenge_from().is_some_and(|from| from <= now) {
             return self.challenge(now);
         }
-        if self.force_from().is_some_and(|from| from <= now) {
+        if has_looked && self.force_from().is_some_and(|from| from <= now) {
             return self.take_by_force(now);
         }
         if due {
             match self.role {
                 Role::Follower => self.ask(now),
+                Role::Fenced(_) if !has_looked => self.ask(now),
                 Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => self.renew(now),
                 Role::Candidate | Role::Elected(_) => {}
             }
@@ -677,11 +693,17 @@ impl Election {
         if !read && swap.is_none() {
             return;
         }
+        let is_told = !matches!(answer.outcome, Outcome::Unknown | Outcome::NotDone(_));
+        self.looked_at = is_told.then_some(now);
         match (answer.outcome, swap) {
             (Outcome::Won(version), Some(swap)) => self.win(now, version, swap),
             (Outcome::Stands(held) | Outcome::Lost(held), _) => {
                 self.stand_back();
-                self.see(now, held);
+                match (self.see(now, held), self.role) {
+                    (false, Role::Fenced(_)) if read => self.ask_at = Some(now),
+                    (false, _) if !read => self.retry(now, true),
+                    _ => {}
+                }
             }
             // R5: an unknown swap may still be carried out; what it would have changed counts as
             // possible (R6) until a greater version is seen.
@@ -728,20 +750,30 @@ impl Election {
         }
     }
 
-    /// A version was read, or another swap than ours was first.
-    fn see(&mut self, now: Instant, held: Held) {
-        let newer = self.known.as_ref().is_none_or(|known| held.version > known.version);
-        if !newer {
-            return;
-        }
+    /// A version was read, or another swap than ours was first. Whether that is news.
+    ///
+    /// One question is open at a time, and the register is linearizable: an answer is never older
+    /// than what was known when its question was asked. One that is, or that shows another record
+    /// at the same version, comes from voters that have lost theirs and begun anew. What was known
+    /// is worth nothing then: a swap on the strength of it could win once the new versions have
+    /// come as far, in an epoch that is another's. So the role is over, and the wait of R3 begins.
+    fn see(&mut self, now: Instant, held: Held) -> bool {
         let record = PairRecord::decode(&held.value).ok();
+        let known = self.known.as_ref();
+        if known.is_some_and(|known| held.version == known.version && record == known.record) {
+            return false;
+        }
+        let is_lost = known.is_some_and(|known| held.version <= known.version);
+        if is_lost && self.canaries.has(Canary::TrustLostRegister) {
+            return false;
+        }
         let reigns = |epoch: Epoch| {
             let still = |record: &PairRecord| {
                 record.live == Some(self.config.me.node)
                     && record.epoch == epoch
                     && !record.released
             };
-            record.as_ref().is_some_and(still)
+            !is_lost && record.as_ref().is_some_and(still)
         };
         let deposed = match self.role {
             Role::Live(epoch) | Role::Fenced(epoch) | Role::Elected(epoch) => {
@@ -751,12 +783,16 @@ impl Election {
             Role::Follower | Role::Candidate => None,
         };
         self.is_patient = false;
+        if is_lost {
+            self.turns.push_back(Turn::Lost);
+        }
         self.stands(now, held.version, record);
         if let Some((epoch, gave)) = deposed {
             self.depose(epoch, gave);
         } else if !matches!(self.role, Role::Follower) {
             self.ask_at = Some(now);
         }
+        true
     }
 
     fn depose(&mut self, epoch: Epoch, gave: bool) {
@@ -824,6 +860,8 @@ impl Election {
         let record = Box::new(record);
         self.queries.push_back(Query::Cas(request, expect, record.clone()));
         self.swap = Some(OpenSwap { request, sent: now, record });
+        // Its answer may come after this one's, and be older.
+        self.read = None;
     }
 
     fn ask(&mut self, now: Instant) {

@@ -645,6 +645,7 @@ impl Membership {
                     self.election.handle_left(now);
                     MemberEvent::Deposed(epoch)
                 }
+                Turn::Lost => MemberEvent::RecordLost,
             });
         }
     }

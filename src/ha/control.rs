@@ -470,8 +470,11 @@ impl Control {
                 tracing::warn!(epoch = epoch.0, "fenced: nobody is served");
             }
             MemberEvent::Deposed(epoch) => {
-                tracing::warn!(epoch = epoch.0, "deposed: the other member has the role");
+                tracing::warn!(epoch = epoch.0, "deposed: its reign is over");
             }
+            MemberEvent::RecordLost => tracing::error!(
+                "the voters have lost the pair's record: nobody serves before there is a new one"
+            ),
             MemberEvent::InSync(count) => tracing::info!(count, "members in sync"),
             MemberEvent::Renewed(took) => self.note_renewal(now, took),
             MemberEvent::Unwell => {

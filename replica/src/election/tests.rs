@@ -47,9 +47,22 @@ fn turns(election: &mut Election) -> Vec<Turn> {
     std::iter::from_fn(|| election.poll_turn()).collect()
 }
 
+/// What it knows stands still, if that is what it asks.
+fn look_again(election: &mut Election, now: Instant) {
+    if let Some(Query::Read(request)) = election.queries.front()
+        && let (request, Some((Version(version), record))) = (*request, election.record())
+    {
+        let outcome = held(version, record);
+        election.queries.clear();
+        answer(election, now, request, outcome);
+        election.handle_time(now);
+    }
+}
+
 /// Reads until this member asks for a swap.
 fn cas(election: &mut Election, now: Instant) -> (RequestId, Version, PairRecord) {
     election.handle_time(now);
+    look_again(election, now);
     match election.poll_query() {
         Some(Query::Cas(request, expect, record)) => (request, expect, *record),
         other => panic!("no swap, but {other:?}"),
@@ -87,6 +100,7 @@ fn backup(now: Instant, in_sync: &[Member]) -> Election {
 
 fn asks_for_role(election: &mut Election, now: Instant) -> bool {
     election.handle_time(now);
+    look_again(election, now);
     let query = election.poll_query();
     if let Some(Query::Read(request)) = &query {
         answer(election, now, *request, Outcome::Unknown);

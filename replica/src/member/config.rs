@@ -101,6 +101,8 @@ pub enum MemberEvent {
     Fenced(Epoch),
     /// Its reign is over.
     Deposed(Epoch),
+    /// The voters have lost the pair's record.
+    RecordLost,
     /// The voters hold another set of members to be in sync: so many.
     InSync(usize),
     /// A renewal was won so long after it was sent.

@@ -218,7 +218,10 @@ impl Pair {
             let side = &mut self.sides[index];
             side.member.handle_time(now);
             side.obey(now);
+            let mut asked = 0;
             while let Some(query) = side.member.poll_query() {
+                asked += 1;
+                assert!(asked < 20, "it asks without end");
                 let request = query.request();
                 if self.voters_up && !self.voters_cut[index] {
                     query.put(&mut self.register, PAIR);
@@ -528,6 +531,100 @@ fn without_voters_nobody_serves_and_afterwards_the_same_one_goes_on() {
     pair.run(1000);
     let again = pair.sides.iter().find(|side| side.may_serve(pair.now)).expect("one");
     assert!(again.live >= epoch);
+}
+
+/// Each epoch had one live at most.
+fn assert_one_reign_an_epoch(pair: &Pair) {
+    let elected = pair.sides.each_ref().map(|side| {
+        let epoch = |event: &MemberEvent| match event {
+            MemberEvent::Elected(epoch) => Some(*epoch),
+            _ => None,
+        };
+        side.events.iter().filter_map(epoch).collect::<Vec<Epoch>>()
+    });
+    assert!(elected[0].iter().all(|epoch| !elected[1].contains(epoch)), "{pair}");
+}
+
+fn in_sync_again(pair: &Pair) -> bool {
+    pair.in_sync_len() == 2 && pair.sides.iter().any(|side| side.may_serve(pair.now))
+}
+
+#[test]
+fn voters_that_lost_everything_while_both_run_get_one_new_record() {
+    for restarts in [false, true] {
+        let mut pair = Pair::in_sync();
+        pair.run(3000);
+        let epoch = pair.sides[0].live.expect("it serves");
+        pair.register = LocalRegister::default();
+        if restarts {
+            pair.restart(0);
+        }
+        pair.run(500);
+        assert!(pair.sides.iter().all(|side| !side.may_serve(pair.now)), "{pair}");
+        assert!(pair.sides[1].events.contains(&MemberEvent::RecordLost), "{pair}");
+        pair.run_until(5000, in_sync_again);
+        assert!(pair.sides[0].live.is_some_and(|now| now > epoch), "{pair}");
+        pair.run(10_000);
+        assert!(in_sync_again(&pair), "{pair}");
+        assert_one_reign_an_epoch(&pair);
+    }
+}
+
+#[test]
+fn a_backup_that_challenges_at_lost_voters_asks_no_more_and_waits_for_the_other() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].is_down = true;
+    pair.voters_cut[1] = true;
+    pair.link(false);
+    pair.run(5000);
+    pair.register = LocalRegister::default();
+    pair.voters_cut[1] = false;
+    pair.run(5000);
+    assert_eq!(pair.sides[1].member.status(pair.now).waits, Some(Waits::Peer));
+    assert_eq!(pair.held().version, Version::NONE);
+    pair.restart(0);
+    pair.link(true);
+    pair.run_until(5000, in_sync_again);
+    assert_one_reign_an_epoch(&pair);
+}
+
+#[test]
+#[should_panic(expected = "not within 60000 ms")]
+fn members_that_trust_lost_voters_never_serve_again() {
+    let mut pair = Pair::new([None, None], [EMPTY; 2]);
+    for node in [0, 1] {
+        let broken = Canary::TrustLostRegister;
+        let member = Membership::broken(pair.now, config(node), None, broken);
+        pair.sides[usize::from(node)] = Side::with(member, EMPTY);
+    }
+    pair.link(true);
+    pair.run_until(5000, in_sync_again);
+    pair.register = LocalRegister::default();
+    pair.run(5000);
+    pair.run_until(60_000, in_sync_again);
+}
+
+/// The new record has come to the version that the other one knew of the old.
+#[test]
+fn the_same_version_of_a_new_record_is_no_old_news() {
+    let mut pair = Pair::in_sync();
+    pair.run(5000);
+    pair.voters_cut[1] = true;
+    pair.link(false);
+    pair.stream_up = false;
+    let known = pair.sides[1].member.record().expect("it knows it").0;
+    pair.register = LocalRegister::default();
+    pair.run(1000);
+    assert_eq!(pair.sides[0].member.status(pair.now).waits, Some(Waits::Peer));
+    let now = pair.now;
+    pair.sides[0].member.bootstrap(now, 7).expect("the voters hold none");
+    pair.run_until(20_000, |pair| pair.held().version == known);
+    pair.voters_cut[1] = false;
+    pair.run(400);
+    assert!(pair.sides[1].events.contains(&MemberEvent::RecordLost), "{pair}");
+    pair.run(3000);
+    assert!(pair.sides[0].may_serve(pair.now), "{pair}");
+    assert_one_reign_an_epoch(&pair);
 }
 
 #[test]

@@ -634,6 +634,7 @@ impl Node {
                 MemberEvent::Elected(_) => counts.reigns += 1,
                 MemberEvent::Fenced(_) => counts.fences += 1,
                 MemberEvent::Deposed(_) => counts.depositions += 1,
+                MemberEvent::RecordLost => panic!("voters with a majority have lost the record"),
                 MemberEvent::SwitchoverFailed(_)
                 | MemberEvent::ForceRefused(_)
                 | MemberEvent::InSync(_)

@@ -291,6 +291,7 @@ impl Pair {
             }
             Turn::Serve(_) if !self.brokers[at].serving => self.reign(at),
             Turn::Serve(_) | Turn::Fence(_) => {}
+            Turn::Lost => panic!("these voters lose nothing"),
             Turn::Depose(_) => {
                 self.brokers[at].serving = false;
                 self.part();
