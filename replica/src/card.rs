@@ -91,7 +91,8 @@ pub struct Card {
     pub is_leaving: bool,
     /// What its directory holds; none: nothing.
     pub held: Option<HeldLog>,
-    /// How far each shard's log goes; empty until all of them are recovered.
+    /// How far each shard's log goes; empty until all of them are recovered and the voters have
+    /// said whether there is a record.
     pub ends: Vec<LogEnd>,
 }
 

@@ -126,6 +126,8 @@ pub enum Refused {
     HasRecord,
     /// The other member serves.
     OtherServes,
+    /// The voters hold no record, and the other member's do.
+    OtherHasRecord,
     /// The voters hold no record, and this directory holds no log.
     Empty,
 }
@@ -146,6 +148,10 @@ impl fmt::Display for Refused {
             }
             Self::OtherServes => {
                 "the other member serves: `laelaps ha switchover` there loses nothing"
+            }
+            Self::OtherHasRecord => {
+                "the other member has the role, or its voters hold a record of this pair: check \
+                 `ha.voters` on both"
             }
             Self::Empty => {
                 "this directory holds no log to begin with: begin with the member that has one; \

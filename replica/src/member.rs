@@ -264,16 +264,13 @@ impl Membership {
     /// When it wants to be told the time next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        // R3: an operator's first record waits for a live whose voters have lost theirs.
-        let begins = self.bootstrap_at.is_some() && self.version_is_none();
-        let lapsed = self.election.lapsed_from().filter(|_| begins && self.found_at.is_none());
         let exit = match self.exit {
             Exit::Draining { until, .. } => Some(until),
             Exit::Closing { .. } => self.election.fence_at(),
             Exit::Stays | Exit::Given => None,
         };
         let card = self.link_up.then_some(self.card_due);
-        [self.election.poll_timeout(), exit, card, lapsed].into_iter().flatten().min()
+        [self.election.poll_timeout(), exit, card].into_iter().flatten().min()
     }
 
     // ---- inputs --------------------------------------------------------------------------------
@@ -375,13 +372,17 @@ impl Membership {
     /// (R3).
     ///
     /// # Errors
-    /// There is a record, or the other one serves; or this one holds nothing, or no whole log.
+    /// There is a record, or the other one serves or knows of a record; or this one holds nothing,
+    /// or no whole log.
     pub fn bootstrap(&mut self, now: Instant, at_ms: u64) -> Result<(), Refused> {
         if !self.version_is_none() {
             return Err(Refused::HasRecord);
         }
         if self.other_serves() {
             return Err(Refused::OtherServes);
+        }
+        if self.other_has_record() {
+            return Err(Refused::OtherHasRecord);
         }
         if self.held.is_none() {
             return Err(Refused::Empty);
@@ -596,17 +597,22 @@ impl Membership {
         }
     }
 
-    /// The pair's first record, where there is none.
+    /// The pair's first record, where there is none. The other member may serve by a record which
+    /// its voters have lost just now, or by that of other voters: so not while its card says so,
+    /// and not before its lease is over (R3), unless its log has never been served from.
     fn found(&mut self, now: Instant) {
         let is_due = self.found_at.is_none_or(|at| at <= now);
-        if !self.version_is_none() || !is_due {
+        if !self.version_is_none() || !is_due || self.other_has_record() {
             return;
         }
         let has_lapsed = self.election.lapsed_from().is_some_and(|from| from <= now);
+        let is_new = self.peer().is_some_and(|card| Side::of(card).is_new());
+        if !has_lapsed && !is_new {
+            return;
+        }
         let (Some(held), ends) = (self.held, self.ends()) else { return };
         let founder = match self.peer() {
             _ if ends.is_empty() => return,
-            _ if self.bootstrap_at.is_some() && (!has_lapsed || self.other_serves()) => return,
             _ if self.bootstrap_at.is_some() => Founder::Me(founding::epoch_alone(&ends)),
             Some(other) => founding::founder(&self.side(&ends), &Side::of(other)),
             None => return,
@@ -724,7 +730,8 @@ impl Membership {
             version: self.election.version().unwrap_or_default(),
             is_leaving: self.is_leaving,
             held: self.held,
-            ends: self.ends(),
+            // Until then nobody knows whether there is a record.
+            ends: self.election.version().map_or_else(Vec::new, |_| self.ends()),
         }
     }
 
@@ -773,6 +780,16 @@ impl Membership {
     /// By its own word.
     fn other_serves(&self) -> bool {
         self.peer().is_some_and(|card| card.standing == Standing::Live)
+    }
+
+    /// By its own word: it serves, or may again, or its voters hold a record where this one's hold
+    /// none.
+    fn other_has_record(&self) -> bool {
+        let says = |card: &Card| {
+            let has_role = matches!(card.standing, Standing::Live | Standing::Fenced);
+            has_role || card.version > Version::NONE
+        };
+        self.peer().is_some_and(says)
     }
 
     fn side<'a>(&self, ends: &'a [LogEnd]) -> Side<'a> {

@@ -19,6 +19,11 @@
 //! is a prefix, shard by shard, as far as anything was acknowledged; so who has at least as much
 //! everywhere has it all. Where each has more of some shard, the logs do not say who won.
 //!
+//! None is made while the other one says that it has the role, or that its voters hold a record:
+//! then one of the two asks the wrong voters, or the other one's have lost theirs and it has not
+//! noticed yet. Nor before a lease could be over that began just before the first look, unless the
+//! other one's log has never been served from.
+//!
 //! The first record's epoch is above all that either log knows. By an operator's word alone it is
 //! far above, for nobody has looked into the other log.
 
@@ -46,6 +51,12 @@ impl<'a> Side<'a> {
 
     fn newest(&self) -> Epoch {
         self.ends.iter().map(|end| end.epoch).max().unwrap_or_default()
+    }
+
+    /// Whether nobody has served from it: a log is formatted in the first epoch, and a reign begins
+    /// with one above.
+    pub(super) fn is_new(&self) -> bool {
+        self.held.is_none() || !self.ends.is_empty() && self.newest() <= Epoch(1)
     }
 
     fn has_all_of(&self, other: &Self) -> bool {

@@ -39,6 +39,8 @@ pub enum Waits {
     Peer,
     /// There is no record, and the logs do not say who holds more: `ha bootstrap` on the right one.
     Operator,
+    /// There is no record, and the other member's voters hold one.
+    OtherVoters,
     /// Its directory is empty, and nobody has said yet which log it is to hold.
     Log,
     /// Its shards are being recovered.
@@ -68,6 +70,10 @@ impl fmt::Display for Waits {
             Self::Operator => f.write_str(
                 "for an operator: the voters hold no record of this pair, and the two logs do not \
                  say which one is ahead; run `laelaps ha bootstrap` on the one to keep",
+            ),
+            Self::OtherVoters => f.write_str(
+                "for the voters: they hold no record of this pair, and the other member's do; \
+                 check `ha.voters` on both",
             ),
             Self::Log => f.write_str("for the other member to say which log the pair has"),
             Self::Recovery => f.write_str("for its log to be recovered"),
@@ -205,6 +211,9 @@ impl Membership {
         }
         if version == Version::NONE {
             let Some(peer) = self.peer() else { return Some(Waits::Peer) };
+            if self.other_has_record() {
+                return Some(Waits::OtherVoters);
+            }
             return Some(match founder(&self.side(&ends), &Side::of(peer)) {
                 Founder::Me(_) | Founder::NotYet => Waits::Peer,
                 Founder::Unclear => Waits::Operator,

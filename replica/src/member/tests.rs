@@ -138,6 +138,8 @@ struct Pair {
     voters_up: bool,
     /// Which side the voters do not hear.
     voters_cut: [bool; 2],
+    /// Other voters, which side 0 asks by mistake.
+    others: Option<LocalRegister>,
     link_up: bool,
     stream_up: bool,
     session: u64,
@@ -158,6 +160,7 @@ impl Pair {
             register,
             voters_up: true,
             voters_cut: [false; 2],
+            others: None,
             link_up: false,
             stream_up: true,
             session: 1,
@@ -224,8 +227,10 @@ impl Pair {
                 assert!(asked < 20, "it asks without end");
                 let request = query.request();
                 if self.voters_up && !self.voters_cut[index] {
-                    query.put(&mut self.register, PAIR);
-                    let answer = self.register.poll_answer().expect("at once");
+                    let others = self.others.as_mut().filter(|_| index == 0);
+                    let register = others.unwrap_or(&mut self.register);
+                    query.put(register, PAIR);
+                    let answer = register.poll_answer().expect("at once");
                     side.member.handle_answer(now, answer);
                 } else {
                     let outcome = Outcome::Unknown;
@@ -355,7 +360,7 @@ fn voters_that_lost_everything_crown_who_holds_more_whoever_comes_first() {
     assert_eq!(pair.held().version, Version::NONE, "the older one alone is nobody");
     assert_eq!(pair.sides[0].member.status(pair.now).waits, Some(Waits::Peer));
     pair.restart(1);
-    pair.run_until(1000, |pair| pair.sides[1].may_serve(pair.now));
+    pair.run_until(3000, |pair| pair.sides[1].may_serve(pair.now));
     assert_eq!(pair.sides[1].live, Some(Epoch(5)));
 }
 
@@ -625,6 +630,47 @@ fn the_same_version_of_a_new_record_is_no_old_news() {
     pair.run(3000);
     assert!(pair.sides[0].may_serve(pair.now), "{pair}");
     assert_one_reign_an_epoch(&pair);
+}
+
+#[test]
+fn who_asks_other_voters_never_serves() {
+    for both_restart in [false, true] {
+        let mut pair = Pair::in_sync();
+        pair.run(3000);
+        pair.others = Some(LocalRegister::default());
+        pair.restart(0);
+        if both_restart {
+            // It says who it is long before its voters answer it.
+            pair.restart(1);
+            pair.voters_cut[1] = true;
+            pair.run(5000);
+            pair.voters_cut[1] = false;
+        }
+        for _ in 0..1000 {
+            pair.step();
+            assert!(!pair.sides[0].may_serve(pair.now), "{pair}");
+        }
+        assert!(pair.sides[1].may_serve(pair.now), "{pair}");
+        assert_eq!(pair.sides[0].member.status(pair.now).waits, Some(Waits::OtherVoters));
+        let refused = pair.sides[0].member.bootstrap(pair.now, 7);
+        assert_eq!(refused, Err(Refused::OtherServes), "{pair}");
+        let mut asked = pair.others.take().expect("others");
+        asked.read(RequestId(u64::MAX), PAIR);
+        let stands = asked.poll_answer().map(|answer| answer.outcome);
+        assert_eq!(stands, Some(Outcome::Stands(crate::Held::default())));
+    }
+}
+
+#[test]
+fn an_operator_begins_nothing_where_the_others_voters_hold_a_record() {
+    let mut pair = Pair::in_sync();
+    pair.run(3000);
+    pair.others = Some(LocalRegister::default());
+    pair.restart(0);
+    pair.run(500);
+    // It would be elected when the lease of the one before is over.
+    let refused = pair.sides[0].member.bootstrap(pair.now, 7);
+    assert_eq!(refused, Err(Refused::OtherHasRecord), "{pair}");
 }
 
 #[test]
