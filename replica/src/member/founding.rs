@@ -11,13 +11,15 @@
 //! ```
 //! The fourth column is never reached before both members have said what they hold: voters that
 //! lost everything must not crown a log that is empty, or the older one. *More* is: the newer
-//! epoch; in the same epoch, at least as much of every shard.
+//! epoch on any shard; where both know the same one, at least as much of every shard, by the
+//! shard's own epoch and then by its length.
 //!
 //! Why that is enough: who won the newest epoch had everything that was acknowledged before it, and
 //! in it nothing was acknowledged that was not durable there. If one member knows a newer epoch
 //! than the other, it won that one. If both know it, one has won it and the other one's part of it
 //! is a prefix, shard by shard, as far as anything was acknowledged; so who has at least as much
-//! everywhere has it all. Where each has more of some shard, the logs do not say who won.
+//! everywhere has it all. A shard that has not taken over the newest epoch yet has its old tail,
+//! which may be longer than what the winner has there and says nothing. Where each has more of some shard, the logs do not say who won.
 //!
 //! None is made while the other one says that it has the role, or that its voters hold a record:
 //! then one of the two asks the wrong voters, or the other one's have lost theirs and it has not
@@ -60,7 +62,8 @@ impl<'a> Side<'a> {
     }
 
     fn has_all_of(&self, other: &Self) -> bool {
-        self.ends.iter().zip(other.ends).all(|(mine, theirs)| mine.end >= theirs.end)
+        let place = |end: &LogEnd| (end.epoch, end.end);
+        self.ends.iter().zip(other.ends).all(|(mine, theirs)| place(mine) >= place(theirs))
     }
 }
 
@@ -149,6 +152,17 @@ mod tests {
         assert_eq!(both(&a, &b), (Founder::NotYet, Founder::Me(Epoch(4))), "the longer log");
         let (a, b) = (side(0, Some(log(1)), &less), side(1, Some(log(1)), &less));
         assert_eq!(both(&a, &b), (Founder::Me(Epoch(4)), Founder::NotYet), "the lower seat");
+    }
+
+    #[test]
+    fn a_longer_tail_of_an_older_epoch_is_not_more() {
+        let of = |shards: [(u64, u64); 2]| {
+            shards.map(|(epoch, end)| LogEnd { epoch: Epoch(epoch), end: Lsn(end) })
+        };
+        let half_taken_over = of([(5, 8192), (4, 90112)]);
+        let winner = of([(5, 8192), (5, 61440)]);
+        let (a, b) = (side(0, Some(log(1)), &half_taken_over), side(1, Some(log(1)), &winner));
+        assert_eq!(both(&a, &b), (Founder::NotYet, Founder::Me(Epoch(6))));
     }
 
     #[test]
