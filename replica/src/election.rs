@@ -239,6 +239,8 @@ pub struct Election {
     /// is longer ago than a lease: then who does not serve looks before it swaps. A record that was
     /// lost and made anew may have come to the same version meanwhile.
     looked_at: Option<Instant>,
+    /// The longest lease that any record has said.
+    lease_seen: Option<LeaseTerms>,
     /// After a try that came to nothing: not before this.
     retry_at: Option<Instant>,
     next_request: u64,
@@ -271,6 +273,7 @@ impl Election {
             ask_at: None,
             hurried_until: None,
             looked_at: None,
+            lease_seen: None,
             retry_at: None,
             next_request: 0,
             queries: VecDeque::new(),
@@ -335,10 +338,14 @@ impl Election {
         self.known.as_ref().map(|known| self.lapses(known))
     }
 
-    /// R3: the live serves by the lease that its record says, which may be longer than this one's.
+    /// R3: the live serves by the lease that its record says, which may be longer than this one's;
+    /// where the record is lost, by one that a record has said.
     fn lapses(&self, known: &Known) -> Instant {
         let own = self.config.terms;
-        let lease = known.record.as_ref().and_then(|record| record.lease);
+        let lease = match &known.record {
+            Some(record) => record.lease,
+            None => self.lease_seen,
+        };
         let lease = lease.filter(|_| !self.canaries.has(Canary::OwnLeaseOnly));
         lease.map_or(own, |lease| lease.longer(own)).challenge_from(known.since)
     }
@@ -573,7 +580,7 @@ impl Election {
         if due {
             match self.role {
                 Role::Follower => self.ask(now),
-                Role::Fenced(_) if !has_looked => self.ask(now),
+                Role::Fenced(_) | Role::Leaving(_) if !has_looked => self.ask(now),
                 Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => self.renew(now),
                 Role::Candidate | Role::Elected(_) => {}
             }
@@ -706,7 +713,7 @@ impl Election {
             (Outcome::Stands(held) | Outcome::Lost(held), _) => {
                 self.stand_back();
                 match (self.see(now, held), self.role) {
-                    (false, Role::Fenced(_)) if read => self.ask_at = Some(now),
+                    (false, Role::Fenced(_) | Role::Leaving(_)) if read => self.ask_at = Some(now),
                     (false, _) if !read => self.retry(now, true),
                     _ => {}
                 }
@@ -827,6 +834,11 @@ impl Election {
             }
             Some(Wish::Shrink) | None => {}
         }
+        let lease = record.as_ref().and_then(|record| record.lease);
+        self.lease_seen = match (self.lease_seen, lease) {
+            (Some(seen), Some(lease)) => Some(seen.longer(lease)),
+            (seen, lease) => seen.or(lease),
+        };
         self.known = Some(Known { version, record, since: now });
     }
 

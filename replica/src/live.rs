@@ -213,7 +213,7 @@ impl Live {
 
     /// What is read back for a backup that has to catch up is sent at so many bytes a second, at
     /// least [`CATCH_UP_RATE_MIN`](crate::limits::CATCH_UP_RATE_MIN), and at twice what is appended
-    /// meanwhile beside that; without this, as fast as it goes.
+    /// meanwhile beside that; without this, and where it is required, as fast as it goes.
     pub fn pace_catch_up(&mut self, now: Instant, bytes_a_second: u64) {
         self.pace = Some(Pace::new(now, bytes_a_second));
     }
@@ -666,7 +666,10 @@ impl Live {
             return Some(batch.clone());
         }
         if let Some(reader) = &mut peer.reader {
-            if self.pace.as_mut().is_some_and(|pace| !pace.may_send()) {
+            // Producers wait for one that is required: it is never held back.
+            let is_required = matches!(peer.stage, Stage::Streaming { member }
+                if self.required == Some(member));
+            if !is_required && self.pace.as_mut().is_some_and(|pace| !pace.may_send()) {
                 return None;
             }
             if let Some(batch) = reader.poll_batch() {

@@ -446,6 +446,10 @@ impl Membership {
     /// Everything that follows from what is known now.
     fn settle(&mut self, now: Instant) {
         self.note_faults();
+        if self.election.version().is_some_and(|version| version > Version::NONE) {
+            // An operator's word is for the record that was missing when it was given.
+            self.bootstrap_at = None;
+        }
         self.watch_force();
         self.inform(now);
         self.keep_set(now);

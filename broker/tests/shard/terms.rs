@@ -16,9 +16,9 @@ use crate::modified::map;
 use crate::temporary::told;
 
 fn answer(host: &Host, at: usize, of: LinkId) -> Option<RemoteAttach> {
-    host.clients[at].heard.iter().find_map(|event| match event {
-        Amqp::Attached { link, attach } if *link == of => Some((**attach).clone()),
-        _ => None,
+    host.clients[at].heard.iter().find_map(|event| {
+        let Amqp::Attached { link, attach } = event else { return None };
+        (*link == of).then(|| (**attach).clone())
     })
 }
 

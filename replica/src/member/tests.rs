@@ -417,6 +417,21 @@ fn unequal_leases(broken: Option<Canary>) -> Pair {
 }
 
 #[test]
+fn r3_who_begins_anew_by_an_operators_word_waits_for_the_longest_lease_that_it_has_seen() {
+    let mut pair = unequal_leases(None);
+    pair.run(10_000);
+    pair.voters_cut[0] = true;
+    pair.link(false);
+    pair.stream_up = false;
+    pair.register = LocalRegister::default();
+    let lost = pair.now;
+    pair.run(500);
+    pair.sides[1].member.bootstrap(pair.now, 1).expect("nothing stands");
+    pair.run_until(30_000, |pair| pair.sides[1].may_serve(pair.now));
+    assert!(pair.now - lost > Duration::from_secs(20), "{pair}");
+}
+
+#[test]
 fn r3_a_challenger_waits_for_the_lease_of_the_live_and_not_for_its_own() {
     let mut pair = unequal_leases(None);
     pair.run(10_000);
