@@ -16,14 +16,14 @@
 //! are questions to the voters and [`Turn`]s for the host. Nothing here looks at a log or a link.
 //!
 //! Rules, each with its place below: R1 the role changes only by a swap that was won or is read;
-//! R2 a lease begins when its swap was sent; R3 a challenger waits from the end of its read, for the lease that the
-//! record says; R4 an
-//! answer belongs to the open question; R5 an unknown swap is resolved by a greater version alone;
-//! R6 the in-sync set is taken as large as it may be; R7 what is acknowledged is durable on all of
-//! it, before the fence; R8 a member is waited for before it is named; R9 what is known of a member
-//! belongs to one session; R10 only a member in sync, with the same disk and everything below the
-//! watermark, stands; R12 fence first; R13 an epoch is durable before it is served. R11, R14, R15
-//! and R16 are the replication's and the shard's, R17 is the host's [`Election::release`].
+//! R2 a lease begins when its swap was sent; R3 a challenger waits from the end of its read, for
+//! the lease that the record says; R4 an answer belongs to the open question; R5 an unknown swap is
+//! resolved by a greater version alone; R6 the in-sync set is taken as large as it may be; R7 what
+//! is acknowledged is durable on all of it, before the fence; R8 a member is waited for before it
+//! is named; R9 what is known of a member belongs to one session; R10 only a member in sync, with
+//! the same disk and everything below the watermark, stands; R12 fence first; R13 an epoch is
+//! durable before it is served. R11, R14, R15 and R16 are the replication's and the shard's, R17 is
+//! the host's [`Election::release`].
 //!
 //! Voters that have lost the record answer with less than was known: then nothing is known, and who
 //! had a role has none.

@@ -493,7 +493,7 @@ impl Control {
             MemberEvent::Fault(Some(fault)) => tracing::error!("the pair is at fault: {fault}"),
             MemberEvent::Fault(None) => tracing::info!("the pair is at fault no more"),
             MemberEvent::SettingsDiffer(true) => tracing::warn!(
-                "the members' settings differ (durability, max-message-size, ha.lease-ms, address): a \
+                "the members' settings differ (durability, max-message-size, lease-ms, address): a \
                  failover would change what clients get"
             ),
             MemberEvent::SettingsDiffer(false) => tracing::info!("the members' settings agree"),

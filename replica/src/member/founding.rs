@@ -19,7 +19,8 @@
 //! than the other, it won that one. If both know it, one has won it and the other one's part of it
 //! is a prefix, shard by shard, as far as anything was acknowledged; so who has at least as much
 //! everywhere has it all. A shard that has not taken over the newest epoch yet has its old tail,
-//! which may be longer than what the winner has there and says nothing. Where each has more of some shard, the logs do not say who won.
+//! which may be longer than what the winner has there and says nothing. Where each has more of some
+//! shard, the logs do not say who won.
 //!
 //! None is made while the other one says that it has the role, or that its voters hold a record:
 //! then one of the two asks the wrong voters, or the other one's have lost theirs and it has not

@@ -556,9 +556,9 @@ fn without_voters_nobody_serves_and_afterwards_the_same_one_goes_on() {
 /// Each epoch had one live at most.
 fn assert_one_reign_an_epoch(pair: &Pair) {
     let elected = pair.sides.each_ref().map(|side| {
-        let epoch = |event: &MemberEvent| match event {
-            MemberEvent::Elected(epoch) => Some(*epoch),
-            _ => None,
+        let epoch = |event: &MemberEvent| {
+            let MemberEvent::Elected(epoch) = event else { return None };
+            Some(*epoch)
         };
         side.events.iter().filter_map(epoch).collect::<Vec<Epoch>>()
     });
