@@ -272,6 +272,16 @@ impl Duplicates {
         self.forgotten_early
     }
 
+    /// What is known of a queue's ids, from this sequence on.
+    pub fn told_from(&self, queue: QueueId, from: Sequence) -> impl Iterator<Item = Told<'_>> {
+        let ids = self.queues.get(queue).into_iter();
+        let known = ids.flat_map(move |ids| ids.by_sequence.range(from..));
+        known.map(|(sequence, known)| {
+            let Known { id, segment, end } = known;
+            Told { sequence: *sequence, id: id.as_bytes(), segment: *segment, end: *end }
+        })
+    }
+
     /// Where the record of the message with this id ends, if that was here; or some place before
     /// that, if it is durable.
     pub fn known(&self, queue: QueueId, id: &DuplicateId) -> Option<Lsn> {

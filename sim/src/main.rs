@@ -120,6 +120,8 @@ const SUITE: &[Hit] = &[
     Hit::Noted,
     Hit::QueueFull,
     Hit::Dropped,
+    Hit::CheckpointUsed,
+    Hit::CheckpointCut,
     Hit::Expired,
     Hit::Scheduled,
     Hit::ScheduleFound,

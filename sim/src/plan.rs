@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 36] = [
+    pub const ALL: [(&'static str, Self); 37] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -62,6 +62,7 @@ impl Canary {
         ("head-moves-early", Self::Journal(journal::Canary::HeadMovesEarly)),
         ("recycled-past-watermark", Self::Journal(journal::Canary::RecycledPastWatermark)),
         ("recycled-before-copy", Self::RecycledBeforeCopy),
+        ("checkpoint-past-watermark", Self::Journal(journal::Canary::CheckpointPastWatermark)),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
         ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),
@@ -127,6 +128,9 @@ pub struct Plan {
     pub attempts_max: u32,
     /// Of a thousand ticks of a client, so many bring a purge.
     pub purges: u32,
+    /// A start begins with a checkpoint, where there is one. It finds messages on the disk; one
+    /// that reads the whole log has them in memory, and delivers more of them at once.
+    pub reads_checkpoints: bool,
     /// The first queue drops what it has no room for.
     pub drops: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
@@ -195,6 +199,7 @@ impl Plan {
             lags: true,
             drops: false,
             purges: 0,
+            reads_checkpoints: false,
         };
         // What has expired waits for room, and only a purge makes it: not where room may be short.
         if !plan.is_tight() && rng.chance(700) {
@@ -216,6 +221,7 @@ impl Plan {
         if !plan.is_tight() && rng.chance(700) {
             plan.clients[0].hoard();
         }
+        plan.reads_checkpoints = rng.chance(500);
         plan
     }
 
