@@ -80,8 +80,11 @@ impl Added {
     /// What was added before and what is added now, a map as it came.
     ///
     /// # Errors
-    /// That is no map of annotations, or both are too long together.
+    /// That is no map of annotations or too long as it came, or both are too long together.
     pub fn merge(before: Option<&Self>, map: &[u8]) -> Result<Self, Unfit> {
+        if map.len() > ADDED_BYTES_MAX {
+            return Err(Unfit);
+        }
         let all = Self::of(before, read_map(map)?);
         if all.bytes().len() > ADDED_BYTES_MAX { Err(Unfit) } else { Ok(all) }
     }

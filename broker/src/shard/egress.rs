@@ -135,7 +135,7 @@ impl Shard {
         let verdict = Verdict { sequence, outcome: outcome_of(&outcome), confirm: !settled };
         match outcome {
             AmqpOutcome::Modified { message_annotations: Some(annotations), .. } => {
-                self.post_modified((home, queue), consumer_ref, verdict, annotations);
+                self.post_modified(now, (home, queue), consumer_ref, verdict, annotations);
             }
             AmqpOutcome::Accepted
             | AmqpOutcome::Rejected(_)

@@ -1,22 +1,23 @@
 //! The outcome `modified` with annotations, which are merged into the message's [3.4.5].
 //!
 //! ```text
-//!   disposition ─▶ Modify ─▶ home: merged with what was added before ─▶ fit? ─▶ a setback is
-//!                                                                       │       appended: what was
-//!                                                                       │       added, and counts
-//!                                                                       └─ no ─▶ settled as if it
-//!                                                                                brought none
+//!   disposition ─▶ short? ─▶ Modify ─▶ home: merged with what was added before ─▶ fit? ─▶ setback
+//!                    │                                                              │
+//!                    └─ no ─▶ settled as if it brought none ◀───────────────── no ──┘
 //! ```
+//! The setback is appended to the log: what was added, and counts.
+//!
 //! The message is available again when that is committed, as after a failed delivery, and goes out
 //! with one section of all annotations (`setback.rs`). What was added is counted against the
 //! memory bound, and is there after a restart and after compaction.
 //!
-//! What is not fit: keys that no annotation has, more than [`ADDED_BYTES_MAX`] in all, no memory
+//! One disposition may speak of thousands of messages, and its annotations fill a frame: what is
+//! longer as it came than [`ADDED_BYTES_MAX`] is not looked into.
+//!
+//! What is not fit: that, keys that no annotation has, more than so many bytes in all, no memory
 //! left, or a message that has to go already. It is counted (`annotations_refused_total`), and the
 //! rest of the outcome holds: a link that was detached instead would get the message again, its
 //! failures never counted. Where the log is full, the whole outcome counts as `released`.
-//!
-//! [`ADDED_BYTES_MAX`]: crate::limits::ADDED_BYTES_MAX
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,6 +26,7 @@ use journal::{QueueId, ShardId};
 
 use super::Shard;
 use super::egress::Verdict;
+use crate::limits::ADDED_BYTES_MAX;
 use crate::mail::{LinkRef, Mail, Outcome};
 use crate::pending::Answer;
 use crate::setback::{Added, Setback};
@@ -34,11 +36,16 @@ impl Shard {
     #[cold]
     pub(super) fn post_modified(
         &mut self,
+        now: Instant,
         (home, queue): (ShardId, QueueId),
         consumer: LinkRef,
         verdict: Verdict,
         annotations: Arc<[u8]>,
     ) {
+        if annotations.len() > ADDED_BYTES_MAX {
+            self.counters.annotations_refused_total += 1;
+            return self.post_verdict(now, (home, queue), consumer, verdict);
+        }
         let Verdict { sequence, outcome, confirm } = verdict;
         self.post(home, Mail::Modify { queue, consumer, sequence, outcome, confirm, annotations });
     }

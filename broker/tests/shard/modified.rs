@@ -13,7 +13,7 @@ use crate::compaction::{Stream, small_log};
 use crate::host::{Host, Wish, message};
 
 /// An encoded map of symbols to strings.
-fn map(entries: &[(&str, &str)]) -> Arc<[u8]> {
+pub(crate) fn map(entries: &[(&str, &str)]) -> Arc<[u8]> {
     let mut out = Vec::new();
     Writer::new(&mut out).map_with(|map| {
         for (key, value) in entries {
@@ -112,6 +112,43 @@ fn item_34_annotations_that_do_not_fit_leave_the_rest_of_the_outcome() {
         assert_eq!(last(&host, at, &["x-opt-a", "x-opt-b"]), (count, vec![some(&half), None]));
     }
     assert_eq!(host.stats(0).annotations_refused_total, 2);
+}
+
+/// `{0: 0, 1: 1, ..}`, each number in nine bytes where two would do.
+fn wide(count: u8) -> Arc<[u8]> {
+    let entry = |n: u8| [[0x80, 0, 0, 0, 0, 0, 0, 0, n]; 2].concat();
+    let entries: Vec<u8> = (0..count).flat_map(entry).collect();
+    let size = 4 + entries.len() as u32;
+    let head = [&[0xd1], &size.to_be_bytes()[..], &(2 * u32::from(count)).to_be_bytes()[..]];
+    [head.concat(), entries].concat().into()
+}
+
+#[test]
+fn item_34_annotations_are_measured_as_they_came_and_not_looked_into_beyond_the_bound() {
+    for shards in [1, 2] {
+        let (mut host, at, _) = delivered(Wish { shards, ..Wish::default() });
+        for (count, refused) in [(200, 0), (250, 1)] {
+            let annotations = wide(count);
+            assert_eq!(annotations.len() > ADDED_BYTES_MAX, refused > 0);
+            judge(
+                &mut host,
+                at,
+                Outcome::Modified {
+                    delivery_failed: true,
+                    undeliverable_here: false,
+                    message_annotations: Some(annotations),
+                },
+            );
+            // The connection's shard counts, where nothing is read.
+            let last_shard = usize::from(shards) - 1;
+            assert_eq!(host.stats(last_shard).annotations_refused_total, refused);
+            let (_, _, got) = host.deliveries(at).pop().expect("it is delivered again");
+            let sections = Sections::scan(&got).expect("a message");
+            let map = sections.message_annotations(&got).expect("sound").expect("some were added");
+            let failed = Some(1 + refused as u32);
+            assert_eq!((map.len(), sections.header_fields.delivery_count), (200, failed));
+        }
+    }
 }
 
 #[test]
