@@ -133,6 +133,8 @@ pub const TRANSIT_WITHIN: Duration = Duration::from_secs(30);
 pub const STRANGER_LINES_PER_SECOND: u32 = 10;
 /// Links of one connection.
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
+/// Bytes of a link's name: clients make it of an id and an address.
+pub const LINK_NAME_BYTES_MAX: usize = 1_024;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
 /// Bytes of annotations that consumers may add to one message (`modified`), encoded.
@@ -188,6 +190,8 @@ const _: () = {
     assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
     // What is added to a message and why it goes fit into one fragment.
     assert!(ADDED_BYTES_MAX < CARRY_RECORD_BYTES);
+    // An address, and as much again for what a client puts beside it.
+    assert!(LINK_NAME_BYTES_MAX >= 2 * ADDRESS_BYTES_MAX);
     // A top-up happens at half, so there must be a half.
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     // Most queues are for those who ask.

@@ -28,8 +28,8 @@ use super::{Phase, Shard};
 use crate::access::{LogIn, Right};
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
-    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINKS_PER_CONNECTION_MAX, PRODUCER_CREDIT, SEND_BYTES_MAX,
-    TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
+    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX, LINKS_PER_CONNECTION_MAX,
+    PRODUCER_CREDIT, SEND_BYTES_MAX, TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
@@ -226,30 +226,39 @@ impl Shard {
             Ok(wanted) => wanted,
             Err(error) => return self.engine(id, |amqp| amqp.refuse_link(link, error)),
         };
-        let end = match attach.role {
+        let (role, session) = (attach.role, attach.session);
+        let presettled = attach.snd_settle_mode == SenderSettleMode::Settled;
+        let (browses, rejects) =
+            (terms::browses(&attach), terms::knows_rejected(attach.source.as_ref()));
+        let annotates = terms::annotates(attach.source.as_ref());
+        let accept = terms::in_force(*attach);
+        if annotates && !terms::annotates(accept.source.as_ref()) {
+            self.counters.annotations_refused_total += 1;
+        }
+        let end = match role {
             Role::Receiver => End::Producer(Producer {
-                rejects: terms::knows_rejected(attach.source.as_ref()),
+                rejects,
                 relay: matches!(wanted, Wanted::Relay).then(Box::default),
                 credit_max: PRODUCER_CREDIT,
                 ..Producer::default()
             }),
             Role::Sender => End::Consumer(Consumer {
-                default_outcome: attach.source.as_ref().and_then(|s| s.default_outcome.clone()),
-                presettled: attach.snd_settle_mode == SenderSettleMode::Settled,
-                browses: terms::browses(&attach),
+                default_outcome: accept.source.as_ref().and_then(|s| s.default_outcome.clone()),
+                presettled,
+                browses,
                 ..Consumer::default()
             }),
         };
         let key = self.links.insert(Link {
             conn: id,
             id: link,
-            session: attach.session,
+            session,
             phase: LinkPhase::Resolving,
             queue: QueueId(0),
             home: self.config.shard,
             end,
             tie: Tie::None,
-            attach: Some(attach),
+            accept: Some(Box::new(accept)),
         });
         if let Some(conn) = self.conns.get_mut(id) {
             conn.links.insert(link, key);
@@ -282,6 +291,12 @@ impl Shard {
         }
         if self.conns.get(id).is_some_and(|conn| conn.links.len() >= LINKS_PER_CONNECTION_MAX) {
             return no(Condition::ResourceLimitExceeded, "too many links on this connection");
+        }
+        if attach.name.len() > LINK_NAME_BYTES_MAX {
+            return no(
+                Condition::InvalidField,
+                &format!("the link's name is longer than {LINK_NAME_BYTES_MAX} bytes"),
+            );
         }
         let wanted = terms::wanted(attach)?;
         let full = |conn: &Conn| conn.temporary_queues >= TEMPORARY_QUEUES_PER_CONNECTION_MAX;
@@ -401,7 +416,7 @@ impl Shard {
         let Some(link) = self.links.get_mut(key) else { return };
         link.phase = LinkPhase::Open;
         let (conn, id, queue) = (link.conn, link.id, link.queue);
-        let accept = terms::in_force(link.attach.take().as_deref());
+        let accept = link.accept.take().map(|accept| *accept).unwrap_or_default();
         self.engine(conn, |amqp| amqp.accept_link(id, accept));
         let credit_max = self.producer_credit(queue);
         match self.links.get_mut(key).map(|link| &mut link.end) {

@@ -118,8 +118,8 @@ pub(crate) struct Link {
     pub(crate) end: End,
     /// What it has to do with the life of its queue.
     pub(crate) tie: Tie,
-    /// What its attach said, until the queue is found.
-    pub(crate) attach: Option<Box<amqp::link::RemoteAttach>>,
+    /// What its attach will be answered with, until the queue is found.
+    pub(crate) accept: Option<Box<amqp::link::AcceptLink>>,
 }
 
 /// What a link has to do with the life of its queue.

@@ -135,9 +135,9 @@ impl Shard {
                 link.tie = Tie::Maker;
                 self.temporaries.links.insert((queue, asker.key));
                 let record = self.state.catalogue.get(queue);
-                if let Some((record, attach)) = record.zip(link.attach.as_deref_mut()) {
+                if let Some((record, accept)) = record.zip(link.accept.as_deref_mut()) {
                     let policy = record.temporary.map(|temporary| temporary.policy);
-                    terms::name_node(attach, &record.name, policy.unwrap_or_default());
+                    terms::name_node(accept, &record.name, policy.unwrap_or_default());
                 }
                 self.opened_link(now, asker.key);
             }

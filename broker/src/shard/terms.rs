@@ -5,11 +5,15 @@
 //!                 └─▶ or refused: a filter, a topic, a node that is not built ..
 //!   accepted ─▶ in_force: the terminus as it is kept: only what is true of it    [2.6.3]
 //! ```
+//! The answer is made before the queue is found, and the attach, which may fill a frame, dropped: a
+//! connection may have thousands of links that wait. What stays of it is bounded.
+//!
 //! Invariant: what is not built is refused, never left out. An ignored filter would hand a consumer
 //! everything; an ignored `topic` would hand one subscriber another's messages.
 
 use amqp::codec::{CompoundWriter, Symbol, Writer};
-use amqp::definitions::{Role, TerminusDurability};
+use amqp::definitions::{Role, TerminusExpiryPolicy};
+use amqp::delivery::Outcome;
 use amqp::error::{Condition, Error};
 use amqp::link::{
     AcceptLink, DistributionMode, LifetimePolicy, LinkSource, LinkTarget, RemoteAttach,
@@ -18,11 +22,22 @@ use bytes::Bytes;
 
 use crate::catalogue::{AddressError, queue_name};
 use crate::delivery_time;
+use crate::limits::{ADDED_BYTES_MAX, ADDRESS_BYTES_MAX};
 use crate::server::Server;
 
 /// What our open offers [2.7.1].
 pub(super) const OFFERED_CAPABILITIES: [&str; 3] =
     ["ANONYMOUS-RELAY", SOLE_CONNECTION, delivery_time::CAPABILITY];
+
+/// What a terminus of ours can do [3.5.3, 3.5.4]; of others the answer says nothing.
+const NODE_CAPABILITIES: [&str; 2] = ["queue", "temporary-queue"];
+
+/// Bytes of an address in an answer: a name's longest form. A peer's own may be longer.
+const TERMINUS_ADDRESS_BYTES_MAX: usize = "queue://::".len() + 2 * ADDRESS_BYTES_MAX;
+
+/// The outcomes that a delivery can have here [3.4].
+const OUTCOMES: [&str; 4] =
+    ["amqp:accepted:list", "amqp:rejected:list", "amqp:released:list", "amqp:modified:list"];
 
 /// What a peer desires that wants to be the only connection of its container.
 pub(super) const SOLE_CONNECTION: &str = "sole-connection-for-container";
@@ -107,34 +122,70 @@ fn check_source(source: &LinkSource) -> Result<(), Error> {
 
 /// What is in force on a link: the queue's address, nothing kept beyond the link, no filters; and
 /// of what is wanted, what is built.
-pub(super) fn in_force(attach: Option<&RemoteAttach>) -> AcceptLink {
-    let Some(attach) = attach else { return AcceptLink::default() };
-    let source = attach
-        .source
-        .as_ref()
-        .map(|source| LinkSource { durable: TerminusDurability::None, ..source.clone() });
-    let target = attach
-        .target
-        .as_ref()
-        .map(|target| LinkTarget { durable: TerminusDurability::None, ..target.clone() });
-    let offers = |wanted: &&String| *wanted == delivery_time::CAPABILITY;
-    let offered_capabilities = attach.desired_capabilities.iter().filter(offers).cloned().collect();
+pub(super) fn in_force(attach: RemoteAttach) -> AcceptLink {
+    let RemoteAttach { role, source, target, desired_capabilities, .. } = attach;
+    let source = source.map(|source| LinkSource {
+        address: source.address.filter(|address| is_short(address)),
+        expiry_policy: TerminusExpiryPolicy::LinkDetach,
+        dynamic: source.dynamic && role == Role::Sender,
+        distribution_mode: source.distribution_mode,
+        default_outcome: source.default_outcome.map(acted_on),
+        outcomes: known(&source.outcomes, &OUTCOMES),
+        capabilities: known(&source.capabilities, &NODE_CAPABILITIES),
+        ..LinkSource::default()
+    });
+    let target = target.map(|target| LinkTarget {
+        address: target.address.filter(|address| is_short(address)),
+        expiry_policy: TerminusExpiryPolicy::LinkDetach,
+        dynamic: target.dynamic && role == Role::Receiver,
+        capabilities: known(&target.capabilities, &NODE_CAPABILITIES),
+        ..LinkTarget::default()
+    });
+    let offered_capabilities = known(&desired_capabilities, &[delivery_time::CAPABILITY]);
     AcceptLink { source, target, offered_capabilities, ..AcceptLink::default() }
 }
 
-/// Writes into an attach which queue was made for it, and how long that lives: the answer says so.
-pub(super) fn name_node(attach: &mut RemoteAttach, name: &str, policy: LifetimePolicy) {
+fn is_short(address: &str) -> bool {
+    address.len() <= TERMINUS_ADDRESS_BYTES_MAX
+}
+
+/// Of what a peer lists, what is known here, each once.
+fn known(listed: &[String], ours: &[&str]) -> Vec<String> {
+    let is_listed = |known: &&&str| listed.iter().any(|each| each == **known);
+    ours.iter().filter(is_listed).map(|known| (*known).to_owned()).collect()
+}
+
+/// Whether what is settled without an outcome is to have annotations merged into it.
+pub(super) fn annotates(source: Option<&LinkSource>) -> bool {
+    let default = source.and_then(|source| source.default_outcome.as_ref());
+    matches!(default, Some(Outcome::Modified { message_annotations: Some(_), .. }))
+}
+
+/// Of a default outcome what is acted on: the error of `rejected` is read by nobody, and
+/// annotations that are too long are merged into nothing.
+fn acted_on(default: Outcome) -> Outcome {
+    match default {
+        Outcome::Modified { delivery_failed, undeliverable_here, message_annotations } => {
+            let message_annotations =
+                message_annotations.filter(|map| map.len() <= ADDED_BYTES_MAX);
+            Outcome::Modified { delivery_failed, undeliverable_here, message_annotations }
+        }
+        Outcome::Rejected(_) => Outcome::Rejected(None),
+        Outcome::Accepted | Outcome::Released => default,
+    }
+}
+
+/// Writes into an answer which queue was made for the link, and how long that lives.
+pub(super) fn name_node(accept: &mut AcceptLink, name: &str, policy: LifetimePolicy) {
     let properties = Some(policy.to_properties());
-    match (attach.role, &mut attach.source, &mut attach.target) {
-        (Role::Sender, Some(source), _) => {
-            source.address = Some(name.to_owned());
-            source.dynamic_node_properties = properties;
-        }
-        (Role::Receiver, _, Some(target)) => {
-            target.address = Some(name.to_owned());
-            target.dynamic_node_properties = properties;
-        }
-        (Role::Sender, None, _) | (Role::Receiver, _, None) => {}
+    let AcceptLink { source, target, .. } = accept;
+    // Only the terminus on our side is dynamic.
+    if let Some(source) = source.as_mut().filter(|source| source.dynamic) {
+        source.address = Some(name.to_owned());
+        source.dynamic_node_properties = properties;
+    } else if let Some(target) = target.as_mut().filter(|target| target.dynamic) {
+        target.address = Some(name.to_owned());
+        target.dynamic_node_properties = properties;
     }
 }
 

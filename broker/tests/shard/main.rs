@@ -23,4 +23,5 @@ mod settlements;
 mod sole;
 mod stopping;
 mod temporary;
+mod terms;
 mod unfinished;
