@@ -120,6 +120,8 @@ pub struct State {
     witnessed: Option<(u64, Fact)>,
     facts: BTreeSet<(u64, Fact)>,
     memory_bytes: u64,
+    /// What queues keep of messages beside that, when each was last looked at: [`Self::recount`].
+    order_bytes: u64,
     /// Messages whose bytes are on the disk only.
     paged_out: PagedOut,
     /// What was here before, by the ids that producers gave it.
@@ -183,6 +185,7 @@ impl State {
             witnessed: None,
             facts: BTreeSet::new(),
             memory_bytes: 0,
+            order_bytes: 0,
             paged_out: PagedOut::default(),
             duplicates,
             recovering: true,
@@ -238,9 +241,24 @@ impl State {
         for _ in 0..count_max {
             let Some(queue) = self.forgotten.front_mut() else { return };
             match queue.drop_first() {
-                Some(archived) => self.let_go(archived),
-                None => drop(self.forgotten.pop_front()),
+                Some(archived) => {
+                    count_anew(&mut self.order_bytes, queue);
+                    self.let_go(archived);
+                }
+                None => {
+                    self.order_bytes -= queue.recount().0;
+                    self.forgotten.pop_front();
+                }
             }
+        }
+    }
+
+    /// Who has a priority or came back may have changed in this queue: what that takes of memory
+    /// counts as it is now.
+    #[inline]
+    pub fn recount(&mut self, id: QueueId) {
+        if let Some(queue) = self.queues.get_mut(id) {
+            count_anew(&mut self.order_bytes, queue);
         }
     }
 
@@ -265,10 +283,11 @@ impl State {
         }
     }
 
-    /// Bytes of payload, index and duplicate ids held in memory.
+    /// Bytes of payload, index, what is kept for the order of messages, and duplicate ids held in
+    /// memory.
     #[inline]
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.duplicates.memory_bytes()
+        self.memory_bytes + self.order_bytes + self.duplicates.memory_bytes()
     }
 
     /// Messages that are in the log and not gone.
@@ -372,6 +391,7 @@ impl State {
     ) -> Effect {
         if traits.expiry_unix_ms.is_some() {
             self.note_due(id);
+            self.recount(id);
         }
         match (origin, traits.delivery_unix_ms) {
             (None, None) => Effect::Visible(id, sequence),
@@ -528,6 +548,9 @@ impl State {
     /// Commits what was read from the log: beyond so much memory its bytes stay on the disk only.
     pub fn commit_read(&mut self, effect: Effect, memory_bytes_max: u64) {
         self.commit(effect);
+        if let Effect::Visible(id, _) | Effect::Scheduled(id, _) | Effect::Counted(id, _) = effect {
+            self.recount(id);
+        }
         if self.memory_bytes() > memory_bytes_max {
             self.page_out_read(effect);
         }
@@ -736,8 +759,9 @@ impl State {
                 }
             }
             Effect::Gone(id, sequence) => {
-                let archived = self.queues.get_mut(id).and_then(|queue| queue.archive(sequence));
-                if let Some(archived) = archived {
+                let Some(queue) = self.queues.get_mut(id) else { return };
+                if let Some(archived) = queue.archive(sequence) {
+                    count_anew(&mut self.order_bytes, queue);
                     self.let_go(archived);
                     if !self.arrivals.is_empty() {
                         self.arrivals.remove(&(id, sequence));
@@ -848,6 +872,13 @@ impl State {
             self.live.remove(segment);
         }
     }
+}
+
+/// What a queue keeps beside its slots counts as it is now.
+#[inline]
+fn count_anew(order_bytes: &mut u64, queue: &mut Queue) {
+    let (before, now) = queue.recount();
+    *order_bytes = *order_bytes - before + now;
 }
 
 /// The memory that was won by dropping bytes: the index stays.

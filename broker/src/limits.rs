@@ -52,7 +52,14 @@ pub const HOLD_MAX: Duration = Duration::from_secs(30);
 pub const SLOT_BYTES: u64 = 64;
 /// What is kept beside that of a message that says when it is to be delivered.
 pub const SCHEDULE_BYTES: u64 = 64;
-/// What is left of that when the message's bytes are on the disk only.
+/// What is kept beside it of a message that expires: two entries of ordered trees, 53 to 69 bytes.
+pub const EXPIRY_BYTES: u64 = 72;
+/// Of one that stands out of the order of sequences, by its priority or its time, or since it came
+/// back: an entry of an ordered tree, 50 bytes.
+pub const PLACE_BYTES: u64 = 56;
+/// Of one that a consumer has given back, while it lives: another, 16 to 21 bytes.
+pub const TOUCHED_BYTES: u64 = 24;
+/// What is left of a slot when the message's bytes are on the disk only.
 pub const INDEX_BYTES: u64 = 32;
 /// What a message in fragments takes beside that, in bytes, and counts against the memory bound.
 pub const CHAIN_BYTES: u64 = 96;

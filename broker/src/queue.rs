@@ -43,7 +43,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
-use crate::limits::{PEEK_BYTES_MAX, SLOT_BYTES};
+use crate::limits::{PEEK_BYTES_MAX, PLACE_BYTES, SLOT_BYTES, TOUCHED_BYTES};
 use crate::mail::LinkRef;
 use crate::settings::AddressSettings;
 
@@ -219,6 +219,8 @@ pub struct Queue {
     expiring: Expiring,
     schedule: Schedule,
     paged: Paged,
+    /// What of [`Self::recount`] is counted.
+    counted_bytes: u64,
     /// Counters; see [`QueueCounters`].
     pub counters: QueueCounters,
 }
@@ -249,6 +251,7 @@ impl Queue {
             expiring: Expiring::default(),
             schedule: Schedule::default(),
             paged: Paged::default(),
+            counted_bytes: 0,
             counters: QueueCounters::default(),
         }
     }
@@ -286,6 +289,17 @@ impl Queue {
     /// What a message of this length counts against the memory bound.
     pub fn memory_bytes(message_len: usize) -> u64 {
         SLOT_BYTES + message_len as u64
+    }
+
+    /// What its messages count against the memory bound beside [`Self::memory_bytes`] since they
+    /// expire, stand out of the order of sequences or came back: as was told last, and as it is
+    /// now.
+    #[inline]
+    pub fn recount(&mut self) -> (u64, u64) {
+        let places = self.requeued.len() as u64 * PLACE_BYTES;
+        let touched = self.touched.len() as u64 * TOUCHED_BYTES;
+        let now = self.expiring.memory_bytes() + places + touched;
+        (std::mem::replace(&mut self.counted_bytes, now), now)
     }
 
     /// Where the message's record is, while the message is live.

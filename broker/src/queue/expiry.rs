@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use journal::Sequence;
 
 use super::{Queue, SlotState};
+use crate::limits::EXPIRY_BYTES;
 use crate::moved::Reason;
 
 /// What expires, and what should have.
@@ -30,6 +31,11 @@ impl Expiring {
     pub(super) fn insert(&mut self, sequence: Sequence, unix_ms: u64) {
         self.due.insert((unix_ms, sequence));
         self.by_sequence.insert(sequence, unix_ms);
+    }
+
+    /// What it takes of memory, about.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.by_sequence.len() as u64 * EXPIRY_BYTES
     }
 
     pub(super) fn is_overdue(&self, sequence: Sequence) -> bool {

@@ -203,6 +203,7 @@ impl Shard {
         if let Some(queue) = self.state.queue_mut(id) {
             queue.adopt(name, settings);
         }
+        self.state.recount(id);
         self.watch_idle(now, id);
         self.tell_depth(id);
         self.may_leave(id);

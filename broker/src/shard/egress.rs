@@ -384,6 +384,7 @@ impl Shard {
                     self.hand_out(now, next);
                 }
             }
+            self.state.recount(id);
             self.pages(id);
             // What came back may have expired meanwhile.
             self.may_leave(id);

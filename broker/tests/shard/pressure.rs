@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use amqp::connection::Event as Amqp;
+use amqp::definitions::Role;
 use amqp::delivery::Outcome;
-use broker::limits::{PRESSURE_HOLD, PRODUCER_CREDIT};
+use amqp::message::{Header, write_header};
+use broker::limits::{EXPIRY_BYTES, PLACE_BYTES, PRESSURE_HOLD, PRODUCER_CREDIT, TOUCHED_BYTES};
+use broker::queue::Queue;
 use journal::ShardId;
 
-use crate::host::{Host, Wish, Writes};
+use crate::host::{Host, Wish, Writes, message};
+use crate::temporary::make;
 
 #[test]
 fn a_full_log_says_so_withholds_credit_and_takes_messages_again_when_drained() {
@@ -113,4 +117,66 @@ fn pressure_is_told_once_however_often_its_reason_comes_and_goes() {
     }
     assert!(done > 100, "{done}");
     assert!(host.pressure_letters < 40, "{} letters", host.pressure_letters);
+}
+
+#[test]
+fn what_expires_has_a_priority_or_came_back_counts_until_it_is_gone() {
+    let ttl = Header { ttl: Some(3_600_000), ..Header::default() };
+    let priority = Header { priority: Some(9), ..Header::default() };
+    let both = Header { ttl: Some(3_600_000), ..priority };
+    for (header, expiry, place) in [
+        (Header::default(), 0, 0),
+        (ttl, EXPIRY_BYTES, 0),
+        (priority, 0, PLACE_BYTES),
+        (both, EXPIRY_BYTES, PLACE_BYTES),
+    ] {
+        let count = 100;
+        let mut host = Host::new(Wish::default());
+        let at = host.connect(0);
+        let sender = host.sender(at, "q");
+        let mut bytes = Vec::new();
+        write_header(&header, &mut bytes);
+        bytes.extend(message(10));
+        for _ in 0..count {
+            host.clients[at].amqp.send(sender, &[&bytes], false).expect("there is credit");
+            host.settle();
+        }
+        host.lose(at);
+        let memory = |host: &Host| host.shards[0].state().memory_bytes();
+        let slot = Queue::memory_bytes(bytes.len());
+        assert_eq!(memory(&host), count * (slot + expiry + place), "{header:?}");
+        host.crash();
+        assert_eq!(memory(&host), count * (slot + expiry + place), "after a restart: {header:?}");
+        let at = host.connect(0);
+        host.receiver(at, "q", 1000);
+        assert_eq!(host.deliveries(at).len() as u64, count);
+        assert_eq!(memory(&host), count * (slot + expiry), "in its consumer's hands, {header:?}");
+        host.lose(at);
+        let came_back = PLACE_BYTES + TOUCHED_BYTES;
+        assert_eq!(memory(&host), count * (slot + expiry + came_back), "{header:?}");
+        let at = host.connect(0);
+        host.receiver(at, "q", 1000);
+        host.settle_all(at, Duration::from_millis(20));
+        host.lose(at);
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn what_a_deleted_queue_kept_for_its_order_is_given_back() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let link = make(&mut host, at, Role::Sender, None);
+    let mut bytes = Vec::new();
+    let priority = Some(9);
+    write_header(&Header { ttl: Some(3_600_000), priority, ..Header::default() }, &mut bytes);
+    bytes.extend(message(10));
+    for _ in 0..100 {
+        host.clients[at].amqp.send(link, &[&bytes], false).expect("there is credit");
+    }
+    host.settle();
+    assert!(host.shards[0].state().memory_bytes() > 100 * (EXPIRY_BYTES + PLACE_BYTES));
+    host.lose(at);
+    host.pass(Duration::from_millis(100));
+    host.assert_clean();
 }
