@@ -8,6 +8,9 @@
 //!   it is forgotten ◀──────────────────────── Deleted, to all: nobody finds it any more; a link
 //!                                              that came meanwhile is detached, resource-deleted
 //! ```
+//! A message that comes meanwhile, of such a link or through the relay, is `released`: sent again
+//! when the name is free, it makes the queue anew.
+//!
 //! Only a queue that is empty is given up, and it takes nothing from then on, so no message can be
 //! in it when the log says that it is gone. A crash before that leaves it as it was, with its time
 //! beginning anew; after it, records of it in its home's log are those of an id that was given and

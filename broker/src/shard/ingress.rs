@@ -628,14 +628,14 @@ pub(super) fn refusal_of(error: AppendError) -> Refusal {
     }
 }
 
-/// A refused message is `rejected` with the reason; one that merely came too late is `released`.
+/// A refused message is `rejected` with the reason; one that merely came too late is `released`:
+/// sent again it finds another broker, or a new queue of the name.
 fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
     match refusal {
-        Refusal::Stopping => AmqpOutcome::Released,
+        Refusal::Stopping | Refusal::QueueGone => AmqpOutcome::Released,
         Refusal::MemoryFull
         | Refusal::DiskFull
         | Refusal::QueueFull
-        | Refusal::QueueGone
         | Refusal::TooManyQueues
         | Refusal::TooManyConsumers
         | Refusal::TooLarge

@@ -5,13 +5,13 @@ use std::time::Duration;
 use amqp::codec::{Composite, Writer};
 use amqp::definitions::Condition;
 use amqp::delivery::Outcome;
-use amqp::link::{DistributionMode, LinkId, LinkTarget, NewLink};
+use amqp::link::{DistributionMode, LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::message::{Header, Properties, write_header};
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::ShardId;
 
 use crate::host::{Host, Wish, Writes, message};
-use crate::relay::conditions;
+use crate::relay::{conditions, letter, relay, send};
 use crate::temporary::{detach, exists, told};
 
 fn wish(rules: &[(&str, Said)]) -> Wish {
@@ -361,6 +361,34 @@ fn what_comes_while_a_queue_goes_waits_for_a_new_one() {
     let again = host.sender(far, "q");
     assert!(host.send(far, again, 10, false));
     assert_eq!(live(&host, "q"), 1);
+}
+
+#[test]
+fn a_message_that_meets_a_deletion_is_released_and_makes_the_queue_anew() {
+    for home in [0, 1] {
+        let mut host = Host::new(short_lived());
+        let at = host.connect(home);
+        let sender = host.sender(at, "q");
+        detach(&mut host, at, sender);
+        host.writes = Writes::Held;
+        host.pass(Duration::from_secs(2));
+        // Shard 1 knows the old one: a link of its own, and the relay.
+        let far = host.connect(1);
+        let early = host.sender(far, "q");
+        assert!(host.send(far, early, 10, false));
+        let other = host.connect(1);
+        let through = relay(&mut host, other, LinkSource::at("client"));
+        send(&mut host, other, through, &letter(Some("q"), 1), false);
+        host.settle();
+        assert_eq!(host.outcomes(far), [Outcome::Released]);
+        assert_eq!(host.outcomes(other), [Outcome::Released]);
+        host.let_go();
+        host.writes = Writes::Done;
+        send(&mut host, other, through, &letter(Some("q"), 2), false);
+        host.settle();
+        assert_eq!(host.outcomes(other), [Outcome::Released, Outcome::Accepted]);
+        assert_eq!(live(&host, "q"), 1);
+    }
 }
 
 #[test]
