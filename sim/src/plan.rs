@@ -244,6 +244,8 @@ impl Plan {
 
 /// Segments that no run fills.
 const ROOMY: u32 = 2000;
+/// Duplicate ids of an address, which no run has.
+const DUPLICATE_IDS: u32 = 1_000_000;
 /// Bytes of memory that no run fills.
 const AMPLE: u64 = 16_000_000;
 
@@ -254,6 +256,8 @@ fn settings(rng: &mut Rng, attempts_max: u32) -> Settings {
         redelivery_delay: paused.then(|| Duration::from_millis(rng.between(1, 20))),
         redelivery_multiplier_percent: Some(150),
         redelivery_delay_max: Some(Duration::from_millis(60)),
+        // A letter is sent again at any time: only memory, or the log, may make room for others.
+        duplicate_ids: Some(DUPLICATE_IDS),
         ..Said::default()
     };
     let mut settings = Settings::default();
