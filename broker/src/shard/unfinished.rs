@@ -4,8 +4,11 @@
 //! ```text
 //!   received ── bytes held by the engine, before and after ──▶ sum of the shard
 //!                                                               │ beyond the bound
-//!   closed, resource-limit-exceeded  ◀── oldest first ──────────┘ until an eighth is free again
+//!   1 into the log, as far as they came  ◀── most first ────────┤ until an eighth is free again
+//!   2 closed, resource-limit-exceeded    ◀── oldest first ──────┘
 //! ```
+//! A message of which the head and a few KiB are here goes on in the log (`inflow.rs`), unless that
+//! is behind with what it has.
 //! A connection's own bounds (`max-message-size`, links, reassembly) do not bound what many hold
 //! together. Whoever takes longest to finish goes: a message that flows is done before its turn
 //! comes, and a peer that only keeps the bytes here cannot stay. Each look at all connections frees
@@ -20,7 +23,7 @@ use amqp::error::{Condition, Error};
 
 use super::Shard;
 use crate::event::ConnId;
-use crate::limits::{PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
+use crate::limits::{GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
 
 /// What the connections of a shard hold of unfinished messages and frames.
 #[derive(Debug, Default)]
@@ -54,22 +57,47 @@ impl Shard {
         self.unfinished.bytes = self.unfinished.bytes.saturating_sub(bytes);
     }
 
-    /// A share of what messages may take, and one message of the largest size at the least.
+    /// A share of what messages may take, and one of the longest that is gathered at the least.
     fn unfinished_bytes_max(&self) -> u64 {
         let amqp = &self.config.amqp;
-        let largest = amqp.max_message_size.saturating_add(u64::from(amqp.max_frame_size));
+        let gathered = amqp.max_message_size.min(GATHER_BYTES_MAX);
+        let largest = gathered.saturating_add(2 * u64::from(amqp.max_frame_size));
         (self.config.memory_bytes_max / UNFINISHED_SHARE).max(largest)
     }
 
-    /// Closes those that take longest, until there is room again.
+    /// Lets what has come of messages go into the log, most first, until there is room again.
+    fn write_unfinished(&mut self, now: Instant, bytes_max: u64) {
+        let holders = self.conns.values().map(|conn| (conn.amqp.unfinished_bytes(), conn.id));
+        let mut holders: Vec<(u64, ConnId)> = holders.collect();
+        holders.sort_unstable();
+        // However small they are, a message has fewer than can be numbered.
+        let least = self.config.amqp.max_message_size / (u64::from(u16::MAX) / 2);
+        let bytes_min = PART_BYTES_MIN.max(usize::try_from(least).unwrap_or(usize::MAX));
+        let mut sum: u64 = holders.iter().map(|(bytes, _)| bytes).sum();
+        while sum > bytes_max
+            && let Some((before, id)) = holders.pop().filter(|(bytes, _)| *bytes > 0)
+        {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if conn.taking_bytes == 0 {
+                conn.amqp.give_parts(bytes_min);
+                sum = sum.saturating_sub(before - conn.amqp.unfinished_bytes().min(before));
+                self.pump(now, id);
+            }
+        }
+    }
+
+    /// Closes those that take longest, where nothing else makes room again.
     fn shed_unfinished(&mut self, now: Instant) {
         let bound = self.unfinished_bytes_max();
+        self.write_unfinished(now, bound - bound / 8);
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
         let mut sum = 0;
         for conn in self.conns.values_mut() {
             conn.unfinished_bytes = conn.amqp.unfinished_bytes();
             sum += conn.unfinished_bytes;
-            holders.extend(conn.amqp.unfinished_since().map(|since| (since, conn.id)));
+            // Who waits for the log is not the one that is slow.
+            let since = conn.amqp.unfinished_since().filter(|_| conn.taking_bytes == 0);
+            holders.extend(since.map(|since| (since, conn.id)));
         }
         self.unfinished.bytes = sum;
         holders.sort_unstable();
