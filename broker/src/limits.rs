@@ -79,6 +79,11 @@ pub const PART_BYTES_MIN: usize = 4 << 10;
 pub const HALF_IDLE: Duration = Duration::from_secs(30);
 /// See there.
 pub const HALF_IDLE_SEGMENTS: u64 = 4;
+/// One that comes slowly is given up after so long, where the log behind its beginning is so many
+/// times as long as all that lives in it.
+pub const HALF_SLOW: Duration = Duration::from_secs(600);
+/// See there.
+pub const HALF_TIMES: u64 = 4;
 /// Bytes of one connection's messages on their way to the log; above it, its reads are withheld.
 pub const INFLOW_BYTES_MAX: u64 = 256 << 10;
 /// Slots that are allocated and freed together.

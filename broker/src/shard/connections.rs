@@ -787,8 +787,9 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
             Condition::ResourceLimitExceeded,
             format!(
                 "header, delivery annotations and message annotations of a message that is stored \
-                 in fragments, and of one that comes in parts all that stands before its body, may \
-                 be {bytes_max} bytes together; say less in them"
+                 in fragments may be {bytes_max} bytes together, and all that stands before the \
+                 body of one that comes in parts must be in the first of them, 63 KiB at most; say \
+                 less in them"
             ),
         ),
         Refusal::TooSlow => Error::new(

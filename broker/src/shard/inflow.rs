@@ -55,7 +55,8 @@ use crate::apply::Effect;
 use crate::duplicates::DuplicateId;
 use crate::event::ConnId;
 use crate::limits::{
-    FULL_HOLD, GATHER_BYTES_MAX, HALF_IDLE, HALF_IDLE_SEGMENTS, PART_BYTES, PRESSURE_LOG_EVERY,
+    FULL_HOLD, GATHER_BYTES_MAX, HALF_IDLE, HALF_IDLE_SEGMENTS, HALF_SLOW, HALF_TIMES, PART_BYTES,
+    PRESSURE_LOG_EVERY,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Part, Refusal, Share, Token, Whence};
 use crate::pending::{Answer, Waiting};
@@ -70,6 +71,9 @@ pub(crate) struct Inflow {
     refused: Option<Refusal>,
     /// The queue that it says itself, on a link that relays.
     to: Option<String>,
+    /// And where that is, once the first part went there: the others follow, whatever becomes of
+    /// the name.
+    went: Option<(QueueId, ShardId)>,
     /// What its first part says of it, until that is on its way.
     traits: Option<Traits>,
     progress: Progress,
@@ -77,8 +81,8 @@ pub(crate) struct Inflow {
 
 impl Inflow {
     fn refused(refusal: Refusal) -> Self {
-        let (token, to, traits) = (None, None, None);
-        Self { token, refused: Some(refusal), to, traits, progress: Progress::default() }
+        let (token, to, went, traits) = (None, None, None, None);
+        Self { token, refused: Some(refusal), to, went, traits, progress: Progress::default() }
     }
 }
 
@@ -143,12 +147,15 @@ impl Shard {
             None if is_last => Share::Last,
             None => Share::Next,
         };
-        let (token, to, refused) = (inflow.token, inflow.to.clone(), inflow.refused.clone());
+        let (token, went, refused) = (inflow.token, inflow.went, inflow.refused.clone());
+        let to = inflow.to.clone().filter(|_| went.is_none());
         if !is_last && let Some(producer) = self.producer_mut(key) {
             producer.inflow = Some(inflow);
         }
         match (refused, token) {
-            (None, Some(token)) => self.send_on(now, key, to.as_deref(), (token, share), part),
+            (None, Some(token)) => {
+                self.send_on(now, key, (went, to.as_deref()), (token, share), part);
+            }
             (Some(refusal), _) if is_last => {
                 let relays = self.links.get(key).is_some_and(Link::relays);
                 if settled && relays {
@@ -192,7 +199,7 @@ impl Shard {
         let producer = self.producer_mut(key).ok_or(Refusal::QueueGone)?;
         // Its bytes are counted part by part.
         let token = Some(producer.push(part.delivery, 0));
-        Ok(Inflow { token, refused: None, to, traits: Some(traits), progress })
+        Ok(Inflow { token, refused: None, to, went: None, traits: Some(traits), progress })
     }
 
     /// A part goes on its way to the log.
@@ -200,14 +207,14 @@ impl Shard {
         &mut self,
         now: Instant,
         key: LinkKey,
-        to: Option<&str>,
+        (went, to): (Option<(QueueId, ShardId)>, Option<&str>),
         (token, share): (Token, Share),
         part: Transfer,
     ) {
         let bytes = part.message.len() as u64;
         let link = self.here(key);
         let Some(found) = self.links.get(key) else { return };
-        let (queue, home, conn) = (found.queue, found.home, found.conn);
+        let ((queue, home), conn) = (went.unwrap_or((found.queue, found.home)), found.conn);
         if let Some(conn) = self.conns.get_mut(conn) {
             conn.taking_bytes += bytes;
         }
@@ -256,6 +263,14 @@ impl Shard {
         }
     }
 
+    /// The first part of the message that this token names went there.
+    pub(super) fn note_home(&mut self, key: LinkKey, token: Token, to: (QueueId, ShardId)) {
+        let inflow = self.producer_mut(key).and_then(|at| at.inflow.as_mut());
+        if let Some(inflow) = inflow.filter(|inflow| inflow.token == Some(token)) {
+            inflow.went = Some(to);
+        }
+    }
+
     /// The sender gives up the message of which parts have come, or its link goes.
     pub(super) fn drop_inflow(&mut self, key: LinkKey) {
         let Some(producer) = self.producer_mut(key) else { return };
@@ -269,12 +284,13 @@ impl Shard {
         let Some(token) = inflow.token.take() else { return };
         let link = self.here(key);
         let Some(found) = self.links.get_mut(key) else { return };
-        let (queue, home, conn) = (found.queue, found.home, found.conn);
+        let here = (found.queue, found.home);
+        let ((queue, home), conn) = (inflow.went.unwrap_or(here), found.conn);
         let End::Producer(producer) = &mut found.end else { return };
         producer.take(token);
         let (share, settled, bytes) = (Share::Abandoned, true, Bytes::new());
         let part = Part { queue, conn, link, token, share, settled, bytes };
-        match inflow.to.take() {
+        match inflow.to.take().filter(|_| inflow.went.is_none()) {
             None => self.post(home, Mail::Part(Box::new(part))),
             Some(to) => self.relay_abandoned(key, &to, part),
         }
@@ -323,6 +339,7 @@ struct Open {
     fragments: u16,
     bytes: u64,
     duplicate_id: Option<DuplicateId>,
+    began: Instant,
     /// When its newest part came.
     since: Instant,
 }
@@ -514,8 +531,9 @@ impl Shard {
         if is_counted {
             self.tell_depth(id);
         }
-        let (queue, fragments, bytes, since) = (id, 1, part.bytes.len() as u64, now);
-        let open = Open { queue, sequence, level, fragments, bytes, duplicate_id, since };
+        let (queue, fragments, bytes) = (id, 1, part.bytes.len() as u64);
+        let (began, since) = (now, now);
+        let open = Open { queue, sequence, level, fragments, bytes, duplicate_id, began, since };
         Ok(Coming::Open(open))
     }
 
@@ -651,19 +669,23 @@ impl Shard {
     }
 
     /// The oldest begins in this segment, and much is behind it: it is given up if its sender has
-    /// stopped.
+    /// stopped; or is so slow that the log is far longer than what lives in it. What waits for the
+    /// log is not its sender's doing.
     pub(super) fn give_up_idle(&mut self, now: Instant, head: u64) {
         let tail = self.journal.as_ref().map_or(0, |journal| journal.appended().0);
         let behind = (tail / self.config.segment_bytes).saturating_sub(head);
         let looked = self.inflows.looked.is_some_and(|at| now < at + HALF_IDLE / 30);
-        if behind < HALF_IDLE_SEGMENTS || looked {
+        if behind < HALF_IDLE_SEGMENTS || looked || !self.parked.is_empty() {
             return;
         }
+        let is_long = behind * self.config.segment_bytes > self.state.log_bytes() * HALF_TIMES;
         self.inflows.looked = Some(now);
         let Some((_, queue, sequence)) = self.state.oldest_half() else { return };
         let is_idle = self.inflows.coming.values().any(|coming| match coming {
             Coming::Open(open) => {
-                (open.queue, open.sequence) == (queue, sequence) && now >= open.since + HALF_IDLE
+                let has_stopped = now >= open.since + HALF_IDLE;
+                let is_slow = is_long && now >= open.began + HALF_SLOW;
+                (open.queue, open.sequence) == (queue, sequence) && (has_stopped || is_slow)
             }
             Coming::Swallowed(_) => false,
         });

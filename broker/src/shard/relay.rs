@@ -174,22 +174,46 @@ impl Shard {
         let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));
         let waits = self.relay_mut(key).is_some_and(|relay| relay.waits_for(name));
         let Some((queue, home)) = known.filter(|_| !waits) else {
-            return self.relay_later(key, name, Waits::Part(part));
+            return self.relay_part_later(key, name, part);
         };
         match self.may_begin(queue, &part) {
-            Ok(()) => self.part_to(now, home, Part { queue, ..part }),
+            Ok(()) => self.relay_part_to(now, key, (queue, home), part),
             Err(refusal) => self.unroutable_part(key, &part, &refusal),
         }
     }
 
-    /// The same of one that is given up: only where something of it is on its way.
+    /// A part waits for its queue, as long as there is memory for that.
+    fn relay_part_later(&mut self, key: LinkKey, name: &str, part: Part) {
+        let bytes = Queue::memory_bytes(part.bytes.len());
+        if self.memory_bytes() + bytes <= self.config.memory_bytes_max {
+            return self.relay_later(key, name, Waits::Part(part));
+        }
+        if part.share == Share::Last {
+            // What waits of it goes nowhere.
+            let rest = Part { share: Share::Abandoned, bytes: Bytes::new(), ..part.clone() };
+            self.relay_later(key, name, Waits::Part(rest));
+        }
+        self.unroutable_part(key, &part, &Refusal::MemoryFull);
+    }
+
+    /// A part goes to its queue's home, and all that follows it too.
+    fn relay_part_to(
+        &mut self,
+        now: Instant,
+        key: LinkKey,
+        (queue, home): (QueueId, ShardId),
+        part: Part,
+    ) {
+        if matches!(part.share, Share::First(_)) {
+            self.note_home(key, part.token, (queue, home));
+        }
+        self.part_to(now, home, Part { queue, ..part });
+    }
+
+    /// The same of one that is given up before any of it has gone to its queue's home.
     pub(super) fn relay_abandoned(&mut self, key: LinkKey, name: &str, part: Part) {
-        let known = self.state.catalogue.named(name).map(|record| (record.id, record.home));
-        let waits = self.relay_mut(key).is_some_and(|relay| relay.waits_for(name));
-        if waits {
+        if self.relay_mut(key).is_some_and(|relay| relay.waits_for(name)) {
             self.relay_later(key, name, Waits::Part(part));
-        } else if let Some((queue, home)) = known {
-            self.post(home, Mail::Part(Box::new(Part { queue, ..part })));
         }
     }
 
@@ -245,7 +269,7 @@ impl Shard {
                         self.may_begin(queue, &part).map(|()| (queue, home))
                     });
                     match may_go {
-                        Ok((queue, home)) => self.part_to(now, home, Part { queue, ..part }),
+                        Ok(queue) => self.relay_part_to(now, key, queue, part),
                         Err(refusal) => {
                             self.unroutable_part(key, &part, &refusal);
                             refused.insert(part.token, refusal);

@@ -91,19 +91,24 @@ impl Shard {
         let bound = self.unfinished_bytes_max();
         self.write_unfinished(now, bound - bound / 8);
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
-        let mut sum = 0;
+        let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
             conn.unfinished_bytes = conn.amqp.unfinished_bytes();
             sum += conn.unfinished_bytes;
             // Who waits for the log is not the one that is slow.
-            let since = conn.amqp.unfinished_since().filter(|_| conn.taking_bytes == 0);
+            if conn.taking_bytes > 0 {
+                exempt += conn.unfinished_bytes;
+                continue;
+            }
+            let since = conn.amqp.unfinished_since();
             holders.extend(since.map(|since| (since, conn.id)));
         }
         self.unfinished.bytes = sum;
         holders.sort_unstable();
         let mut closed = 0;
         for (_, id) in holders {
-            if self.unfinished.bytes <= bound - bound / 8 {
+            // What is exempt is no reason to close others.
+            if self.unfinished.bytes <= bound - bound / 8 + exempt {
                 break;
             }
             self.expel(now, id);

@@ -483,6 +483,60 @@ fn a_relay_says_why_the_beginning_was_not_taken_also_where_the_end_waits_behind_
 }
 
 #[test]
+fn what_waits_for_its_queue_is_bounded_by_memory_and_refused_beyond() {
+    for sent in [58_000, 30_000] {
+        let mut host = Host::new(Wish { shards: 2, memory_bytes_max: 40_000, ..parts() });
+        let at = host.connect_with_small_frames(1);
+        let link = relay(&mut host, at, LinkSource::default());
+        host.mail_held = Some((ShardId(0), ShardId(1)));
+        let long = message(&to("new"), 1, 60_000);
+        let rest = begin(&mut host, at, link, &long, sent);
+        let waiting = host.stats(1).memory_bytes;
+        assert!(waiting > 20_000 && waiting <= 40_000, "{waiting}");
+        host.mail_held = None;
+        host.pass(Duration::from_millis(100));
+        assert!(go_on(&mut host, at, link, &rest, true));
+        host.pass(Duration::from_millis(100));
+        let full = Some(Condition::ResourceLimitExceeded);
+        let expected = if sent > 40_000 { full } else { None };
+        assert_eq!(conditions(&host, at), [expected], "{sent}");
+        assert_eq!(take(&mut host, 1, "new").len(), usize::from(expected.is_none()));
+        host.lose(at);
+        host.pass(Duration::from_millis(50));
+        host.assert_clean();
+    }
+}
+
+#[test]
+fn one_that_drips_is_given_up_where_the_log_grows_long_for_it() {
+    let mut host = Host::new(Wish { segments_max: 400, ..parts() });
+    let at = host.connect_with_small_frames(0);
+    let link = host.sender(at, "slow");
+    let long = message(b"", 1, 300_000);
+    let mut rest = begin(&mut host, at, link, &long, 20_000);
+    let busy = host.connect(0);
+    let sender = host.sender(busy, "busy");
+    host.receiver(busy, "busy", 1000);
+    for minute in 0..20 {
+        for _ in 0..20 {
+            assert!(host.send(busy, sender, 4000, false));
+        }
+        host.settle_all(busy, Duration::from_millis(50));
+        for _ in 0..4 {
+            let part = rest.split_to(3000);
+            assert!(go_on(&mut host, at, link, &part, false));
+            host.pass(Duration::from_secs(15));
+        }
+        let is_there = host.shards[0].state().oldest_half().is_some();
+        assert!(is_there || minute >= 9, "{minute}");
+        if !is_there {
+            break;
+        }
+    }
+    assert_eq!(host.shards[0].state().oldest_half(), None);
+}
+
+#[test]
 fn a_relay_finds_their_queue_by_their_head_also_where_it_has_to_be_created() {
     for shards in [1, 2] {
         let mut host = Host::new(Wish { shards, ..parts() });
