@@ -666,14 +666,15 @@ impl Live {
             return Some(batch.clone());
         }
         if let Some(reader) = &mut peer.reader {
-            // Producers wait for one that is required: it is never held back.
+            // Producers wait for one that is required: it is never held back, and owes nothing.
             let is_required = matches!(peer.stage, Stage::Streaming { member }
                 if self.required == Some(member));
-            if !is_required && self.pace.as_mut().is_some_and(|pace| !pace.may_send()) {
+            let mut pace = self.pace.as_mut().filter(|_| !is_required);
+            if pace.as_mut().is_some_and(|pace| !pace.may_send()) {
                 return None;
             }
             if let Some(batch) = reader.poll_batch() {
-                if let Some(pace) = &mut self.pace {
+                if let Some(pace) = pace {
                     pace.sent(batch.bytes().len() as u64);
                 }
                 return Some(batch);

@@ -401,6 +401,18 @@ fn what_the_window_has_dropped_is_read_back() {
     assert_eq!(pair.backup.follower().durable(), pair.live.end());
 }
 
+#[test]
+fn what_a_required_backup_lacks_is_read_back_at_once() {
+    let mut pair = Pair::new(true);
+    pair.disconnect();
+    pair.append(2 * WINDOW_BYTES_MAX);
+    pair.run_live();
+    pair.live.pace_catch_up(pair.now, 64 * 1024);
+    pair.connect();
+    assert!(pair.reads_back > 0);
+    assert_eq!(pair.backup.follower().durable(), pair.live.end());
+}
+
 /// Away while the other one's log moved on by several laps, or empty: nothing leads from there.
 #[test]
 fn what_is_read_back_comes_at_the_rate_that_was_asked_for() {

@@ -345,14 +345,20 @@ fn whenever_the_power_goes_an_idle_queue_is_there_or_gone_and_its_name_can_be_us
     assert!(ends.contains(&true) && ends.contains(&false), "both ends were seen");
 }
 
-#[test]
-fn what_comes_while_a_queue_goes_waits_for_a_new_one() {
+/// The queue `q` was idle, and its deletion waits for the disk; it was made by this shard's client.
+fn with_a_queue_that_goes(by: usize) -> Host {
     let mut host = Host::new(short_lived());
-    let at = host.connect(0);
+    let at = host.connect(by);
     let sender = host.sender(at, "q");
     detach(&mut host, at, sender);
     host.writes = Writes::Held;
     host.pass(Duration::from_secs(2));
+    host
+}
+
+#[test]
+fn what_comes_while_a_queue_goes_waits_for_a_new_one() {
+    let mut host = with_a_queue_that_goes(0);
     // Shard 1 knows the old one: its link is ended. On shard 0 the name is free already.
     let far = host.connect(1);
     let early = host.sender(far, "q");
@@ -366,12 +372,7 @@ fn what_comes_while_a_queue_goes_waits_for_a_new_one() {
 #[test]
 fn a_message_that_meets_a_deletion_is_released_and_makes_the_queue_anew() {
     for home in [0, 1] {
-        let mut host = Host::new(short_lived());
-        let at = host.connect(home);
-        let sender = host.sender(at, "q");
-        detach(&mut host, at, sender);
-        host.writes = Writes::Held;
-        host.pass(Duration::from_secs(2));
+        let mut host = with_a_queue_that_goes(home);
         // Shard 1 knows the old one: a link of its own, and the relay.
         let far = host.connect(1);
         let early = host.sender(far, "q");
