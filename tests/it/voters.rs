@@ -247,6 +247,15 @@ impl Asker {
         self.answer()
     }
 
+    /// Writes where nothing stands yet and nobody else asks: who loses has won before, and did not
+    /// hear of it.
+    fn write_first(&mut self, voters: &Voters) {
+        let since = Instant::now();
+        while !matches!(self.cas(Version::NONE, vec![1; 8]), Outcome::Won(_) | Outcome::Lost(_)) {
+            assert!(since.elapsed() < WAIT, "no swap is won\n{}", voters.all_said());
+        }
+    }
+
     fn read(&mut self) -> Outcome {
         self.client.read(RequestId(1), PAIR);
         self.answer()
@@ -338,11 +347,7 @@ fn voters_killed_in_turn_lose_nothing_and_one_of_three_decides_nothing() {
 fn a_voter_that_lost_its_disk_says_so_and_two_such_decide_nothing() {
     let mut voters = Voters::new("voters-disks");
     let mut asker = Asker::new(&voters.addresses, 1);
-    let since = Instant::now();
-    // Nobody else asks: who loses has won before, and did not hear of it.
-    while !matches!(asker.cas(Version::NONE, vec![1; 8]), Outcome::Won(_) | Outcome::Lost(_)) {
-        assert!(since.elapsed() < WAIT, "no swap is won\n{}", voters.all_said());
-    }
+    asker.write_first(&voters);
     for at in [0, 1] {
         voters.kill(at);
         fs::remove_dir_all(voters.data(at)).expect("removed");
@@ -396,20 +401,14 @@ fn clients_and_links_that_stay_keep_no_voter_out() {
     drop(clients);
     voters.start(1);
     voters.start(2);
-    let mut asker = Asker::new(&voters.addresses, 1);
-    while !matches!(asker.cas(Version::NONE, vec![1]), Outcome::Won(_)) {
-        assert!(began.elapsed() < WAIT, "{}", voters.all_said());
-    }
+    Asker::new(&voters.addresses, 1).write_first(&voters);
 }
 
 #[test]
 fn who_connects_and_says_nothing_keeps_no_client_out() {
     let voters = Voters::new("voters-silent");
     let mut first = Asker::new(&voters.addresses, 1);
-    let began = Instant::now();
-    while !matches!(first.cas(Version::NONE, vec![1]), Outcome::Won(_)) {
-        assert!(began.elapsed() < WAIT, "{}", voters.all_said());
-    }
+    first.write_first(&voters);
     let silent: Vec<TcpStream> = voters
         .addresses
         .iter()
@@ -459,6 +458,16 @@ fn what_a_voter_must_not_serve_is_refused_with_a_status() {
     assert!(status == Some(10) && said.contains("another voter holds"), "{status:?} {said}");
 }
 
+/// The first two wait for the third, now and for as long as links take to come up.
+fn stay_founding(voters: &Voters) {
+    let since = Instant::now();
+    while voters.standings()[..2] != ["founding", "founding"] {
+        assert!(since.elapsed() < WAIT, "{}", voters.all_said());
+    }
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(voters.standings()[..2], ["founding", "founding"], "{}", voters.all_said());
+}
+
 #[test]
 fn voters_with_certificates_take_nobody_without() {
     let mut voters = Voters::stopped("voters-tls");
@@ -474,13 +483,11 @@ fn voters_with_certificates_take_nobody_without() {
         voters.tls[at] = lines(&ours, &ours.member(&format!("voter-{at}"), address));
         voters.start(at);
     }
-    thread::sleep(Duration::from_secs(2));
-    assert_eq!(voters.standings()[..2], ["founding", "founding"], "{}", voters.all_said());
+    stay_founding(&voters);
     voters.kill(2);
     voters.tls[2] = lines(&others, &others.member("voter-2", "127.0.0.1"));
     voters.start(2);
-    thread::sleep(Duration::from_secs(2));
-    assert_eq!(voters.standings()[..2], ["founding", "founding"], "{}", voters.all_said());
+    stay_founding(&voters);
     voters.kill(2);
     voters.tls[2] = lines(&ours, &ours.member("voter-3", "127.0.0.1"));
     voters.start(2);
