@@ -224,6 +224,11 @@ pub enum Seen {
     },
     /// The operator was told that what was asked of this queue is over.
     Purged(QueueId),
+    /// Duplicate ids were forgotten before their time: of messages below these, nobody knows which.
+    Forgotten {
+        /// The next sequences of the queues of the shard that did.
+        below: Vec<(QueueId, Sequence)>,
+    },
     /// A record was submitted to the disk.
     Written(Written),
     /// A batch was submitted that vouches for everything below `vouched`.
@@ -291,6 +296,8 @@ pub struct Letter {
     pub sent_unix_ms: u64,
     /// It was sent more than once: its place in the order is that of any of them.
     pub repeated: bool,
+    /// It was stored twice, since its id had been forgotten.
+    pub twice: bool,
     /// The log says that it has to go: it is there only between two tries to move it.
     pub doomed: bool,
 }
@@ -369,6 +376,8 @@ pub struct Facts {
     pub pair: bool,
     /// Queues of which a purge was asked for.
     pub purged: BTreeSet<QueueId>,
+    /// Ids of messages before these may be forgotten.
+    pub vague: BTreeMap<QueueId, Sequence>,
     /// Queues that drop what they have no room for, in the clients' numbering.
     pub dropping: BTreeSet<usize>,
     /// The log may get full: what dies may have to stay.
@@ -398,11 +407,23 @@ impl Facts {
         })
     }
 
+    /// Whether the id of the message at this place may be forgotten before its time.
+    pub fn is_vague(&self, (queue, sequence): (QueueId, Sequence)) -> bool {
+        self.vague.get(&queue).is_some_and(|below| sequence < *below)
+    }
+
+    /// Whether a letter may be stored twice: what happens to the one says nothing of the other. At
+    /// `async` the second may come before the disk has seen it.
+    pub fn may_be_twice(&self, letter: &Letter) -> bool {
+        let is_vague = |written: &Written| self.is_vague((written.queue, written.sequence));
+        letter.twice || letter.repeated && letter.written.as_ref().is_some_and(is_vague)
+    }
+
     /// Whether a purge may have taken a letter: the log says that it is settled where it was.
     pub fn may_be_purged(&self, id: LetterId) -> bool {
         self.letters.get(&id).is_some_and(|letter| {
-            let is_settled = letter.copies.is_empty() && letter.settled.is_some();
-            is_settled && letter.written.as_ref().is_some_and(|at| self.purged.contains(&at.queue))
+            let settled = letter.settled.as_ref().filter(|_| letter.copies.is_empty());
+            settled.is_some_and(|at| self.purged.contains(&at.queue))
         })
     }
 
@@ -438,7 +459,8 @@ impl Facts {
             | Seen::Headed { .. }
             | Seen::Parted(_)
             | Seen::Purging { .. }
-            | Seen::Purged(_) => false,
+            | Seen::Purged(_)
+            | Seen::Forgotten { .. } => false,
             Seen::Recovered { .. } | Seen::Ready { .. } | Seen::Crash { .. } => true,
         }
     }
@@ -582,6 +604,7 @@ impl Checks {
                     later: *later,
                     sent_unix_ms: *sent_unix_ms,
                     repeated: false,
+                    twice: false,
                     doomed: false,
                 };
                 facts.letters.insert(*letter, new);
@@ -591,7 +614,10 @@ impl Checks {
                 let letter = written.letter.and_then(|id| facts.letters.get_mut(&id));
                 if let Some(letter) = letter.filter(|letter| !letter.is_at(place)) {
                     match written.origin {
-                        None => letter.written = Some(written.clone()),
+                        None => {
+                            letter.twice |= letter.written.is_some();
+                            letter.written = Some(written.clone());
+                        }
                         Some(_) => letter.is_copied(written.clone()),
                     }
                     letter.incarnation = facts.incarnation;
@@ -624,6 +650,7 @@ impl Checks {
             }
             Seen::Ready { .. } => facts.incarnation += 1,
             Seen::Purging { queue, .. } => drop(facts.purged.insert(*queue)),
+            Seen::Forgotten { below } => facts.vague.extend(below.iter().copied()),
             Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }

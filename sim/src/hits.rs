@@ -137,6 +137,14 @@ hits! {
     Accepted => "messages accepted",
     /// A message that was sent before, with its duplicate id.
     Repeated => "messages sent again",
+    /// Duplicate ids were forgotten for want of room.
+    Forgotten => "ids forgotten for want of room",
+    /// A message was sent again, where room may be short.
+    RepeatedTight => "messages sent again where room is short",
+    /// An expired message came from the queue for that, where room may be short.
+    ExpiredTight => "expired messages delivered where room is short",
+    /// What had expired found no room, and an operator purged its queue.
+    Relieved => "queues purged to make room",
     /// A message refused.
     Refused => "messages refused",
     /// A letter accepted at `async` was lost, inside the window that the promise names.

@@ -196,12 +196,10 @@ impl Plan {
             drops: false,
             purges: 0,
         };
-        // What has expired waits for room, and only a purge makes it: not where room may be short.
-        if !plan.is_tight() && rng.chance(700) {
+        if rng.chance(700) {
             plan.clients.iter_mut().for_each(|client| client.mortal = 250);
         }
-        // A full log, or little memory, makes the broker forget ids before their time.
-        let repeats = if plan.is_tight() { 0 } else { *rng.pick(&[0, 100, 300]) };
+        let repeats = *rng.pick(&[0, 100, 300]);
         let identified = *rng.pick(&[0, 300, 800]);
         for client in &mut plan.clients {
             (client.identified, client.repeats) = (identified, repeats);
@@ -234,7 +232,8 @@ impl Plan {
         self.drops = policy == FullPolicy::Drop;
     }
 
-    /// Whether log or memory may get full: then what dies may have to stay.
+    /// Whether log or memory may get full: then what dies may have to stay, what has expired waits
+    /// for a purge where nothing else makes room, and ids are forgotten before their time.
     pub fn is_tight(&self) -> bool {
         self.journal.segments_max < ROOMY
             || self.disk.bytes_max != u64::MAX

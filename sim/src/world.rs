@@ -161,8 +161,13 @@ pub struct World {
     events: u64,
     trace: u64,
     backup: Vec<BackupMarks>,
+    /// Duplicate ids that each shard has forgotten before their time, since its process began.
+    forgotten: Vec<u64>,
+    /// When the queues were purged last of what finds no room where it has to go.
+    relieved: Option<Instant>,
     /// Purges that an operator waits for.
     purges: BTreeMap<AdminId, QueueId>,
+    next_purge: u64,
     story: Vec<String>,
 }
 
@@ -176,6 +181,10 @@ pub fn run(base: Instant, options: &Options) -> Result<Report, Failure> {
         Ok(()) => {
             let mut hits = world.hits.clone();
             hits.merge(world.disk.hits());
+            if world.plan.is_tight() {
+                hits.add_many(Hit::RepeatedTight, hits.get(Hit::Repeated));
+                hits.add_many(Hit::ExpiredTight, hits.get(Hit::Expired));
+            }
             Ok(Report {
                 events: world.events,
                 trace: world.trace,
@@ -244,7 +253,10 @@ impl World {
             events: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             backup: vec![BackupMarks::default(); usize::from(plan.shards)],
+            forgotten: vec![0; usize::from(plan.shards)],
+            relieved: None,
             purges: BTreeMap::new(),
+            next_purge: 0,
             story: Vec::new(),
             plan,
         };
@@ -436,6 +448,8 @@ impl World {
             Phase::Drain if self.events.is_multiple_of(64) => {
                 if self.is_drained()? {
                     self.enter(Phase::Part, Mode::Leave);
+                } else {
+                    self.relieve()?;
                 }
             }
             Phase::Part if self.is_quiet() && self.serves() => {

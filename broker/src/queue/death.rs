@@ -335,11 +335,14 @@ impl Queue {
         self.state(sequence) == Some(SlotState::Moving) && self.settle_moving(sequence)
     }
 
-    /// Nobody can take a moving message: consumers may have it meanwhile.
-    pub fn offer_again(&mut self, sequence: Sequence) {
-        if self.state(sequence) == Some(SlotState::Moving) {
+    /// Nobody can take a moving message: consumers may have it meanwhile. False if its time is
+    /// over: then nobody may.
+    pub fn offer_again(&mut self, sequence: Sequence) -> bool {
+        let is_over = self.expiring.is_overdue(sequence);
+        if !is_over && self.state(sequence) == Some(SlotState::Moving) {
             self.make_available_again(sequence);
         }
+        !is_over
     }
 
     /// The copy of a moving message stands: its settlement is to be appended. False if it is gone.

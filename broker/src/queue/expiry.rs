@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!   reserve ─▶ due, by time ── its time comes ─┬─ available, in a pause ──▶ Moving
-//!                                              └─ with a consumer, or not committed ─▶ overdue
+//!                                              └─ with a consumer, not committed, or on its
+//!                                                 way out as dead ─▶ overdue
 //!   overdue ── it would be available ──▶ Moving          (a settlement simply ends it)
 //! ```
-//! A message that is with a consumer when its time comes is not called back. Only messages that
-//! expire are in here, so nothing is spent on the others but a look at an empty map.
+//! A message that is with a consumer when its time comes is not called back. One that goes to the
+//! dead letters goes on, and where they have no room it is not offered meanwhile, as others are.
+//! Only messages that expire are in here, so nothing is spent on the others but a look at an empty
+//! map.
 //!
-//! Invariant: each message that expires and is live, but for those on their way out, is once in
-//! `due` or in `overdue`.
+//! Invariant: each message that expires and is live, but for those that leave since they have, is
+//! once in `due` or in `overdue`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,12 +73,15 @@ impl Queue {
             self.expiring.due.pop_first();
             match self.state(sequence) {
                 Some(SlotState::Available | SlotState::Delayed) => self.expire_one(sequence),
-                Some(SlotState::Reserved | SlotState::Acquired | SlotState::Counting) => {
+                Some(
+                    SlotState::Reserved
+                    | SlotState::Acquired
+                    | SlotState::Counting
+                    | SlotState::Moving,
+                ) => {
                     self.expiring.overdue.insert(sequence);
                 }
-                Some(SlotState::Settling | SlotState::Moving) | None => {
-                    self.expiring.forget(sequence);
-                }
+                Some(SlotState::Settling) | None => self.expiring.forget(sequence),
             }
         }
         count_max
@@ -96,7 +102,8 @@ mod tests {
 
     use super::*;
     use crate::mail::{LinkKey, LinkRef};
-    use crate::queue::Traits;
+    use crate::queue::{Again, Traits};
+    use crate::setback::Setback;
 
     const LINK: LinkRef = LinkRef { shard: ShardId(0), key: LinkKey { slot: 1, generation: 0 } };
 
@@ -144,6 +151,36 @@ mod tests {
         assert_eq!(queue.dispatch(), None);
         assert_eq!(leaving(&mut queue), [(1, Reason::Expired)]);
         assert!(queue.expiring.overdue.is_empty() && queue.expiring.by_sequence.is_empty());
+    }
+
+    /// Whether its time comes on its way or when it is offered, nobody gets it from then on.
+    #[test]
+    fn what_finds_no_room_among_the_dead_is_offered_until_its_time_is_over() {
+        for is_offered in [false, true] {
+            let mut queue = queue(&[Some(10)]);
+            queue.add_credit(LINK, 9, false);
+            assert!(queue.dispatch().is_some());
+            queue.put_back(LINK, Sequence(0)).unwrap();
+            queue.set_back(
+                Sequence(0),
+                Setback { doom: Some(Reason::Rejected), ..Setback::default() },
+            );
+            queue.counted(Sequence(0));
+            assert_eq!(leaving(&mut queue), [(0, Reason::Rejected)]);
+            if is_offered {
+                assert!(queue.offer_again(Sequence(0)));
+                queue.expire(50, 99);
+                assert_eq!(leaving(&mut queue), [(0, Reason::Expired)]);
+            } else {
+                queue.expire(50, 99);
+                assert!(!queue.offer_again(Sequence(0)));
+            }
+            assert_eq!(queue.dispatch(), None);
+            assert_eq!(queue.leave_again(Sequence(0)), Again::Leaves);
+            assert!(queue.take_refused(Sequence(0)));
+            queue.archive(Sequence(0)).unwrap();
+            assert!(queue.expiring.overdue.is_empty() && queue.expiring.by_sequence.is_empty());
+        }
     }
 
     #[test]

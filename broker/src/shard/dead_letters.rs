@@ -409,14 +409,15 @@ impl Shard {
         self.moves.refused.insert(place, Refused { times, retry_at: now });
         self.retry_later(now, place);
         let is_expired = moving.reason == Reason::Expired;
-        if refusal.is_full() && is_expired {
-            self.log_stuck(now, place.0, &moving.to);
-        } else if refusal.is_full()
-            && times > 1
+        if refusal.is_full()
+            && (is_expired || times > 1)
             && let Some(queue) = self.state.queue_mut(place.0)
         {
-            queue.offer_again(place.1);
-            self.dirty_queues.insert(place.0);
+            if is_expired || !queue.offer_again(place.1) {
+                self.log_stuck(now, place.0, &moving.to);
+            } else {
+                self.dirty_queues.insert(place.0);
+            }
         }
         let name = self.state.catalogue.get(place.0).map_or("", |record| &record.name);
         tracing::debug!(queue = name, to = moving.to, ?refusal, "a message could not be moved");

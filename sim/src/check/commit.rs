@@ -33,6 +33,7 @@ impl Check for Commit {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
@@ -45,6 +46,9 @@ impl Check for Commit {
 
 fn message(facts: &Facts, id: LetterId, what: &str, grave: bool) -> Result<(), String> {
     let letter = facts.letter(id)?;
+    if facts.may_be_twice(letter) {
+        return Ok(());
+    }
     let Some(written) = (if grave { letter.copy() } else { letter.written.as_ref() }) else {
         let harmless = facts.level(id) == Level::Async;
         return harmless.then_some(()).ok_or_else(|| format!("{id:?} was {what}, never written"));
@@ -55,10 +59,10 @@ fn message(facts: &Facts, id: LetterId, what: &str, grave: bool) -> Result<(), S
 }
 
 fn settlement(facts: &Facts, id: LetterId) -> Result<(), String> {
-    if facts.level(id) == Level::Async {
+    let letter = facts.letter(id)?;
+    if facts.may_be_twice(letter) || facts.level(id) == Level::Async {
         return Ok(());
     }
-    let letter = facts.letter(id)?;
     let settled = letter.copies.last().map_or(&letter.settled, |copy| &copy.settled);
     let Some(settled) = settled else {
         return Err(format!("{id:?} was confirmed, its settlement never written"));

@@ -66,6 +66,7 @@ impl Check for Compaction {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Vouched { .. }
             | Seen::Ready { .. }
             | Seen::Crash { .. } => Ok(()),

@@ -78,6 +78,7 @@ impl Check for Count {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }
@@ -96,6 +97,10 @@ impl Count {
         count: u32,
         first_acquirer: bool,
     ) -> Result<(), String> {
+        let letter = facts.letter(id)?;
+        if facts.may_be_twice(letter) {
+            return Ok(());
+        }
         let told = self.told.get(&id).copied().unwrap_or(0);
         // At `async` a crash may take along what was counted in the flush window before it.
         let is_async = facts.level(id) == Level::Async;
@@ -111,7 +116,6 @@ impl Count {
                  {told} were told"
             ));
         }
-        let letter = facts.letter(id)?;
         let recovered = letter.written.is_some() && letter.incarnation < facts.incarnation;
         if recovered && first_acquirer {
             return Err(format!("{id:?} was recovered and came with first-acquirer=true"));

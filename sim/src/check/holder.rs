@@ -21,11 +21,14 @@ impl Check for Holder {
         "a message is with one consumer at a time"
     }
 
-    fn see(&mut self, _now: Instant, _facts: &Facts, seen: &Seen) -> Result<(), String> {
+    fn see(&mut self, _now: Instant, facts: &Facts, seen: &Seen) -> Result<(), String> {
         match seen {
             Seen::Delivered { letter, link, .. } if !self.parted.contains(link) => {
                 match self.holders.insert(*letter, *link) {
-                    Some(holder) if !self.parted.contains(&holder) => {
+                    Some(holder)
+                        if !self.parted.contains(&holder)
+                            && !facts.may_be_twice(facts.letter(*letter)?) =>
+                    {
                         Err(format!("{letter:?} came to {link:?} while {holder:?} has it"))
                     }
                     Some(_) | None => Ok(()),
@@ -47,6 +50,7 @@ impl Check for Holder {
             | Seen::Confirmed { .. }
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -50,7 +50,7 @@ impl Check for Moved {
                     return Ok(());
                 }
                 match self.buried.get(letter) {
-                    Some(at) if sent > *at => {
+                    Some(at) if sent > *at && !facts.may_be_twice(facts.letter(*letter)?) => {
                         Err(format!("{letter:?} was among the dead, and came from its old queue"))
                     }
                     Some(_) | None => Ok(()),
@@ -65,6 +65,7 @@ impl Check for Moved {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -1,8 +1,8 @@
 //! A letter with a duplicate id is stored once, however often it is sent.
 //!
 //! What the log has of it counts, from the write that holds it until a crash has cut that off; that
-//! its message is consumed, or moved to the dead, changes nothing. Where log or memory may get full
-//! ids are forgotten early, and nothing is said.
+//! its message is consumed, or moved to the dead, changes nothing. Where log or memory get full ids
+//! are forgotten early, the oldest first: nothing is said of messages that were there by then.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -22,7 +22,7 @@ struct Stored {
 /// Where each is.
 #[derive(Debug, Default)]
 pub(super) struct Once {
-    stored: BTreeMap<LetterId, Stored>,
+    stored: BTreeMap<LetterId, Vec<Stored>>,
 }
 
 impl Check for Once {
@@ -34,20 +34,26 @@ impl Check for Once {
         match seen {
             Seen::Written(written) if written.kind == RecordKind::Message => {
                 let Some(letter) = written.letter else { return Ok(()) };
-                if !written.identified || written.origin.is_some() || facts.tight {
+                if !written.identified || written.origin.is_some() {
                     return Ok(());
                 }
                 let place = (written.queue, written.sequence);
                 let stored = Stored { place, shard: written.shard, end: written.end };
-                match self.stored.insert(letter, stored) {
-                    Some(before) if before.place != place => {
-                        Err(format!("{letter:?} is at {:?}, and at {place:?}", before.place))
-                    }
-                    Some(_) | None => Ok(()),
+                let known = self.stored.entry(letter).or_default();
+                // A compaction copies each of them.
+                if known.iter().any(|before| before.place == place) {
+                    return Ok(());
                 }
+                let before = known.iter().find(|before| !facts.is_vague(before.place));
+                let twice =
+                    before.map(|at| format!("{letter:?} is at {:?}, and at {place:?}", at.place));
+                known.push(stored);
+                twice.map_or(Ok(()), Err)
             }
             Seen::Recovered { shard, end } => {
-                self.stored.retain(|_, stored| stored.shard != *shard || stored.end <= *end);
+                for known in self.stored.values_mut() {
+                    known.retain(|stored| stored.shard != *shard || stored.end <= *end);
+                }
                 Ok(())
             }
             Seen::Sent { .. }
@@ -60,6 +66,7 @@ impl Check for Once {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

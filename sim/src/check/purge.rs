@@ -89,6 +89,7 @@ impl Check for Purge {
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
             | Seen::Parted(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

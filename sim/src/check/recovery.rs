@@ -50,6 +50,7 @@ impl Check for Recovery {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Vouched { .. }
             | Seen::Headed { .. } => self.found = None,
         }

@@ -48,8 +48,8 @@ impl Check for Settlement {
                 if sent <= *at {
                     return Ok(());
                 }
-                let at_risk = facts.at_risk(*at);
-                if *level != Level::Async || !at_risk {
+                let at_risk = *level == Level::Async && facts.at_risk(*at);
+                if !at_risk && !facts.may_be_twice(facts.letter(*letter)?) {
                     return Err(format!("{letter:?} was settled, confirmed, and came again"));
                 }
             }
@@ -62,6 +62,7 @@ impl Check for Settlement {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

@@ -50,6 +50,7 @@ impl Check for Survival {
             | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
+            | Seen::Forgotten { .. }
             | Seen::Written(_)
             | Seen::Vouched { .. }
             | Seen::Headed { .. }

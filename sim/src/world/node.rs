@@ -213,6 +213,18 @@ impl Node {
         })
     }
 
+    /// How many duplicate ids a shard has forgotten before their time.
+    pub(super) fn forgotten(&self, shard: ShardId) -> u64 {
+        let shard = self.shards.get(usize::from(shard.0));
+        shard.map_or(0, |shard| shard.state().duplicates.forgotten_early())
+    }
+
+    /// The next sequence of each queue of a shard.
+    pub(super) fn next_sequences(&self, shard: ShardId) -> Vec<(QueueId, Sequence)> {
+        let queues = self.shards.get(usize::from(shard.0)).map(|shard| shard.state().queues());
+        queues.into_iter().flatten().map(|queue| (queue.id(), queue.next_sequence())).collect()
+    }
+
     /// Whether a large window goes back to a queue of this shard.
     pub(super) fn gives_back(&self, shard: ShardId) -> bool {
         let shard = self.shards.get(usize::from(shard.0));

@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
+use broker::limits::MOVE_RETRY_MAX;
 use broker::mail::Whence;
 use broker::pending::BackupMarks;
 use broker::{Action, ConnId, Event, Fatal, Mail};
@@ -140,6 +141,7 @@ impl World {
         self.audit.crashed();
         self.hits.add_many(Hit::PurgeCut, self.purges.len() as u64);
         self.purges.clear();
+        self.forgotten.fill(0);
         self.mail.clear();
         self.see(&Seen::Crash { async_from })?;
         let conns: Vec<ConnId> = self.pipes.keys().copied().collect();
@@ -189,7 +191,7 @@ impl World {
         if node.gives_back(shard) {
             self.hits.add(Hit::GivenBack);
             // That is over soon: a crash of its own makes sure that one falls into it.
-            if self.crash_at.is_some() && node.is_ready() && self.rng.chance(300) {
+            if self.crash_at.is_some() && node.is_ready() && self.rng.chance(600) {
                 let crash = self.draw_crash_kind();
                 return self.crash(crash);
             }
@@ -216,6 +218,7 @@ impl World {
     }
 
     pub(super) fn act(&mut self, shard: ShardId, action: Action) -> Result<(), String> {
+        self.note_forgotten(shard)?;
         match action {
             Action::Send { conn, buf } => self.send_to_client(conn, buf),
             Action::PauseReceive(conn) => {
@@ -278,10 +281,31 @@ impl World {
     /// An operator purges a queue, if it is there.
     pub(super) fn purge(&mut self) -> Result<(), String> {
         let name = self.rng.pick(&self.plan.queues).clone();
+        self.purge_queue(name)
+    }
+
+    /// What has expired and finds no room where it has to go is nobody's but an operator's, who is
+    /// patient: its next try comes within `MOVE_RETRY_MAX`.
+    pub(super) fn relieve(&mut self) -> Result<(), String> {
+        let since = self.relieved.map_or(self.phase_since, |at| at.max(self.phase_since));
+        if !self.plan.is_tight() || self.now < since + 2 * MOVE_RETRY_MAX {
+            return Ok(());
+        }
+        self.relieved = Some(self.now);
+        let Some(queues) = self.queues()? else { return Ok(()) };
+        for queue in queues.into_iter().filter(|queue| queue.away > 0) {
+            self.hits.add(Hit::Relieved);
+            self.purge_queue(queue.name)?;
+        }
+        Ok(())
+    }
+
+    fn purge_queue(&mut self, name: String) -> Result<(), String> {
         let found = self.node.as_ref().filter(|_| self.serves()).and_then(|node| node.find(&name));
         let Some((shard, queue, below)) = found else { return Ok(()) };
         // Others who ask have the numbers of events.
-        let id = AdminId(u64::MAX - self.events);
+        self.next_purge += 1;
+        let id = AdminId(u64::MAX - self.next_purge);
         self.purges.insert(id, queue);
         self.see_now(&Seen::Purging { queue, below })?;
         self.tell(shard, Event::Admin { id, request: AdminRequest::Purge { queue: name } })
@@ -484,6 +508,20 @@ impl World {
             self.disk.submit(self.now, owner, op);
         }
         self.crash_if_due().map(|_| ())
+    }
+
+    /// A shard may have forgotten ids before their time, ahead of what it wants done now.
+    fn note_forgotten(&mut self, shard: ShardId) -> Result<(), String> {
+        let Some(node) = &self.node else { return Ok(()) };
+        let total = node.forgotten(shard);
+        let known = &mut self.forgotten[usize::from(shard.0)];
+        if total == *known {
+            return Ok(());
+        }
+        let below = node.next_sequences(shard);
+        self.hits.add_many(Hit::Forgotten, total - *known);
+        *known = total;
+        self.see_now(&Seen::Forgotten { below })
     }
 
     pub(super) fn disk_done(&mut self, owner: Owner, done: DiskDone) -> Result<(), String> {
