@@ -14,12 +14,14 @@
 //! recovery comes to the same ids from messages and from what was carried forward.
 //!
 //! Invariants: an id is remembered if and only if its message is in the log (a refused one never
-//! is); each id once, with the newest sequence. All ids of a shard together have a bound in bytes,
-//! which count as memory: no consumer can make room there, so at the bound nothing is refused, but
-//! queues that hold more than an equal share forget their oldest ids. A record of a carried id that
-//! cannot be read is damage.
+//! is); each id once, with the newest sequence; where its newest record stands follows from the log
+//! alone, so that a backup's segments go as the live's do. All ids of a shard together have a bound
+//! in bytes, which count as memory: no consumer can make room there, so at the bound nothing is
+//! refused, but queues that hold more than an equal share forget their oldest ids. A record of a
+//! carried id that cannot be read is damage.
 
 use std::borrow::Borrow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -143,16 +145,30 @@ struct Ids {
     by_sequence: BTreeMap<Sequence, Known>,
     by_id: BTreeMap<DuplicateId, Sequence>,
     bytes: u64,
-    /// Nothing of it stands before this segment.
-    oldest: u64,
+    /// How many stand in which segment.
+    segments: BTreeMap<u64, u32>,
     /// How far the last record went that carries ids of this segment forward.
     carried_to: Option<(u64, Sequence)>,
 }
 
 impl Ids {
-    /// Where the oldest stands, if there is any.
+    /// Where the oldest record stands that is needed, if there is any.
     fn place(&self) -> Option<u64> {
-        (!self.by_id.is_empty()).then_some(self.oldest)
+        self.segments.first_key_value().map(|(segment, _)| *segment)
+    }
+
+    fn stands_in(&mut self, segment: u64) {
+        *self.segments.entry(segment).or_default() += 1;
+    }
+
+    fn stands_no_more_in(&mut self, segment: u64) {
+        let Entry::Occupied(mut count) = self.segments.entry(segment) else {
+            panic!("an id stood in segment {segment}, where there is none");
+        };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
     }
 
     /// What the ids take in records that carry them.
@@ -163,27 +179,30 @@ impl Ids {
 
     /// What a record carries, of the ids from this one on that stand up to this segment.
     fn piece(&self, from: Sequence, segment: u64, bytes_max: usize) -> Piece {
-        let (mut payload, mut oldest) = (Vec::new(), u64::MAX);
+        let mut payload = Vec::new();
         for (sequence, Known { id, segment: at, .. }) in self.by_sequence.range(from..) {
-            oldest = oldest.min(*at);
             if *at > segment {
                 continue;
             }
             if payload.len() + id.carried_bytes() > bytes_max {
-                return Piece { payload, oldest, ends_before: Some(*sequence) };
+                return Piece { payload, ends_before: Some(*sequence) };
             }
             payload.extend_from_slice(&sequence.0.to_le_bytes());
             let len = u16::try_from(id.0.len()).expect("bounded when it was read");
             payload.extend_from_slice(&len.to_le_bytes());
             payload.extend_from_slice(&id.0);
         }
-        Piece { payload, oldest, ends_before: None }
+        Piece { payload, ends_before: None }
     }
 
     fn learn(&mut self, told: Told<'_>) {
         let Told { sequence, id, segment, end } = told;
         if let Some(known) = self.by_sequence.get_mut(&sequence) {
-            known.segment = known.segment.max(segment);
+            if segment > known.segment {
+                let before = std::mem::replace(&mut known.segment, segment);
+                self.stands_no_more_in(before);
+                self.stands_in(segment);
+            }
             return;
         }
         match self.by_id.get(id).copied() {
@@ -193,7 +212,7 @@ impl Ids {
         }
         let id = DuplicateId::from_record(id);
         self.bytes += id.memory_bytes();
-        self.oldest = self.place().map_or(segment, |oldest| oldest.min(segment));
+        self.stands_in(segment);
         self.by_id.insert(id.clone(), sequence);
         self.by_sequence.insert(sequence, Known { id, segment, end });
     }
@@ -202,6 +221,7 @@ impl Ids {
         if let Some(known) = self.by_sequence.remove(&sequence) {
             self.bytes -= known.id.memory_bytes();
             self.by_id.remove(&known.id);
+            self.stands_no_more_in(known.segment);
         }
     }
 
@@ -220,8 +240,6 @@ impl Ids {
 /// Ids for one record.
 struct Piece {
     payload: Vec<u8>,
-    /// The oldest segment of those that were looked at.
-    oldest: u64,
     /// The first that had no room.
     ends_before: Option<Sequence>,
 }
@@ -232,7 +250,7 @@ pub struct Duplicates {
     bounds: Bounds,
     /// Those that remember anything.
     queues: FlatMap<QueueId, Ids>,
-    /// The same by [`Ids::oldest`].
+    /// The same by [`Ids::place`].
     by_segment: BTreeSet<(u64, QueueId)>,
     bytes: u64,
     /// What it would take to carry them all forward.
@@ -302,7 +320,7 @@ impl Duplicates {
         self.limit(queue, 0);
     }
 
-    /// Queues with ids whose newest record may stand in this segment or before it.
+    /// Queues with ids whose newest record stands in this segment or before it.
     pub fn queues_up_to(&self, segment: u64) -> impl Iterator<Item = QueueId> {
         self.by_segment.range(..(segment + 1, QueueId(0))).map(|(_, queue)| *queue)
     }
@@ -314,7 +332,7 @@ impl Duplicates {
     pub fn carry(&mut self, queue: QueueId, segment: u64, bytes_max: usize) -> Vec<u8> {
         let Some(ids) = self.queues.get(queue) else { return Vec::new() };
         let begun = ids.carried_to.filter(|(of, _)| *of == segment);
-        let Piece { payload, oldest, ends_before } = match begun {
+        let Piece { payload, ends_before } = match begun {
             None => ids.piece(Sequence(0), segment, bytes_max),
             Some((_, from)) => {
                 let piece = ids.piece(from, segment, bytes_max);
@@ -322,10 +340,9 @@ impl Duplicates {
                 if is_over { ids.piece(Sequence(0), segment, bytes_max) } else { piece }
             }
         };
-        self.change(queue, |ids| {
-            ids.oldest = if payload.is_empty() { oldest } else { ids.oldest };
+        if let Some(ids) = self.queues.get_mut(queue) {
             ids.carried_to = ends_before.map(|next| (segment, next));
-        });
+        }
         payload
     }
 
@@ -431,7 +448,8 @@ mod tests {
             let known = || ids.by_sequence.values();
             assert_eq!(ids.bytes, known().map(|known| known.id.memory_bytes()).sum::<u64>());
             assert_eq!(ids.by_id.len(), ids.by_sequence.len());
-            assert!(known().all(|known| known.segment >= ids.oldest));
+            assert_eq!(ids.segments.values().sum::<u32>() as usize, ids.by_sequence.len());
+            assert_eq!(ids.place(), known().map(|known| known.segment).min());
         }
     }
 
@@ -489,6 +507,32 @@ mod tests {
         count(&duplicates);
         assert_eq!(carried(&duplicates.carry(Q, 9, 1 << 16), 9).count() as u64, 10);
         assert_eq!(duplicates.carry(Q, 9, 1 << 16).len() as u64, duplicates.carried_bytes());
+    }
+
+    /// A backup carries nothing itself: it hears the live's records, and nothing else.
+    #[test]
+    fn who_only_hears_what_was_carried_forward_knows_that_it_stands_there_no_more() {
+        let (mut live, mut backup) = (Duplicates::default(), Duplicates::default());
+        for n in 0..10_u8 {
+            for one in [&mut live, &mut backup] {
+                one.remember(Q, told(u64::from(n), &[3, n], u64::from(n) / 4), 100);
+            }
+        }
+        for head in 0..3 {
+            let payload = live.carry(Q, head, 1 << 16);
+            for one in [&mut live, &mut backup] {
+                assert_eq!(one.queues_up_to(head).collect::<Vec<_>>(), [Q]);
+                let again = carried(&payload, 9).map(Result::unwrap);
+                again.for_each(|told| one.remember(Q, told, 100));
+                assert_eq!(one.queues_up_to(head).count(), 0);
+                count(one);
+            }
+        }
+        // Where the oldest are forgotten, their segments go too.
+        backup.remember(Q, told(10, b"new", 12), 100);
+        backup.limit(Q, 1);
+        assert_eq!(backup.queues_up_to(11).count(), 0);
+        count(&backup);
     }
 
     /// Each goes on where the one before ended; what was not appended is carried after all.
