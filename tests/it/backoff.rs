@@ -124,6 +124,18 @@ impl Gaps {
         self.gaps.push(gap);
     }
 
+    pub(crate) fn most(&self) -> Duration {
+        self.gaps.iter().copied().max().unwrap_or_default()
+    }
+
+    /// What nine of ten did not exceed.
+    pub(crate) fn p90(&self) -> Duration {
+        let mut gaps = self.gaps.clone();
+        gaps.sort();
+        let rank = (gaps.len() * 9).div_ceil(10);
+        gaps.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+
     pub(crate) fn print(&mut self) {
         self.gaps.sort();
         let ms: Vec<u128> = self.gaps.iter().map(Duration::as_millis).collect();

@@ -33,8 +33,10 @@ use crate::roam::{Clients, Role};
 
 /// `lease-ms`.
 const LEASE: Duration = Duration::from_secs(2);
-/// For a machine that dies, and for one that is cut off.
+/// For one that is cut off.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(7);
+/// For a machine that dies; a debug build, beside others, may take longer.
+const DEAD_WITHIN: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 3 });
 /// Who is to go on serves through so many leases.
 const HELD: Duration = Duration::from_secs(6);
 /// A log must reach back to where the other member left it.
@@ -74,7 +76,7 @@ struct World {
 }
 
 impl World {
-    /// None where there can be no such machines.
+    /// None where tests that need such machines are left out.
     fn new(name: &str) -> Option<Self> {
         let network = Network::new(6)?;
         let mut pair = PairOf::over(name, &network);
@@ -255,7 +257,6 @@ fn the_other_one_accepts_soon_after_a_machine_has_died() {
             }
         }
         let (took, watched_took) = world.die(&watched);
-        assert!(took <= TAKEN_OVER_WITHIN, "too late: {took:?}");
         ours.note(took);
         for (gaps, took) in theirs.iter_mut().zip(watched_took) {
             gaps.note(took.unwrap_or(AWAY));
@@ -268,6 +269,7 @@ fn the_other_one_accepts_soon_after_a_machine_has_died() {
         SILENCE.as_secs()
     );
     std::iter::once(&mut ours).chain(&mut theirs).for_each(Gaps::print);
+    assert!(ours.most() <= DEAD_WITHIN, "taken over too late: the bound is {DEAD_WITHIN:?}");
     watched.into_iter().for_each(Watched::finish);
     world.judge();
 }

@@ -29,6 +29,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::authority::Authority;
+use crate::backoff::Gaps;
 use crate::check::{Rules, check};
 use crate::harness::{Broker, Chance, Scratch, Start, free_port, knob};
 use crate::kill::{STRICT, finish_and_drain, proton_roles, rhea_roles};
@@ -37,7 +38,17 @@ use crate::machines::{Inside, Network, address};
 use crate::voters::Voters;
 
 const WITHIN: Duration = Duration::from_secs(30);
+/// A debug build beside others was seen to take over half a minute for what a machine that had been
+/// away for as long had missed.
+const SO_WITHIN: Duration = Duration::from_secs(90);
 const TRY_EVERY: Duration = Duration::from_millis(20);
+/// From the death of a live's process to the first message that the other one accepts. It is
+/// released by who watches over it: the lease, which is longer, is not waited for.
+const DEAD_WITHIN: Duration = Duration::from_millis(1500);
+/// The same in nine of ten; a debug build, beside others, may take longer.
+const DEAD_P90: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000 } else { 500 });
+/// So few kills have no p90.
+const P90_KILLS: u64 = 10;
 const QUEUE: &str = "numbers";
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const NAMES: [&str; 2] = ["a", "b"];
@@ -213,7 +224,7 @@ impl PairOf {
     pub(crate) fn wait(&self, what: &str, so: impl Fn(&Self) -> bool) {
         let since = Instant::now();
         while !so(self) {
-            assert!(since.elapsed() < WITHIN, "not {what} in time:\n{}", self.said());
+            assert!(since.elapsed() < SO_WITHIN, "not {what} in time:\n{}", self.said());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -326,7 +337,7 @@ fn what_was_acknowledged_survives_kill_9_of_the_live() {
     println!("LAELAPS_SEED={seed}, {kills} kills");
     let (mut pair, mut live) = PairOf::up("pair-kill");
     let (mut chance, mut producer) = (Chance(seed), Producer::new());
-    let mut gaps = Vec::new();
+    let mut gaps = Gaps::of("tries each 20 ms");
     for _ in 0..kills {
         let victim = pair.running[live].take().expect("it runs");
         let pause = Duration::from_millis(chance.between(50, 600));
@@ -340,19 +351,19 @@ fn what_was_acknowledged_survives_kill_9_of_the_live() {
         let ended = producer.send(pair.amqp[live], usize::MAX);
         assert!(ended.is_err(), "its broker was killed");
         let killed = killer.join().expect("killed");
-        gaps.push(producer.first_accepted(pair.amqp[1 - live], killed));
+        gaps.note(producer.first_accepted(pair.amqp[1 - live], killed));
         pair.start(live);
         live = pair.wait_in_sync();
     }
-    gaps.sort();
     println!(
-        "{} accepted; from kill -9 to the first accepted at the other, ms: {:?}",
-        producer.accepted.len(),
-        gaps.iter().map(Duration::as_millis).collect::<Vec<_>>()
+        "{} accepted; from kill -9 to the first accepted at the other, ms:",
+        producer.accepted.len()
     );
-    // A process that died is released by who watches over it: the lease is not waited for.
-    let most = Duration::from_millis(1500);
-    assert!(gaps.iter().all(|gap| *gap < most), "a lease was waited for: {gaps:?}");
+    gaps.print();
+    assert!(gaps.most() <= DEAD_WITHIN, "a lease was waited for");
+    if kills >= P90_KILLS {
+        assert!(gaps.p90() <= DEAD_P90, "p90 is {:?}: the bound is {DEAD_P90:?}", gaps.p90());
+    }
     assert!(producer.accepted.len() as u64 >= kills * 20, "hardly anything was accepted");
     producer.check(pair.amqp[live]);
 }
