@@ -373,7 +373,12 @@ fn table(rows: &Value, columns: Columns) -> String {
 fn fields(answer: &Value) -> String {
     let empty = serde_json::Map::new();
     let object = answer.as_object().unwrap_or(&empty);
-    object.iter().map(|(key, value)| format!("{key:<16} {}\n", cell(value))).collect()
+    let whole = |value: &Value| match value.as_str().filter(|said| !said.is_empty()) {
+        // What an operator is to do stands at the end of a long one.
+        Some(said) => said.chars().filter(|c| !c.is_control()).collect(),
+        None => cell(value),
+    };
+    object.iter().map(|(key, value)| format!("{key:<16} {}\n", whole(value))).collect()
 }
 
 #[cfg(test)]
@@ -401,5 +406,13 @@ mod tests {
     #[test]
     fn long_cells_are_cut() {
         assert_eq!(cell(&json!("x".repeat(200))).chars().count(), CELL_CHARS_MAX);
+    }
+
+    #[test]
+    fn what_one_object_says_is_printed_whole() {
+        let waits = format!("{} run this\u{1b}[2J", "x".repeat(200));
+        let text = fields(&json!({ "fault": "", "waits": waits }));
+        assert!(text.ends_with("x run this[2J\n"), "{text}");
+        assert!(text.starts_with("fault            -\n"), "{text}");
     }
 }

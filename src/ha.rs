@@ -30,6 +30,7 @@ mod clock;
 mod control;
 mod exports;
 mod redirect;
+mod renewals;
 mod serve;
 mod status;
 mod streams;
@@ -118,6 +119,9 @@ pub(crate) struct Beginning<'a> {
     pub(crate) pair: &'a Pair,
     /// What the directory was formatted as, if it was.
     pub(crate) node: Option<&'a NodeSuperblock>,
+    /// The directory is locked, and that keeps out every other process: no earlier life of this
+    /// member can still serve. If not, its own last lease is waited for like another's.
+    pub(crate) is_sole: bool,
     /// What it would be formatted as, if this member is to found the pair.
     pub(crate) geometry: journal::Geometry,
     /// Where what is cut off a log is kept.
@@ -217,7 +221,7 @@ fn member_config(begin: &Beginning<'_>) -> Result<MemberConfig, Failure> {
         boot: random()?,
         settings: fingerprint_of_settings(config, pair, &config.address_settings()?),
         terms: pair.terms,
-        is_sole: true,
+        is_sole: begin.is_sole,
         in_sync_min: pair.in_sync_min,
         founding: HeldLog { log: LogId(random()?), geometry: begin.geometry },
         seed: random_u64()?,

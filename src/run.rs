@@ -273,7 +273,15 @@ fn open_member(
     let geometry = Geometry { segment_bytes: wanted.segment_bytes, shards: wanted.shards };
     let exports = root.join("exports");
     let formatted = taken.node();
-    let begin = Beginning { config, pair, node: formatted, geometry, exports: &exports, doors };
+    let begin = Beginning {
+        config,
+        pair,
+        node: formatted,
+        is_sole: taken.is_sole(),
+        geometry,
+        exports: &exports,
+        doors,
+    };
     let ha = Ha::start(&begin)?;
     node.set_ha(ha.commands.clone());
     if formatted.is_some() {

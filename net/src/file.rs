@@ -197,6 +197,18 @@ pub struct Volume {
     pub free_bytes: u64,
 }
 
+impl Volume {
+    /// Whether a lock on a directory here keeps out every process that could write there: this
+    /// machine's kernel alone decides it. Of a file system that we don't know nothing is assumed.
+    #[must_use]
+    pub fn locks_are_local(&self) -> bool {
+        let is_local = |(_, kind, _, remote): &(u32, &str, bool, bool)| {
+            *kind == self.kind && !remote && *kind != "fuse"
+        };
+        FILE_SYSTEMS.iter().any(is_local)
+    }
+}
+
 /// What each file system's number stands for: kind, volatile, remote. From `linux/magic.h`.
 const FILE_SYSTEMS: [(u32, &str, bool, bool); 13] = [
     (0x0000_EF53, "ext4", false, false),

@@ -118,6 +118,8 @@ pub enum Refused {
     NotInSync,
     /// It has the role already, or asks for it.
     Busy,
+    /// The voters have not answered.
+    NoAnswer,
     /// The voters hold no record of this pair.
     NoRecord,
     /// Not every shard's log is recovered, or one is not whole.
@@ -139,13 +141,13 @@ impl fmt::Display for Refused {
             Self::OtherSession => "the other member's connection is another one now",
             Self::NotInSync => "the other member is not in sync: it could not take over",
             Self::Busy => "this member has the role, or asks for it: see `laelaps ha status`",
+            Self::NoAnswer => "the voters have not answered: a majority of them must be up",
             Self::NoRecord => {
-                "the voters hold no record of this pair: `laelaps ha bootstrap` makes one"
+                "the voters hold no record of this pair, so there is no role to take: `laelaps ha \
+                 bootstrap` on the member to begin with makes one"
             }
             Self::NotWhole => "this member has no whole log to serve from: see `laelaps ha status`",
-            Self::HasRecord => {
-                "the voters hold a record of this pair, or have not answered: nothing to begin"
-            }
+            Self::HasRecord => "the voters hold a record of this pair: nothing to begin",
             Self::OtherServes => {
                 "the other member serves: `laelaps ha switchover` there loses nothing"
             }

@@ -372,11 +372,13 @@ impl Membership {
     /// (R3).
     ///
     /// # Errors
-    /// There is a record, or the other one serves or knows of a record; or this one holds nothing,
-    /// or no whole log.
+    /// There is a record, or no answer yet, or the other one serves or knows of a record; or this
+    /// one holds nothing, or no whole log.
     pub fn bootstrap(&mut self, now: Instant, at_ms: u64) -> Result<(), Refused> {
-        if !self.version_is_none() {
-            return Err(Refused::HasRecord);
+        match self.election.version() {
+            None => return Err(Refused::NoAnswer),
+            Some(Version::NONE) => {}
+            Some(_) => return Err(Refused::HasRecord),
         }
         if self.other_serves() {
             return Err(Refused::OtherServes);
@@ -401,7 +403,8 @@ impl Membership {
     /// [`MemberEvent::Elected`] or [`MemberEvent::ForceRefused`].
     ///
     /// # Errors
-    /// It has the role, holds no whole log, or there is no record; or the other one serves.
+    /// It has the role, holds no whole log, or there is no record, or no answer yet; or the other
+    /// one serves.
     pub fn promote_by_force(&mut self, now: Instant, at_ms: u64) -> Result<(), Refused> {
         let newest = self.may_force()?;
         self.election.promote_by_force(newest, at_ms)?;
@@ -491,6 +494,11 @@ impl Membership {
         if self.other_serves() {
             return Err(Refused::OtherServes);
         }
+        match self.election.version() {
+            None => return Err(Refused::NoAnswer),
+            Some(Version::NONE) => return Err(Refused::NoRecord),
+            Some(_) => {}
+        }
         let newest = self.ends().iter().map(|end| end.epoch).max();
         newest.filter(|_| self.own_fault().is_none()).ok_or(Refused::NotWhole)
     }
@@ -502,7 +510,8 @@ impl Membership {
         }
         let is_over = !self.election.is_forcing();
         let refused = match self.election.role() {
-            Role::Follower if is_over => Some(Refused::OtherServes),
+            // A newer version ended it, or one that is none.
+            Role::Follower if is_over => Some(self.may_force().err().unwrap_or(Refused::OtherServes)),
             Role::Follower => self.may_force().err(),
             Role::Candidate => return,
             Role::Elected(_) | Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => None,

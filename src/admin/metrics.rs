@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   # HELP name what it is
-//!   # TYPE name gauge|counter
+//!   # TYPE name gauge|counter|histogram
 //!   name{shard="0"} 17
 //! ```
 //! One table gives each shard metric its name, kind, help and value, another those of a queue.
@@ -53,6 +53,12 @@ const OF_PAIR: &[Of<Value>] = &[
     ("pair_renewal_ms_max", Kind::Gauge, "The longest of them.", |pair| {
         number(pair, "renewal_ms_max")
     }),
+    ("pair_renewal_ms_p999", Kind::Gauge, "What 99.9 % of the last 2000 did not exceed.", |pair| {
+        number(pair, "renewal_ms_p999")
+    }),
+    ("pair_lease_too_short", Kind::Gauge, "1: the lease is below ten times that.", |pair| {
+        u64::from(pair["lease_too_short"] == true)
+    }),
     ("pair_settings_differ", Kind::Gauge, "1: settings that must agree do not.", |pair| {
         u64::from(pair["settings_differ"] == true)
     }),
@@ -70,6 +76,7 @@ fn number(pair: &Value, key: &str) -> u64 {
 enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 type Of<T> = (&'static str, Kind, &'static str, fn(&T) -> u64);
@@ -247,6 +254,9 @@ pub(super) fn text(
         head(&mut out, name, *kind, help);
         line(&mut out, name, "", pair.map_or(0, value));
     }
+    if let Some(pair) = pair {
+        renewals(&mut out, pair);
+    }
     if let Some(authenticator) = node.authenticator() {
         let help = "Log-ins not verified, because too many waited, in all or of their address.";
         head(&mut out, "log_ins_turned_away_total", Kind::Counter, help);
@@ -266,10 +276,24 @@ pub(super) fn text(
     out
 }
 
+/// How long the voters took, cumulative by bound.
+fn renewals(out: &mut String, pair: &Value) {
+    head(out, "pair_renewal_ms", Kind::Histogram, "How long the voters took for a renewal.");
+    for bucket in pair["renewals_within_ms"].as_array().into_iter().flatten() {
+        let label = format!("le=\"{}\"", bucket[0]);
+        line(out, "pair_renewal_ms_bucket", &label, bucket[1].as_u64().unwrap_or(0));
+    }
+    let total = number(pair, "renewals_total");
+    line(out, "pair_renewal_ms_bucket", "le=\"+Inf\"", total);
+    line(out, "pair_renewal_ms_sum", "", number(pair, "renewal_ms_sum"));
+    line(out, "pair_renewal_ms_count", "", total);
+}
+
 fn head(out: &mut String, name: &str, kind: Kind, help: &str) {
     let kind = match kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
     };
     writeln!(out, "# HELP laelaps_{name} {help}\n# TYPE laelaps_{name} {kind}")
         .expect("a string takes all that is written");
@@ -286,6 +310,8 @@ fn escape(label: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -300,6 +326,20 @@ mod tests {
             });
             assert!(sample || line.starts_with("# HELP ") || line.starts_with("# TYPE "), "{line}");
         }
+    }
+
+    #[test]
+    fn renewals_are_a_histogram() {
+        let pair = json!({ "renewals_total": 9, "renewal_ms_sum": 700, "lease_too_short": true,
+            "renewals_within_ms": [[1, 4], [2, 7]] });
+        let text = text(&Node::new(), &[], &[], Some(&pair));
+        let histogram = "# TYPE laelaps_pair_renewal_ms histogram\n\
+            laelaps_pair_renewal_ms_bucket{le=\"1\"} 4\n\
+            laelaps_pair_renewal_ms_bucket{le=\"2\"} 7\n\
+            laelaps_pair_renewal_ms_bucket{le=\"+Inf\"} 9\n\
+            laelaps_pair_renewal_ms_sum 700\nlaelaps_pair_renewal_ms_count 9\n";
+        assert!(text.contains(histogram), "{text}");
+        assert!(text.contains("laelaps_pair_lease_too_short 1\n"), "{text}");
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Directory {
         let lock = lock(root, wait, waiting)?;
         let files = Files { root: root.to_owned() };
         let node = files.node_superblock()?;
-        Ok(Taken { files, node, lock })
+        Ok(Taken { files, node, lock, is_sole: volume.locks_are_local() })
     }
 
     /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched,
@@ -172,6 +172,7 @@ pub(crate) struct Taken {
     files: Files,
     node: Option<NodeSuperblock>,
     lock: DirectoryLock,
+    is_sole: bool,
 }
 
 impl Taken {
@@ -180,12 +181,18 @@ impl Taken {
         self.node.as_ref()
     }
 
+    /// Whether no other process can use the directory, here or on another machine: the lock is
+    /// held, and this machine's kernel alone gives it.
+    pub(crate) fn is_sole(&self) -> bool {
+        self.is_sole
+    }
+
     /// Settle what is there, or format it.
     ///
     /// # Errors
     /// As for [`Directory::open`].
     pub(crate) fn open(self, wanted: &Wanted) -> Result<Directory, Failure> {
-        let Self { files, node, lock } = self;
+        let Self { files, node, lock, is_sole: _ } = self;
         let root = &files.root;
         let formatted_now = node.is_none();
         let node = match node {

@@ -27,7 +27,7 @@ use crossbeam::channel::Sender;
 use journal::ShardId;
 use replica::card::{Card, HeldLog, Standing};
 use replica::catchup::Piece;
-use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service};
+use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service, Waits};
 use replica::voter::{Client, Seat};
 use replica::{NodeId, PairId, Refused, Register as _};
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +35,7 @@ use tokio::task::JoinHandle;
 
 use super::exports::{Exports, Step};
 use super::redirect::Redirect;
+use super::renewals::Renewals;
 use super::streams::{self, Streams};
 use super::voters::{self, Voters};
 use super::watch::Watcher;
@@ -50,9 +51,6 @@ const LOOKS: u32 = 4;
 
 /// An operator's word that waits for the lease is answered within this, won or not.
 const FORCED_WITHIN: Duration = Duration::from_secs(4);
-
-/// A slow renewal is complained of once in this time.
-const SLOW_LINE_EVERY: Duration = Duration::from_secs(60);
 
 /// What it starts with.
 pub(super) struct Setup {
@@ -77,8 +75,8 @@ pub(super) struct Setup {
 pub(super) struct Figures {
     pub(super) elections: u64,
     pub(super) fencings: u64,
-    pub(super) renewals: u64,
-    pub(super) renewal_max: Duration,
+    pub(super) renewals: Renewals,
+    pub(super) lease_too_short: bool,
     pub(super) exported_deltas: u64,
 }
 
@@ -100,9 +98,10 @@ struct Control {
     following: Vec<JoinHandle<()>>,
     is_open: bool,
     told: Option<(Standing, bool)>,
+    /// What it waits for, as the log says.
+    waits: Option<Waits>,
     is_stopping: bool,
     look_at: Instant,
-    slow_said: Option<Instant>,
     figures: Figures,
     watcher: Watcher,
     news: Sender<News>,
@@ -169,9 +168,9 @@ impl Control {
             following: Vec::new(),
             is_open: false,
             told: None,
+            waits: None,
             is_stopping: false,
             look_at: now,
-            slow_said: None,
             figures: Figures::default(),
             watcher: setup.watcher,
             news: setup.news,
@@ -476,7 +475,7 @@ impl Control {
                 "the voters have lost the pair's record: nobody serves before there is a new one"
             ),
             MemberEvent::InSync(count) => tracing::info!(count, "members in sync"),
-            MemberEvent::Renewed(took) => self.note_renewal(now, took),
+            MemberEvent::Renewed(took) => self.note_renewal(took),
             MemberEvent::Unwell => {
                 tracing::warn!("a shard is silent or a write stands: the role is not renewed");
             }
@@ -507,17 +506,23 @@ impl Control {
         }
     }
 
-    fn note_renewal(&mut self, now: Instant, took: Duration) {
-        self.figures.renewals += 1;
-        self.figures.renewal_max = self.figures.renewal_max.max(took);
-        let is_slow = took * 10 > self.pair.terms.length();
-        if is_slow && self.slow_said.is_none_or(|at| now >= at + SLOW_LINE_EVERY) {
-            self.slow_said = Some(now);
+    fn note_renewal(&mut self, took: Duration) {
+        let figures = &mut self.figures;
+        figures.renewals.note(took);
+        let lease = self.pair.terms.length();
+        let is_short = figures.renewals.outgrow(lease);
+        if is_short == figures.lease_too_short {
+            return;
+        }
+        figures.lease_too_short = is_short;
+        if is_short {
             tracing::warn!(
-                "the voters took {} ms for a renewal, more than a tenth of ha.lease-ms: make that \
-                 longer, or the voters faster",
-                took.as_millis()
+                "lease_too_short: 99.9 % of the renewals take up to {} ms, and ha.lease-ms is less \
+                 than ten times that: make it longer, or the voters faster",
+                figures.renewals.p999().as_millis()
             );
+        } else {
+            tracing::info!("ha.lease-ms is long enough for what renewals take now");
         }
     }
 
@@ -527,6 +532,14 @@ impl Control {
         if self.told != Some(standing) {
             self.told = Some(standing);
             self.tell(News::Standing(standing.0, standing.1));
+        }
+        if self.waits != status.waits {
+            self.waits = status.waits;
+            match status.waits {
+                Some(waits) if waits.is_for_operator() => tracing::warn!("waits {waits}"),
+                Some(waits) => tracing::info!("waits {waits}"),
+                None => {}
+            }
         }
         if self.is_stopping && self.member.may_end() {
             self.is_stopping = false;

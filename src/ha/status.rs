@@ -103,6 +103,8 @@ pub(super) fn value(status: &Status, voters: (usize, usize), figures: &Figures) 
         .iter()
         .map(|forced| json!({ "epoch": forced.epoch.0, "at_unix_ms": forced.at_ms }))
         .collect();
+    let renewals = &figures.renewals;
+    let within: Vec<[u64; 2]> = renewals.within().map(|(ms, count)| [ms, count]).collect();
     json!({
         "pair": status.pair,
         "node": name(status.node),
@@ -125,8 +127,12 @@ pub(super) fn value(status: &Status, voters: (usize, usize), figures: &Figures) 
         "exported_deltas": figures.exported_deltas,
         "elections_total": figures.elections,
         "fencings_total": figures.fencings,
-        "renewals_total": figures.renewals,
-        "renewal_ms_max": figures.renewal_max.as_millis() as u64,
+        "renewals_total": renewals.total(),
+        "renewal_ms_max": renewals.max().as_millis() as u64,
+        "renewal_ms_p999": renewals.p999().as_millis() as u64,
+        "renewal_ms_sum": renewals.sum().as_millis() as u64,
+        "renewals_within_ms": within,
+        "lease_too_short": figures.lease_too_short,
         "shards": shards,
     })
 }

@@ -432,6 +432,11 @@ fn a_stop_and_a_switchover_give_the_role_away_at_once() {
     let (mut pair, live) = PairOf::up("pair-stop");
     let mut producer = Producer::new();
     producer.send(pair.amqp[live], 100).expect("accepted");
+    let renewed = |pair: &PairOf| pair.status(live).and_then(|s| s["renewals_total"].as_u64());
+    pair.wait("renewed", |pair| renewed(pair) > Some(2));
+    let (_, metrics) = pair.broker(live).http("/metrics").expect("it answers");
+    assert!(metrics.contains("laelaps_pair_renewal_ms_bucket{le=\"5000\"} "), "{metrics}");
+    assert!(metrics.contains("laelaps_pair_lease_too_short "), "{metrics}");
     let stopped = Instant::now();
     let broker = pair.running[live].take().expect("it runs");
     let stopping = thread::spawn(move || broker.stop());
@@ -586,6 +591,11 @@ fn where_the_voters_lost_everything_an_operator_says_who_begins() {
         waits.is_some_and(|waits| waits.starts_with("for the other member: the voters hold no"))
     });
     let url = format!("http://{}", pair.broker(live).admin);
+    let promote = ["ha", "promote", "--force-data-loss", "--yes-i-lose", NAMES[1 - live]];
+    let (is_done, said) = laelaps(&[&promote[..], &["--admin", &url]].concat());
+    assert!(!is_done && said.contains("laelaps ha bootstrap"), "{said}");
+    let (_, said) = laelaps(&["ha", "status", "--admin", &url]);
+    assert!(said.contains("before one is made both must say what they hold"), "{said}");
     let (is_done, said) = bootstrap(&url);
     assert!(is_done, "{said}");
     pair.wait_live(live);

@@ -277,6 +277,11 @@ fn memory_is_told_from_disk() {
     let disk = file::volume(&std::env::current_exe().unwrap()).unwrap();
     assert!(!disk.volatile && disk.free_bytes > 0, "{disk:?}");
     assert!(file::volume(Path::new("/nowhere")).is_err());
+    assert!(memory.locks_are_local());
+    for kind in ["nfs", "cifs", "smb2", "fuse", "0x00c36400"] {
+        let elsewhere = file::Volume { kind: kind.to_owned(), ..memory.clone() };
+        assert!(!elsewhere.locks_are_local(), "{kind}");
+    }
 }
 
 #[test]

@@ -39,6 +39,11 @@ pub enum Waits {
     Peer,
     /// There is no record, and the logs do not say who holds more: `ha bootstrap` on the right one.
     Operator,
+    /// There is no record, and the other member is there without a whole log: it recovers, or was
+    /// being brought up, and then `ha bootstrap` here is what is needed.
+    PeerLog,
+    /// There is no record, and this member was being brought up: `ha bootstrap` on the other one.
+    NoRecordToFollow,
     /// There is no record, and the other member's voters hold one.
     OtherVoters,
     /// Its directory is empty, and nobody has said yet which log it is to hold.
@@ -59,6 +64,26 @@ pub enum Waits {
     Lease,
 }
 
+impl Waits {
+    /// Whether it may wait for ever unless an operator looks at it.
+    #[must_use]
+    pub const fn is_for_operator(&self) -> bool {
+        match self {
+            Self::Operator | Self::PeerLog | Self::NoRecordToFollow | Self::OtherVoters => true,
+            Self::Voters
+            | Self::Peer
+            | Self::Log
+            | Self::Recovery
+            | Self::Install
+            | Self::VotersBehind
+            | Self::NotInSync
+            | Self::CatchUp
+            | Self::Refused(_)
+            | Self::Lease => false,
+        }
+    }
+}
+
 impl fmt::Display for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -70,6 +95,15 @@ impl fmt::Display for Waits {
             Self::Operator => f.write_str(
                 "for an operator: the voters hold no record of this pair, and the two logs do not \
                  say which one is ahead; run `laelaps ha bootstrap` on the one to keep",
+            ),
+            Self::PeerLog => f.write_str(
+                "for the other member's log: the voters hold no record of this pair, and the other \
+                 one is there and has no whole log; if it does not recover but was being brought \
+                 up (its `ha status` says so), run `laelaps ha bootstrap` here",
+            ),
+            Self::NoRecordToFollow => f.write_str(
+                "for an operator: the voters hold no record of this pair, and the log here is not \
+                 whole, for it was being brought up; run `laelaps ha bootstrap` on the other one",
             ),
             Self::OtherVoters => f.write_str(
                 "for the voters: they hold no record of this pair, and the other member's do; \
@@ -207,15 +241,22 @@ impl Membership {
                 matches!(report.stage, Stage::Standing | Stage::Following(_)) && !report.is_whole
             };
             let is_installing = self.reports().is_some_and(|all| all.iter().any(is_partial));
-            return Some(if is_installing { Waits::Install } else { Waits::Recovery });
+            return Some(match (is_installing, version) {
+                (true, Version::NONE) if !self.other_has_record() => Waits::NoRecordToFollow,
+                (true, _) => Waits::Install,
+                (false, _) => Waits::Recovery,
+            });
         }
         if version == Version::NONE {
             let Some(peer) = self.peer() else { return Some(Waits::Peer) };
             if self.other_has_record() {
                 return Some(Waits::OtherVoters);
             }
+            let is_partial = peer.held.is_some() && peer.ends.is_empty();
             return Some(match founder(&self.side(&ends), &Side::of(peer)) {
-                Founder::Me(_) | Founder::NotYet => Waits::Peer,
+                Founder::Me(_) => Waits::Peer,
+                Founder::NotYet if is_partial => Waits::PeerLog,
+                Founder::NotYet => Waits::Peer,
                 Founder::Unclear => Waits::Operator,
             });
         }

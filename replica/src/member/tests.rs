@@ -778,6 +778,37 @@ fn r3_a_forced_promotion_waits_for_the_lease_and_never_joins_a_live() {
 }
 
 #[test]
+fn a_promotion_without_a_record_is_told_of_bootstrap() {
+    let log = Log { end: 90112, epoch: 3 };
+    let mut pair = Pair::new([Some(held(1)), None], [log, EMPTY]);
+    let now = pair.now;
+    let refused = |pair: &mut Pair, at| pair.sides[0].member.promote_by_force(at, 7);
+    assert_eq!(refused(&mut pair, now), Err(Refused::NoAnswer));
+    assert_eq!(pair.sides[0].member.bootstrap(now, 7), Err(Refused::NoAnswer));
+    pair.run(500);
+    let now = pair.now;
+    assert_eq!(refused(&mut pair, now), Err(Refused::NoRecord));
+    assert!(Refused::NoRecord.to_string().contains("`laelaps ha bootstrap`"));
+}
+
+#[test]
+fn a_promotion_that_waits_while_the_voters_lose_their_record_is_told_of_bootstrap() {
+    let mut pair = Pair::in_sync();
+    pair.sides[1].is_down = true;
+    pair.run_until(3000, |pair| pair.in_sync_len() == 1);
+    pair.run(1000);
+    pair.sides[0].is_down = true;
+    pair.restart(1);
+    pair.run(100);
+    let now = pair.now;
+    pair.sides[1].member.promote_by_force(now, 7).expect("nobody is seen to serve");
+    pair.register = LocalRegister::default();
+    pair.run(5000);
+    let refused = MemberEvent::ForceRefused(Refused::NoRecord);
+    assert!(pair.sides[1].events.contains(&refused), "{pair}");
+}
+
+#[test]
 fn a_log_that_is_being_brought_up_gives_a_role_back_that_was_won_meanwhile() {
     let mut pair = Pair::in_sync();
     pair.sides[1].is_down = true;
@@ -813,7 +844,10 @@ fn whose_log_is_not_whole_takes_no_role_and_founds_no_pair() {
     let now = pair.now;
     let [partial, whole] = &mut pair.sides;
     assert_eq!(partial.member.bootstrap(now, 7), Err(Refused::NotWhole));
-    assert_eq!(partial.member.status(now).waits, Some(Waits::Install));
+    assert_eq!(partial.member.status(now).waits, Some(Waits::NoRecordToFollow));
+    assert_eq!(whole.member.status(now).waits, Some(Waits::PeerLog));
+    let said = [Waits::NoRecordToFollow, Waits::PeerLog].map(|waits| waits.to_string());
+    assert!(said.iter().all(|said| said.contains("laelaps ha bootstrap")), "{said:?}");
     whole.member.bootstrap(now, 7).expect("it is whole");
     pair.run_until(1000, |pair| pair.sides[1].may_serve(pair.now));
     let forced = PairRecord::decode(&pair.held().value).expect("it was made").forced;
