@@ -38,6 +38,7 @@ mod voters;
 mod watch;
 
 use std::path::Path;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use broker::settings::Settings;
@@ -86,8 +87,8 @@ pub(crate) enum Command {
     Formatted(HeldLog),
     /// The cores run, and host so many shards.
     Cores(Vec<Inbox>, u16),
-    /// The process is to end.
-    Stop,
+    /// The process is to end; what was taken is answered for at most so long.
+    Stop(Duration),
     /// How is the pair?
     Status(oneshot::Sender<serde_json::Value>),
     /// Give the role to the other member.

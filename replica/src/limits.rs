@@ -163,9 +163,6 @@ pub const CARD_EVERY: Duration = Duration::from_millis(250);
 /// How long a write to the journal may be under way before its member gives the role away.
 pub const WRITE_AGE_MAX: Duration = Duration::from_secs(2);
 
-/// How long a switchover waits for what was taken to be answered.
-pub const DRAIN_MAX: Duration = Duration::from_secs(5);
-
 const _: () = {
     let under_way =
         (journal::limits::WRITES_IN_FLIGHT_MAX * journal::limits::BATCH_BYTES_MAX) as u64;

@@ -61,7 +61,7 @@ use journal::{Epoch, JournalUuid, Lsn};
 use crate::canary::{Canaries, Canary};
 use crate::card::{Card, HeldLog, LogEnd, Standing};
 use crate::election::{Election, ElectionConfig, Query, Refused, Role, Session, Turn};
-use crate::limits::{CARD_EVERY, DRAIN_MAX};
+use crate::limits::CARD_EVERY;
 use crate::record::{Mark, Member, MemberInfo, NodeId, PairRecord};
 use crate::register::{Answer, Outcome, RequestId, Version};
 
@@ -244,6 +244,22 @@ impl Membership {
         Some([&me.advertise, &other.advertise])
     }
 
+    /// Whether the role would go to the other member if this process stopped now. A switchover is
+    /// that, and a start after it.
+    ///
+    /// # Errors
+    /// This one does not serve, or is about to give the role away; or the other one is not in sync,
+    /// or about to stop.
+    pub fn may_switch_over(&self) -> Result<(), Refused> {
+        if self.standing() != Standing::Live {
+            return Err(Refused::NotLive);
+        }
+        if self.exit != Exit::Stays {
+            return Err(Refused::Busy);
+        }
+        self.heir().map(drop).ok_or(Refused::NotInSync)
+    }
+
     /// After [`stop`](Self::stop): nobody waits for this member any more.
     #[must_use]
     pub fn may_end(&self) -> bool {
@@ -337,32 +353,14 @@ impl Membership {
 
     // ---- commands ------------------------------------------------------------------------------
 
-    /// Gives the role to the other member: drains, fences, hands over.
-    ///
-    /// # Errors
-    /// This one does not serve, or the other is not in sync or about to stop.
-    pub fn switch_over(&mut self, now: Instant) -> Result<(), Refused> {
-        if self.standing() != Standing::Live {
-            return Err(Refused::NotLive);
-        }
-        if self.exit != Exit::Stays {
-            return Err(Refused::Busy);
-        }
-        if self.heir().is_none() {
-            return Err(Refused::NotInSync);
-        }
-        self.exit = Exit::Draining { until: now + DRAIN_MAX, goal: Goal::HandOver };
-        self.settle(now);
-        Ok(())
-    }
-
-    /// The process is to end: a live gives its role away, a backup asks not to be waited for. It
-    /// may end when [`may_end`](Self::may_end) says so; the host limits how long it waits.
-    pub fn stop(&mut self, now: Instant) {
+    /// The process is to end: a live answers what was taken, for at most `drain`, and gives its
+    /// role away; a backup asks not to be waited for. It may end when [`may_end`](Self::may_end)
+    /// says so; the host limits how long it waits.
+    pub fn stop(&mut self, now: Instant, drain: Duration) {
         self.is_leaving = true;
         if self.standing() == Standing::Live && self.exit == Exit::Stays {
             let goal = if self.heir().is_some() { Goal::HandOver } else { Goal::Release };
-            self.exit = Exit::Draining { until: now + DRAIN_MAX, goal };
+            self.exit = Exit::Draining { until: now + drain, goal };
         }
         self.settle(now);
     }
@@ -511,7 +509,9 @@ impl Membership {
         let is_over = !self.election.is_forcing();
         let refused = match self.election.role() {
             // A newer version ended it, or one that is none.
-            Role::Follower if is_over => Some(self.may_force().err().unwrap_or(Refused::OtherServes)),
+            Role::Follower if is_over => {
+                Some(self.may_force().err().unwrap_or(Refused::OtherServes))
+            }
             Role::Follower => self.may_force().err(),
             Role::Candidate => return,
             Role::Elected(_) | Role::Live(_) | Role::Fenced(_) | Role::Leaving(_) => None,

@@ -29,7 +29,7 @@ use replica::card::{Card, HeldLog, Standing};
 use replica::catchup::Piece;
 use replica::member::{Duty, MemberConfig, MemberEvent, Membership, Service, Waits};
 use replica::voter::{Client, Seat};
-use replica::{NodeId, PairId, Refused, Register as _};
+use replica::{NodeId, PairId, Register as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -275,9 +275,9 @@ impl Control {
                     self.give(duty);
                 }
             }
-            Command::Stop => {
+            Command::Stop(drain) => {
                 self.is_stopping = true;
-                self.member.stop(now);
+                self.member.stop(now, drain);
             }
             Command::Status(answer) => {
                 let status = self.member.status(now);
@@ -286,7 +286,12 @@ impl Control {
                 drop(answer.send(status::value(&status, voters, &self.figures)));
             }
             Command::SwitchOver(answer) => {
-                let _ = answer.send(self.may_switch_over(now));
+                // A stop, after which the process begins anew.
+                let may = self.member.may_switch_over();
+                if may.is_ok() {
+                    self.tell(News::SwitchOver);
+                }
+                let _ = answer.send(may.map_err(|refused| refused.to_string()));
             }
             Command::Bootstrap(other, answer) => {
                 let done = self.check_other(&other).and_then(|()| {
@@ -314,19 +319,6 @@ impl Control {
                 self.forcing = Some((answer, now + FORCED_WITHIN));
             }
         }
-    }
-
-    /// A switchover is a stop, after which the process begins anew.
-    fn may_switch_over(&mut self, now: Instant) -> Result<(), String> {
-        let status = self.member.status(now);
-        if status.role != Standing::Live {
-            return Err(Refused::NotLive.to_string());
-        }
-        if status.in_sync.len() < 2 || !status.peer_is_there {
-            return Err(Refused::NotInSync.to_string());
-        }
-        self.tell(News::SwitchOver);
-        Ok(())
     }
 
     /// An operator names the member whose data may be lost: the one that is not asked.
@@ -377,7 +369,7 @@ impl Control {
             drop(link.try_send(card));
         }
         while let Some(event) = self.member.poll_event() {
-            self.note(now, event);
+            self.note(event);
         }
         if self.forcing.as_ref().is_some_and(|(_, until)| *until <= now) {
             // A longer lease: `ha status` and the log say what comes of it.
@@ -455,7 +447,7 @@ impl Control {
         }
     }
 
-    fn note(&mut self, now: Instant, event: MemberEvent) {
+    fn note(&mut self, event: MemberEvent) {
         match event {
             MemberEvent::Elected(epoch) => {
                 self.figures.elections += 1;
@@ -485,9 +477,6 @@ impl Control {
             MemberEvent::ForceRefused(refused) => {
                 tracing::error!("the role is not taken by force: {refused}");
                 self.answer_forced(Err(refused.to_string()));
-            }
-            MemberEvent::SwitchoverFailed(epoch) => {
-                tracing::warn!(epoch = epoch.0, "clients were not done in time: goes on serving");
             }
             MemberEvent::Fault(Some(fault)) => tracing::error!("the pair is at fault: {fault}"),
             MemberEvent::Fault(None) => tracing::info!("the pair is at fault no more"),

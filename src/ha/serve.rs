@@ -161,7 +161,7 @@ impl Member<'_> {
             left = *shards;
             inboxes.iter().for_each(|inbox| inbox.put(Input::Shutdown));
         }
-        self.ha.tell(Command::Stop);
+        self.ha.tell(Command::Stop(config.drain.0));
         let over = after(config.drain.0 + FAREWELL_WITHIN);
         let mut may_end = false;
         while left > 0 || !may_end {

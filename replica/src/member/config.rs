@@ -113,8 +113,6 @@ pub enum MemberEvent {
     GivesUp(Epoch),
     /// The role is not taken by an operator's word, although that was asked for: why.
     ForceRefused(Refused),
-    /// The shards did not drain in time: it goes on serving.
-    SwitchoverFailed(Epoch),
     /// Something is wrong with the pair, or is no longer.
     Fault(Option<Fault>),
     /// The settings that both members must share differ, or do no longer.

@@ -1,10 +1,9 @@
-//! How a live gives its role away: a switchover, a stop, a disk that has failed.
+//! How a live gives its role away: a stop, of which a switchover is one, or a disk that has failed.
 //!
 //! ```text
-//!   Stays ──switch_over, stop──▶ Draining ── every shard drained, all of it durable there ─┐
-//!     │  ▲                         │                                                       ▼
-//!     │  └── too late: goes on ────┘ (a stop: closes all the same)                      Closing
-//!     └── a shard has failed, or a write stands and somebody else can take it ──────────▶  │
+//!   Stays ──stop──▶ Draining ── every shard drained, all of it durable there; or too late ─┐
+//!     │                                                                                    ▼
+//!     └── a shard has failed, or a write stands and somebody else can take it ─────────▶ Closing
 //!                                            every shard says closed, or the lease is over ▼
 //!         Stays ◀── deposed ────────────────────────── Given: the voters are asked ◀───────┘
 //! ```
@@ -56,14 +55,9 @@ impl Membership {
         match self.exit {
             Exit::Stays | Exit::Given => {}
             Exit::Draining { until, goal } => {
-                let late = until <= now;
                 let waits = !self.canaries.has(Canary::HandOverUndrained);
-                if !waits || self.is_drained(goal) || late && self.is_leaving {
+                if !waits || self.is_drained(goal) || until <= now {
                     self.exit = Exit::Closing { goal };
-                } else if late {
-                    self.exit = Exit::Stays;
-                    let epoch = self.epoch().expect("just asked");
-                    self.events.push_back(MemberEvent::SwitchoverFailed(epoch));
                 }
             }
             Exit::Closing { goal } => {

@@ -10,6 +10,7 @@ use journal::{Chain, Geometry, LogId, ShardId};
 const PAIR: PairId = PairId([1; 16]);
 const STEP: Duration = Duration::from_millis(10);
 const SHARDS: u16 = 2;
+const DRAIN: Duration = Duration::from_secs(5);
 
 fn held(log: u8) -> HeldLog {
     let geometry = Geometry { segment_bytes: 65536, shards: SHARDS };
@@ -62,6 +63,8 @@ struct Side {
     is_partial: bool,
     /// Its shards say nothing any more.
     is_wedged: bool,
+    /// Its clients are never done.
+    is_busy: bool,
     writing_since: Option<Instant>,
     has_failed: bool,
     events: Vec<MemberEvent>,
@@ -82,6 +85,7 @@ impl Side {
             is_down: false,
             is_partial: false,
             is_wedged: false,
+            is_busy: false,
             writing_since: None,
             has_failed: false,
             events: Vec::new(),
@@ -301,7 +305,7 @@ impl Pair {
                 committed: end,
                 watermark: side.live.map(|_| Mark { lsn: end, chain: Chain(0) }),
                 service: side.service(),
-                is_drained: side.service() == Service::Draining,
+                is_drained: side.service() == Service::Draining && !side.is_busy,
                 obeyed: side.obeyed.map(|(round, committed)| (round, Lsn(committed))),
                 peer: is_followed.then_some(peer),
                 is_stalled: waits && !is_followed,
@@ -492,22 +496,38 @@ fn r8_the_voters_hear_of_a_member_only_after_every_shard_waits_for_it() {
 }
 
 #[test]
-fn r12_a_switchover_serves_nowhere_in_between_and_keeps_both_in_sync() {
+fn r12_a_switchover_serves_nowhere_in_between_and_ends_with_both_in_sync() {
     let mut pair = Pair::in_sync();
     let now = pair.now;
-    pair.sides[0].member.switch_over(now).expect("in sync");
+    assert_eq!(pair.sides[0].member.may_switch_over(), Ok(()));
+    assert_eq!(pair.sides[1].member.may_switch_over(), Err(Refused::NotLive));
+    pair.sides[0].member.stop(now, DRAIN);
+    assert_eq!(pair.sides[0].member.may_switch_over(), Err(Refused::Busy));
     pair.run_until(300, |pair| pair.sides[1].may_serve(pair.now));
-    assert_eq!(pair.in_sync_len(), 2);
-    pair.run(1000);
+    pair.run_until(2000, |pair| pair.sides[0].member.may_end());
+    pair.restart(0);
+    pair.run_until(3000, |pair| pair.in_sync_len() == 2);
+    pair.run(500);
     assert_eq!(pair.sides[0].member.standing(), Standing::Backup);
-    assert_eq!(pair.sides[0].member.switch_over(pair.now), Err(Refused::NotLive));
+    assert_eq!(pair.sides[1].member.may_switch_over(), Ok(()));
+}
+
+#[test]
+fn who_stops_waits_for_its_clients_as_long_as_it_was_told_and_no_longer() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].is_busy = true;
+    let (now, drain) = (pair.now, Duration::from_secs(20));
+    pair.sides[0].member.stop(now, drain);
+    pair.run(19_000);
+    assert!(pair.sides[0].may_serve(pair.now), "what was taken is still answered: {pair}");
+    pair.run_until(2000, |pair| pair.sides[1].may_serve(pair.now));
 }
 
 #[test]
 fn a_stop_gives_the_role_away_and_takes_it_no_more() {
     let mut pair = Pair::in_sync();
     let now = pair.now;
-    pair.sides[0].member.stop(now);
+    pair.sides[0].member.stop(now, DRAIN);
     pair.run_until(300, |pair| pair.sides[1].may_serve(pair.now));
     pair.run_until(2000, |pair| pair.sides[0].member.may_end());
     assert_eq!(pair.in_sync_len(), 1, "who stops is not waited for");

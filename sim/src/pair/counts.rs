@@ -75,6 +75,8 @@ figures! {
     deaths => 30,
     /// Switchovers that began.
     switchovers => 40,
+    /// ... and came so far that their process began anew.
+    begun_anew => 20,
     /// Crashes that lost what was not durable.
     power_cuts => 400,
     /// Crashes that kept it.

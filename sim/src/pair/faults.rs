@@ -132,7 +132,8 @@ impl World {
             self.counts.voters_cut += 1;
         }
         if self.rng.one_in(self.habits.switch_one_in) {
-            self.counts.switchovers += u64::from(self.nodes[index].switch_over(self.now));
+            let drain = Duration::from_millis(*self.rng.pick(&[100, 1000]));
+            self.counts.switchovers += u64::from(self.nodes[index].switch_over(self.now, drain));
         }
     }
 

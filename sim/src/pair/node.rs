@@ -42,6 +42,8 @@ pub(crate) const SEGMENT_BYTES: u64 = 64 * 1024;
 const DRIFT_PERMILLE: u64 = 10;
 /// A write that stands for longer has its process ended, by whoever watches over it.
 const WATCHED: Duration = Duration::from_secs(4);
+/// After what was taken is answered: the other member and the voters have this long.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a disk does wrong, for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,8 @@ pub(crate) struct Node {
     faults_before: u64,
     /// It ends then, and why.
     ending: Option<(Instant, String)>,
+    /// It was asked to stop, and waits no longer than until then.
+    leaves_by: Option<Instant>,
     /// Of disks that are gone.
     hits: Hits,
 }
@@ -150,6 +154,7 @@ impl Node {
             ails_until: None,
             faults_before: 0,
             ending: None,
+            leaves_by: None,
             hits: Hits::default(),
         }
     }
@@ -275,7 +280,9 @@ impl Node {
             return Ok(true);
         }
         let stands = self.disk.oldest_write().is_some_and(|since| since + WATCHED <= now);
-        Ok(stands || self.shards.iter().any(Host::must_give_up))
+        // Who leaves begins anew when it may.
+        let gives_up = self.leaves_by.is_none() && self.shards.iter().any(Host::must_give_up);
+        Ok(stands || gives_up)
     }
 
     fn faults(&self) -> u64 {
@@ -318,6 +325,7 @@ impl Node {
         self.heard.clear();
         (self.member, self.client, self.ending) = (None, None, None);
         (self.is_new_reign, self.is_sure, self.wedged) = (false, false, None);
+        self.leaves_by = None;
         self.down_until = Some(now + rest);
         self.paused_until = now;
     }
@@ -369,9 +377,20 @@ impl Node {
         }
     }
 
-    pub(crate) fn switch_over(&mut self, now: Instant) -> bool {
+    /// As an operator asks for: a stop, if the other one can take the role, and a start after it.
+    pub(crate) fn switch_over(&mut self, now: Instant, drain: Duration) -> bool {
         let clock = self.clock(now);
-        self.member.as_mut().is_some_and(|member| member.switch_over(clock).is_ok())
+        let member = self.member.as_mut().filter(|member| member.may_switch_over().is_ok());
+        let Some(member) = member else { return false };
+        member.stop(clock, drain);
+        self.leaves_by = Some(now + drain + FAREWELL);
+        true
+    }
+
+    /// Whether its process, which was asked to stop, is to begin anew now.
+    pub(crate) fn begins_anew(&self, now: Instant) -> bool {
+        let may_end = self.member.as_ref().is_some_and(Membership::may_end);
+        self.is_awake(now) && self.leaves_by.is_some_and(|by| may_end || by <= now)
     }
 
     pub(crate) fn start_if_due(&mut self, now: Instant, at_once: bool, voters: &Voters) {
@@ -635,8 +654,7 @@ impl Node {
                 MemberEvent::Fenced(_) => counts.fences += 1,
                 MemberEvent::Deposed(_) => counts.depositions += 1,
                 MemberEvent::RecordLost => panic!("voters with a majority have lost the record"),
-                MemberEvent::SwitchoverFailed(_)
-                | MemberEvent::ForceRefused(_)
+                MemberEvent::ForceRefused(_)
                 | MemberEvent::InSync(_)
                 | MemberEvent::Renewed(_)
                 | MemberEvent::Unwell

@@ -9,6 +9,7 @@ use replica::Canary as Rule;
 use replica::limits::{ACK_PATIENCE, WRITE_AGE_MAX};
 
 use super::node::Ailment;
+use super::traffic::Traffic;
 use super::world::World;
 use super::{Broken, Canary, Report};
 use crate::disk::{Crash, Fate};
@@ -36,10 +37,13 @@ pub enum Scene {
     LeftOut,
     /// The live dies with something that was acknowledged at `sync`, and that nobody else has.
     TailLeft,
+    /// The backup's disk is slow, and at the live's queues, which do not wait for it, messages come
+    /// and go. Only brokers' logs are recycled: it is played with those.
+    BackupLags,
 }
 
 /// Each scene, by name, with the rules for which it is there.
-pub const SCENES: [(&str, Scene, &[Canary]); 10] = {
+pub const SCENES: [(&str, Scene, &[Canary]); 11] = {
     const fn of(rule: Rule) -> Canary {
         Canary::Replica(rule)
     }
@@ -59,10 +63,17 @@ pub const SCENES: [(&str, Scene, &[Canary]); 10] = {
         ("hand-over-unheard", Scene::HandOverUnheard, &[of(R::LeaveUnfenced)]),
         ("left-out", Scene::LeftOut, &[of(R::PromoteOutOfSync)]),
         ("tail-left", Scene::TailLeft, &[Canary::TailDropped]),
+        (
+            "backup-lags",
+            Scene::BackupLags,
+            &[Canary::Journal(journal::Canary::RecycledPastWatermark)],
+        ),
     ]
 };
 
 const LONG: Duration = Duration::from_secs(6);
+/// What a switchover may take for its clients.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What a scene is played with.
 #[derive(Clone, Copy, Debug)]
@@ -89,9 +100,15 @@ pub fn play(scene: Scene, seed: u64, cast: Cast, base: Instant) -> Result<Report
         | Scene::Switchover
         | Scene::HandOverUnheard
         | Scene::LeftOut
-        | Scene::TailLeft => Duration::from_millis(500),
+        | Scene::TailLeft
+        | Scene::BackupLags => Duration::from_millis(500),
     };
-    let world = World::calm(seed, cast.canary, base, lease, cast.is_served);
+    let traffic = if scene == Scene::BackupLags {
+        Some(Traffic::of_live_alone(seed, base))
+    } else {
+        cast.is_served.then(|| Traffic::new(seed, base))
+    };
+    let world = World::calm(seed, cast.canary, base, lease, traffic);
     world.report(|world| {
         world.until("the pair is in sync at first", LONG, World::is_in_sync)?;
         world.go_on(Duration::from_millis(200))?;
@@ -107,6 +124,7 @@ pub fn play(scene: Scene, seed: u64, cast: Cast, base: Instant) -> Result<Report
             Scene::HandOverUnheard => world.hand_over_unheard(live)?,
             Scene::LeftOut => world.left_out(live)?,
             Scene::TailLeft => world.tail_left(live)?,
+            Scene::BackupLags => world.backup_lags(live)?,
         }
         world.come_to_rest()
     })
@@ -173,7 +191,7 @@ impl World {
         let before = self.counts.exported;
         self.wires.cut(self.now + Duration::from_millis(300), 1 << (1 - live));
         self.go_on(Duration::from_millis(20))?;
-        if !self.nodes[live].switch_over(self.now) {
+        if !self.nodes[live].switch_over(self.now, DRAIN) {
             return Err("a switchover is refused".into());
         }
         self.taken_over(live, LONG)?;
@@ -186,7 +204,7 @@ impl World {
     }
 
     fn hand_over_unheard(&mut self, live: usize) -> Result<(), String> {
-        if !self.nodes[live].switch_over(self.now) {
+        if !self.nodes[live].switch_over(self.now, DRAIN) {
             return Err("a switchover is refused".into());
         }
         let gives = |world: &Self| world.nodes[live].last_swap().gives_away;
@@ -201,6 +219,13 @@ impl World {
         self.go_on(Duration::from_millis(50))?;
         self.crash(live, Crash::Kill(Fate::Seeded), Duration::from_secs(2))?;
         self.go_on(Duration::from_secs(2))
+    }
+
+    fn backup_lags(&mut self, live: usize) -> Result<(), String> {
+        self.nodes[1 - live].slow_disk(Duration::from_millis(25));
+        self.go_on(Duration::from_secs(5))?;
+        self.nodes[1 - live].slow_disk(Duration::from_micros(200));
+        Ok(())
     }
 
     fn tail_left(&mut self, live: usize) -> Result<(), String> {

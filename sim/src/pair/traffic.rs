@@ -79,6 +79,8 @@ pub(crate) struct Traffic {
     rng: Rng,
     base: Instant,
     plan: Plan,
+    /// Of all queues.
+    level: Level,
     clients: Vec<Client>,
     desk: Desk,
     checks: Checks,
@@ -130,6 +132,7 @@ impl Traffic {
             rng: Rng::stream(seed, "pair traffic", 0),
             base,
             plan,
+            level: Level::ReplicatedSync,
             clients,
             desk: Desk::default(),
             checks,
@@ -152,13 +155,21 @@ impl Traffic {
         traffic
     }
 
+    /// Clients that are told when the live alone has what they sent, and do not pause.
+    pub(crate) fn of_live_alone(seed: u64, base: Instant) -> Self {
+        let mut traffic = Self::new(seed, base);
+        traffic.plan.tick_max = Duration::from_millis(2);
+        traffic.level = Level::Sync;
+        traffic
+    }
+
     /// What the members' shards are to be like.
     pub(crate) fn template(&self) -> ShardConfig {
         ShardConfig {
             shard: ShardId(0),
             shards: SHARDS,
             segment_bytes: SEGMENT_BYTES,
-            level: Level::ReplicatedSync,
+            level: self.level,
             memory_bytes_max: self.plan.memory_bytes_max,
             amqp: crate::plan::amqp(),
             backup: false,

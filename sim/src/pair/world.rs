@@ -76,9 +76,8 @@ impl World {
         canary: Option<Canary>,
         base: Instant,
         lease: Duration,
-        is_served: bool,
+        traffic: Option<Traffic>,
     ) -> Self {
-        let traffic = is_served.then(|| Traffic::new(seed, base));
         Self::with(seed, canary, base, lease, Voters::calm(seed, base), traffic)
     }
 
@@ -300,6 +299,13 @@ impl World {
             if self.nodes[index].must_end(self.now)? {
                 self.counts.deaths += 1;
                 let rest = Duration::from_millis(self.rng.between(1, 200));
+                self.crash(index, Crash::Kill(Fate::Seeded), rest)?;
+            }
+        }
+        for index in [0, 1] {
+            if self.nodes[index].begins_anew(self.now) {
+                self.counts.begun_anew += 1;
+                let rest = Duration::from_millis(self.rng.between(1, 50));
                 self.crash(index, Crash::Kill(Fate::Seeded), rest)?;
             }
         }
