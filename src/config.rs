@@ -235,7 +235,7 @@ knobs! {
     "max-message-size" max_message_size: Bytes = "16 MiB" in "64 KiB" ..= "16 MiB";
         Start; arg(value_name = "BYTES");
         "The largest message that is taken";
-        "A message is gathered in memory before it is written.";
+        "What moves to another queue is in memory whole on its way.";
     "idle-timeout" idle_timeout: Span = "60s" in "1s" ..= "10m";
         Start; arg(value_name = "TIME");
         "A connection that is silent for so long is closed; the peer is told half of it";

@@ -30,7 +30,7 @@ use amqp::message::Sections;
 use broker::catalogue::QueueRecord;
 use bytes::Bytes;
 use clap::Args;
-use journal::{LogSeed, QueueId, Record, RecordFlags, RecordKind, Sequence};
+use journal::{LogSeed, Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence};
 use perf::arguments::parse_target;
 use perf::client::{Client, ClientError};
 use perf::load::{Security, Target};
@@ -90,6 +90,8 @@ struct Export {
     messages: Vec<Message>,
     /// Settlements of messages that are not in it.
     settled_elsewhere: usize,
+    /// Messages that end in it and of which it has not the beginning.
+    headless: BTreeSet<(QueueId, Sequence)>,
     /// Queues that were made in it.
     made: BTreeMap<QueueId, String>,
 }
@@ -139,6 +141,13 @@ pub(crate) fn replay(options: &Replay) -> Result<(), Failure> {
         }
     }
     sender.finish()?;
+    for export in exports.iter().filter(|export| !export.headless.is_empty()) {
+        output::line(format_args!(
+            "{}: the beginnings of {} messages are not in it: they can't be sent",
+            export.path.display(),
+            export.headless.len(),
+        ));
+    }
     output::line(format_args!("{} messages accepted, {left} left out", sender.sent));
     if options.dry_run {
         output::line(format_args!(
@@ -167,6 +176,7 @@ fn read(path: &Path) -> Result<Export, Failure> {
         head: delta.head,
         messages: Vec::new(),
         settled_elsewhere: 0,
+        headless: BTreeSet::new(),
         made: BTreeMap::new(),
     };
     for batch in &delta.batches {
@@ -175,7 +185,7 @@ fn read(path: &Path) -> Result<Export, Failure> {
                 let what = format!("{}: the record at {error:?}", path.display());
                 Failure::new(Cause::JournalDamaged, what)
             })?;
-            export.take(&record).map_err(|why| {
+            export.take(lsn, &record).map_err(|why| {
                 let what = format!("{}: the record at LSN {lsn}: {why}", path.display());
                 Failure::new(Cause::JournalDamaged, what)
             })?;
@@ -187,8 +197,14 @@ fn read(path: &Path) -> Result<Export, Failure> {
 }
 
 impl Export {
-    fn take(&mut self, record: &Record<'_>) -> Result<(), String> {
+    /// Takes the next record. What stands before the export only leads to it: of that a message
+    /// counts which has not come to its end there.
+    fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<(), String> {
         let name = (record.queue, record.sequence);
+        let leads = lsn < self.head.from;
+        if leads && !matches!(record.kind, RecordKind::Message | RecordKind::Settle) {
+            return Ok(());
+        }
         match record.kind {
             RecordKind::Message => {
                 let is_last = record.flags.has(RecordFlags::LAST);
@@ -203,12 +219,18 @@ impl Export {
                 {
                     message.bytes.extend_from_slice(record.payload);
                     message.is_whole = is_last;
+                } else if !leads {
+                    self.headless.insert(name);
+                }
+                if leads && is_last {
+                    self.messages.retain(|message| message.name != name);
                 }
             }
             RecordKind::Settle => {
                 let before = self.messages.len();
                 self.messages.retain(|message| message.name != name);
-                self.settled_elsewhere += usize::from(self.messages.len() == before);
+                let is_known = self.messages.len() < before || self.headless.remove(&name);
+                self.settled_elsewhere += usize::from(!leads && !is_known);
             }
             RecordKind::QueueCreate => {
                 let queue = QueueRecord::decode(record.queue, record.payload)?;
@@ -430,6 +452,57 @@ mod tests {
     use perf::client::durable_message;
 
     use super::*;
+
+    /// A fragment, by its place and its flags.
+    fn fragment(payload: &[u8], flags: RecordFlags, number: u16) -> Record<'_> {
+        let mut record = Record::new(RecordKind::Message, QueueId(1), Sequence(7), payload);
+        (record.flags, record.fragment) = (flags, number);
+        record
+    }
+
+    #[test]
+    fn a_message_that_began_before_the_cut_is_whole_and_one_that_ended_there_is_none() {
+        let head = DeltaHead {
+            log: journal::LogId([1; 16]),
+            shard: journal::ShardId(0),
+            from: Lsn(1000),
+            to: Lsn(9000),
+            epochs: journal::EpochTable::from_rows(vec![(journal::Epoch(1), Lsn(100))])
+                .expect("one reign"),
+            is_overruled: false,
+        };
+        let export = || Export {
+            path: PathBuf::new(),
+            head: head.clone(),
+            messages: Vec::new(),
+            settled_elsewhere: 0,
+            headless: BTreeSet::new(),
+            made: BTreeMap::new(),
+        };
+        let [first, next, last] = [
+            fragment(b"he", RecordFlags::FIRST, 0),
+            fragment(b"l", RecordFlags::default(), 1),
+            fragment(b"lo", RecordFlags::LAST, 2),
+        ];
+        let settle = Record::new(RecordKind::Settle, QueueId(1), Sequence(7), &[]);
+        let taken = |records: &[(u64, &Record<'_>)]| {
+            let mut export = export();
+            for (lsn, record) in records {
+                export.take(Lsn(*lsn), record).expect("it can be read");
+            }
+            export.messages.retain(|message| message.is_whole);
+            let bytes: Vec<Vec<u8>> = export.messages.into_iter().map(|one| one.bytes).collect();
+            (bytes, export.headless.len(), export.settled_elsewhere)
+        };
+        let hello = vec![b"hello".to_vec()];
+        assert_eq!(taken(&[(200, &first), (2000, &next), (3000, &last)]), (hello, 0, 0));
+        assert_eq!(taken(&[(2000, &next), (3000, &last)]), (vec![], 1, 0), "it says so");
+        let ended = [(200, &first), (300, &next), (400, &last)];
+        assert_eq!(taken(&ended), (vec![], 0, 0), "it is not of the export");
+        let settled = [(200, &first), (2000, &settle)];
+        assert_eq!(taken(&settled), (vec![], 0, 0), "it was given up");
+        assert_eq!(taken(&[(200, &settle), (2000, &settle)]), (vec![], 0, 1));
+    }
 
     #[test]
     fn a_message_gets_an_id_once_and_keeps_all_else() {

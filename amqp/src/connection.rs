@@ -92,6 +92,12 @@ pub struct Config {
     pub unsettled_max: u32,
     /// Bytes of unfinished incoming messages. Default 64 MiB.
     pub reassembly_bytes_max: u64,
+    /// A message of several transfers that is longer than this comes to the host in parts; bytes.
+    /// By default none is.
+    pub gather_bytes_max: u64,
+    /// Bytes of such a part; the last is shorter, and so are others where memory is short.
+    /// Default 63 KiB.
+    pub part_bytes: usize,
     /// Bytes waiting for `poll_transmit` at which `can_send` is false; reading stops at twice as
     /// many and a frame. Default 1 MiB.
     pub transmit_bytes_max: usize,
@@ -126,6 +132,8 @@ impl Default for Config {
             unsettled_outgoing_max: 8192,
             unsettled_max: 65_536,
             reassembly_bytes_max: 64 << 20,
+            gather_bytes_max: u64::MAX,
+            part_bytes: 63 << 10,
             transmit_bytes_max: 1 << 20,
             sasl: Sasl::None,
             offered_capabilities: Vec::new(),
@@ -355,6 +363,12 @@ impl Connection {
         let unread = self.answers_pile_up().then_some(self.last_received);
         let partials = self.links.iter().filter_map(|(_, link)| link.partial.as_ref());
         partials.map(|partial| partial.since).chain(frame).chain(unread).min()
+    }
+
+    /// As receiver: gives the host what has come of unfinished messages, where that is so many
+    /// bytes, so that they take no memory here; not of one whose head is not there yet.
+    pub fn give_parts(&mut self, bytes_min: usize) {
+        self.give_unfinished(bytes_min.max(2));
     }
 
     /// Deliveries that may be sent (we send) or may still come (we receive), by credit alone.

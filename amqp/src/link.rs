@@ -157,7 +157,10 @@ pub(crate) struct Partial {
     pub(crate) settled: bool,
     /// It resumes what we do not know: nothing of it is kept.
     pub(crate) ignored: bool,
+    /// What the host does not have yet.
     pub(crate) message: Vec<u8>,
+    /// Bytes that the host has, in parts.
+    pub(crate) given: u64,
     /// When its first transfer came.
     pub(crate) since: Instant,
 }

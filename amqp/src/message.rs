@@ -21,12 +21,15 @@
 use std::num::NonZeroU32;
 use std::ops::Range;
 
+mod progress;
+
 use crate::codec::{
     Composite, DecodeError, Fault, Field, Map, Reader, Value, Writer, code, read_code,
 };
 pub use crate::composites::{Header, Properties};
 use crate::definitions::Timestamp;
 pub use crate::polymorphic::MessageId;
+pub use progress::Progress;
 
 /// The priority of a message that states none [3.2.1].
 pub const PRIORITY_DEFAULT: u8 = 4;
@@ -70,6 +73,14 @@ impl Sections {
     /// As [`scan`](Self::scan), for these sections.
     pub fn scan_annotations(message: &[u8]) -> Result<Self, DecodeError> {
         Self::scan_to(message, Section::MessageAnnotations)
+    }
+
+    /// Finds the sections before the body, of a message or of as much of it as holds them.
+    ///
+    /// # Errors
+    /// As [`scan`](Self::scan), for these sections.
+    pub fn scan_head(message: &[u8]) -> Result<Self, DecodeError> {
+        Self::scan_to(message, Section::ApplicationProperties)
     }
 
     /// Finds the sections up to those that are the `furthest` asked for.
@@ -176,6 +187,33 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Reads what is behind the descriptor of a section.
+    #[inline(always)]
+    fn read(&mut self, section: Section, reader: &mut Reader<'_>) -> Result<(), DecodeError> {
+        let at = || u32::try_from(reader.position()).ok().and_then(NonZeroU32::new);
+        match section {
+            Section::Header => self.header = read_header(reader)?,
+            Section::MessageAnnotations => {
+                self.annotations_at = at();
+                let _checked = read_annotations(reader)?;
+            }
+            Section::Properties => {
+                self.properties_at = at();
+                Section::Properties.skip(reader)?;
+            }
+            Section::ApplicationProperties => {
+                self.application_properties_at = at();
+                Section::ApplicationProperties.skip(reader)?;
+            }
+            Section::DeliveryAnnotations
+            | Section::Data
+            | Section::Sequence
+            | Section::Value
+            | Section::Footer => section.skip(reader)?,
+        }
+        Ok(())
+    }
+
     /// The time at which the message expires, as its properties say it, if they do [3.2.4].
     #[must_use]
     #[inline]
@@ -253,27 +291,7 @@ pub fn check(message: &[u8]) -> Result<Survey, DecodeError> {
             return Ok(survey);
         }
         let section = next_section(&mut reader, &mut last)?;
-        let at = || u32::try_from(reader.position()).ok().and_then(NonZeroU32::new);
-        match section {
-            Section::Header => survey.header = read_header(&mut reader)?,
-            Section::MessageAnnotations => {
-                survey.annotations_at = at();
-                let _checked = read_annotations(&mut reader)?;
-            }
-            Section::Properties => {
-                survey.properties_at = at();
-                Section::Properties.skip(&mut reader)?;
-            }
-            Section::ApplicationProperties => {
-                survey.application_properties_at = at();
-                Section::ApplicationProperties.skip(&mut reader)?;
-            }
-            section @ (Section::DeliveryAnnotations
-            | Section::Data
-            | Section::Sequence
-            | Section::Value
-            | Section::Footer) => section.skip(&mut reader)?,
-        }
+        survey.read(section, &mut reader)?;
     }
     Ok(survey)
 }

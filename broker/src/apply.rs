@@ -26,8 +26,9 @@
 //! A message's bytes may be paged out, since the log has them; what it is to its queue is not
 //! changed by that (`queue/payload.rs`). Of a message in fragments what is read keeps the places
 //! and no bytes, so that it may be longer than memory. Its last fragment makes it a message, and
-//! takes the slot. A chain that is not whole keeps the segment in which it begins for as long as
-//! the rest may come: until its message is settled (then it was a copy), or another reign begins.
+//! takes the slot. A chain that is not whole (`halves.rs`) keeps the segment in which it begins for
+//! as long as the rest may come: until it is settled (it was given up, or was a copy), or another
+//! reign begins. Its sequence is given from its first fragment on, and never to another.
 //!
 //! Invariants: a settlement, a count, a copy or a fact applied twice changes nothing the second
 //! time; a copy that says something else than the original, like any record that cannot be, is
@@ -44,6 +45,7 @@ use journal::{FragmentAt, Lsn, Origin, Parts, QueueId, Record, RecordFlags, Reco
 use crate::catalogue::{Catalogue, QueueRecord};
 use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
+use crate::halves::{Half, Halves};
 use crate::limits::{INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
 use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
@@ -105,7 +107,7 @@ pub struct State {
     creating: BTreeMap<QueueId, QueueRecord>,
     /// Deletions that are in the log and not committed.
     deleting: BTreeSet<QueueId>,
-    unfinished: BTreeMap<(QueueId, Sequence), Unfinished>,
+    halves: Halves,
     /// When messages expire, or are to be delivered, by queue: each queue once, with a time that is
     /// not after its next.
     due: BTreeSet<(u64, QueueId)>,
@@ -128,15 +130,6 @@ pub struct State {
     pub duplicates: Duplicates,
     /// The log is not read to its end yet: settings of queues are not known.
     recovering: bool,
-}
-
-#[derive(Debug)]
-struct Unfinished {
-    chain: Vec<FragmentAt>,
-    traits: Traits,
-    origin: Option<Origin>,
-    duplicate_id: Option<DuplicateId>,
-    message_bytes: usize,
 }
 
 /// A message that is in the log, and where.
@@ -175,7 +168,7 @@ impl State {
             catalogue: Catalogue::new(),
             creating: BTreeMap::new(),
             deleting: BTreeSet::new(),
-            unfinished: BTreeMap::new(),
+            halves: Halves::default(),
             due: BTreeSet::new(),
             due_at: BTreeMap::new(),
             arrivals: BTreeMap::new(),
@@ -226,7 +219,7 @@ impl State {
     pub fn forget_queue(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(id) else { return };
         self.duplicates.forget_queue(id);
-        self.unfinished.retain(|(queue, _), _| *queue != id);
+        self.change_halves(|halves| halves.forget_queue(id));
         self.arrivals.retain(|(queue, _), _| *queue != id);
         if let Some(at) = self.due_at.remove(&id) {
             self.due.remove(&(at, id));
@@ -316,8 +309,8 @@ impl State {
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
             RecordKind::Settle => {
-                // Of a copy that was given up for that nothing more comes.
-                self.unfinished.remove(&(record.queue, record.sequence));
+                // What was given up, a copy too, for that nothing more comes.
+                self.take_half((record.queue, record.sequence));
                 Ok(self.apply_settle(record.queue, record.sequence))
             }
             RecordKind::DeliveryCount => {
@@ -447,15 +440,64 @@ impl State {
         Ok(self.applied((id, sequence), traits, origin))
     }
 
+    /// Where the oldest message begins whose last fragment may yet come, and which it is: the log
+    /// is needed from there on, and a state that is built from a later place lacks it.
+    pub fn oldest_half(&self) -> Option<(Lsn, QueueId, Sequence)> {
+        self.halves.oldest()
+    }
+
     /// Whether a chain that may yet end begins before `lsn`.
     pub fn has_chain_before(&self, lsn: Lsn) -> bool {
-        self.unfinished.values().any(|unfinished| unfinished.chain[0].lsn < lsn)
+        self.halves.oldest().is_some_and(|(begins, ..)| begins < lsn)
     }
 
     /// Nothing more comes of chains that begin before `lsn`: who wrote them ended there.
     pub fn forget_chains_before(&mut self, lsn: Lsn) {
-        if !self.unfinished.is_empty() {
-            self.unfinished.retain(|_, unfinished| unfinished.chain[0].lsn >= lsn);
+        if self.has_chain_before(lsn) {
+            self.change_halves(|halves| halves.forget_before(lsn));
+        }
+    }
+
+    /// Where the first message begins that begins before `lsn` and ends behind it, or may.
+    pub fn chain_over(&self, lsn: Lsn) -> Option<Lsn> {
+        let whole = self.queues.values().filter_map(|queue| queue.chain_over(lsn)).min();
+        let half = self.halves.oldest().map(|(begins, ..)| begins).filter(|begins| *begins < lsn);
+        whole.into_iter().chain(half).min()
+    }
+
+    /// Changes what has begun and not ended, which counts as memory.
+    fn change_halves<T>(&mut self, change: impl FnOnce(&mut Halves) -> T) -> T {
+        let before = self.halves.memory_bytes();
+        let changed = change(&mut self.halves);
+        self.memory_bytes = self.memory_bytes + self.halves.memory_bytes() - before;
+        changed
+    }
+
+    /// A message is whole, or nothing more comes of it.
+    fn take_half(&mut self, key: (QueueId, Sequence)) -> Option<Half> {
+        // Nearly always there is none.
+        if self.halves.is_empty() { None } else { self.change_halves(|halves| halves.take(key)) }
+    }
+
+    /// The messages of a queue that are not whole.
+    pub fn halves_of(&self, id: QueueId) -> impl Iterator<Item = Sequence> {
+        self.halves.of_queue(id)
+    }
+
+    /// Fragments of a message that is not whole.
+    pub fn half_fragments(&self, id: QueueId, sequence: Sequence) -> Option<usize> {
+        self.halves.fragments((id, sequence))
+    }
+
+    /// Every message that is not whole becomes one, as far as it came (a canary).
+    pub(crate) fn show_halves(&mut self) {
+        for (id, sequence) in self.halves.keys() {
+            let Some(half) = self.take_half((id, sequence)) else { continue };
+            if half.chain.len() > 1
+                && let Ok(effect) = self.apply_half((id, sequence), half)
+            {
+                self.commit(effect);
+            }
         }
     }
 
@@ -587,7 +629,8 @@ impl State {
     /// Bytes that what lives would take in the log, about; an id may count with its message too.
     pub fn log_bytes(&self) -> u64 {
         let in_memory = Queue::memory_bytes(0) - RECORD_HEADER_BYTES as u64;
-        let all_bytes = self.memory_bytes + memory_won(self.paged_out);
+        let whole = self.memory_bytes - self.halves.memory_bytes() + memory_won(self.paged_out);
+        let all_bytes = whole + self.halves.message_bytes();
         all_bytes - self.messages() * in_memory + self.duplicates.carried_bytes()
     }
 
@@ -774,7 +817,7 @@ impl State {
     /// Every record was read: what was begun and not ended is garbage, and everything recovered may
     /// have been delivered before.
     pub fn end_recovery(&mut self) {
-        self.unfinished.clear();
+        self.change_halves(Halves::clear);
         self.recovering = false;
         for queue in self.queues.values_mut() {
             queue.end_recovery();
@@ -788,41 +831,49 @@ impl State {
         }
         let at = FragmentAt::new(lsn, record);
         if record.flags.has(RecordFlags::FIRST) {
-            let begun = Unfinished {
-                chain: vec![at],
-                traits: traits_of(record),
-                origin: record.parts.origin,
-                duplicate_id: record.parts.duplicate_id.map(DuplicateId::from_record),
-                message_bytes: record.payload.len(),
-            };
-            self.unfinished.insert(key, begun);
+            let (id, sequence) = key;
+            let queue = self.queues.get_or_insert_with(id, || Box::new(Queue::new(id)));
+            let is_original = sequence >= queue.next_sequence();
+            if is_original {
+                queue.skip_to(Sequence(sequence.0 + 1));
+                self.witnessed(lsn, Fact::NextSequence(id));
+            }
+            let half = Half::begin(at, record, traits_of(record), is_original);
+            self.change_halves(|halves| halves.begin(key, half));
             return Ok(Effect::None);
         }
-        let Some(unfinished) = self.unfinished.get_mut(&key) else {
+        let Some(fragments) = self.halves.fragments(key) else {
             // Its beginning was recycled: the message is settled, and this is what is left of it.
             return Ok(Effect::None);
         };
-        if usize::from(record.fragment) != unfinished.chain.len() {
+        if usize::from(record.fragment) != fragments {
             return Err(ApplyError::Damage(format!(
-                "fragment {} at LSN {lsn} follows {} fragments of message {} of queue {}",
-                record.fragment,
-                unfinished.chain.len(),
-                record.sequence.0,
-                record.queue.0
+                "fragment {} at LSN {lsn} follows {fragments} fragments of message {} of queue {}",
+                record.fragment, record.sequence.0, record.queue.0
             )));
         }
-        unfinished.chain.push(at);
-        unfinished.message_bytes += record.payload.len();
+        self.change_halves(|halves| halves.go_on(key, at, record.payload.len()));
         if !record.flags.has(RecordFlags::LAST) {
             return Ok(Effect::None);
         }
-        let Some(whole) = self.unfinished.remove(&key) else { return Ok(Effect::None) };
-        let Unfinished { chain, traits, origin, duplicate_id, message_bytes } = whole;
-        let begin = chain[0].lsn;
-        let large = Large { chain: Chain::new(chain), message: None, message_bytes };
+        match self.take_half(key) {
+            Some(half) => self.apply_half(key, half),
+            None => Ok(Effect::None),
+        }
+    }
+
+    /// A message has come to its end.
+    fn apply_half(&mut self, key: (QueueId, Sequence), half: Half) -> Result<Effect, ApplyError> {
+        let Half { chain, traits, origin, duplicate_id, message_bytes, is_original } = half;
+        let chain = Chain::new(chain);
+        let place = chain.lsn()..chain.end();
+        let large = Large { chain, message: None, message_bytes };
         let effect = self.apply_large(key, large, traits, origin)?;
         if let Some(id) = duplicate_id {
-            self.apply_duplicate_id(begin..begin, key.0, key.1, &id);
+            // It is remembered from its end on, like one that came whole then.
+            let next = self.queues.get(key.0).map_or(key.1, |queue| queue.next_sequence());
+            let rank = if is_original { next } else { key.1 };
+            self.apply_duplicate_id(place, key.0, rank, &id);
         }
         Ok(effect)
     }

@@ -49,6 +49,10 @@ pub enum Canary {
     CopyCountsEarly,
     /// A compaction copies the first fragment of a message, and none of the others.
     FragmentChainCut,
+    /// Recovery shows messages of which only a part had come.
+    HalfShown,
+    /// A segment is recycled in which a message begins that is still coming.
+    HalfRecycled,
     /// What is read back is believed, whatever it is.
     ReadBackUnchecked,
     /// Bytes of messages are paged out before their records are durable.

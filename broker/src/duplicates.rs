@@ -106,7 +106,7 @@ impl Borrow<[u8]> for DuplicateId {
 /// What a record tells of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told<'a> {
-    /// Its message.
+    /// Its message's; of one that came in parts, the next that was given when it ended.
     pub sequence: Sequence,
     /// The id as it stands in the record.
     pub id: &'a [u8],
@@ -131,6 +131,10 @@ impl Default for Bounds {
     }
 }
 
+/// Its place among the ids of its queue, the oldest first: the sequence of its message, or the next
+/// one when a message that came in parts had come to its end; and which of those with that.
+type Rank = (Sequence, u32);
+
 /// An id, and the segment with the newest record that tells it.
 #[derive(Debug)]
 struct Known {
@@ -142,13 +146,13 @@ struct Known {
 /// What one queue remembers.
 #[derive(Debug, Default)]
 struct Ids {
-    by_sequence: BTreeMap<Sequence, Known>,
-    by_id: BTreeMap<DuplicateId, Sequence>,
+    by_rank: BTreeMap<Rank, Known>,
+    by_id: BTreeMap<DuplicateId, Rank>,
     bytes: u64,
     /// How many stand in which segment.
     segments: BTreeMap<u64, u32>,
     /// How far the last record went that carries ids of this segment forward.
-    carried_to: Option<(u64, Sequence)>,
+    carried_to: Option<(u64, Rank)>,
 }
 
 impl Ids {
@@ -173,21 +177,21 @@ impl Ids {
 
     /// What the ids take in records that carry them.
     fn carried_bytes(&self) -> u64 {
-        let count = self.by_sequence.len() as u64;
+        let count = self.by_rank.len() as u64;
         self.bytes - count * DUPLICATE_ID_BYTES + count * CARRIED_HEADER_BYTES as u64
     }
 
     /// What a record carries, of the ids from this one on that stand up to this segment.
-    fn piece(&self, from: Sequence, segment: u64, bytes_max: usize) -> Piece {
+    fn piece(&self, from: Rank, segment: u64, bytes_max: usize) -> Piece {
         let mut payload = Vec::new();
-        for (sequence, Known { id, segment: at, .. }) in self.by_sequence.range(from..) {
+        for (rank, Known { id, segment: at, .. }) in self.by_rank.range(from..) {
             if *at > segment {
                 continue;
             }
             if payload.len() + id.carried_bytes() > bytes_max {
-                return Piece { payload, ends_before: Some(*sequence) };
+                return Piece { payload, ends_before: Some(*rank) };
             }
-            payload.extend_from_slice(&sequence.0.to_le_bytes());
+            payload.extend_from_slice(&rank.0.0.to_le_bytes());
             let len = u16::try_from(id.0.len()).expect("bounded when it was read");
             payload.extend_from_slice(&len.to_le_bytes());
             payload.extend_from_slice(&id.0);
@@ -197,28 +201,33 @@ impl Ids {
 
     fn learn(&mut self, told: Told<'_>) {
         let Told { sequence, id, segment, end } = told;
-        if let Some(known) = self.by_sequence.get_mut(&sequence) {
-            if segment > known.segment {
-                let before = std::mem::replace(&mut known.segment, segment);
-                self.stands_no_more_in(before);
-                self.stands_in(segment);
-            }
-            return;
-        }
         match self.by_id.get(id).copied() {
-            Some(known) if known > sequence => return,
-            Some(known) => self.forget(known),
+            Some(rank) if rank.0 == sequence => {
+                if let Some(known) = self.by_rank.get_mut(&rank)
+                    && segment > known.segment
+                {
+                    let before = std::mem::replace(&mut known.segment, segment);
+                    self.stands_no_more_in(before);
+                    self.stands_in(segment);
+                }
+                return;
+            }
+            Some(rank) if rank.0 > sequence => return,
+            Some(rank) => self.forget(rank),
             None => {}
         }
+        // Nearly always it is the only one.
+        let equals = self.by_rank.range((sequence, 0)..=(sequence, u32::MAX));
+        let rank = (sequence, equals.last().map_or(0, |((_, last), _)| last + 1));
         let id = DuplicateId::from_record(id);
         self.bytes += id.memory_bytes();
         self.stands_in(segment);
-        self.by_id.insert(id.clone(), sequence);
-        self.by_sequence.insert(sequence, Known { id, segment, end });
+        self.by_id.insert(id.clone(), rank);
+        self.by_rank.insert(rank, Known { id, segment, end });
     }
 
-    fn forget(&mut self, sequence: Sequence) {
-        if let Some(known) = self.by_sequence.remove(&sequence) {
+    fn forget(&mut self, rank: Rank) {
+        if let Some(known) = self.by_rank.remove(&rank) {
             self.bytes -= known.id.memory_bytes();
             self.by_id.remove(&known.id);
             self.stands_no_more_in(known.segment);
@@ -228,9 +237,9 @@ impl Ids {
     /// Forgets the oldest until so many are left, of so many bytes; how many went.
     fn trim(&mut self, count_max: usize, bytes_max: u64) -> u64 {
         let mut forgotten = 0;
-        while self.by_sequence.len() > count_max || self.bytes > bytes_max {
-            let Some((sequence, _)) = self.by_sequence.first_key_value() else { break };
-            self.forget(*sequence);
+        while self.by_rank.len() > count_max || self.bytes > bytes_max {
+            let Some((rank, _)) = self.by_rank.first_key_value() else { break };
+            self.forget(*rank);
             forgotten += 1;
         }
         forgotten
@@ -241,7 +250,7 @@ impl Ids {
 struct Piece {
     payload: Vec<u8>,
     /// The first that had no room.
-    ends_before: Option<Sequence>,
+    ends_before: Option<Rank>,
 }
 
 /// What a shard's queues remember.
@@ -282,7 +291,7 @@ impl Duplicates {
 
     /// How many a queue remembers.
     pub fn count(&self, queue: QueueId) -> u64 {
-        self.queues.get(queue).map_or(0, |ids| ids.by_sequence.len() as u64)
+        self.queues.get(queue).map_or(0, |ids| ids.by_rank.len() as u64)
     }
 
     /// Ids that went because all together had reached their bound.
@@ -294,7 +303,7 @@ impl Duplicates {
     /// that, if it is durable.
     pub fn known(&self, queue: QueueId, id: &DuplicateId) -> Option<Lsn> {
         let ids = self.queues.get(queue)?;
-        ids.by_sequence.get(ids.by_id.get(id)?).map(|known| known.end)
+        ids.by_rank.get(ids.by_id.get(id)?).map(|known| known.end)
     }
 
     /// A record in this segment tells the id of a message; the queue remembers so many at most.
@@ -333,11 +342,11 @@ impl Duplicates {
         let Some(ids) = self.queues.get(queue) else { return Vec::new() };
         let begun = ids.carried_to.filter(|(of, _)| *of == segment);
         let Piece { payload, ends_before } = match begun {
-            None => ids.piece(Sequence(0), segment, bytes_max),
+            None => ids.piece((Sequence(0), 0), segment, bytes_max),
             Some((_, from)) => {
                 let piece = ids.piece(from, segment, bytes_max);
                 let is_over = piece.payload.is_empty();
-                if is_over { ids.piece(Sequence(0), segment, bytes_max) } else { piece }
+                if is_over { ids.piece((Sequence(0), 0), segment, bytes_max) } else { piece }
             }
         };
         if let Some(ids) = self.queues.get_mut(queue) {
@@ -445,10 +454,10 @@ mod tests {
         assert_eq!(duplicates.carried_bytes, all().map(Ids::carried_bytes).sum::<u64>());
         assert_eq!(duplicates.by_segment.len(), duplicates.queues.len());
         for ids in all() {
-            let known = || ids.by_sequence.values();
+            let known = || ids.by_rank.values();
             assert_eq!(ids.bytes, known().map(|known| known.id.memory_bytes()).sum::<u64>());
-            assert_eq!(ids.by_id.len(), ids.by_sequence.len());
-            assert_eq!(ids.segments.values().sum::<u32>() as usize, ids.by_sequence.len());
+            assert_eq!(ids.by_id.len(), ids.by_rank.len());
+            assert_eq!(ids.segments.values().sum::<u32>() as usize, ids.by_rank.len());
             assert_eq!(ids.place(), known().map(|known| known.segment).min());
         }
     }

@@ -23,6 +23,7 @@ pub mod delivery_time;
 pub mod duplicates;
 pub mod event;
 mod flat_map;
+mod halves;
 pub mod limits;
 pub mod mail;
 pub mod moved;

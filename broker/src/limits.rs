@@ -65,6 +65,27 @@ pub const INDEX_BYTES: u64 = 32;
 pub const CHAIN_BYTES: u64 = 96;
 /// And for each of its fragments, whose place it is.
 pub const FRAGMENT_PLACE_BYTES: u64 = 16;
+/// What a message takes, beside the places of its fragments, while only a part of it has come.
+pub const HALF_BYTES: u64 = 256;
+/// A message that comes in several transfers is gathered up to so many bytes; a longer one goes
+/// into the log as it comes.
+pub const GATHER_BYTES_MAX: u64 = 256 << 10;
+/// Bytes of a fragment that goes into the log as it comes: two of them fill a batch.
+pub const PART_BYTES: usize = 63 << 10;
+/// Where memory is short what has come of a message goes into the log, if it is so much.
+pub const PART_BYTES_MIN: usize = 4 << 10;
+/// A message of which nothing has come for so long is given up, where its beginning keeps this many
+/// segments from being recycled.
+pub const HALF_IDLE: Duration = Duration::from_secs(30);
+/// See there.
+pub const HALF_IDLE_SEGMENTS: u64 = 4;
+/// One that comes slowly is given up after so long, where the log behind its beginning is so many
+/// times as long as all that lives in it.
+pub const HALF_SLOW: Duration = Duration::from_secs(600);
+/// See there.
+pub const HALF_TIMES: u64 = 4;
+/// Bytes of one connection's messages on their way to the log; above it, its reads are withheld.
+pub const INFLOW_BYTES_MAX: u64 = 256 << 10;
 /// Slots that are allocated and freed together.
 pub const CHUNK_SLOTS: usize = 32;
 /// Messages and frames that have begun and not ended may take one of so many parts of the memory

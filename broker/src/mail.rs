@@ -10,6 +10,8 @@
 //!   ------------------                      ------------------
 //!   Publish ───────────────────────────────▶ append, reserve a slot
 //!           ◀─────────────────────────────── Published        (committed at its level, or refused)
+//!   Part, Part, … ─────────────────────────▶ append a fragment of a message as it comes
+//!           ◀─────────────────────────────── Taken            (each: the next may be read)
 //!   Consume, Credit, Drain ────────────────▶ dispatch   (Consumes: a bounded number may)
 //!           ◀─────────────────────────────── Deliver, Drained
 //!   Fetch ─────────────────────────────────▶ read a fragment of a message that is too long to
@@ -192,6 +194,15 @@ pub enum Mail {
         message: Bytes,
         /// What the queue has to know of it.
         traits: Traits,
+    },
+    /// A part of a message that comes in parts.
+    Part(Box<Part>),
+    /// A part is in the log, or is not wanted: its bytes are held no longer.
+    Taken {
+        /// The connection that they came by.
+        conn: ConnId,
+        /// How many they were.
+        bytes: u64,
     },
     /// What became of a message.
     Published {
@@ -379,6 +390,38 @@ pub enum Mail {
     },
 }
 
+/// A part of a message on its way into a queue's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The queue.
+    pub queue: QueueId,
+    /// The connection that it came by, which may outlive its link.
+    pub conn: ConnId,
+    /// Who gets the answer, after the last.
+    pub link: LinkRef,
+    /// Which transfer: the same in all parts of a message.
+    pub token: Token,
+    /// Which part it is.
+    pub share: Share,
+    /// Its sender waits for no answer.
+    pub settled: bool,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+/// Which part of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// The first; what the queue has to know of the message.
+    First(Traits),
+    /// Any other but the last.
+    Next,
+    /// The last: with it the message is one.
+    Last,
+    /// None: the message is given up, and nobody waits for an answer.
+    Abandoned,
+}
+
 /// A fragment that a consumer's connection wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetch {
@@ -440,8 +483,11 @@ pub enum Refusal {
     TooManyConsumers,
     /// The journal cannot hold a message of this size.
     TooLarge,
-    /// Its header and annotations are longer than a message in fragments may have.
+    /// Its header and annotations are longer than a message in fragments may have; or what stands
+    /// before its body, than the first part of one that comes in parts.
     HeadTooLong(usize),
+    /// It took so long to come that the room behind its beginning was needed.
+    TooSlow,
     /// The broker is stopping.
     Stopping,
     /// The message cannot be decoded.

@@ -55,6 +55,7 @@ mod depth;
 mod egress;
 mod gradual;
 mod idle;
+mod inflow;
 mod ingress;
 mod link;
 mod modified;
@@ -182,6 +183,7 @@ pub struct Shard {
     soles: sole::Soles,
     idle: idle::Idle,
     parked: ingress::Parked,
+    inflows: inflow::Inflows,
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
     compaction: Compaction,
@@ -247,6 +249,7 @@ impl Shard {
             soles: sole::Soles::default(),
             idle: idle::Idle::default(),
             parked: ingress::Parked::default(),
+            inflows: inflow::Inflows::default(),
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
             compaction: Compaction::default(),
@@ -312,6 +315,7 @@ impl Shard {
         self.pending.is_empty()
             && self.mail.is_empty()
             && self.parked.is_empty()
+            && self.inflows.is_quiet()
             && self.waiting.is_empty()
             && self.creations.is_empty()
             && self.temporaries.is_quiet()
@@ -559,6 +563,8 @@ impl Shard {
             Mail::Publish { queue, whence, message, traits } => {
                 self.publish(now, ingress::Publish { queue, whence, message, traits });
             }
+            Mail::Part(part) => self.publish_part(now, *part),
+            Mail::Taken { conn, bytes } => self.taken(conn, bytes),
             Mail::Moved { origin, copy } => self.copied(now, origin, copy),
             Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
             Mail::Landed(copy) => self.landed(copy),

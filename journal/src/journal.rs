@@ -335,6 +335,12 @@ impl Journal {
         Ok(appended)
     }
 
+    /// Nothing is answered before it is written until everything appended so far is durable: what
+    /// was appended last is not, and what follows may not overtake it.
+    pub fn answer_nothing_early(&mut self) {
+        self.commit.vouch_after_this();
+    }
+
     /// Appends a copy of a record that lives in the head, so that the head can be recycled. It may
     /// use the reserve and is written at once. A message's settlement stays set aside for it.
     ///

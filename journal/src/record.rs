@@ -234,12 +234,13 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Settlements that it will need: one for a message that it completes.
+    /// Settlements that it will need: one for a message that it begins, which is settled also where
+    /// it is given up before its end.
     #[inline(always)]
     pub(crate) fn settlements(&self) -> u64 {
         match self.kind {
             RecordKind::Message | RecordKind::Reference => {
-                u64::from(self.flags.has(RecordFlags::LAST))
+                u64::from(self.flags.has(RecordFlags::FIRST))
             }
             RecordKind::Settle
             | RecordKind::DeliveryCount

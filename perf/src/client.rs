@@ -406,6 +406,8 @@ impl Client {
                 Event::CreditChanged { drain: false, .. }
                 | Event::SendReady { .. }
                 | Event::PartWanted { .. }
+                | Event::Part { .. }
+                | Event::Aborted { .. }
                 | Event::Drained { .. } => {}
                 // A client asks for links; a broker that asks for one gets no answer.
                 Event::AttachReceived { .. }

@@ -9,8 +9,8 @@
 //!   6 follow    Hello again: now nothing is beyond, and the batches come
 //!
 //!   delta   | "LLdx" | ver | overruled | shard | log id | from | to | epochs
-//!           | (length, batch)* | 0 | crc |
-//! ```
+//!           | (length, batch)* | 0 | crc |      since version 3 from before `from` on, where a
+//! ```                                           message that ends behind it begins there
 //! Each step is durable before the next one begins, and each can be begun again: a crash before 4
 //! finds the old log and makes the delta anew; a crash after it finds the shorter one.
 //!
@@ -44,7 +44,7 @@ use crate::codec::{Reader, WireError, Writer};
 use crate::wire::Hello;
 
 const MAGIC: [u8; 4] = *b"LLdx";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// Where a backup's log and the live's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,8 @@ pub struct DeltaHead {
 pub struct Delta {
     /// Whose, and which part.
     pub head: DeltaHead,
-    /// What stood there, in order.
+    /// What stood there, in order; before it, from `from` back, what holds the beginnings of
+    /// messages that ended there.
     pub batches: Vec<SealedBatch>,
 }
 
@@ -262,8 +263,8 @@ impl Delta {
         let is_overruled = match version {
             // It does not say.
             1 => true,
-            VERSION => r.bool("is overruled")?,
-            0 | 3.. => return Err(DeltaError::Version(version)),
+            2 | VERSION => r.bool("is overruled")?,
+            0 | 4.. => return Err(DeltaError::Version(version)),
         };
         let shard = ShardId(r.u16("shard")?);
         let log = LogId(r.uuid("log")?);
@@ -284,7 +285,9 @@ impl Delta {
             let follows = batches.last().is_none_or(|last| {
                 last.end() <= batch.first_lsn() && last.chain_after() == batch.chain_before()
             });
-            if !follows || batch.first_lsn() < from || batch.end() > to {
+            // What leads to it is for messages that began before and ended in it.
+            let leads = version < 3 && batch.first_lsn() < from;
+            if !follows || leads || batch.end() > to {
                 return Err(DeltaError::Batch);
             }
             batches.push(batch);

@@ -340,14 +340,17 @@ impl Letter {
         }
     }
 
-    /// What a crash has cut off was never written.
-    fn is_cut(&mut self, is_lost: impl Fn(&Written) -> bool) {
+    /// What a crash has cut off was never written. Gives the places that it had there.
+    fn is_cut(&mut self, is_lost: impl Fn(&Written) -> bool) -> Vec<(QueueId, Sequence)> {
+        let records = self.copies.iter().map(|copy| &copy.written).chain(&self.written);
+        let lost = records.filter(|at| is_lost(at)).map(|at| (at.queue, at.sequence)).collect();
         self.written.take_if(|at| is_lost(at));
         self.settled.take_if(|at| is_lost(at));
         self.copies.retain(|copy| !is_lost(&copy.written));
         for copy in &mut self.copies {
             copy.settled.take_if(|at| is_lost(at));
         }
+        lost
     }
 }
 
@@ -643,8 +646,12 @@ impl Checks {
                 }
             }
             Seen::Recovered { shard, end } => {
-                for letter in facts.letters.values_mut() {
-                    letter.is_cut(|at| at.shard == *shard && at.end > *end);
+                for (id, letter) in &mut facts.letters {
+                    for place in letter.is_cut(|at| at.shard == *shard && at.end > *end) {
+                        if facts.places.get(&place) == Some(id) {
+                            facts.places.remove(&place);
+                        }
+                    }
                 }
                 facts.queues.retain(|_, at| at.shard != *shard || at.end <= *end);
             }

@@ -90,6 +90,10 @@ pub struct Habits {
     pub large: u32,
     /// Of a thousand letters, so many have some kilobytes.
     pub medium: u32,
+    /// Of a thousand of these and the larger ones, so many are sent slowly, in many frames.
+    pub slow: u32,
+    /// Of a thousand steps of such a one, so many give it up.
+    pub gives_up: u32,
     /// The most credit that it gives at once.
     pub credit_max: u64,
     /// Of a thousand letters, so many are sent settled.
@@ -495,6 +499,7 @@ impl Client {
         }
         match self.mode {
             Mode::Leave => {
+                endpoint.go_on(None);
                 if !endpoint.is_waiting() {
                     self.leaving = true;
                     if self.rng.chance(300) {
@@ -507,6 +512,7 @@ impl Client {
                 Wish::None
             }
             Mode::Drain => {
+                endpoint.go_on(None);
                 self.tick_drain(desk, out);
                 Wish::None
             }
@@ -532,7 +538,9 @@ impl Client {
         if self.rng.chance(self.habits.cuts) {
             return Wish::Cut;
         }
-        let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
+        self.dawdle(hits);
+        let waits = |endpoint: &Endpoint| endpoint.is_waiting() && !endpoint.is_held();
+        let waiting = self.endpoint.as_ref().is_some_and(waits);
         if self.rng.chance(self.habits.closes) && !waiting {
             self.leaving = true;
             if let Some(endpoint) = &mut self.endpoint {
@@ -569,13 +577,30 @@ impl Client {
                 Job::Produce | Job::Relay => self.produce(handle, desk, hits, out),
                 Job::Consume | Job::Browse => self.consume(handle, desk, out),
             }
-            let waiting = self.endpoint.as_ref().is_some_and(Endpoint::is_waiting);
+            let waiting = self.endpoint.as_ref().is_some_and(waits);
             if self.rng.chance(self.habits.detaches) && !waiting {
                 let closed = self.rng.chance(600);
                 self.detach(handle, closed, out);
             }
         }
         Wish::None
+    }
+
+    /// Goes on with what is sent slowly, or gives it up.
+    fn dawdle(&mut self, hits: &mut Hits) {
+        let Some(endpoint) = self.endpoint.as_mut().filter(|endpoint| endpoint.is_held()) else {
+            return;
+        };
+        if self.rng.chance(self.habits.gives_up) {
+            if let Some((handle, id)) = endpoint.abort() {
+                hits.add(Hit::GivenUp);
+                if let Some(link) = self.links.get_mut(&handle) {
+                    link.unanswered.remove(&id);
+                }
+            }
+        } else if self.rng.chance(400) {
+            endpoint.go_on(Some(self.rng.between(1, 3) as u32));
+        }
     }
 
     fn attach(&mut self, desk: &mut Desk, job: Job, queue: usize) {
@@ -644,11 +669,20 @@ impl Client {
             };
             let form = desk.forms[&letter];
             let settled = self.rng.chance(self.habits.presettled);
+            let is_slow = form.bytes > 4000 && self.rng.chance(self.habits.slow);
+            let slow = is_slow.then(|| self.rng.between(500, 4000) as usize);
             let (Some(link), Some(endpoint)) = (self.links.get_mut(&handle), &mut self.endpoint)
             else {
                 return;
             };
-            let id = endpoint.send(handle, letter::write(letter, form), settled);
+            let bytes = letter::write(letter, form);
+            let id = match slow.filter(|step| bytes.len() > 2 * step) {
+                Some(step) => {
+                    hits.add(Hit::SentSlowly);
+                    endpoint.send_slowly(handle, bytes, settled, step)
+                }
+                None => endpoint.send(handle, bytes, settled),
+            };
             if !settled {
                 link.unanswered.insert(id, (letter, queue));
             }

@@ -85,6 +85,10 @@ hits! {
     DiskFull => "full disk",
     /// A message in several frames or fragments.
     LargeMessage => "messages over 64 KiB",
+    /// A message that came in parts, with time between them.
+    SentSlowly => "messages sent slowly",
+    /// Its sender gave it up.
+    GivenUp => "messages given up half way",
     /// A queue that a connection uses and that lives on another shard.
     Crossed => "links to another shard",
     /// The same name asked for on two shards at once.

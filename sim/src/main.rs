@@ -106,6 +106,8 @@ const SUITE: &[Hit] = &[
     Hit::StartRefused,
     Hit::DiskFull,
     Hit::LargeMessage,
+    Hit::SentSlowly,
+    Hit::GivenUp,
     Hit::Crossed,
     Hit::CreateRace,
     Hit::ConnectionLost,

@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 36] = [
+    pub const ALL: [(&'static str, Self); 38] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -64,6 +64,8 @@ impl Canary {
         ("recycled-before-copy", Self::RecycledBeforeCopy),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
+        ("half-shown", Self::Broker(broker::canary::Canary::HalfShown)),
+        ("half-recycled", Self::Broker(broker::canary::Canary::HalfRecycled)),
         ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),
         ("dropped-before-durable", Self::Broker(broker::canary::Canary::DroppedBeforeDurable)),
         ("purge-takes-newer", Self::Broker(broker::canary::Canary::PurgeTakesNewer)),
@@ -211,6 +213,10 @@ impl Plan {
         let delays = *rng.pick(&[0, 50, 300]);
         plan.clients.iter_mut().for_each(|client| client.delays = delays);
         plan.purges = *rng.pick(&[0, 0, 2, 8]);
+        let (slow, gives_up) = *rng.pick(&[(0, 0), (500, 10), (900, 100)]);
+        for client in &mut plan.clients {
+            (client.slow, client.gives_up) = (slow, gives_up);
+        }
         if !plan.is_tight() && rng.chance(700) {
             plan.clients[0].hoard();
         }
@@ -296,6 +302,8 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         burst: rng.between(1, 12),
         large: if rng.chance(250) { 30 } else { 0 },
         medium: *rng.pick(&[50, 50, 700]),
+        slow: 0,
+        gives_up: 0,
         credit_max: *rng.pick(&[5, 30, 400]),
         presettled: if rng.chance(300) { 100 } else { 0 },
         waits: *rng.pick(&[0, 400, 1000]),
@@ -327,6 +335,9 @@ pub(crate) fn amqp() -> amqp::connection::Config {
             bare: true,
         },
         max_message_size: 1 << 20,
+        // What comes in several frames and is longer goes into the log as it comes.
+        part_bytes: 2500,
+        gather_bytes_max: 3000,
         ..amqp::connection::Config::default()
     }
 }

@@ -176,6 +176,10 @@ struct Waiting {
     settled: bool,
     message: Vec<u8>,
     sent: usize,
+    /// Bytes of a frame's payload, at most.
+    step: usize,
+    /// So many frames may go, and no more before that is said; none: all.
+    held: Option<u32>,
 }
 
 /// A client's end of a connection.
@@ -357,21 +361,74 @@ impl Endpoint {
     /// # Panics
     /// If [`can_send`](Self::can_send) says no.
     pub fn send(&mut self, handle: u32, message: Vec<u8>, settled: bool) -> u32 {
+        let id = self.send_nothing(handle);
+        let step = self.frame_max - 128;
+        self.waiting = Some(Waiting { handle, id, settled, message, sent: 0, step, held: None });
+        self.transmit();
+        id
+    }
+
+    /// Begins to send a message in frames of so many bytes; the rest waits for
+    /// [`go_on`](Self::go_on).
+    pub fn send_slowly(
+        &mut self,
+        handle: u32,
+        message: Vec<u8>,
+        settled: bool,
+        step: usize,
+    ) -> u32 {
+        let id = self.send_nothing(handle);
+        let held = Some(1);
+        self.waiting = Some(Waiting { handle, id, settled, message, sent: 0, step, held });
+        self.transmit();
+        id
+    }
+
+    fn send_nothing(&mut self, handle: u32) -> u32 {
         assert!(self.can_send(handle), "asked first");
         let link = self.links.get_mut(&handle).expect("asked first");
         link.delivery_count = link.delivery_count.wrapping_add(1);
         let id = self.next_delivery_id;
         self.next_delivery_id = id.wrapping_add(1);
-        self.waiting = Some(Waiting { handle, id, settled, message, sent: 0 });
-        self.transmit();
         id
+    }
+
+    /// Sends so many frames more of what is sent slowly; none: all of it.
+    pub fn go_on(&mut self, frames: Option<u32>) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.held = frames;
+        }
+        self.transmit();
+    }
+
+    /// Gives up what is sent slowly, if the broker has some of it; the link and the delivery.
+    pub fn abort(&mut self) -> Option<(u32, u32)> {
+        let begun = |waiting: &mut Waiting| waiting.held.is_some() && waiting.sent > 0;
+        if self.remote_window == 0 || self.end_sent || self.close_sent {
+            return None;
+        }
+        let Waiting { handle, id, .. } = self.waiting.take_if(begun)?;
+        let transfer = Transfer { handle: Handle(handle), aborted: true, ..Transfer::default() };
+        let mut frame = FrameWriter::amqp(&mut self.output, 0);
+        frame.composite(&transfer);
+        frame.finish();
+        self.remote_window -= 1;
+        self.next_outgoing_id = self.next_outgoing_id.wrapping_add(1);
+        // Its credit is used: the broker grants it again.
+        Some((handle, id))
     }
 
     fn transmit(&mut self) {
         while self.remote_window > 0 && !self.end_sent && !self.close_sent {
             let Some(mut waiting) = self.waiting.take() else { return };
-            let room = self.frame_max - 128;
-            let end = (waiting.sent + room).min(waiting.message.len());
+            if let Some(left) = &mut waiting.held {
+                if *left == 0 {
+                    self.waiting = Some(waiting);
+                    return;
+                }
+                *left -= 1;
+            }
+            let end = (waiting.sent + waiting.step).min(waiting.message.len());
             let (first, more) = (waiting.sent == 0, end < waiting.message.len());
             let tag = waiting.id.to_be_bytes();
             let transfer = Transfer {
@@ -426,10 +483,22 @@ impl Endpoint {
         }));
     }
 
+    /// Whether a message is sent slowly, and is not all sent.
+    pub fn is_held(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| waiting.held.is_some())
+    }
+
     /// Detaches a link; `Detached` answers.
     pub fn detach(&mut self, handle: u32, closed: bool) {
         let Some(link) = self.links.get_mut(&handle) else { return };
         link.detach_sent = true;
+        // The rest of what is sent slowly is never sent.
+        let slow = |waiting: &mut Waiting| waiting.handle == handle && waiting.held.is_some();
+        if let Some(waiting) = self.waiting.take_if(slow)
+            && waiting.sent == 0
+        {
+            self.next_delivery_id = waiting.id;
+        }
         self.write(&Performative::Detach(Detach {
             handle: Handle(handle),
             closed,

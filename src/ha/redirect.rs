@@ -292,6 +292,8 @@ impl Door {
             | Event::CreditChanged { .. }
             | Event::SendReady { .. }
             | Event::PartWanted { .. }
+            | Event::Part { .. }
+            | Event::Aborted { .. }
             | Event::Disposition { .. }
             | Event::Drained { .. }
             | Event::DetachReceived { .. }

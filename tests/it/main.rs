@@ -43,6 +43,7 @@ mod damage;
 mod duplicates;
 mod engine;
 mod exits;
+mod half_sent;
 mod harness;
 mod herd;
 mod hostile;

@@ -31,6 +31,7 @@ use serde_json::Value;
 use crate::authority::Authority;
 use crate::backoff::Gaps;
 use crate::check::{Rules, check};
+use crate::half_sent::{self, Peer};
 use crate::harness::{Broker, Chance, Scratch, Start, free_port, knob};
 use crate::kill::{STRICT, finish_and_drain, proton_roles, rhea_roles};
 use crate::load::{Address, Client as Foreign, Load, What};
@@ -52,6 +53,8 @@ const P90_KILLS: u64 = 10;
 const QUEUE: &str = "numbers";
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const NAMES: [&str; 2] = ["a", "b"];
+/// Bytes of a message that comes in parts.
+const LONG: usize = 1 << 20;
 
 /// Two members, those that run.
 pub(crate) struct PairOf {
@@ -516,9 +519,22 @@ fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
     let lost = pair.start_both();
     let mut producer = Producer::new();
     producer.send(pair.amqp[lost], 50).expect("accepted");
+    // One begins while both are there, and comes to its end when one has gone.
+    let mut slow = Peer::connect(pair.amqp[lost], 16 << 10);
+    let session = slow.session();
+    let long = slow.link(session, "long", "long".to_owned(), false);
+    let session = slow.session();
+    let short = slow.link(session, "long", "short".to_owned(), false);
+    half_sent::begin(&mut slow, long, 3, LONG, LONG / 2);
+    half_sent::begin(&mut slow, short, 4, 200, 100);
+    slow.send_on(short, &half_sent::bytes_of(4, 100, 100).into(), true);
+    assert_eq!(slow.outcome(), Outcome::Accepted, "with all that came before it");
     let other = 1 - lost;
     pair.kill(other);
     producer.send(pair.amqp[lost], 50).expect("accepted alone");
+    slow.send_on(long, &half_sent::bytes_of(3, LONG / 2, LONG / 2).into(), true);
+    assert_eq!(slow.outcome(), Outcome::Accepted);
+    drop(slow);
     pair.kill(lost);
     pair.start(other);
     pair.wait("left behind", |pair| pair.role(other).as_deref() == Some("joining"));
@@ -563,10 +579,16 @@ fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
     assert!(!is_done && said.contains("is it with TLS?"), "{said}");
     for (to, more) in [(&to, &[][..]), (&to_tls, &["--tls-ca", &ca])] {
         let (is_done, said) = replay(to, more);
-        assert!(is_done && said.contains("50 messages accepted"), "{said}");
+        assert!(is_done && said.contains("51 messages accepted"), "{said}");
     }
     // They come behind what was there, once each.
     producer.check(pair.amqp[other]);
+    let mut peer = Peer::connect(pair.amqp[other], 1 << 20);
+    let session = peer.session();
+    let link = peer.link(session, "long", "all".to_owned(), true);
+    peer.amqp.grant_credit(link, 9);
+    assert_eq!(half_sent::receive(&mut peer, link, 200, |_| {}), 4);
+    assert_eq!(half_sent::receive(&mut peer, link, LONG, |_| {}), 3);
 }
 
 #[test]

@@ -46,6 +46,29 @@ impl<'a> Reader<'a> {
         self.take(len).map(|_| ())
     }
 
+    /// Consumes what stands before the data of a value: descriptors, format code and size. Gives
+    /// how many bytes of data are to follow, whether or not they are there.
+    ///
+    /// # Errors
+    /// As [`Reader::skip`], but for the data.
+    pub(crate) fn opening(&mut self) -> Result<u64, DecodeError> {
+        for _ in 0..=DEPTH_MAX {
+            let code = self.byte()?;
+            if code == code::DESCRIBED {
+                self.skip()?;
+                continue;
+            }
+            return Ok(match layout(code) {
+                Some(Layout::Fixed(width)) => width as u64,
+                Some(
+                    Layout::Variable(prefix) | Layout::Compound(prefix) | Layout::Array(prefix),
+                ) => u64::from(self.length(prefix)?),
+                None => return Err(self.unexpected(code)),
+            });
+        }
+        Err(self.fail(Fault::TooDeep))
+    }
+
     /// Consumes a list by its size.
     ///
     /// # Errors

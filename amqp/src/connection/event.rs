@@ -75,6 +75,28 @@ pub enum Event {
         /// The encoded message, byte-exact.
         message: Bytes,
     },
+    /// A part of a message arrived that is too long to be gathered: nobody has the parts before it
+    /// but the host. Settle it as one that came whole, not before the last part.
+    Part {
+        /// The link.
+        link: LinkId,
+        /// The delivery: the same in all parts of a message.
+        delivery: DeliveryId,
+        /// As of [`Transfer`](Self::Transfer), as far as it is known by now.
+        settled: bool,
+        /// The message format [2.8.11].
+        message_format: u32,
+        /// The next bytes of the encoded message, at least one.
+        part: Bytes,
+        /// They are its end.
+        is_last: bool,
+    },
+    /// The message of which parts came on this link is given up by its sender [2.6.14]. Where the
+    /// link goes, that says the same.
+    Aborted {
+        /// The link.
+        link: LinkId,
+    },
     /// We send on this link: the receiver changed its credit.
     CreditChanged {
         /// The link.

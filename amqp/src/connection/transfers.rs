@@ -4,6 +4,7 @@
 //!  in    window - 1 -> link by handle -> first:  id rises, tag is free, credit - 1
 //!                                        more:   gathered, within max-message-size
 //!                                        last:   one event with the whole message
+//!                                        more than is gathered: the host gets it in parts
 //!  out   send: credit - 1, one transfer or several by the peer's max-frame-size; what window or
 //!        buffer do not let pass waits in `unfinished`, one message a session; messages of other
 //!        links that fit a frame pass it [2.6.14], and leave it the window's last frame
@@ -27,10 +28,14 @@ use crate::delivery::Outcome;
 use crate::delivery::tags::{self, Tag};
 use crate::error::{Fault, LimitExceeded, PeerViolation, Unsupported};
 use crate::frame::FrameWriter;
-use crate::link::{LinkId, Partial};
+use crate::link::{Link, LinkId, Partial};
+use crate::message::Progress;
 use crate::performative::{DeliveryState, Transfer};
 use crate::session::{End, Incoming, Outgoing, Session, Settling, Unfinished};
 use crate::shortcuts;
+
+/// A part that is given because memory is short has so many bytes at least.
+const PART_BYTES_MIN: usize = 4 << 10;
 
 /// The largest message that `send` takes, in bytes: what fits one frame of any peer's.
 const SEND_BYTES_MAX: u64 = i32::MAX as u64;
@@ -129,14 +134,13 @@ impl Connection {
             let message = payload.to_vec();
             let since = self.now;
             let ignored = false;
+            let (delivery, given) = (id, 0);
             let partial =
-                Partial { delivery: id, tag, message_format, settled, ignored, message, since };
+                Partial { delivery, tag, message_format, settled, ignored, message, given, since };
             link.partial = Some(partial);
             self.reassembly_bytes += payload.len() as u64;
-            if self.reassembly_bytes > self.config.reassembly_bytes_max {
-                return Err(LimitExceeded::Reassembly.into());
-            }
-            return Ok(());
+            self.give_parts_of(index);
+            return self.check_reassembly();
         }
         self.events.push_back(Event::Transfer {
             link: link_id,
@@ -163,9 +167,9 @@ impl Connection {
             let Some(link) = self.links.get_mut(index) else { return Ok(()) };
             let message_format = transfer.message_format.unwrap_or(0);
             let (message, since) = (Vec::new(), self.now);
-            let (settled, ignored) = (false, true);
+            let (settled, ignored, given) = (false, true, 0);
             let partial =
-                Partial { delivery, tag, message_format, settled, ignored, message, since };
+                Partial { delivery, tag, message_format, settled, ignored, message, given, since };
             link.partial = Some(partial);
         } else {
             self.give_credit_again(index);
@@ -202,37 +206,117 @@ impl Connection {
         }
         if transfer.aborted {
             let delivery = partial.delivery;
+            if partial.given > 0 {
+                self.events.push_back(Event::Aborted { link: link_id });
+            }
             self.drop_partial(index);
             self.forget_incoming(session_index, delivery);
             self.give_credit_again(index);
             return Ok(());
         }
-        if (partial.message.len() + payload.len()) as u64 > max_message_size {
+        let held = (partial.message.len() + payload.len()) as u64;
+        if partial.given + held > max_message_size {
             return Err(LimitExceeded::MessageSize.into());
         }
         partial.message.extend_from_slice(payload);
         // Counted before anything can fail: giving the message up takes all of it back.
         self.reassembly_bytes += payload.len() as u64;
-        if self.reassembly_bytes > self.config.reassembly_bytes_max {
-            return Err(LimitExceeded::Reassembly.into());
+        if !transfer.more {
+            check_settle_mode(link.snd_settle_mode, partial.settled)?;
         }
+        self.give_parts_of(index);
+        self.check_reassembly()?;
         if transfer.more {
             return Ok(());
         }
-        check_settle_mode(link.snd_settle_mode, partial.settled)?;
+        let Some(link) = self.links.get_mut(index) else { return Ok(()) };
         let Some(partial) = link.partial.take() else { return Ok(()) };
         self.reassembly_bytes -= partial.message.len() as u64;
         if partial.settled {
             self.forget_incoming(session_index, partial.delivery);
         }
-        self.events.push_back(Event::Transfer {
-            link: link_id,
-            delivery: DeliveryId(partial.delivery),
-            settled: partial.settled,
-            message_format: partial.message_format,
-            // Without what it grew ahead: the host counts the bytes that it holds.
-            message: Bytes::from(partial.message.into_boxed_slice()),
+        let (link, delivery) = (link_id, DeliveryId(partial.delivery));
+        let Partial { settled, message_format, .. } = partial;
+        // Without what it grew ahead: the host counts the bytes that it holds.
+        let message = Bytes::from(partial.message.into_boxed_slice());
+        self.events.push_back(if partial.given == 0 {
+            Event::Transfer { link, delivery, settled, message_format, message }
+        } else {
+            let (part, is_last) = (message, true);
+            Event::Part { link, delivery, settled, message_format, part, is_last }
         });
+        Ok(())
+    }
+
+    /// Gives the host what has come of a message that is too long to be gathered, all but what may
+    /// be its last part.
+    fn give_parts_of(&mut self, index: u32) {
+        let Some(link) = self.links.get(index) else { return };
+        let Some(partial) = &link.partial else { return };
+        let begins = partial.message.len() as u64 > self.config.gather_bytes_max;
+        if !(begins || partial.given > 0) {
+            return;
+        }
+        self.give_parts_down_to(index, self.config.part_bytes);
+    }
+
+    /// Gives the host parts of an unfinished message, until no more than `kept_max` bytes, at least
+    /// one, are left.
+    fn give_parts_down_to(&mut self, index: u32, kept_max: usize) {
+        let id = self.link_id(index);
+        let part_bytes = self.config.part_bytes;
+        let Some(partial) = self.links.get_mut(index).and_then(|link| link.partial.as_mut()) else {
+            return;
+        };
+        let (mut at, len) = (0, partial.message.len());
+        while len - at > kept_max {
+            let end = at + part_bytes.min(len - at - 1);
+            self.events.push_back(Event::Part {
+                link: id,
+                delivery: DeliveryId(partial.delivery),
+                settled: partial.settled,
+                message_format: partial.message_format,
+                part: Bytes::copy_from_slice(&partial.message[at..end]),
+                is_last: false,
+            });
+            at = end;
+        }
+        if at > 0 {
+            // Without the room that the message had.
+            partial.message = partial.message[at..].to_vec();
+            partial.given += at as u64;
+            // It flows.
+            partial.since = self.now;
+            self.reassembly_bytes -= at as u64;
+        }
+    }
+
+    /// Gives the host what has come of unfinished messages, where that is so many bytes: it wants
+    /// to hold them no longer. A message may begin to come in parts by that when its head is there.
+    pub(super) fn give_unfinished(&mut self, bytes_min: usize) {
+        if self.config.gather_bytes_max == u64::MAX {
+            return;
+        }
+        let may_go = |partial: &Partial| {
+            let first = |held: usize| self.config.part_bytes.min(held - 1);
+            let held = partial.message.len();
+            let begins = || Progress::begin(&partial.message[..first(held)]).is_ok();
+            held >= bytes_min && (partial.given > 0 || begins())
+        };
+        let due = |(index, link): (u32, &Link)| {
+            link.partial.as_ref().is_some_and(may_go).then_some(index)
+        };
+        let due: Vec<u32> = self.links.iter().filter_map(due).collect();
+        due.into_iter().for_each(|index| self.give_parts_down_to(index, 1));
+    }
+
+    fn check_reassembly(&mut self) -> Result<(), Fault> {
+        if self.reassembly_bytes > self.config.reassembly_bytes_max {
+            self.give_unfinished(PART_BYTES_MIN);
+        }
+        if self.reassembly_bytes > self.config.reassembly_bytes_max {
+            return Err(LimitExceeded::Reassembly.into());
+        }
         Ok(())
     }
 

@@ -403,6 +403,7 @@ impl End {
                 }
             }
             Event::SendReady { .. } | Event::Drained { .. } => {}
+            Event::Part { .. } | Event::Aborted { .. } => panic!("all is gathered: {event:?}"),
             Event::DetachReceived { link, closed, error } => {
                 assert_of_hosts(error.as_ref());
                 self.asked.retain(|(other, _)| *other != link);

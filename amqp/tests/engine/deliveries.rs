@@ -608,3 +608,78 @@ fn item_36_batchable_never_holds_an_answer_back() {
         assert_eq!(peer.hears(), [answer], "also when nothing follows");
     }
 }
+
+/// Parts of messages and what ended them: the delivery, the bytes, and whether they are the last.
+fn parts(peer: &mut Peer) -> Vec<(u32, Vec<u8>, bool)> {
+    let part = |event| match event {
+        Event::Part { delivery, part, is_last, .. } => (delivery.0, part.into(), is_last),
+        Event::Transfer { delivery, message, .. } => (delivery.0, message.into(), true),
+        Event::Aborted { .. } => (u32::MAX, Vec::new(), true),
+        other => panic!("a part was expected: {other:?}"),
+    };
+    peer.events().into_iter().map(part).collect()
+}
+
+#[test]
+fn a_message_longer_than_is_gathered_comes_in_parts_and_one_that_is_not_comes_whole() {
+    let in_parts = || Config {
+        gather_bytes_max: 10,
+        part_bytes: 4,
+        max_message_size: 40,
+        reassembly_bytes_max: 1000,
+        ..config()
+    };
+    let (mut peer, link) = Peer::sending(in_parts(), 10);
+    peer.transfer(more(0), b"0123456");
+    peer.transfer(rest(true), b"789");
+    assert_eq!((parts(&mut peer), peer.engine.unfinished_bytes()), (vec![], 10));
+    peer.transfer(rest(false), b"");
+    assert_eq!(parts(&mut peer), [(0, b"0123456789".to_vec(), true)]);
+    peer.transfer(more(1), b"0123456789a");
+    let given = [(1, b"0123".to_vec(), false), (1, b"4567".to_vec(), false)];
+    assert_eq!((parts(&mut peer), peer.engine.unfinished_bytes()), (given.to_vec(), 3));
+    peer.transfer(rest(true), b"b");
+    assert!(parts(&mut peer).is_empty());
+    peer.transfer(rest(true), b"");
+    peer.transfer(rest(false), b"");
+    assert_eq!(parts(&mut peer), [(1, b"89ab".to_vec(), true)]);
+    peer.engine.settle(link, DeliveryId(1), Outcome::Accepted);
+    assert_eq!(peer.engine.unfinished_bytes(), 0);
+    // Given up by its sender: the host is told if it has something of it.
+    for (id, bytes, told) in [(2, &b"0123456789a"[..], 3), (3, b"0123", 0)] {
+        peer.transfer(more(id), bytes);
+        peer.transfer(Transfer { aborted: true, ..rest(false) }, b"");
+        let parts = parts(&mut peer);
+        assert_eq!(parts.len(), told, "{parts:?}");
+        assert_eq!((peer.engine.unfinished_bytes(), peer.engine.link_credit(link)), (0, 8));
+    }
+    // What the host has counts too.
+    peer.transfer(more(4), &[1; 30]);
+    assert_eq!(parts(&mut peer).len(), 7);
+    peer.transfer(rest(true), &[1; 11]);
+    assert_eq!(detached(&mut peer), Condition::MessageSizeExceeded);
+}
+
+#[test]
+fn where_memory_is_short_parts_are_given_early_but_never_before_the_head_is_there() {
+    let head = b"\x00\x53\x73\xc0\x04\x01\xa1\x01i\x00\x53\x75\xb0\x00\x00\x00\x40";
+    let config = Config { gather_bytes_max: 1 << 20, reassembly_bytes_max: 9_000, ..config() };
+    let (mut peer, _) = Peer::sending(config, 10);
+    peer.transfer(more(0), &head[..8]);
+    peer.engine.give_parts(1);
+    assert!(parts(&mut peer).is_empty());
+    peer.transfer(rest(true), &head[8..]);
+    peer.engine.give_parts(100);
+    assert!(parts(&mut peer).is_empty(), "so little is not worth it");
+    peer.engine.give_parts(10);
+    let given = parts(&mut peer);
+    assert_eq!(given, [(0, head[..head.len() - 1].to_vec(), false)]);
+    assert_eq!(peer.engine.unfinished_bytes(), 1);
+    // A connection that holds too much gives what it can, before it is too much.
+    peer.transfer(rest(true), &[0; 9_000]);
+    assert_eq!((parts(&mut peer).len(), peer.engine.unfinished_bytes()), (1, 1));
+    peer.transfer(rest(false), &[0; 3]);
+    assert_eq!(parts(&mut peer), [(0, vec![0; 4], true)]);
+    peer.transfer(more(1), &[0; 9_001]);
+    assert_eq!(detached(&mut peer), Condition::ResourceLimitExceeded);
+}

@@ -134,6 +134,8 @@ impl Driven {
                 Event::CreditChanged { .. }
                 | Event::SendReady { .. }
                 | Event::PartWanted { .. }
+                | Event::Part { .. }
+                | Event::Aborted { .. }
                 | Event::Drained { .. }
                 | Event::DetachReceived { .. }
                 | Event::Detached { .. }

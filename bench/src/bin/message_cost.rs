@@ -246,6 +246,8 @@ impl World {
                 | Amqp::SaslScram(_)
                 | Amqp::SaslAnonymous
                 | Amqp::PartWanted { .. }
+                | Amqp::Part { .. }
+                | Amqp::Aborted { .. }
                 | Amqp::AttachReceived { .. }
                 | Amqp::DetachReceived { .. }
                 | Amqp::Detached { .. }

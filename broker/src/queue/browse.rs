@@ -6,14 +6,23 @@
 //!             reserved: nothing available lies behind it, wait
 //!             acquired, settling: passed over, and not shown if it comes back
 //!             its bytes are not in memory: waited for, unless it is in fragments
+//!   a message ends whose sequence lies behind `next`: it is `late`, and shown before all others
 //! ```
 //! What a browser was shown stays where it was, and nothing that it says changes anything. Each
 //! message is looked at once by each browser, so a browser costs no more than a consumer.
 //!
-//! Invariant: `next` of a browser never goes back.
+//! A message that came in parts has the sequence of its beginning, which a browser may have passed
+//! before it was there.
+//!
+//! Invariants: `next` of a browser never goes back; what is late was not there when it was passed,
+//! and is in fragments.
+
+use std::collections::BTreeSet;
 
 use journal::Sequence;
 
+use super::index::{Index, Slot};
+use super::payload::Paged;
 use super::{Dispatched, Queue, SlotState};
 use crate::mail::LinkRef;
 
@@ -24,13 +33,53 @@ pub(super) struct Browser {
     credit: u32,
     drain: bool,
     next: Sequence,
+    /// Behind `next`, and not shown.
+    late: BTreeSet<Sequence>,
+}
+
+impl Browser {
+    /// The next message that it can be shown. It will not be found again.
+    fn find<'a>(&mut self, index: &'a Index, paged: &mut Paged) -> Option<(Sequence, &'a Slot)> {
+        let mut from = Sequence(0);
+        while let Some(sequence) = self.late.range(from..).next().copied() {
+            from = Sequence(sequence.0 + 1);
+            let slot = index.get(sequence);
+            if slot.is_some_and(|slot| slot.state == SlotState::Reserved) {
+                continue;
+            }
+            self.late.remove(&sequence);
+            if let Some(slot) = slot.filter(|slot| slot.state == SlotState::Available) {
+                return Some((sequence, slot));
+            }
+        }
+        while let Some((sequence, slot)) = index.first_from(self.next) {
+            match slot.state {
+                SlotState::Available => {
+                    if slot.record_bytes().is_some() && index.payload(sequence).is_none() {
+                        paged.await_bytes(sequence);
+                        return None;
+                    }
+                    self.next = Sequence(sequence.0 + 1);
+                    return Some((sequence, slot));
+                }
+                SlotState::Reserved => return None,
+                SlotState::Acquired
+                | SlotState::Counting
+                | SlotState::Settling
+                | SlotState::Delayed
+                | SlotState::Moving => self.next = Sequence(sequence.0 + 1),
+            }
+        }
+        None
+    }
 }
 
 impl Queue {
     /// A browser attaches, without credit.
     pub fn attach_browser(&mut self, link: LinkRef) {
         if self.browser(link).is_none() {
-            self.browsers.push(Browser { link, credit: 0, drain: false, next: Sequence(0) });
+            let (next, late) = (Sequence(0), BTreeSet::new());
+            self.browsers.push(Browser { link, credit: 0, drain: false, next, late });
         }
     }
 
@@ -47,39 +96,33 @@ impl Queue {
     /// The next message for some browser that has credit, while there is one.
     pub fn browse(&mut self) -> Option<Dispatched> {
         let Self { browsers, index, recovered_end, touched, dying, paged, .. } = self;
-        for browser in browsers.iter_mut().filter(|browser| browser.credit > 0) {
-            while let Some((sequence, slot)) = index.first_from(browser.next) {
-                match slot.state {
-                    SlotState::Available => {}
-                    SlotState::Reserved => break,
-                    SlotState::Acquired
-                    | SlotState::Counting
-                    | SlotState::Settling
-                    | SlotState::Delayed
-                    | SlotState::Moving => {
-                        browser.next = Sequence(sequence.0 + 1);
-                        continue;
-                    }
-                }
-                let message = index.payload(sequence).cloned();
-                if message.is_none() && slot.record_bytes().is_some() {
-                    paged.await_bytes(sequence);
-                    break;
-                }
-                browser.next = Sequence(sequence.0 + 1);
-                browser.credit -= 1;
-                paged.handed_out(sequence);
-                return Some(Dispatched {
-                    consumer: browser.link,
-                    sequence,
-                    message,
-                    delivery_count: slot.delivery_count,
-                    first_acquirer: sequence >= *recovered_end && !touched.contains(&sequence),
-                    added: dying.added(sequence),
-                });
+        let with_credit = browsers.iter_mut().filter(|browser| browser.credit > 0);
+        let (browser, (sequence, slot)) = with_credit
+            .filter_map(|browser| browser.find(index, paged).map(|found| (browser, found)))
+            .next()?;
+        browser.credit -= 1;
+        paged.handed_out(sequence);
+        Some(Dispatched {
+            consumer: browser.link,
+            sequence,
+            message: index.payload(sequence).cloned(),
+            delivery_count: slot.delivery_count,
+            first_acquirer: sequence >= *recovered_end && !touched.contains(&sequence),
+            added: dying.added(sequence),
+        })
+    }
+
+    /// A message ends whose sequence was given long ago: who has passed that is shown it yet.
+    #[cold]
+    pub(super) fn is_late(&mut self, sequence: Sequence) {
+        let Self { browsers, index, .. } = self;
+        for browser in browsers.iter_mut().filter(|browser| browser.next > sequence) {
+            // Who gives no credit keeps nothing of what is gone.
+            if browser.late.len().is_power_of_two() {
+                browser.late.retain(|sequence| index.get(*sequence).is_some());
             }
+            browser.late.insert(sequence);
         }
-        None
     }
 
     /// More credit for a browser.
@@ -109,11 +152,11 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use journal::{Lsn, QueueId, ShardId};
+    use journal::{FragmentAt, Lsn, QueueId, ShardId};
 
     use super::*;
     use crate::mail::LinkKey;
-    use crate::queue::Traits;
+    use crate::queue::{Chain, Large, Traits};
 
     fn link(slot: u32) -> LinkRef {
         LinkRef { shard: ShardId(0), key: LinkKey { slot, generation: 0 } }
@@ -161,6 +204,34 @@ mod tests {
         queue.detach(link(2));
         queue.add_credit(link(2), 5, true);
         assert_eq!((shown(&mut queue), queue.poll_drained()), (vec![], None));
+    }
+
+    #[test]
+    fn what_ends_behind_a_browser_is_shown_once_it_is_committed() {
+        let mut queue = queue_of(2);
+        queue.attach_browser(link(1));
+        queue.add_credit(link(1), 9, false);
+        queue.skip_to(Sequence(4));
+        queue.reserve(Sequence(4), Lsn(4), Bytes::new(), Traits::default());
+        queue.commit(Sequence(4));
+        assert_eq!(shown(&mut queue), [(1, 0), (1, 1), (1, 4)]);
+        let large = |lsn: u64| {
+            let at = |n: u64| FragmentAt { lsn: Lsn(lsn + n * 1000), record_bytes: 132 };
+            Large { chain: Chain::new([0, 1].map(at)), message: None, message_bytes: 200 }
+        };
+        // Who comes now meets them in their order.
+        queue.attach_browser(link(2));
+        for sequence in [3, 2] {
+            queue.take_large(Sequence(sequence), large(sequence * 5000), Traits::default());
+        }
+        assert_eq!(shown(&mut queue), []);
+        queue.commit(Sequence(3));
+        assert_eq!(shown(&mut queue), [(1, 3)]);
+        queue.commit(Sequence(2));
+        assert_eq!(shown(&mut queue), [(1, 2)]);
+        queue.add_credit(link(2), 9, false);
+        assert_eq!(shown(&mut queue), [(2, 0), (2, 1), (2, 2), (2, 3), (2, 4)]);
+        assert_eq!(shown(&mut queue), []);
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl Queue {
             self.index.push(sequence, slot, message);
         } else {
             self.index.insert(sequence, slot, message);
+            self.is_late(sequence);
         }
         self.chains.put(sequence, chain);
     }
@@ -91,6 +92,12 @@ impl Queue {
     /// Where the fragments of a live message are, if it is in fragments.
     pub fn chain(&self, sequence: Sequence) -> Option<&Chain> {
         self.chains.get(sequence)
+    }
+
+    /// Where the first of its messages begins that begins before `lsn` and ends behind it.
+    pub fn chain_over(&self, lsn: Lsn) -> Option<Lsn> {
+        let over = |chain: &&Chain| chain.lsn() < lsn && chain.end() > lsn;
+        self.chains.chains.values().filter(over).map(Chain::lsn).min()
     }
 
     /// Whether a message in fragments is asked for and not all there.

@@ -28,8 +28,9 @@ use super::{Phase, Shard};
 use crate::access::{LogIn, Right};
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
-    CONNECTIONS_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX, LINKS_PER_CONNECTION_MAX,
-    PRODUCER_CREDIT, SEND_BYTES_MAX, TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
+    CONNECTIONS_MAX, INFLOW_BYTES_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX,
+    LINKS_PER_CONNECTION_MAX, PRODUCER_CREDIT, SEND_BYTES_MAX, TEMPORARY_QUEUES_PER_CONNECTION_MAX,
+    UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
@@ -51,6 +52,7 @@ impl Shard {
         self.counters.connections_total += 1;
         let mut config = self.config.amqp.clone();
         config.tag_seed ^= id.0;
+        self.set_parts(&mut config);
         if let Some(sasl) = login.sasl {
             config.sasl = sasl;
         }
@@ -72,6 +74,7 @@ impl Shard {
             received_bytes: 0,
             unfinished_bytes: 0,
             unaccepted_bytes: 0,
+            taking_bytes: 0,
             paused: false,
             sending: false,
             spare: Vec::new(),
@@ -181,6 +184,16 @@ impl Shard {
                 let transfer =
                     super::ingress::Transfer { delivery, settled, message_format, message };
                 self.transfer(now, id, link, transfer);
+            }
+            Amqp::Part { link, delivery, settled, message_format, part, is_last } => {
+                let message = part;
+                let part = super::ingress::Transfer { delivery, settled, message_format, message };
+                self.part(now, id, link, part, is_last);
+            }
+            Amqp::Aborted { link } => {
+                if let Some(key) = self.key(id, link) {
+                    self.drop_inflow(key);
+                }
             }
             Amqp::CreditChanged { link, drain, .. } => self.credit_changed(now, id, link, drain),
             Amqp::PartWanted { link } => self.part_wanted(now, id, link),
@@ -432,6 +445,7 @@ impl Shard {
     /// A link goes; what the peer waits for is answered when its last answers are there.
     pub(super) fn retire(&mut self, key: LinkKey, farewell: Farewell) {
         let consumer = self.here(key);
+        self.drop_inflow(key);
         let Some(link) = self.links.get_mut(key) else { return };
         let before = std::mem::replace(&mut link.phase, LinkPhase::Closing(farewell));
         let (queue, home) = (link.queue, link.home);
@@ -507,6 +521,8 @@ impl Shard {
         match &link.end {
             End::Producer(Producer { relay: Some(relay), .. }) => {
                 self.aside_bytes -= relay.memory_bytes();
+                let bytes = relay.part_bytes();
+                self.taken(link.conn, bytes);
             }
             End::Consumer(Consumer { outflow: Some(flow), .. }) => {
                 self.aside_bytes -= flow.held_bytes();
@@ -634,7 +650,12 @@ impl Shard {
             self.forget_connection(now, id);
             return;
         }
-        let pause = !conn.amqp.wants_read() || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX;
+        // Where a log is behind, each part is waited for.
+        let is_pressed = || self.pressure.contains(&true);
+        let takes = conn.taking_bytes;
+        let pause = !conn.amqp.wants_read()
+            || conn.unaccepted_bytes > UNACCEPTED_BYTES_MAX
+            || (takes > 0 && (takes > INFLOW_BYTES_MAX || is_pressed()));
         let turned = pause != conn.paused && !conn.over;
         if turned {
             conn.paused = pause;
@@ -718,7 +739,8 @@ impl Shard {
     /// Whether a connection waits for an answer that a commit will bring.
     fn is_owed(&self, conn: &Conn) -> bool {
         conn.links.values().filter_map(|key| self.links.get(*key)).any(|link| match &link.end {
-            End::Producer(producer) => producer.unanswered > 0,
+            // Who has not sent all of a message is owed nothing for it.
+            End::Producer(producer) => producer.unanswered > producer.half_sent(),
             End::Consumer(consumer) => {
                 !consumer.confirming.is_empty() || matches!(link.phase, LinkPhase::Closing(_))
             }
@@ -765,8 +787,15 @@ pub(super) fn error_of(refusal: &Refusal) -> Error {
             Condition::ResourceLimitExceeded,
             format!(
                 "header, delivery annotations and message annotations of a message that is stored \
-                 in fragments may be {bytes_max} bytes together; say less in them"
+                 in fragments may be {bytes_max} bytes together, and all that stands before the \
+                 body of one that comes in parts must be in the first of them, 63 KiB at most; say \
+                 less in them"
             ),
+        ),
+        Refusal::TooSlow => Error::new(
+            Condition::ResourceLimitExceeded,
+            "the message came so slowly that the journal needed the room behind its beginning; \
+             send it faster, or give the journal more disk",
         ),
         Refusal::Stopping => Error::new(Condition::ConnectionForced, "the broker is stopping"),
         Refusal::Malformed(what) => Error::new(Condition::DecodeError, what.as_str()),

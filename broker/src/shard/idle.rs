@@ -117,7 +117,8 @@ impl Shard {
             && at <= now
         {
             let Some((_, id)) = self.idle.due.pop_first() else { return };
-            if self.state.queue(id).is_some_and(|queue| queue.live() > 0) {
+            let comes = self.state.halves_of(id).next().is_some();
+            if comes || self.state.queue(id).is_some_and(|queue| queue.live() > 0) {
                 self.idle.wait(now, id);
                 continue;
             }

@@ -41,7 +41,7 @@ use crate::limits::{
     FULL_HOLD, HEAD_BYTES_MAX, PARKED_BYTES, PARKED_FOR, PRESSURE_HOLD, PRESSURE_LOG_EVERY,
     PRESSURE_SIXTEENTHS, PRODUCER_CREDIT, RELIEF_SIXTEENTHS,
 };
-use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Refusal, Token, Whence};
+use crate::mail::{CopyRef, LinkKey, LinkRef, Mail, Part, Refusal, Token, Whence};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Admission, Chain, Large, PRIORITY_DEFAULT, PRIORITY_MAX, Queue, Traits};
 use crate::setback::behind_annotations;
@@ -71,11 +71,29 @@ impl Publish {
     }
 }
 
+/// What waits for the journal.
+#[derive(Debug)]
+pub(super) enum Waits {
+    /// A message.
+    Whole(Publish),
+    /// A part of one.
+    Part(Part),
+}
+
+impl Waits {
+    fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Whole(publish) => publish.memory_bytes(),
+            Self::Part(part) => Queue::memory_bytes(part.bytes.len()),
+        }
+    }
+}
+
 /// Messages that the journal could not take yet: its disk is behind, or a segment is being made.
 /// Their bytes count against the memory bound.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
-    queue: VecDeque<Publish>,
+    queue: VecDeque<Waits>,
     bytes: u64,
     /// Since when it was never empty at the end of a step.
     since: Option<Instant>,
@@ -93,20 +111,20 @@ impl Parked {
         self.bytes > PARKED_BYTES || since.is_some_and(|since| now >= since + PARKED_FOR)
     }
 
-    fn push_back(&mut self, publish: Publish) {
-        self.bytes += publish.memory_bytes();
-        self.queue.push_back(publish);
+    pub(super) fn push_back(&mut self, waits: Waits) {
+        self.bytes += waits.memory_bytes();
+        self.queue.push_back(waits);
     }
 
-    fn push_front(&mut self, publish: Publish) {
-        self.bytes += publish.memory_bytes();
-        self.queue.push_front(publish);
+    pub(super) fn push_front(&mut self, waits: Waits) {
+        self.bytes += waits.memory_bytes();
+        self.queue.push_front(waits);
     }
 
-    fn pop_front(&mut self) -> Option<Publish> {
-        let publish = self.queue.pop_front()?;
-        self.bytes -= publish.memory_bytes();
-        Some(publish)
+    fn pop_front(&mut self) -> Option<Waits> {
+        let waits = self.queue.pop_front()?;
+        self.bytes -= waits.memory_bytes();
+        Some(waits)
     }
 }
 
@@ -121,14 +139,14 @@ pub(super) struct Pressure {
     /// It is not let go before.
     until: Option<Instant>,
     /// A message was refused for a full log: whatever room there seems to be is not enough.
-    full_until: Option<Instant>,
+    pub(super) full_until: Option<Instant>,
     /// When it is let go, if nothing else happens.
     pub(super) lifts_at: Option<Instant>,
     logged: Option<Instant>,
 }
 
 /// Why a message is not in the log.
-enum Untaken {
+pub(super) enum Untaken {
     Busy,
     /// Its queue is full and drops what comes: its producer hears `accepted`.
     Dropped,
@@ -197,7 +215,12 @@ impl Shard {
 
     /// Tells a sender that its message is not taken. One that cannot hear `rejected` hears why in
     /// the detach of its link [3.5.3].
-    fn refuse_delivery(&mut self, key: LinkKey, delivery: DeliveryId, refusal: &Refusal) {
+    pub(super) fn refuse_delivery(
+        &mut self,
+        key: LinkKey,
+        delivery: DeliveryId,
+        refusal: &Refusal,
+    ) {
         let Some(link) = self.links.get(key) else { return };
         let (conn, id) = (link.conn, link.id);
         let outcome = outcome_of(refusal);
@@ -224,17 +247,22 @@ impl Shard {
         if self.memory_bytes() + publish.memory_bytes() > self.config.memory_bytes_max {
             self.refuse_publish(publish.whence, Refusal::MemoryFull);
         } else if !self.parked.queue.is_empty() {
-            self.parked.push_back(publish);
+            self.parked.push_back(Waits::Whole(publish));
         } else if !self.append_or_refuse(now, &mut publish) {
-            self.parked.push_front(publish);
+            self.parked.push_front(Waits::Whole(publish));
         }
     }
 
     /// The journal may take again what it could not take before.
     pub(super) fn step_parked(&mut self, now: Instant) {
-        while let Some(mut publish) = self.parked.pop_front() {
-            if !self.append_or_refuse(now, &mut publish) {
-                self.parked.push_front(publish);
+        self.step_ended(now);
+        while let Some(mut waits) = self.parked.pop_front() {
+            let is_taken = match &mut waits {
+                Waits::Whole(publish) => self.append_or_refuse(now, publish),
+                Waits::Part(part) => self.take_in(now, part),
+            };
+            if !is_taken {
+                self.parked.push_front(waits);
                 break;
             }
         }
@@ -264,7 +292,7 @@ impl Shard {
         }
     }
 
-    fn refuse_publish(&mut self, whence: Whence, refusal: Refusal) {
+    pub(super) fn refuse_publish(&mut self, whence: Whence, refusal: Refusal) {
         match whence {
             Whence::Producer(link, token) => {
                 self.counters.refused_total += 1;
@@ -409,7 +437,7 @@ impl Shard {
     /// then, or would have heard. Not before the first is committed; and at `async` not before that
     /// is durable, since it may wait for that.
     #[cold]
-    fn append_nothing(&mut self, level: Level, whence: Whence, end: Lsn) {
+    pub(super) fn append_nothing(&mut self, level: Level, whence: Whence, end: Lsn) {
         let answer = match whence {
             Whence::Producer(link, token) => Answer::Published(link, token),
             Whence::Moved(_) => Answer::Nobody,
@@ -547,7 +575,7 @@ impl Shard {
 
 /// Whether a message comes into a queue that is full.
 #[cold]
-fn is_let_in(policy: FullPolicy, whence: Whence) -> Result<(), Untaken> {
+pub(super) fn is_let_in(policy: FullPolicy, whence: Whence) -> Result<(), Untaken> {
     match (policy, whence) {
         (FullPolicy::Block, Whence::Producer(..)) => Ok(()),
         (FullPolicy::Drop, Whence::Producer(..)) => Err(Untaken::Dropped),
@@ -583,14 +611,14 @@ fn look_over(
 }
 
 #[cold]
-fn undecodable(error: DecodeError) -> Refusal {
+pub(super) fn undecodable(error: DecodeError) -> Refusal {
     Refusal::Malformed(format!("the message cannot be decoded: {error}"))
 }
 
 /// Whether the first fragment of a message holds what is written anew when it goes out, and what
 /// is added to that.
 #[cold]
-fn check_head(message: &[u8], fragment_bytes_max: usize) -> Result<(), Refusal> {
+pub(super) fn check_head(message: &[u8], fragment_bytes_max: usize) -> Result<(), Refusal> {
     let bytes_max = HEAD_BYTES_MAX.min(fragment_bytes_max / 4 * 3);
     let sections = Sections::scan_annotations(message).map_err(undecodable)?;
     let is_short = behind_annotations(&sections) <= bytes_max;
@@ -600,7 +628,7 @@ fn check_head(message: &[u8], fragment_bytes_max: usize) -> Result<(), Refusal> 
 /// What a queue has to know of a message. Of `ttl` and absolute expiry the sooner counts [3.2.1,
 /// 3.2.4]; in both 0 means never, as clients mean it.
 #[inline]
-fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Traits {
+pub(super) fn traits_of(survey: &Survey, message: &[u8], unix_ms: impl Fn() -> u64) -> Traits {
     let by_ttl = survey.header.ttl.filter(|ttl| *ttl > 0);
     let by_ttl = by_ttl.map(|ttl| unix_ms().saturating_add(u64::from(ttl)));
     let absolute = survey.absolute_expiry_time(message).filter(|at| at.0 != 0);
@@ -629,10 +657,10 @@ pub(super) fn refusal_of(error: AppendError) -> Refusal {
 }
 
 /// A refused message is `rejected` with the reason; one that merely came too late is `released`:
-/// sent again it finds another broker, or a new queue of the name.
+/// sent again it finds another broker, a new queue of the name, or room for its beginning.
 fn outcome_of(refusal: &Refusal) -> AmqpOutcome {
     match refusal {
-        Refusal::Stopping | Refusal::QueueGone => AmqpOutcome::Released,
+        Refusal::Stopping | Refusal::QueueGone | Refusal::TooSlow => AmqpOutcome::Released,
         Refusal::MemoryFull
         | Refusal::DiskFull
         | Refusal::QueueFull

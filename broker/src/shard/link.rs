@@ -53,6 +53,8 @@ pub(crate) struct Conn {
     pub(crate) unfinished_bytes: u64,
     /// Bytes of transfers that wait to be accepted.
     pub(crate) unaccepted_bytes: u64,
+    /// Bytes of messages that come in parts, on their way to the log.
+    pub(crate) taking_bytes: u64,
     pub(crate) paused: bool,
     /// A `Send` is under way.
     pub(crate) sending: bool,
@@ -164,6 +166,8 @@ pub(crate) struct Producer {
     pub(crate) credit_max: u32,
     /// The link's source knows the outcome `rejected`.
     pub(crate) rejects: bool,
+    /// The message that comes in parts.
+    pub(crate) inflow: Option<Box<super::inflow::Inflow>>,
     /// Its target has no address: each message says where it goes.
     pub(crate) relay: Option<Box<super::relay::Relay>>,
 }

@@ -5,7 +5,7 @@
 //! when it was asked for, what waits for its time, and what no other queue takes: messages at
 //! consumers and later ones stay. A crash leaves what was not settled yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use journal::{QueueId, Sequence, Urgency};
@@ -67,6 +67,8 @@ struct Purge {
     /// Messages before this were looked at.
     from: Sequence,
     below: Sequence,
+    /// Those before that which had begun and not ended when it was asked for: they stay.
+    coming: BTreeSet<Sequence>,
     count: u64,
     askers: Vec<AdminId>,
     /// All is appended; the commit is awaited.
@@ -215,6 +217,7 @@ impl Shard {
         let purge = self.gradual.purges.by_queue.entry(id).or_insert_with(|| Purge {
             from: Sequence(0),
             below,
+            coming: BTreeSet::new(),
             count: 0,
             askers: Vec::new(),
             ended: false,
@@ -222,6 +225,7 @@ impl Shard {
         });
         // What came back meanwhile lies behind those that were looked at.
         (purge.from, purge.below) = (Sequence(0), below);
+        purge.coming = self.state.halves_of(id).collect();
         purge.ended = false;
         purge.askers.push(asker);
         self.gradual.begin(now);
@@ -246,7 +250,9 @@ impl Shard {
         if self.config.canaries.has(Canary::PurgeTakesNewer) {
             below = self.state.queue(id).map_or(below, Queue::next_sequence);
         }
-        let range = purge.from..below;
+        let next = purge.coming.range(purge.from..below).next().copied();
+        let range = purge.from..next.unwrap_or(below);
+        let stays = range.end;
         let level = self.state.catalogue.get(id).map(|record| record.level);
         let Some((level, queue)) = level.zip(self.state.queue_mut(id)) else {
             self.abandon_purge(id);
@@ -256,8 +262,11 @@ impl Shard {
             // What a consumer gives back was there when the purge was asked for.
             return count_max;
         }
-        let (mut taken, from) = queue.take_for_purge(range, count_max);
-        let mut ended = from == below;
+        let (mut taken, mut from) = queue.take_for_purge(range, count_max);
+        if from == stays && stays < below {
+            from = Sequence(stays.0 + 1);
+        }
+        let mut ended = from >= below;
         if ended {
             let refused = self.take_refused(id, below, count_max);
             ended = refused.len() < count_max;

@@ -87,7 +87,10 @@ impl Outflow {
 
     /// The next fragment to be asked for, if one may be.
     fn poll_ask(&mut self) -> Option<u16> {
-        let end = self.count.unwrap_or(OUTFLOW_FRAGMENTS).min(self.give + OUTFLOW_FRAGMENTS);
+        let end = self
+            .count
+            .unwrap_or(OUTFLOW_FRAGMENTS)
+            .min(self.give.saturating_add(OUTFLOW_FRAGMENTS));
         let next = (self.ask < end && !self.gone).then_some(self.ask)?;
         self.ask += 1;
         Some(next)

@@ -416,7 +416,14 @@ impl Shard {
                     // Who knows the record says it (`FromCore::Export`).
                     is_overruled: false,
                 };
-                match standing.backup.read(from) {
+                // A message that began before, and came to its end in what is cut, is in it whole.
+                let segment_bytes = self.config.segment_bytes;
+                let begins = self
+                    .state
+                    .chain_over(from)
+                    .map_or(from, |first| Lsn(first.0 / segment_bytes * segment_bytes));
+                let begins = begins.max(standing.backup.follower().head());
+                match standing.backup.read(begins) {
                     Some(reader) => {
                         let (tail, held) = (head.tail(), Vec::new());
                         standing.export =

@@ -1,6 +1,8 @@
 //! The head segment goes when nothing in it lives.
 //!
 //! ```text
+//!   a message begins in it of which more is to come? ── yes ──▶ wait; where room is short the
+//!        │ no                                                    oldest is given up (`inflow.rs`)
 //!   head has live messages? ── yes ──▶ wait, or copy them forward where it pays (`compaction.rs`)
 //!        │ no
 //!   duplicate ids in it, and the log is short beside all ids? ── yes ──▶ wait, or forget some
@@ -22,7 +24,8 @@
 
 use std::time::Instant;
 
-use journal::{AppendError, Level, Record, RecordKind, Room, Sequence};
+use journal::limits::RESERVE_SEGMENTS;
+use journal::{AppendError, Journal, Level, Record, RecordKind, Room, Sequence};
 
 use super::{Phase, Shard};
 use crate::apply::{Effect, Fact};
@@ -47,13 +50,22 @@ impl Shard {
             return;
         }
         while self.recycling.uncommitted == 0 {
-            let Some(head) = self.journal.as_ref().and_then(journal::Journal::head_segment) else {
+            let Some(head) = self.journal.as_ref().and_then(Journal::head_segment) else {
                 return;
             };
             // A member that catches up reads there, or did a moment ago: as long as there is room
             // it is waited for, and beyond that it begins anew.
             let is_plenty = self.journal.as_ref().is_some_and(|j| j.room() == Room::Plenty);
             if is_plenty && self.held_segment().is_some_and(|held| held <= head.number) {
+                return;
+            }
+            let is_begun = self.state.has_chain_before(head.end_lsn);
+            if is_begun && !self.config.canaries.has(Canary::HalfRecycled) {
+                if self.needs_room() {
+                    self.give_up_oldest(now);
+                } else {
+                    self.give_up_idle(now, head.number);
+                }
                 return;
             }
             if self.state.messages_in(head.number) > 0 || self.compaction.is_owing() {
@@ -93,6 +105,18 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Whether what is left of the log is so little that nothing may hold its head: before messages
+    /// are refused, or at once where some were. Segments that may still be made are room.
+    fn needs_room(&self) -> bool {
+        let Some(usage) = self.journal.as_ref().map(Journal::usage) else { return false };
+        let most = self.config.segments_max;
+        // In a short log a message may well need half of it.
+        let kept = u64::from(RESERVE_SEGMENTS) + (most / 8).max(2);
+        let kept = kept.min((most / 2).saturating_sub(1));
+        let is_used_up = u64::from(usage.segments_made) >= most && usage.room != Room::Plenty;
+        is_used_up || self.pressing.full || most.saturating_sub(usage.segments_live) <= kept
     }
 
     /// Whether the log is long beside the duplicate ids in it; `None` if it is not, and cannot be.

@@ -101,6 +101,9 @@ impl Shard {
 
     /// Everything in the log is in the state: it is this one's to go on with.
     pub(super) fn take_up(&mut self, mut journal: Journal) {
+        if self.config.canaries.has(Canary::HalfShown) {
+            self.state.show_halves();
+        }
         self.state.end_recovery();
         self.report.messages = self.state.messages();
         journal.set_unsettled(self.state.messages());

@@ -4,12 +4,16 @@
 //! ```text
 //!   received ── bytes held by the engine, before and after ──▶ sum of the shard
 //!                                                               │ beyond the bound
-//!   closed, resource-limit-exceeded  ◀── oldest first ──────────┘ until an eighth is free again
+//!   1 into the log, as far as they came  ◀── most first ────────┤ until an eighth is free again
+//!   2 closed, resource-limit-exceeded    ◀── oldest first ──────┘
 //! ```
+//! A message of which the head and a few KiB are here goes on in the log (`inflow.rs`), unless that
+//! is behind with what it has.
 //! A connection's own bounds (`max-message-size`, links, reassembly) do not bound what many hold
 //! together. Whoever takes longest to finish goes: a message that flows is done before its turn
-//! comes, and a peer that only keeps the bytes here cannot stay. Each look at all connections frees
-//! an eighth of the bound, which peers must fill first to cause the next.
+//! comes, and a peer that only keeps the bytes here cannot stay. Who waits for the log is not slow,
+//! and what it holds is no reason to close others. Between two looks at all connections peers must
+//! fill an eighth of the bound.
 //!
 //! Not counted against the memory bound of stored messages: else whoever may connect could make the
 //! broker refuse the messages of others.
@@ -20,15 +24,24 @@ use amqp::error::{Condition, Error};
 
 use super::Shard;
 use crate::event::ConnId;
-use crate::limits::{PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
+use crate::limits::{GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
 
 /// What the connections of a shard hold of unfinished messages and frames.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
     /// Bytes; exact after each [`Shard::shed_unfinished`].
     bytes: u64,
+    /// The least that they were since the last look at all connections.
+    left: u64,
     /// When it was last told in the log that some had to go.
     logged: Option<Instant>,
+}
+
+impl Unfinished {
+    fn set(&mut self, bytes: u64) {
+        self.bytes = bytes;
+        self.left = self.left.min(bytes);
+    }
 }
 
 impl Shard {
@@ -40,42 +53,72 @@ impl Shard {
             return;
         }
         let sum = self.unfinished.bytes + held;
-        self.unfinished.bytes = sum.saturating_sub(conn.unfinished_bytes);
+        self.unfinished.set(sum.saturating_sub(conn.unfinished_bytes));
         // Reads are withheld before answers pile up for ever; that is when they are counted.
         let grew = held > conn.unfinished_bytes;
         conn.unfinished_bytes = held;
-        if grew && self.unfinished.bytes > self.unfinished_bytes_max() {
+        let bound = self.unfinished_bytes_max();
+        if grew && self.unfinished.bytes > bound.max(self.unfinished.left + bound / 8) {
             self.shed_unfinished(now);
+            self.unfinished.left = self.unfinished.bytes;
         }
     }
 
     /// A connection is no longer ours.
     pub(super) fn forget_unfinished(&mut self, bytes: u64) {
-        self.unfinished.bytes = self.unfinished.bytes.saturating_sub(bytes);
+        self.unfinished.set(self.unfinished.bytes.saturating_sub(bytes));
     }
 
-    /// A share of what messages may take, and one message of the largest size at the least.
+    /// A share of what messages may take, and one of the longest that is gathered at the least.
     fn unfinished_bytes_max(&self) -> u64 {
         let amqp = &self.config.amqp;
-        let largest = amqp.max_message_size.saturating_add(u64::from(amqp.max_frame_size));
+        let gathered = amqp.max_message_size.min(GATHER_BYTES_MAX);
+        let largest = gathered.saturating_add(2 * u64::from(amqp.max_frame_size));
         (self.config.memory_bytes_max / UNFINISHED_SHARE).max(largest)
     }
 
-    /// Closes those that take longest, until there is room again.
+    /// Lets what has come of messages go into the log, most first, until there is room again.
+    fn write_unfinished(&mut self, now: Instant, bytes_max: u64) {
+        let holders = self.conns.values().map(|conn| (conn.amqp.unfinished_bytes(), conn.id));
+        let mut holders: Vec<(u64, ConnId)> = holders.collect();
+        holders.sort_unstable();
+        // However small they are, a message has fewer than can be numbered.
+        let least = self.config.amqp.max_message_size / (u64::from(u16::MAX) / 2);
+        let bytes_min = PART_BYTES_MIN.max(usize::try_from(least).unwrap_or(usize::MAX));
+        let mut sum: u64 = holders.iter().map(|(bytes, _)| bytes).sum();
+        while sum > bytes_max
+            && let Some((before, id)) = holders.pop().filter(|(bytes, _)| *bytes > 0)
+        {
+            let Some(conn) = self.conns.get_mut(id) else { continue };
+            if conn.taking_bytes == 0 {
+                conn.amqp.give_parts(bytes_min);
+                sum = sum.saturating_sub(before - conn.amqp.unfinished_bytes().min(before));
+                self.pump(now, id);
+            }
+        }
+    }
+
+    /// Closes those that take longest, where nothing else makes room again.
     fn shed_unfinished(&mut self, now: Instant) {
         let bound = self.unfinished_bytes_max();
+        self.write_unfinished(now, bound - bound / 8);
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
-        let mut sum = 0;
+        let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
             conn.unfinished_bytes = conn.amqp.unfinished_bytes();
             sum += conn.unfinished_bytes;
-            holders.extend(conn.amqp.unfinished_since().map(|since| (since, conn.id)));
+            if conn.taking_bytes > 0 {
+                exempt += conn.unfinished_bytes;
+                continue;
+            }
+            let since = conn.amqp.unfinished_since();
+            holders.extend(since.map(|since| (since, conn.id)));
         }
         self.unfinished.bytes = sum;
         holders.sort_unstable();
         let mut closed = 0;
         for (_, id) in holders {
-            if self.unfinished.bytes <= bound - bound / 8 {
+            if self.unfinished.bytes <= bound - bound / 8 + exempt {
                 break;
             }
             self.expel(now, id);

@@ -39,6 +39,8 @@ pub(crate) struct Wish {
     pub(crate) memory_bytes_max: u64,
     pub(crate) message_bytes_max: u64,
     pub(crate) segments_max: u32,
+    /// Messages of several transfers that are longer come in parts of so many bytes.
+    pub(crate) part_bytes: usize,
     pub(crate) settings: Settings,
     pub(crate) access: Access,
 }
@@ -52,6 +54,7 @@ impl Default for Wish {
             memory_bytes_max: 1 << 30,
             message_bytes_max: 16 << 20,
             segments_max: 16,
+            part_bytes: usize::MAX,
             settings: Settings::default(),
             access: Access::default(),
         }
@@ -245,6 +248,8 @@ impl Host {
             amqp: Config {
                 container_id: "laelaps".to_owned(),
                 max_message_size: self.wish.message_bytes_max,
+                part_bytes: self.wish.part_bytes,
+                gather_bytes_max: self.wish.part_bytes as u64,
                 sasl: Sasl::Server { mechanisms: Mechanisms::ANONYMOUS, bare: true },
                 ..Config::default()
             },
@@ -526,6 +531,7 @@ impl Host {
         };
         let config = Config {
             container_id: format!("client-{at}"),
+            max_message_size: 64 << 20,
             sasl: client_sasl,
             idle_time_out: None,
             ..Config::default()
@@ -544,6 +550,21 @@ impl Host {
             idle_time_out: None,
             incoming_window: 1,
             unsettled_incoming_max: 1,
+            ..Config::default()
+        };
+        let at = self.accept(shard, false, config, LogIn::default());
+        self.settle();
+        self.begin_first(at);
+        at
+    }
+
+    /// A client that sends frames of 2 KiB.
+    pub(crate) fn connect_with_small_frames(&mut self, shard: usize) -> usize {
+        let config = Config {
+            container_id: format!("small-{}", self.clients.len()),
+            sasl: Sasl::Anonymous,
+            idle_time_out: None,
+            max_frame_size: 2048,
             ..Config::default()
         };
         let at = self.accept(shard, false, config, LogIn::default());

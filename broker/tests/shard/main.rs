@@ -9,6 +9,7 @@ mod dead_letters;
 mod duplicates;
 mod gradual;
 mod host;
+mod inflow;
 mod large;
 mod modified;
 mod moving;

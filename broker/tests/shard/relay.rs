@@ -126,7 +126,8 @@ fn item_37_a_sender_that_cannot_hear_rejected_is_detached_with_the_error() {
     }
 }
 
-fn detached(event: &Amqp) -> Option<Condition> {
+/// Why the broker detached a link.
+pub(crate) fn detached(event: &Amqp) -> Option<Condition> {
     let Amqp::DetachReceived { error: Some(error), closed: true, .. } = event else { return None };
     Condition::from_symbol(error.condition.as_str())
 }

@@ -11,7 +11,7 @@ use amqp::performative::{Attach, Detach, Performative, Transfer};
 use broker::limits::LAST_BYTES_WITHIN;
 use broker::{ConnId, Event};
 
-use crate::host::{Host, Wish};
+use crate::host::{Host, Wish, Writes};
 
 const PART_BYTES: usize = 1_000_000;
 
@@ -54,7 +54,7 @@ fn was_expelled(host: &Host, at: usize) -> bool {
 fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
     let mut host = Host::new(Wish { memory_bytes_max: 1 << 24, ..Wish::default() });
     let mut hoarders = Vec::new();
-    // Together they hold more than one message of the largest size, 16 MiB, and a frame.
+    // What they have sent together is more than the memory, but it goes into the log, or nowhere.
     for _ in 0..6 {
         let at = host.connect(0);
         host.sender(at, "q");
@@ -64,9 +64,7 @@ fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
         hoarders.push(at);
         host.pass(Duration::from_secs(1));
     }
-    let expelled: Vec<bool> = hoarders.iter().map(|at| was_expelled(&host, *at)).collect();
-    assert_eq!(expelled, [true, true, false, false, false, false]);
-    assert!(host.clients[hoarders[0]].closed, "its socket is let go without its answer");
+    assert!(hoarders.iter().all(|at| !was_expelled(&host, *at)));
 
     // Whoever comes and finishes is served.
     let at = host.connect(0);
@@ -74,7 +72,7 @@ fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
     assert!(host.send(at, sender, 50_000, false));
     assert_eq!(host.outcomes(at), [Outcome::Accepted]);
 
-    // A frame that never ends counts as well, and what went is no longer counted.
+    // A frame that never ends goes nowhere, and what went is no longer counted.
     for _ in 0..40 {
         let at = host.connect(0);
         host.sender(at, "q");
@@ -83,10 +81,50 @@ fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
         host.pass(Duration::from_millis(100));
     }
     assert!(hoarders.iter().all(|at| was_expelled(&host, *at)));
+    assert!(host.clients[hoarders[0]].closed, "its socket is let go without its answer");
     for at in 0..host.clients.len() {
         host.lose(at);
     }
     assert_eq!(host.shards[0].links(), 0);
+}
+
+#[test]
+fn who_waits_for_the_log_is_not_slow_and_no_reason_to_close_others() {
+    let wish = Wish { memory_bytes_max: 1 << 24, segments_max: 600, ..Wish::default() };
+    let mut host = Host::new(Wish { message_bytes_max: 1 << 25, ..wish });
+    let senders: Vec<usize> = (0..7)
+        .map(|_| {
+            let at = host.connect(0);
+            host.sender(at, "q");
+            at
+        })
+        .collect();
+    let (small, filler, waiting) = (senders[0], senders[1], &senders[2..]);
+    hear(&mut host, small, &part(true, true)[..1000]);
+    host.pass(Duration::from_secs(1));
+    host.writes = Writes::Held;
+    for nth in 0..32 {
+        if !host.clients[filler].paused {
+            hear(&mut host, filler, &part(nth == 0, true));
+        }
+    }
+    assert!(host.clients[filler].paused, "the log takes nothing more");
+    // A part of each is on its way, and with what it has sent beside that they fill the bound.
+    for at in waiting {
+        hear(&mut host, *at, &part(true, true));
+        assert!(host.clients[*at].paused);
+        hear(&mut host, *at, &part(false, true)[..PART_BYTES - 1]);
+    }
+    assert!(waiting.iter().all(|at| !was_expelled(&host, *at)));
+    assert!(!was_expelled(&host, small), "the oldest, for what others hold");
+    // It goes where those that the log has nothing of fill the bound.
+    for nth in 0..5 {
+        assert_eq!(was_expelled(&host, small), nth > 3, "{nth}");
+        let at = host.connect(0);
+        host.sender(at, "q");
+        hear(&mut host, at, &part(true, true)[..PART_BYTES - 1]);
+    }
+    assert!(waiting.iter().all(|at| !was_expelled(&host, *at)));
 }
 
 /// Attaches that are refused: each is answered by two frames, the second with an explanation.

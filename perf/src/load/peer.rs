@@ -384,7 +384,10 @@ impl Peer {
                     heard.push(Heard::Received { consumer, message });
                 }
             }
-            Event::PartWanted { .. } | Event::Drained { .. } => {}
+            Event::PartWanted { .. }
+            | Event::Part { .. }
+            | Event::Aborted { .. }
+            | Event::Drained { .. } => {}
             Event::Detached { error, .. }
             | Event::DetachReceived { error, .. }
             | Event::Ended { error, .. }

@@ -323,7 +323,9 @@ impl World {
     pub(super) fn note_mail(&mut self, mail: &Mail) {
         match mail {
             Mail::Publish { whence: Whence::Moved(_), .. } => self.hits.add(Hit::MovedAcross),
-            Mail::Consume { .. } | Mail::Publish { .. } => self.hits.add(Hit::Crossed),
+            Mail::Consume { .. } | Mail::Publish { .. } | Mail::Part(_) => {
+                self.hits.add(Hit::Crossed);
+            }
             Mail::Pressure(true) => {
                 self.hits.add(Hit::DiskFull);
             }
@@ -358,6 +360,7 @@ impl World {
             | Mail::Deliver { .. }
             | Mail::Fetch(_)
             | Mail::Fetched { .. }
+            | Mail::Taken { .. }
             | Mail::Drained { .. }
             | Mail::Settle { .. }
             | Mail::Modify { .. }
