@@ -90,6 +90,7 @@ fn the_journals_canaries_are_caught_by_a_journal_alone() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "asked of a release build: tests/run seeds")]
 fn every_canary_is_caught_in_the_world() {
     for (name, canary) in Canary::ALL {
         let caught = seeds_of_world(canary, |_| true);
@@ -99,6 +100,7 @@ fn every_canary_is_caught_in_the_world() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "asked of a release build: tests/run seeds")]
 fn expiry_and_duplicate_ids_are_watched_over_where_room_is_short() {
     use broker::canary::Canary::{
         DuplicateAnsweredEarly, DuplicatesForgotten, DuplicatesNotCarried, ExpiredDropped,

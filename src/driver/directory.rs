@@ -181,8 +181,9 @@ impl Taken {
         self.node.as_ref()
     }
 
-    /// Whether no other process can use the directory, here or on another machine: the lock is
-    /// held, and this machine's kernel alone gives it.
+    /// Whether no other process can use the directory: the lock is held, and this machine's kernel
+    /// alone gives it. It says nothing of a copy, or of a block device that was taken from a machine
+    /// that still runs.
     pub(crate) fn is_sole(&self) -> bool {
         self.is_sole
     }

@@ -55,6 +55,8 @@ impl Membership {
         match self.exit {
             Exit::Stays | Exit::Given => {}
             Exit::Draining { until, goal } => {
+                // An heir that went away meanwhile is not waited for.
+                let goal = if self.heir().is_some() { goal } else { Goal::Release };
                 let waits = !self.canaries.has(Canary::HandOverUndrained);
                 if !waits || self.is_drained(goal) || until <= now {
                     self.exit = Exit::Closing { goal };

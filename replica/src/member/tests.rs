@@ -524,6 +524,19 @@ fn who_stops_waits_for_its_clients_as_long_as_it_was_told_and_no_longer() {
 }
 
 #[test]
+fn who_stops_waits_for_no_heir_that_went_away() {
+    let mut pair = Pair::in_sync();
+    pair.sides[0].is_busy = true;
+    let (now, drain) = (pair.now, Duration::from_secs(60));
+    pair.sides[0].member.stop(now, drain);
+    pair.sides[1].is_down = true;
+    pair.run(10_000);
+    assert!(pair.sides[0].may_serve(pair.now), "what was taken is still answered: {pair}");
+    pair.sides[0].is_busy = false;
+    pair.run_until(3000, |pair| pair.sides[0].member.may_end());
+}
+
+#[test]
 fn a_stop_gives_the_role_away_and_takes_it_no_more() {
     let mut pair = Pair::in_sync();
     let now = pair.now;
