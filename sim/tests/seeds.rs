@@ -58,6 +58,7 @@ fn the_same_seed_is_the_same_run() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "asked of a release build: tests/run seeds")]
 fn a_crash_at_every_moment_of_a_small_run_breaks_no_promise() {
     let mut runs = 0;
     for (seed, step) in [(3, 1), (11, 4)] {
@@ -76,6 +77,7 @@ fn a_crash_at_every_moment_of_a_small_run_breaks_no_promise() {
 
 /// The first crash falls on every few moments of runs in which live messages are copied forward.
 #[test]
+#[cfg_attr(debug_assertions, ignore = "asked of a release build: tests/run seeds")]
 fn a_crash_at_any_moment_of_a_compaction_breaks_no_promise() {
     let mut runs = 0;
     let copies = (0..40).filter_map(|seed| {
