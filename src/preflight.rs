@@ -198,16 +198,7 @@ fn memory(config: &Config, memory: &Memory, shards: u16) -> Check {
                 rounded(budget.shard_messages),
                 shards
             );
-            if budget.holds_the_largest(config) {
-                ok("memory", found)
-            } else {
-                warn(
-                    "memory",
-                    found,
-                    "Messages of max-message-size will be refused: give it more memory, or take \
-                     fewer shards for a new directory.",
-                )
-            }
+            ok("memory", found)
         }
     }
 }

@@ -128,7 +128,7 @@ pub const HEAD_BYTES_MAX: usize = 48 << 10;
 pub const READ_BACKS_MAX: usize = 32;
 /// Messages that one peek shows.
 pub const PEEK_MESSAGES_MAX: usize = 100;
-/// Bytes of messages that one peek shows, and one message at the least.
+/// Bytes of messages that one peek shows; of one that is longer, nothing but its length.
 pub const PEEK_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a log that are put into an export at once, a batch more or less.
 pub const EXPORT_PIECE_BYTES: usize = 1 << 20;

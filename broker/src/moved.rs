@@ -76,12 +76,12 @@ const OURS: [&str; 6] = [ORIG_ADDRESS, ORIG_QUEUE, ACTUAL_EXPIRY, REASON, TIME, 
 /// Room for what is added, but for the names of address and queue.
 const ADDED_BYTES: usize = 256;
 
-/// The message as it goes to the other queue.
+/// The message as it goes to the other queue; or so much of it as holds all before its properties.
 ///
 /// # Errors
-/// The message cannot be decoded, which was checked when it came in.
+/// That cannot be decoded, which was checked when it came in.
 pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
-    let sections = Sections::scan(message)?;
+    let sections = Sections::scan_annotations(message)?;
     let before = sections.message_annotations(message)?;
     let mut header = sections.header_fields;
     (header.ttl, header.delivery_count, header.first_acquirer) = (None, None, None);

@@ -59,6 +59,7 @@ mod inflow;
 mod ingress;
 mod link;
 mod modified;
+mod move_flow;
 mod moving;
 mod operator;
 mod outflow;
@@ -565,6 +566,7 @@ impl Shard {
             }
             Mail::Part(part) => self.publish_part(now, *part),
             Mail::Taken { conn, bytes } => self.taken(conn, bytes),
+            Mail::MovedOn(origin) => self.moved_on(origin),
             Mail::Moved { origin, copy } => self.copied(now, origin, copy),
             Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
             Mail::Landed(copy) => self.landed(copy),
@@ -590,7 +592,7 @@ impl Shard {
                     link::Stashed { sequence, message, delivery_count, first_acquirer, added };
                 self.deliver(now, consumer, stashed);
             }
-            Mail::Fetch(fetch) => self.fetch(fetch),
+            Mail::Fetch(fetch) => self.fetch(outflow::Asks::Consumer(fetch)),
             Mail::Fetched { fetch, fragment } => self.fetched(now, fetch, fragment),
             Mail::Drained { consumer, unused } => self.drained(now, consumer, unused),
             Mail::Settle { queue, consumer, sequence, outcome, confirm } => {

@@ -1,9 +1,11 @@
-//! Messages that stop half way, thousands of them: what that costs the process.
+//! Messages that stop half way, thousands of them, and one that is longer than the memory: what
+//! that costs the process.
 //!
 //! ```text
 //!   memory-max 64 MiB  ◀── LAELAPS_HALF_SENT messages of 1 MiB, half of each (10,000: 5 GiB)
 //!   resident            printed, and bounded; nobody is closed
 //!   the newest 50       are sent to their end, and come whole; the others' connections break
+//!   one more            of LAELAPS_LARGE_MIB, in and out, every byte looked at
 //! ```
 
 use std::collections::VecDeque;
@@ -274,5 +276,45 @@ fn thousands_that_stop_half_way_take_little_memory_and_those_that_end_come_whole
     for number in numbers {
         assert_eq!(receive(&mut peer, link, MESSAGE_BYTES, |_| {}), number);
     }
+    assert!(broker.stop().success());
+}
+
+#[test]
+fn one_that_is_longer_than_the_memory_goes_in_and_comes_out() {
+    let scratch = Scratch::new("one-large");
+    let len = (knob("LAELAPS_LARGE_MIB", 128) << 20) as usize;
+    let broker = start(&scratch, len as u64 + 1024).ready();
+    let mut peer = Peer::connect(broker.amqp, 1 << 20);
+    let session = peer.session();
+    let link = peer.link(session, "large", "in".to_owned(), false);
+    let (piece, mut most, began) = (512 << 10, 0, now());
+    begin(&mut peer, link, 7, len, piece);
+    let mut sent = piece;
+    while sent < len {
+        let bytes = piece.min(len - sent);
+        let part = Bytes::from(bytes_of(7, sent, bytes));
+        peer.send_on(link, &part, sent + bytes == len);
+        sent += bytes;
+        most = most.max(resident_bytes(&broker));
+    }
+    assert_eq!(peer.outcome(), Outcome::Accepted);
+    let (taken, began) = (now() - began, now());
+    let link = peer.link(session, "large", "out".to_owned(), true);
+    peer.amqp.grant_credit(link, 1);
+    let mut looked = 0;
+    receive(&mut peer, link, len, |at| {
+        if at - looked > 4 << 20 {
+            looked = at;
+            most = most.max(resident_bytes(&broker));
+        }
+    });
+    println!(
+        "a message of {} MiB: {} MiB resident at most; in {} s, out {} s",
+        len >> 20,
+        most >> 20,
+        taken.as_secs(),
+        (now() - began).as_secs()
+    );
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident");
     assert!(broker.stop().success());
 }

@@ -24,6 +24,8 @@
 //! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
 //! another message: a sequence that was lost with the tail of a log is given again.
 //!
+//! A message in fragments goes in parts (`move_flow.rs`), of which the last makes the copy.
+//!
 //! Who takes no copy says so, and the move is tried again, later and later. Where disk, memory or
 //! the other queue is full, the message is offered to consumers between two tries, who alone can
 //! make room (but one that has expired is not); that it fails again is neither counted nor written:
@@ -40,6 +42,7 @@ use std::time::{Duration, Instant};
 
 use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
 
+use super::move_flow::Flow;
 use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
@@ -82,13 +85,15 @@ pub(super) struct Moves {
 
 /// One message on its way.
 #[derive(Debug)]
-struct Move {
+pub(super) struct Move {
     /// The name of the queue that it goes to.
     to: String,
-    reason: Reason,
+    pub(super) reason: Reason,
     stage: Stage,
     /// What the copy counts against the memory bound while it is sent.
-    memory_bytes: u64,
+    pub(super) memory_bytes: u64,
+    /// It goes fragment by fragment.
+    pub(super) flow: Option<Flow>,
 }
 
 /// A message that nobody took.
@@ -115,6 +120,17 @@ impl Moves {
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
+    }
+
+    pub(super) fn get_mut(&mut self, place: (QueueId, Sequence)) -> Option<&mut Move> {
+        self.under_way.get_mut(&place)
+    }
+
+    /// It is on its way from now on.
+    pub(super) fn sets_off(&mut self, place: (QueueId, Sequence)) -> Option<&mut Move> {
+        let moving = self.get_mut(place)?;
+        moving.stage = Stage::Sent;
+        Some(moving)
     }
 
     /// What waits until there is a queue of this name.
@@ -257,7 +273,8 @@ impl Shard {
             self.settle_moved(now, id, sequence, Answer::Nobody);
             return;
         }
-        let moving = Move { to: to.clone(), reason, stage: Stage::Committing, memory_bytes: 0 };
+        let (stage, memory_bytes, flow) = (Stage::Committing, 0, None);
+        let moving = Move { to: to.clone(), reason, stage, memory_bytes, flow };
         self.moves.under_way.insert((id, sequence), moving);
         self.moves.cancel_retry((id, sequence));
         let Some(journal) = &self.journal else { return };
@@ -335,6 +352,9 @@ impl Shard {
             return drop(self.end_move((id, sequence)));
         };
         let Some(message) = message else {
+            if queue.chain(sequence).is_some() {
+                return self.begin_flow(now, (id, sequence), (to, home));
+            }
             moving.stage = Stage::Read;
             return self.want_bytes(id, sequence);
         };
@@ -388,7 +408,7 @@ impl Shard {
     }
 
     /// A message is not on its way any more, and what its copy took is free.
-    fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
+    pub(super) fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
         let moving = self.moves.under_way.remove(&place)?;
         self.aside_bytes -= moving.memory_bytes;
         Some(moving)

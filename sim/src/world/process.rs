@@ -350,6 +350,7 @@ impl World {
             | Mail::Provide { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)
+            | Mail::MovedOn(_)
             | Mail::Arrivals(_)
             | Mail::Open(_)
             | Mail::Opened(_)
