@@ -182,8 +182,8 @@ impl Taken {
     }
 
     /// Whether no other process can use the directory: the lock is held, and this machine's kernel
-    /// alone gives it. It says nothing of a copy, or of a block device that was taken from a machine
-    /// that still runs.
+    /// alone gives it. It says nothing of a copy, or of a block device that was taken away from a
+    /// machine that still runs.
     pub(crate) fn is_sole(&self) -> bool {
         self.is_sole
     }
