@@ -58,7 +58,7 @@ use journal::{Level, Origin, QueueId, Sequence, ShardId};
 
 use crate::catalogue::{QueueRecord, Temporary};
 use crate::event::ConnId;
-use crate::queue::Traits;
+use crate::queue::{Queue, Traits};
 use crate::setback::Added;
 
 /// A link's end on a connection's shard: who gets the answers.
@@ -407,6 +407,13 @@ pub struct Part {
     pub settled: bool,
     /// Its bytes.
     pub bytes: Bytes,
+}
+
+impl Part {
+    /// What it takes in memory while it waits.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        Queue::memory_bytes(self.bytes.len())
+    }
 }
 
 /// Which part of a message.

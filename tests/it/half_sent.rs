@@ -17,7 +17,7 @@ use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::session::SessionId;
 use bytes::Bytes;
 
-use crate::harness::{Broker, Scratch, Start, knob};
+use crate::harness::{Scratch, Start, knob};
 
 const MEMORY_MAX: u64 = 64 << 20;
 /// Beside messages: the program, a ring, batch buffers, what is unfinished (a quarter of the
@@ -140,15 +140,6 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// What the process has in memory, in bytes.
-fn resident_bytes(broker: &Broker) -> u64 {
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there is one");
-    let kib = line.split_whitespace().nth(1).expect("a figure");
-    kib.parse::<u64>().expect("a number") * 1024
-}
-
 /// The bytes of a message from here on: any two messages and places differ.
 pub(crate) fn bytes_of(number: usize, from: usize, len: usize) -> Vec<u8> {
     (from..from + len).map(|at| (at / 3 + at / 977 * 5 + number * 29) as u8).collect()
@@ -231,7 +222,7 @@ pub(crate) fn receive(
 fn thousands_that_stop_half_way_take_little_memory_and_those_that_end_come_whole() {
     let scratch = Scratch::new("half-sent");
     let broker = start(&scratch, 16 << 20).ready();
-    let before = resident_bytes(&broker);
+    let before = broker.memory_bytes("VmRSS");
     let count = knob("LAELAPS_HALF_SENT", 500) as usize;
     let (mut peers, mut most) = (Vec::new(), 0);
     for first in (0..count).step_by(SESSIONS) {
@@ -243,7 +234,7 @@ fn thousands_that_stop_half_way_take_little_memory_and_those_that_end_come_whole
             begin(&mut peer, link, number % 256, MESSAGE_BYTES, MESSAGE_BYTES / 2);
             links.push((number, link));
         }
-        most = most.max(resident_bytes(&broker));
+        most = most.max(broker.memory_bytes("VmRSS"));
         peers.push((peer, links));
     }
     println!(

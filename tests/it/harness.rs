@@ -163,6 +163,14 @@ impl Broker {
         self.child.id()
     }
 
+    /// A line of `/proc/PID/status`, in bytes.
+    pub(crate) fn memory_bytes(&self, what: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it lives");
+        let line = status.lines().find(|line| line.starts_with(what)).expect("Linux tells");
+        let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+        kib.expect("a number") * 1024
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.http("/healthz/ready").is_some_and(|(status, _)| status == 200)
     }

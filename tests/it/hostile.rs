@@ -221,19 +221,11 @@ fn median(mut values: Vec<Duration>) -> Duration {
     values[values.len() / 2]
 }
 
-/// A line of `/proc/PID/status`, in bytes.
-fn memory(broker: &Broker, what: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("it lives");
-    let line = status.lines().find(|line| line.starts_with(what)).expect("Linux tells");
-    let kib = line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
-    kib.expect("a number") * 1024
-}
-
 /// Lets `VmHWM` begin anew at what is resident now, and says how much that is.
 fn resident_from_now(broker: &Broker) -> u64 {
     let path = format!("/proc/{}/clear_refs", broker.pid());
     fs::write(path, "5").expect("a child of ours");
-    memory(broker, "VmRSS")
+    broker.memory_bytes("VmRSS")
 }
 
 /// The median p99 of the blocks in calm, and of those under attack.
@@ -312,7 +304,7 @@ fn withstand(attack: &Attack) {
         }
         compared
     });
-    let growth = memory(&broker, "VmHWM").saturating_sub(before);
+    let growth = broker.memory_bytes("VmHWM").saturating_sub(before);
     let blows = field.blows.load(Ordering::Relaxed);
     let ratio = attacked.as_secs_f64() / calm.as_secs_f64();
     println!(
@@ -803,9 +795,9 @@ fn an_idle_connection_costs_little() {
     };
     // What the first ones cost the process once is no part of what each costs.
     let first = open(100);
-    let before = memory(&broker, "VmRSS");
+    let before = broker.memory_bytes("VmRSS");
     let held = open(wanted);
-    let after = memory(&broker, "VmRSS");
+    let after = broker.memory_bytes("VmRSS");
     let each = (after - before) / wanted as u64;
     println!(
         "hostile idle: {wanted} connections, each with a session and a link: {each} bytes each, \

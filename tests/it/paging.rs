@@ -33,15 +33,6 @@ fn connect(broker: &Broker) -> Client {
         .expect("the broker takes connections")
 }
 
-/// What the process has in memory, in bytes.
-fn resident_bytes(broker: &Broker) -> u64 {
-    let status =
-        std::fs::read_to_string(format!("/proc/{}/status", broker.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("there is one");
-    let kib = line.split_whitespace().nth(1).expect("a figure");
-    kib.parse::<u64>().expect("a number") * 1024
-}
-
 fn name(queue: u64) -> String {
     format!("paged-{queue}")
 }
@@ -78,7 +69,7 @@ fn fill(broker: &Broker, each: u64) -> u64 {
             assert_eq!(client.next_outcome().expect("each is answered").1, Outcome::Accepted);
         }
         if sent % 8192 == 0 {
-            most = most.max(resident_bytes(broker));
+            most = most.max(broker.memory_bytes("VmRSS"));
             assert_eq!(broker.metric("memory_pressure"), 0, "after {sent} messages");
         }
     }
@@ -118,12 +109,12 @@ fn a_backlog_of_ten_times_the_memory_is_kept_and_drained_in_order() {
     let paged = broker.metric("paged_messages");
     assert!(paged > each * QUEUES / 2, "{paged} messages are paged out");
     (0..QUEUES / 2).for_each(|queue| drain(&broker, queue, each));
-    let most = resident_bytes(&broker);
+    let most = broker.memory_bytes("VmRSS");
     assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident when half is drained");
     broker.kill();
 
     let broker = start.ready();
-    let most = resident_bytes(&broker);
+    let most = broker.memory_bytes("VmRSS");
     println!("after a start {} MiB resident", most >> 20);
     assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident after a start");
     (QUEUES / 2..QUEUES).for_each(|queue| drain(&broker, queue, each));
@@ -158,7 +149,7 @@ fn take_large(broker: &Broker, numbers: Range<u64>) -> u64 {
         assert!(received.message.ends_with(&body), "message {number}");
         received.message = Bytes::new();
         taken.push(received);
-        most = most.max(resident_bytes(broker));
+        most = most.max(broker.memory_bytes("VmRSS"));
     }
     taken.iter().for_each(|received| client.accept(received));
     client.close().expect("in order");
@@ -178,7 +169,7 @@ fn large_messages_of_ten_times_the_memory_are_sent_as_they_are_read() {
         let message = durable_message(&body_of(0, number, LARGE_BYTES));
         client.send(sender, &message).expect("there is credit in time");
         assert_eq!(client.next_outcome().expect("each is answered").1, Outcome::Accepted);
-        most = most.max(resident_bytes(&broker));
+        most = most.max(broker.memory_bytes("VmRSS"));
     }
     client.close().expect("in order");
     // What comes in is gathered whole, in a buffer that doubles, and held until it is written.
@@ -191,7 +182,7 @@ fn large_messages_of_ten_times_the_memory_are_sent_as_they_are_read() {
     broker.kill();
 
     let broker = start.ready();
-    let most = resident_bytes(&broker);
+    let most = broker.memory_bytes("VmRSS");
     println!("after a start {} MiB resident", most >> 20);
     assert!(most <= BESIDE, "{most} bytes resident: a start keeps their places only");
     assert_eq!(broker.metric("paged_messages"), count - count / 2);

@@ -55,12 +55,12 @@ use crate::apply::Effect;
 use crate::duplicates::DuplicateId;
 use crate::event::ConnId;
 use crate::limits::{
-    FULL_HOLD, GATHER_BYTES_MAX, HALF_IDLE, HALF_IDLE_SEGMENTS, HALF_SLOW, HALF_TIMES, PART_BYTES,
+    GATHER_BYTES_MAX, HALF_IDLE, HALF_IDLE_SEGMENTS, HALF_SLOW, HALF_TIMES, PART_BYTES,
     PRESSURE_LOG_EVERY,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Part, Refusal, Share, Token, Whence};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{Admission, PRIORITY_DEFAULT, Queue, Traits};
+use crate::queue::{Admission, PRIORITY_DEFAULT, Traits};
 
 /// A message that comes in parts, at its link.
 #[derive(Debug)]
@@ -358,7 +358,7 @@ enum Verdict {
 impl Shard {
     /// A part for a queue that lives here. While the journal cannot take it, it waits, in order.
     pub(super) fn publish_part(&mut self, now: Instant, mut part: Part) {
-        let bytes = Queue::memory_bytes(part.bytes.len());
+        let bytes = part.memory_bytes();
         if self.memory_bytes() + bytes > self.config.memory_bytes_max && !part.bytes.is_empty() {
             self.swallow(now, &part, Verdict::Refused(Refusal::MemoryFull));
             // Its place in the line is all that is kept.
@@ -429,9 +429,7 @@ impl Shard {
                         }
                         Err(Untaken::Refused(refusal)) => {
                             self.end_half(now, &open);
-                            if refusal == Refusal::DiskFull {
-                                self.pressing.full_until = Some(now + FULL_HOLD);
-                            }
+                            self.hold_if_full(now, &refusal);
                             Some(Verdict::Refused(refusal))
                         }
                     },
@@ -451,9 +449,7 @@ impl Shard {
     }
 
     fn refused_half(&mut self, now: Instant, refusal: Refusal) -> Coming {
-        if refusal == Refusal::DiskFull {
-            self.pressing.full_until = Some(now + FULL_HOLD);
-        }
+        self.hold_if_full(now, &refusal);
         Coming::Swallowed(Verdict::Refused(refusal))
     }
 

@@ -84,7 +84,7 @@ impl Waits {
     fn memory_bytes(&self) -> u64 {
         match self {
             Self::Whole(publish) => publish.memory_bytes(),
-            Self::Part(part) => Queue::memory_bytes(part.bytes.len()),
+            Self::Part(part) => part.memory_bytes(),
         }
     }
 }
@@ -268,6 +268,13 @@ impl Shard {
         }
     }
 
+    /// What the disk has no room for is not asked for again at once.
+    pub(super) fn hold_if_full(&mut self, now: Instant, refusal: &Refusal) {
+        if *refusal == Refusal::DiskFull {
+            self.pressing.full_until = Some(now + FULL_HOLD);
+        }
+    }
+
     /// Appends a message, or answers that it is not taken; false where it has to wait. By
     /// reference: it is more than a hundred bytes, and stays where it is.
     #[inline(never)]
@@ -275,9 +282,7 @@ impl Shard {
         match self.append_message(now, publish) {
             Ok(()) => true,
             Err(Untaken::Refused(refusal)) => {
-                if refusal == Refusal::DiskFull {
-                    self.pressing.full_until = Some(now + FULL_HOLD);
-                }
+                self.hold_if_full(now, &refusal);
                 self.refuse_publish(publish.whence, refusal);
                 true
             }

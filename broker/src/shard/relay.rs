@@ -53,7 +53,7 @@ impl Waits {
     fn memory_bytes(&self) -> u64 {
         match self {
             Self::Message(relayed) => relayed.memory_bytes(),
-            Self::Part(part) => Queue::memory_bytes(part.bytes.len()),
+            Self::Part(part) => part.memory_bytes(),
         }
     }
 }
@@ -184,7 +184,7 @@ impl Shard {
 
     /// A part waits for its queue, as long as there is memory for that.
     fn relay_part_later(&mut self, key: LinkKey, name: &str, part: Part) {
-        let bytes = Queue::memory_bytes(part.bytes.len());
+        let bytes = part.memory_bytes();
         if self.memory_bytes() + bytes <= self.config.memory_bytes_max {
             return self.relay_later(key, name, Waits::Part(part));
         }

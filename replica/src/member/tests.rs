@@ -180,6 +180,15 @@ impl Pair {
         pair
     }
 
+    /// A pair in sync whose live was told to stop, while it has clients to answer.
+    fn stopping_while_busy(drain: Duration) -> Self {
+        let mut pair = Self::in_sync();
+        let now = pair.now;
+        pair.sides[0].is_busy = true;
+        pair.sides[0].member.stop(now, drain);
+        pair
+    }
+
     fn link(&mut self, is_up: bool) {
         self.link_up = is_up;
         let now = self.now;
@@ -514,10 +523,7 @@ fn r12_a_switchover_serves_nowhere_in_between_and_ends_with_both_in_sync() {
 
 #[test]
 fn who_stops_waits_for_its_clients_as_long_as_it_was_told_and_no_longer() {
-    let mut pair = Pair::in_sync();
-    pair.sides[0].is_busy = true;
-    let (now, drain) = (pair.now, Duration::from_secs(20));
-    pair.sides[0].member.stop(now, drain);
+    let mut pair = Pair::stopping_while_busy(Duration::from_secs(20));
     pair.run(19_000);
     assert!(pair.sides[0].may_serve(pair.now), "what was taken is still answered: {pair}");
     pair.run_until(2000, |pair| pair.sides[1].may_serve(pair.now));
@@ -525,10 +531,7 @@ fn who_stops_waits_for_its_clients_as_long_as_it_was_told_and_no_longer() {
 
 #[test]
 fn who_stops_waits_for_no_heir_that_went_away() {
-    let mut pair = Pair::in_sync();
-    pair.sides[0].is_busy = true;
-    let (now, drain) = (pair.now, Duration::from_secs(60));
-    pair.sides[0].member.stop(now, drain);
+    let mut pair = Pair::stopping_while_busy(Duration::from_secs(60));
     pair.sides[1].is_down = true;
     pair.run(10_000);
     assert!(pair.sides[0].may_serve(pair.now), "what was taken is still answered: {pair}");
