@@ -635,7 +635,7 @@ fn serving(pair: &PairOf) -> usize {
 }
 
 #[test]
-#[ignore = "needs the foreign clients: tests/run kill"]
+#[ignore = "needs the foreign clients: tests/run pair"]
 fn failovers_lose_nothing_that_foreign_clients_were_promised() {
     let (kills, seed) = (knob("LAELAPS_PAIR_KILLS", 3), knob("LAELAPS_SEED", 1));
     println!("LAELAPS_SEED={seed}, {kills} kills");

@@ -1,13 +1,13 @@
 //! What an attach is answered with, and what is kept of it.
 
 use amqp::connection::Event as Amqp;
-use amqp::definitions::{DeliveryId, Role, TerminusDurability, TerminusExpiryPolicy};
+use amqp::definitions::{DeliveryId, Handle, Role, TerminusDurability, TerminusExpiryPolicy};
 use amqp::delivery::Outcome;
 use amqp::error::{Condition, Error};
-use amqp::frame::FrameWriter;
+use amqp::frame::{self, FrameWriter};
 use amqp::link::{LinkId, LinkSource, LinkTarget, NewLink, RemoteAttach};
 use amqp::message::Sections;
-use amqp::performative::Disposition;
+use amqp::performative::{AnyTarget, Attach, Disposition, Performative, Target};
 use broker::limits::{ADDED_BYTES_MAX, LINK_NAME_BYTES_MAX};
 use broker::{ConnId, Event};
 
@@ -150,4 +150,27 @@ fn what_is_kept_of_a_default_outcome_is_bounded() {
         let map = sections.message_annotations(&got).expect("sound");
         assert_eq!(map.map(|map| map.len()), message_annotations.map(|_| 1));
     }
+}
+
+#[test]
+fn item_23_a_look_up_of_a_durable_subscription_finds_none() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    host.session(at);
+    let mut bytes = Vec::new();
+    let look_up = Attach {
+        name: "subscription",
+        handle: Handle(0),
+        role: Role::Receiver,
+        target: Some(AnyTarget::Target(Target::default())),
+        ..Attach::default()
+    };
+    frame::write(&mut bytes, 0, &Performative::Attach(look_up));
+    host.event(0, Event::Received { conn: ConnId(at as u64), bytes: &bytes });
+    host.settle();
+    let why = host.clients[at].heard.iter().find_map(|event| {
+        let Amqp::DetachReceived { error, .. } = event else { return None };
+        error.as_ref().map(|error| error.condition.clone())
+    });
+    assert_eq!(why, Some(Condition::NotFound.into()), "{:?}", host.clients[at].heard);
 }

@@ -292,5 +292,6 @@ func (r *remote) drain(ctx context.Context, s step) (answer, error) {
 		return nil, err
 	}
 	time.Sleep(200 * time.Millisecond)
-	return answer{"done": true}, receiver.DrainCredit(ctx, nil)
+	note := "`DrainCredit` takes back credit that was not asked for yet, so the program waits 0.2 s before it"
+	return answer{"done": true, "note": note}, receiver.DrainCredit(ctx, nil)
 }

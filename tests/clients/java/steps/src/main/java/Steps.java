@@ -61,6 +61,7 @@ public abstract class Steps {
     public static final String TRUST_PASSWORD = "public";
 
     private final Map<String, Object> deliveries = new HashMap<>();
+    private String note;
 
     /** Group and artifact, whose version is asked for. */
     protected abstract String[] library();
@@ -95,6 +96,11 @@ public abstract class Steps {
     /** Why no annotations can be seen, or null. */
     protected String annotationsHidden() {
         return null;
+    }
+
+    /** There is something to know of how this step is done. */
+    protected final void note(String what) {
+        note = what;
     }
 
     /** A trust store of the kind that Java reads, beside a certificate in PEM. */
@@ -141,6 +147,7 @@ public abstract class Steps {
     private JsonObject answer(JsonObject step) throws Exception {
         JsonObject answer = new JsonObject();
         String name = text(step, "name");
+        note = null;
         int withinMs = number(step, "within_ms", 10_000);
         switch (step.get("do").getAsString()) {
             case "about" -> answer.addProperty("version", version());
@@ -174,6 +181,9 @@ public abstract class Steps {
                 answer.addProperty("open", isOpen());
             }
             default -> throw new IllegalArgumentException("no such step: " + step.get("do"));
+        }
+        if (note != null) {
+            answer.addProperty("note", note);
         }
         return answer;
     }

@@ -6,28 +6,56 @@ import io.vertx.amqp.AmqpMessageBuilder;
 import io.vertx.amqp.AmqpReceiver;
 import io.vertx.amqp.AmqpReceiverOptions;
 import io.vertx.amqp.AmqpSender;
+import io.vertx.core.Context;
 import io.vertx.core.Future;
+import io.vertx.core.Promise;
 import io.vertx.core.Vertx;
 import io.vertx.core.buffer.Buffer;
 import io.vertx.core.net.PemTrustOptions;
+import io.vertx.proton.ProtonDelivery;
+import io.vertx.proton.ProtonHelper;
+import io.vertx.proton.ProtonReceiver;
 import java.util.HashMap;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.function.Consumer;
+import org.apache.qpid.proton.amqp.Symbol;
 import org.apache.qpid.proton.amqp.messaging.AmqpValue;
+import org.apache.qpid.proton.amqp.messaging.Data;
 import org.apache.qpid.proton.amqp.messaging.MessageAnnotations;
 import org.apache.qpid.proton.amqp.messaging.Section;
+import org.apache.qpid.proton.amqp.messaging.Source;
+import org.apache.qpid.proton.message.Message;
 
-/** The AMQP client of Vert.x on strings: the steps of tests/clients/README.md. */
+/**
+ * The AMQP client of Vert.x on strings: the steps of tests/clients/README.md.
+ *
+ * <p>It has no browsing and no drain; the ProtonConnection below it, which it hands out, has both.
+ */
 public final class VertxRemote extends Steps {
     private static final long WITHIN_S = 10;
+    private static final String UNWRAPPED =
+            "`AmqpReceiver` has none: the program takes a `ProtonReceiver` from"
+                    + " `AmqpConnection.unwrap()`";
+
+    /** How what came is settled. */
+    private interface Settling {
+        void as(String outcome) throws Exception;
+    }
+
+    /** What came, by either kind of receiver. */
+    private record Came(Message message, Settling settling) {}
 
     private final Vertx vertx = Vertx.vertx();
+    /** The event loop that the connection runs on; what is unwrapped is used there only. */
+    private final Context loop = vertx.getOrCreateContext();
     private final Map<String, AmqpSender> senders = new HashMap<>();
     private final Map<String, AmqpReceiver> receivers = new HashMap<>();
-    private final Map<String, BlockingQueue<AmqpMessage>> came = new HashMap<>();
+    private final Map<String, ProtonReceiver> unwrapped = new HashMap<>();
+    private final Map<String, BlockingQueue<Came>> came = new HashMap<>();
     private AmqpClient client;
     private AmqpConnection connection;
 
@@ -42,6 +70,20 @@ public final class VertxRemote extends Steps {
 
     private static <T> T wait(Future<T> future) throws Exception {
         return future.toCompletionStage().toCompletableFuture().get(WITHIN_S, TimeUnit.SECONDS);
+    }
+
+    /** Does something on the connection's event loop and waits until it says what it gave. */
+    private <T> T onLoop(Consumer<Promise<T>> what) throws Exception {
+        Promise<T> done = Promise.promise();
+        loop.runOnContext(
+                nothing -> {
+                    try {
+                        what.accept(done);
+                    } catch (RuntimeException failure) {
+                        done.tryFail(failure);
+                    }
+                });
+        return wait(done.future());
     }
 
     @Override
@@ -61,7 +103,7 @@ public final class VertxRemote extends Steps {
             options.setPemTrustOptions(new PemTrustOptions().addCertPath(where.ca()));
         }
         client = AmqpClient.create(vertx, options);
-        connection = wait(client.connect());
+        connection = onLoop(done -> client.connect().onComplete(done));
     }
 
     @Override
@@ -74,19 +116,46 @@ public final class VertxRemote extends Steps {
     @Override
     protected String receiver(String name, String from, int credit, boolean copy)
             throws Exception {
-        if (copy) {
-            throw new Lacks("`AmqpReceiverOptions` has no distribution mode");
+        // Credit by hand is for a drain.
+        if (copy || credit == 0) {
+            return unwrappedReceiver(name, from, credit, copy);
         }
         AmqpReceiverOptions options = new AmqpReceiverOptions().setAutoAcknowledgement(false);
         options.setMaxBufferedMessages(Math.max(credit, 1)).setDynamic(from == null);
         AmqpReceiver receiver = wait(connection.createReceiver(from, options));
-        BlockingQueue<AmqpMessage> queue = new LinkedBlockingQueue<>();
+        BlockingQueue<Came> queue = new LinkedBlockingQueue<>();
         receivers.put(name, receiver);
         came.put(name, queue);
-        if (credit > 0) {
-            receiver.handler(queue::add);
-        }
+        receiver.handler(
+                message -> queue.add(new Came(message.unwrap(), to -> settle(message, to))));
         return receiver.address();
+    }
+
+    private String unwrappedReceiver(String name, String from, int credit, boolean copy)
+            throws Exception {
+        note(UNWRAPPED);
+        BlockingQueue<Came> queue = new LinkedBlockingQueue<>();
+        ProtonReceiver opened =
+                onLoop(
+                        done -> {
+                            ProtonReceiver receiver = connection.unwrap().createReceiver(from);
+                            if (copy) {
+                                ((Source) receiver.getSource())
+                                        .setDistributionMode(Symbol.valueOf("copy"));
+                            }
+                            receiver.setPrefetch(0).setAutoAccept(false);
+                            receiver.handler(
+                                    (delivery, message) ->
+                                            queue.add(new Came(message, to -> settle(delivery, to))));
+                            receiver.openHandler(done);
+                            receiver.open();
+                            if (credit > 0) {
+                                receiver.flow(credit);
+                            }
+                        });
+        unwrapped.put(name, opened);
+        came.put(name, queue);
+        return opened.getRemoteSource().getAddress();
     }
 
     @Override
@@ -110,19 +179,27 @@ public final class VertxRemote extends Steps {
 
     @Override
     protected Incoming next(String name, long withinMs) throws InterruptedException {
-        AmqpMessage message = came.get(name).poll(withinMs, TimeUnit.MILLISECONDS);
-        if (message == null) {
+        Came next = came.get(name).poll(withinMs, TimeUnit.MILLISECONDS);
+        if (next == null) {
             return null;
         }
-        Section body = message.unwrap().getBody();
-        boolean isText = body instanceof AmqpValue value && value.getValue() instanceof String;
+        Message message = next.message();
+        Section body = message.getBody();
+        Object value = body instanceof AmqpValue whole ? whole.getValue() : null;
+        Object correlation = message.getCorrelationId();
         return new Incoming(
-                isText ? message.bodyAsString() : null,
-                isText ? null : message.bodyAsBinary().getBytes(),
-                message.replyTo(),
-                message.correlationId(),
-                annotations(message.unwrap().getMessageAnnotations()),
-                message);
+                value instanceof String text ? text : null,
+                body instanceof Data data ? bytes(data) : null,
+                message.getReplyTo(),
+                correlation == null ? null : correlation.toString(),
+                annotations(message.getMessageAnnotations()),
+                next.settling());
+    }
+
+    private static byte[] bytes(Data data) {
+        byte[] bytes = new byte[data.getValue().getLength()];
+        data.getValue().asByteBuffer().get(bytes);
+        return bytes;
     }
 
     /** The client's own messages show no annotations, the Proton-J ones below them do. */
@@ -136,8 +213,11 @@ public final class VertxRemote extends Steps {
     }
 
     @Override
-    protected void settle(Object delivery, String outcome) {
-        AmqpMessage message = (AmqpMessage) delivery;
+    protected void settle(Object delivery, String outcome) throws Exception {
+        ((Settling) delivery).as(outcome);
+    }
+
+    private static void settle(AmqpMessage message, String outcome) {
         switch (outcome) {
             case "accepted" -> message.accepted();
             case "released" -> message.released();
@@ -146,13 +226,42 @@ public final class VertxRemote extends Steps {
         }
     }
 
+    private void settle(ProtonDelivery delivery, String outcome) throws Exception {
+        onLoop(
+                done -> {
+                    switch (outcome) {
+                        case "accepted" -> ProtonHelper.accepted(delivery, true);
+                        case "released" -> ProtonHelper.released(delivery, true);
+                        case "rejected" -> ProtonHelper.rejected(delivery, true);
+                        default -> throw new IllegalArgumentException(outcome);
+                    }
+                    done.complete();
+                });
+    }
+
     @Override
-    protected void drain(String name, int credit) throws Lacks {
-        throw new Lacks("`AmqpReceiver` has no drain (`ProtonReceiver` of vertx-proton has)");
+    protected void drain(String name, int credit) throws Exception {
+        note(UNWRAPPED);
+        // `drain` takes back what was given before it and says when it is done.
+        onLoop(
+                done -> {
+                    ProtonReceiver receiver = unwrapped.get(name);
+                    receiver.flow(credit);
+                    receiver.drain(WITHIN_S * 1000, gone -> done.handle(gone.mapEmpty()));
+                });
     }
 
     @Override
     protected void detach(String name) throws Exception {
+        ProtonReceiver receiver = unwrapped.remove(name);
+        if (receiver != null) {
+            onLoop(
+                    done -> {
+                        receiver.closeHandler(gone -> done.handle(gone.mapEmpty()));
+                        receiver.close();
+                    });
+            return;
+        }
         wait(senders.containsKey(name) ? senders.remove(name).close()
                 : receivers.remove(name).close());
     }
@@ -169,6 +278,7 @@ public final class VertxRemote extends Steps {
         connection = null;
         senders.clear();
         receivers.clear();
+        unwrapped.clear();
         came.clear();
     }
 
