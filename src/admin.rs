@@ -45,7 +45,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use broker::ConnId;
-use broker::admin::{AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats};
+use broker::admin::{AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats, Undeletable};
 use journal::ShardId;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
@@ -134,7 +134,7 @@ fn app(desk: Desk) -> Router {
         .route("/healthz/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/api/v1/queues", get(queues))
-        .route("/api/v1/queues/{name}", get(queue))
+        .route("/api/v1/queues/{name}", get(queue).delete(delete_queue))
         .route("/api/v1/queues/{name}/messages", get(peek))
         .route("/api/v1/queues/{name}/purge", post(purge))
         .route("/api/v1/connections", get(connections))
@@ -420,6 +420,34 @@ async fn purge(
         if let Some(count) = count {
             tracing::info!(queue = name, count, user = operator.user, "purged by an operator");
             return Ok(Json(json!({ "queue": name, "purged": count })));
+        }
+    }
+    Err(no_queue(&name))
+}
+
+async fn delete_queue(
+    State(desk): State<Desk>,
+    Extension(operator): Extension<Operator>,
+    name: InPath<String>,
+) -> Result<Json<Value>, Refused> {
+    let Path(name) = name?;
+    operator.must_delete(&name)?;
+    let conflict = |why: String| Err(Refused(StatusCode::CONFLICT, why));
+    for reply in desk.ask_all(AdminRequest::Delete { queue: name.clone() }).await? {
+        match reply {
+            AdminReply::Deleted(None) => {}
+            AdminReply::Deleted(Some(Ok(()))) => {
+                tracing::info!(queue = name, user = operator.user, "deleted by an operator");
+                return Ok(Json(json!({ "queue": name, "deleted": true })));
+            }
+            AdminReply::Deleted(Some(Err(Undeletable::HasMessages(count)))) => {
+                let why = "purge it first, or let its consumers settle what they hold";
+                return conflict(format!("'{name}' holds {count} messages: {why}"));
+            }
+            AdminReply::Deleted(Some(Err(Undeletable::Temporary))) => {
+                return conflict(format!("'{name}' goes with the link that asked for it"));
+            }
+            _ => return Err(confused("Delete")),
         }
     }
     Err(no_queue(&name))

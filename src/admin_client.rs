@@ -62,6 +62,11 @@ pub(crate) enum QueueCommand {
         /// Its name
         name: String,
     },
+    /// Delete it, if it is empty; its links are detached
+    Delete {
+        /// Its name
+        name: String,
+    },
 }
 
 /// What can be asked about connections.
@@ -96,6 +101,11 @@ pub(crate) fn queue(server: &Server, command: &QueueCommand) -> Result<(), Failu
             let path = format!("/api/v1/queues/{}/purge", segment(name));
             let answer = server.send(Method::Post, &path)?;
             server.show(&answer, |answer| format!("{} messages removed\n", answer["purged"]));
+        }
+        QueueCommand::Delete { name } => {
+            let path = format!("/api/v1/queues/{}", segment(name));
+            let answer = server.send(Method::Delete, &path)?;
+            server.show(&answer, |_| format!("{name} is deleted\n"));
         }
     }
     Ok(())

@@ -45,7 +45,7 @@ impl Right {
             Self::Consume => "take messages from it",
             Self::Browse => "look at its messages, which stay (`copy`)",
             Self::Create => "have it created by a link or a message; `$temp.#` are dynamic nodes",
-            Self::Delete => "have it deleted; nothing deletes a queue by request in this version",
+            Self::Delete => "delete it over the admin API, once it is empty",
             Self::Manage => {
                 "look at it and purge it over the admin API; on `#` also connections and metrics"
             }

@@ -31,6 +31,12 @@ pub enum AdminRequest {
         /// The queue's name.
         queue: String,
     },
+    /// Delete a queue that holds no message; answered when that is committed everywhere. Links to
+    /// it are detached with `amqp:resource-deleted`.
+    Delete {
+        /// The queue's name.
+        queue: String,
+    },
     /// The connections this shard serves.
     Connections,
     /// Close a connection with `amqp:connection:forced`.
@@ -50,6 +56,15 @@ pub enum AdminRequest {
     ForgetPoint,
 }
 
+/// Why a queue is not deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undeletable {
+    /// So many messages are in it, those that consumers hold and those that are coming among them.
+    HasMessages(u64),
+    /// It goes with the link that asked for it.
+    Temporary,
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminReply {
@@ -59,6 +74,8 @@ pub enum AdminReply {
     Peeked(Option<Vec<PeekedMessage>>),
     /// To `Purge`: how many went; `None` if the queue does not live here.
     Purged(Option<u64>),
+    /// To `Delete`; `None` if the queue does not live here.
+    Deleted(Option<Result<(), Undeletable>>),
     /// To `Connections`.
     Connections(Vec<ConnectionStat>),
     /// To `CloseConnection`: whether it was there.

@@ -170,7 +170,12 @@ pub enum Mail {
     /// A home to shard 0: this queue is gone.
     Delete(QueueId),
     /// Shard 0 to everybody: this queue is gone, and so are the links to it.
-    Deleted(QueueId),
+    Deleted {
+        /// It.
+        queue: QueueId,
+        /// It was in no log, and all links to it are listed.
+        temporary: bool,
+    },
     /// Shard 0 to a queue's home: the creation is committed, hold the queue.
     Open(QueueRecord),
     /// The home to shard 0: it is held.

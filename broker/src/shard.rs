@@ -554,7 +554,7 @@ impl Shard {
             Mail::Tied(queue) => self.tied(queue),
             Mail::Untied { queue, maker } => self.untied(now, queue, maker),
             Mail::Delete(queue) => self.delete_queue(now, queue),
-            Mail::Deleted(queue) => self.deleted(now, queue),
+            Mail::Deleted { queue, temporary } => self.deleted(now, queue, temporary),
             Mail::Open(record) => self.open_queue(now, record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.catalogued(now, record),

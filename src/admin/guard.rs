@@ -75,6 +75,17 @@ impl Operator {
         if self.manages(queue) { Ok(()) } else { Err(self.denied(queue)) }
     }
 
+    /// Whether it may delete this queue, or the refusal.
+    pub(super) fn must_delete(&self, queue: &str) -> Result<(), Refused> {
+        match &self.rights {
+            Some(rights) if !rights.has(Right::Delete, queue) => {
+                let why = format!("the user '{}' may not delete '{queue}'", self.user);
+                Err(Refused(StatusCode::FORBIDDEN, why))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Whether it may manage everything, or the refusal.
     pub(super) fn must_manage_all(&self) -> Result<(), Refused> {
         match &self.rights {

@@ -88,6 +88,10 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
                 message: Bytes::from_static(b"\x00\x53"),
             }]
         })),
+        AdminRequest::Delete { queue } if queue == "full" && shard == ShardId(0) => {
+            AdminReply::Deleted(Some(Err(Undeletable::HasMessages(3))))
+        }
+        AdminRequest::Delete { queue } => AdminReply::Deleted(here(queue).then_some(Ok(()))),
         AdminRequest::Purge { queue } => AdminReply::Purged(here(queue).then_some(3)),
         AdminRequest::Connections => AdminReply::Connections(Vec::new()),
         AdminRequest::CloseConnection(id) => {
@@ -187,6 +191,16 @@ fn commands_reach_the_shard_that_knows_their_object() {
         agent().delete(url).call().expect("an answer").status().as_u16()
     };
     assert_eq!((close(7), close(8)), (200, 404));
+    let delete = |name: &str| {
+        let mut answer =
+            agent().delete(format!("{url}/api/v1/queues/{name}")).call().expect("an answer");
+        (answer.status().as_u16(), answer.body_mut().read_to_string().expect("text"))
+    };
+    assert_eq!(delete("a%2Fb").0, 200);
+    let (status, why) = delete("full");
+    assert_eq!(status, 409);
+    assert!(why.contains("'full' holds 3 messages: purge it first"), "{why}");
+    assert_eq!(delete("nowhere").0, 404);
 }
 
 #[test]
@@ -233,7 +247,8 @@ fn off_loopback_a_user_manages_what_its_roles_say() {
         text += &format!("roles = [\"{user}\"]\n");
     }
     text += "[[roles]]\nname = \"root\"\nmanage = [\"#\"]\n\
-             [[roles]]\nname = \"ann\"\nmanage = [\"a/b\"]\n\
+             delete = [\"#\"]\n\
+         [[roles]]\nname = \"ann\"\nmanage = [\"a/b\"]\n\
              [[roles]]\nname = \"eve\"\nsend = [\"#\"]\n";
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), text).expect("written");
@@ -265,6 +280,7 @@ fn off_loopback_a_user_manages_what_its_roles_say() {
             assert_eq!(ask(who, "GET", path).0, own, "{who:?} {path}");
         }
         assert_eq!(ask(who, "POST", "/api/v1/queues/a%2Fb/purge").0, own, "{who:?}");
+        assert_eq!(ask(who, "DELETE", queue).0, if who == root { 200 } else { 403 }, "{who:?}");
         assert_eq!(ask(who, "GET", "/metrics").0, all, "{who:?}");
         assert_eq!(ask(who, "GET", "/api/v1/connections").0, all, "{who:?}");
         assert_eq!(ask(who, "DELETE", "/api/v1/connections/7").0, all, "{who:?}");

@@ -37,7 +37,9 @@ impl Shard {
                     }
                 }
                 Effect::Created(queue) => self.created(queue),
-                Effect::Deleted(queue) => self.post_all(&Mail::Deleted(queue)),
+                Effect::Deleted(queue) => {
+                    self.post_all(&Mail::Deleted { queue, temporary: false });
+                }
                 Effect::None | Effect::Arrived(..) | Effect::Copied(..) => {}
             }
             self.answer(waiting.answer);

@@ -1,4 +1,5 @@
-//! Queues that nobody uses go, where their address says so (`auto-delete-after`).
+//! Queues that nobody uses go, where their address says so (`auto-delete-after`), and those that an
+//! operator deletes.
 //!
 //! ```text
 //!   home                                       shard 0
@@ -8,6 +9,9 @@
 //!   it is forgotten ◀──────────────────────── Deleted, to all: nobody finds it any more; a link
 //!                                              that came meanwhile is detached, resource-deleted
 //! ```
+//! An operator's deletion goes the same way from "it takes nothing more" on, links or not, and is
+//! answered when the queue is forgotten; one that holds a message, or is a link's own, stays.
+//!
 //! A message that comes meanwhile, of such a link or through the relay, is `released`: sent again
 //! when the name is free, it makes the queue anew.
 //!
@@ -19,12 +23,14 @@
 //! Invariants: a queue is in `due` exactly while it has no link and was not given up; shard 0 finds
 //! no name whose deletion is under way: who asks for it waits, and gets a new queue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use journal::{AppendError, Level, QueueId, Record, RecordKind, Sequence, ShardId, Urgency};
 
 use super::{Phase, Shard};
+use crate::admin::{AdminId, AdminReply, Undeletable};
+use crate::event::Action;
 use crate::flat_map::FlatMap;
 use crate::mail::Mail;
 use crate::pending::{Answer, Waiting};
@@ -37,6 +43,8 @@ pub(super) struct Idle {
     due: BTreeSet<(Instant, QueueId)>,
     /// Deletions that the journal could not take yet.
     parked: Vec<QueueId>,
+    /// Operators that wait for the end of a queue.
+    askers: BTreeMap<QueueId, Vec<AdminId>>,
 }
 
 /// How a queue is used.
@@ -125,9 +133,37 @@ impl Shard {
             if let Some(used) = self.idle.uses.get_mut(id) {
                 used.due = None;
             }
-            self.state.queue_mut(id).into_iter().for_each(Queue::close);
-            self.post(ShardId(0), Mail::Delete(id));
+            self.give_up_queue(id);
         }
+    }
+
+    fn give_up_queue(&mut self, id: QueueId) {
+        self.state.queue_mut(id).into_iter().for_each(Queue::close);
+        self.post(ShardId(0), Mail::Delete(id));
+    }
+
+    /// An operator deletes a queue: the answer comes when it is gone.
+    ///
+    /// # Errors
+    /// Why it stays; none if it does not live here.
+    pub(super) fn begin_delete(
+        &mut self,
+        name: &str,
+        asker: AdminId,
+    ) -> Result<(), Option<Undeletable>> {
+        let id = self.named_here(name).ok_or(None)?;
+        if self.temporaries.has(id) {
+            return Err(Some(Undeletable::Temporary));
+        }
+        let live = self.state.queue(id).map_or(0, Queue::live) as u64;
+        let coming = self.state.halves_of(id).count() as u64;
+        if live + coming > 0 {
+            return Err(Some(Undeletable::HasMessages(live + coming)));
+        }
+        self.idle.forget(id);
+        self.idle.askers.entry(id).or_default().push(asker);
+        self.give_up_queue(id);
+        Ok(())
     }
 
     /// A queue that lived here is gone for good.
@@ -136,6 +172,10 @@ impl Shard {
         if self.state.queue(queue).is_some() {
             self.forget_queue(now, queue);
             self.abandon_purge(queue);
+        }
+        for id in self.idle.askers.remove(&queue).unwrap_or_default() {
+            let reply = AdminReply::Deleted(Some(Ok(())));
+            self.actions.push_back(Action::AdminReply { id, reply });
         }
     }
 }

@@ -89,6 +89,10 @@ impl Shard {
                 true => return,
                 false => AdminReply::Purged(None),
             },
+            AdminRequest::Delete { queue } => match self.begin_delete(&queue, id) {
+                Ok(()) => return,
+                Err(why) => AdminReply::Deleted(why.map(Err)),
+            },
             AdminRequest::Connections => AdminReply::Connections(self.connection_stats()),
             AdminRequest::CloseConnection(conn) => self.close_connection(conn),
             AdminRequest::Stats => AdminReply::Stats(Box::new(self.stats())),
@@ -104,7 +108,7 @@ impl Shard {
         self.actions.push_back(Action::AdminReply { id, reply });
     }
 
-    fn named_here(&self, name: &str) -> Option<QueueId> {
+    pub(super) fn named_here(&self, name: &str) -> Option<QueueId> {
         let record = self.state.catalogue.named(name)?;
         (record.home == self.config.shard).then_some(record.id)
     }

@@ -166,14 +166,14 @@ impl Shard {
     /// A link is about to open: its queue's home hears of it, if the queue goes with its users.
     pub(super) fn tie(&mut self, key: LinkKey) {
         let Some(link) = self.links.get_mut(key) else { return };
-        let record = self.state.catalogue.get(link.queue);
+        let (home, queue) = (link.home, link.queue);
+        let record = self.state.catalogue.get(queue);
         let goes = |record: &QueueRecord| {
             let is_temporary = record.temporary.is_some();
             is_temporary || !self.config.settings.of(&record.name).auto_delete_after.is_zero()
         };
         if record.is_some_and(goes) {
             link.tie = Tie::Guest;
-            let (home, queue) = (link.home, link.queue);
             self.temporaries.links.insert((queue, key));
             self.post(home, Mail::Tied(queue));
         }
@@ -191,14 +191,21 @@ impl Shard {
     }
 
     /// A queue is gone: nobody finds it any more, and links to it are detached.
-    pub(super) fn deleted(&mut self, now: Instant, queue: QueueId) {
+    pub(super) fn deleted(&mut self, now: Instant, queue: QueueId, temporary: bool) {
         self.state.catalogue.remove(queue);
         self.full_queues.remove(&queue);
         self.bury(now, queue);
         let first = LinkKey { slot: 0, generation: 0 };
         let links = self.temporaries.links.range((queue, first)..);
         let of_queue = links.map_while(|(of, key)| (*of == queue).then_some(*key));
-        for key in of_queue.collect::<Vec<_>>() {
+        // An operator may delete any queue, and the links to most are not listed.
+        let of_queue: Vec<_> = if temporary {
+            of_queue.collect()
+        } else {
+            let all = self.links.iter().filter(|(_, link)| link.queue == queue);
+            all.map(|(key, _)| key).collect()
+        };
+        for key in of_queue {
             let Some(link) = self.links.get(key) else { continue };
             if matches!(link.phase, LinkPhase::Open) {
                 self.expel_link(key, &Refusal::QueueGone);
@@ -298,7 +305,7 @@ impl Shard {
             return self.append_deletion(now, queue);
         }
         self.state.catalogue.remove(queue);
-        self.post_all(&Mail::Deleted(queue));
+        self.post_all(&Mail::Deleted { queue, temporary: true });
     }
 }
 

@@ -7,6 +7,7 @@ use amqp::definitions::Condition;
 use amqp::delivery::Outcome;
 use amqp::link::{DistributionMode, LinkId, LinkSource, LinkTarget, NewLink};
 use amqp::message::{Header, Properties, write_header};
+use broker::admin::{AdminReply, AdminRequest, Undeletable};
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::ShardId;
 
@@ -310,6 +311,42 @@ fn an_idle_queue_goes_and_one_with_a_link_or_a_message_stays() {
         assert_eq!((exists(&host, "q"), live(&host, "q")), (true, 1));
         host.pass(Duration::from_secs(5));
         assert!(exists(&host, "q"));
+    }
+}
+
+#[test]
+fn an_operator_deletes_a_queue_that_is_empty_and_hears_when_it_is_gone() {
+    for home in [0, 1] {
+        let mut host = Host::new(wish(&[]));
+        let at = host.connect(home);
+        let sender = host.sender(at, "q");
+        assert!(host.send(at, sender, 10, false));
+        let ask = |host: &mut Host| -> Vec<AdminReply> {
+            for shard in 0..2 {
+                host.ask(shard, AdminRequest::Delete { queue: "q".to_owned() });
+            }
+            host.pass(Duration::from_millis(50));
+            let replies = host.replies.drain(..).map(|(_, reply)| reply);
+            replies.filter(|reply| *reply != AdminReply::Deleted(None)).collect()
+        };
+        assert_eq!(ask(&mut host), [AdminReply::Deleted(Some(Err(Undeletable::HasMessages(1))))]);
+        host.crash();
+        assert_eq!(live(&host, "q"), 1, "it stays");
+
+        let at = host.connect(1 - home);
+        let receiver = host.receiver(at, "q", 1);
+        settle_all(&mut host, at, &Outcome::Accepted);
+        host.ask(home, AdminRequest::Delete { queue: "q".to_owned() });
+        let gone = AdminReply::Deleted(Some(Ok(())));
+        assert_eq!(ask(&mut host), [gone.clone(), gone], "each asker hears it");
+        assert!(!exists(&host, "q"));
+        assert_eq!(told(&host, at, receiver), Some(Condition::ResourceDeleted));
+        host.crash();
+        assert!(!exists(&host, "q"), "and stays gone");
+        assert_eq!(ask(&mut host), []);
+        let at = host.connect(home);
+        let sender = host.sender(at, "q");
+        assert!(host.send(at, sender, 10, false), "its name can be used");
     }
 }
 

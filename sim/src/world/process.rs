@@ -346,7 +346,7 @@ impl World {
             | Mail::Tied(_)
             | Mail::Untied { .. }
             | Mail::Delete(_)
-            | Mail::Deleted(_)
+            | Mail::Deleted { .. }
             | Mail::Provide { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)

@@ -145,8 +145,10 @@ public final class VertxRemote extends Steps {
                             }
                             receiver.setPrefetch(0).setAutoAccept(false);
                             receiver.handler(
-                                    (delivery, message) ->
-                                            queue.add(new Came(message, to -> settle(delivery, to))));
+                                    (delivery, message) -> {
+                                        Settling settling = to -> settle(delivery, to);
+                                        queue.add(new Came(message, settling));
+                                    });
                             receiver.openHandler(done);
                             receiver.open();
                             if (credit > 0) {
