@@ -51,6 +51,13 @@ impl History {
     }
 }
 
+/// Where the newest batch of `other` up to `end` ends, if `own` has the same: then both have all
+/// before it.
+pub(super) fn agreed(own: &Held, other: &Held, end: Lsn) -> Option<Lsn> {
+    let (end, batch) = other.range(..=end).next_back()?;
+    own.get(end).is_some_and(|own| own.chain == batch.chain).then_some(*end)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -212,6 +219,17 @@ mod tests {
         told.reigns(&[creation(), message(20, 2, (1, 7)), settlement(30, 4, 7)]);
         told.see(30, &Seen::Confirmed { letter, verdict }).expect("it is in both logs");
         told.finish().expect("no promise was broken");
+    }
+
+    #[test]
+    fn logs_agree_up_to_a_batch_that_both_have_with_its_chain() {
+        let held = |log: &[(Lsn, Batch)]| log.iter().cloned().collect::<Held>();
+        let own = held(&[creation(), message(20, 2, (1, 7)), message(40, 4, (3, 8))]);
+        let other = held(&[creation(), message(20, 2, (1, 7)), message(40, 5, (2, 8))]);
+        assert_eq!(agreed(&own, &other, Lsn(39)), Some(Lsn(20)));
+        assert_eq!(agreed(&own, &other, Lsn(40)), None, "the other one's end is another");
+        assert_eq!(agreed(&own, &own, Lsn(99)), Some(Lsn(40)));
+        assert_eq!(agreed(&own, &other, Lsn(0)), None);
     }
 
     #[test]

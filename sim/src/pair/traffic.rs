@@ -20,7 +20,7 @@ use broker::clock::WallClock;
 use broker::{Action, ConnId, Event, Mail, Moving, ShardConfig};
 use journal::{Level, Lsn, ShardId};
 
-use super::history::History;
+use super::history::{History, agreed};
 use super::node::{Node, SEGMENT_BYTES};
 use super::served::Told;
 use super::shard::WRITE_BOUND;
@@ -71,6 +71,9 @@ struct Reign {
     is_ready: bool,
     /// How far each log was once on every disk that the voters held in sync.
     reached: Vec<Lsn>,
+    /// How far the other member's disk had each of these logs, while the voters held it in sync. It
+    /// may be lost before the own write ends.
+    there: Vec<Lsn>,
 }
 
 /// All clients, and what is asked of what they see.
@@ -287,15 +290,23 @@ impl Traffic {
         Ok(())
     }
 
-    /// What both disks held once in this reign stays so: who has answered may crash before its
-    /// answer is heard.
+    /// What both disks held once in this reign stays so: who has answered may crash, or lose its
+    /// disk, before its answer is heard, and before the other one's write ends.
     fn note_reached(&mut self, around: &Around<'_>) {
         let Some(reign) = &mut self.reign else { return };
-        let marks = around.nodes[reign.node].marks();
-        let theirs = around.nodes[1 - reign.node].marks();
-        for ((reached, mark), theirs) in reign.reached.iter_mut().zip(marks).zip(theirs) {
-            let held = if around.both { theirs.durable.min(mark.durable) } else { mark.durable };
-            *reached = held.max(*reached);
+        let (own, other) = (&around.nodes[reign.node], &around.nodes[1 - reign.node]);
+        for (index, (mark, theirs)) in own.marks().iter().zip(other.marks()).enumerate() {
+            let there = &mut reign.there[index];
+            let shard = ShardId(index as u16);
+            *there = if around.both {
+                let logs = own.held(shard).zip(other.held(shard));
+                let agreed = logs.and_then(|(own, other)| agreed(own, other, theirs.durable));
+                agreed.unwrap_or_default().max(*there)
+            } else {
+                Lsn::ZERO
+            };
+            let held = if around.both { mark.durable.min(*there) } else { mark.durable };
+            reign.reached[index] = held.max(reign.reached[index]);
         }
     }
 
@@ -374,7 +385,8 @@ impl Traffic {
                     let ready = vec![false; usize::from(SHARDS)];
                     let Place { node, boot, .. } = at;
                     let reached = vec![Lsn::ZERO; usize::from(SHARDS)];
-                    self.reign = Some(Reign { node, boot, ready, is_ready: false, reached });
+                    let there = reached.clone();
+                    self.reign = Some(Reign { node, boot, ready, is_ready: false, reached, there });
                 }
                 let held = around.nodes[at.node].held(at.shard).ok_or("a log without a disk")?;
                 for seen in self.history.begins(at.shard, held, end) {
