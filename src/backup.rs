@@ -195,7 +195,8 @@ pub(crate) fn restore(options: &Restore) -> Result<(), Failure> {
         store.fill(&target, &node, &superblock, &mut copier)?;
         let bytes = point.shard_superblock(shard)?;
         store::write_durably(&target.path(journal::FileId::ShardSuperblock(shard)), &bytes)?;
-        let log = crate::journal_cli::judge(&node, shard, &bytes, &target.map_segments(shard)?)?;
+        let segments = target.map_segments(shard)?;
+        let log = crate::journal_cli::judge(&node, shard, &bytes, &segments, &[])?;
         output::line(format_args!(
             "shard {}: LSN {} to {}, {} records, {} bytes of payload",
             shard.0, log.head, log.end, log.records, log.payload_bytes

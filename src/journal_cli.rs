@@ -3,7 +3,8 @@
 //! ```text
 //!   inspect DIR    each segment: its place in the log, its batches and how each one is
 //!                  (--records: each record's kind, queue, sequence and size, never its payload)
-//!   verify  DIR    each shard, judged exactly as a start would judge it
+//!   verify  DIR    each shard's log, the whole of it, judged exactly as a start would judge it,
+//!                  and each checkpoint, which a start may do without
 //!   replay  FILE   what a rejoin has cut off, sent to a running broker (`replay.rs`)
 //! ```
 //! Segments are mapped, not read, so that a large log needs no memory. The directory's lock is held
@@ -17,11 +18,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use journal::{
-    BatchState, BatchView, FileId, NodeSuperblock, RecoveryError, SegmentFile, SegmentRead,
-    SegmentView, ShardId, Slot, SuperblockError, Verified, verify,
+    BatchState, BatchView, FileId, LogSeed, NodeSuperblock, RecoveryError, SegmentFile,
+    SegmentRead, SegmentView, ShardId, Slot, SuperblockError, Verified, check_checkpoint, verify,
 };
 
-use crate::driver::{Directory, Mapped};
+use crate::driver::{Directory, Files, Mapped, path_failure};
 use crate::fatal::{Cause, Failure};
 use crate::output;
 use crate::replay::{Replay, replay};
@@ -76,6 +77,7 @@ fn inspect(options: &Inspect) -> Result<(), Failure> {
         if options.shard.is_some_and(|wanted| wanted != shard.0) {
             continue;
         }
+        print_checkpoints(&map_checkpoints(&files, shard)?, &node, shard);
         for (slot, map) in files.map_segments(shard)? {
             let file = FileId::Segment { shard, slot };
             let view = SegmentView::new(&node, shard, map.bytes());
@@ -96,8 +98,11 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
     output::line(node_line(&node));
     let mut worst = None;
     for shard in (0..node.geometry.shards).map(ShardId) {
+        let checkpoints = map_checkpoints(&files, shard)?;
+        print_checkpoints(&checkpoints, &node, shard);
+        let heads = checkpoints.each_ref().map(bytes_of);
         let superblock = files.shard_superblock(shard)?;
-        match judge(&node, shard, &superblock, &files.map_segments(shard)?) {
+        match judge(&node, shard, &superblock, &files.map_segments(shard)?, &heads) {
             Ok(log) => {
                 let torn = log.truncated.map_or(String::new(), |cut| {
                     format!("; a start will cut {} bytes behind LSN {}", cut.bytes, cut.lsn)
@@ -121,18 +126,55 @@ fn verify_all(dir: &Path) -> Result<(), Failure> {
     worst.map_or(Ok(()), Err)
 }
 
-/// A shard's log as a start would judge it; `segments` by slot.
+/// The two files of checkpoints, where they are there.
+fn map_checkpoints(files: &Files, shard: ShardId) -> Result<[Option<Mapped>; 2], Failure> {
+    let mut maps = [None, None];
+    for (which, map) in (0..).zip(&mut maps) {
+        let path = files.path(FileId::Checkpoint { shard, which });
+        if path.exists() {
+            let opened = Mapped::open(&path);
+            *map = Some(opened.map_err(|error| path_failure(&path, "cannot be mapped", &error))?);
+        }
+    }
+    Ok(maps)
+}
+
+fn bytes_of(map: &Option<Mapped>) -> &[u8] {
+    map.as_ref().map_or(&[][..], Mapped::bytes)
+}
+
+/// A checkpoint that does not check is no failure: the log says the same.
+fn print_checkpoints(maps: &[Option<Mapped>; 2], node: &NodeSuperblock, shard: ShardId) {
+    let seed = LogSeed::new(node.log_id, shard);
+    for (which, map) in (0..).zip(maps) {
+        let Some(map) = map else { continue };
+        let file = FileId::Checkpoint { shard, which };
+        let line = match check_checkpoint(&seed, node.geometry.segment_bytes, map.bytes()) {
+            Ok(None) => "none: it was not written to its end".to_owned(),
+            Ok(Some(head)) => format!(
+                "generation {}: what lives before LSN {}, the log from there on has to pass LSN \
+                 {}; {} pages, {} bytes",
+                head.generation, head.from, head.until, head.pages, head.bytes
+            ),
+            Err(error) => format!("of no use: {error}"),
+        };
+        output::line(format_args!("{file}: {line}"));
+    }
+}
+
+/// A shard's log as a start would judge it; `segments` by slot, and the heads of its checkpoints.
 pub(crate) fn judge(
     node: &NodeSuperblock,
     shard: ShardId,
     superblock: &[u8],
     segments: &[(Slot, Mapped)],
+    checkpoints: &[&[u8]],
 ) -> Result<Verified, Failure> {
     let segments: Vec<SegmentFile<'_>> = segments
         .iter()
         .map(|(slot, map)| SegmentFile { slot: *slot, bytes: map.bytes() })
         .collect();
-    verify(node, shard, superblock, &segments)
+    verify(node, shard, superblock, &segments, checkpoints)
         .map_err(|error| Failure::new(cause_of(&error), format!("shard {}: {error}", shard.0)))
 }
 

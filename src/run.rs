@@ -579,6 +579,9 @@ impl Started<'_> {
     fn log(&self) {
         let torn: Vec<&str> =
             self.recovered.iter().filter_map(|report| report.truncated.as_deref()).collect();
+        for refused in self.recovered.iter().flat_map(|report| &report.refused) {
+            tracing::warn!("{refused}");
+        }
         if self.storage.remote {
             tracing::warn!(
                 "the data is on {}: its syncs and locks are another machine's word",
@@ -607,6 +610,7 @@ impl Started<'_> {
             login = if self.config.users.is_empty() { "anonymous" } else { "users" },
             recovered = self.recovered.iter().map(|report| report.messages).sum::<u64>(),
             records = self.recovered.iter().map(|report| report.records).sum::<u64>(),
+            checkpoints = self.recovered.iter().filter_map(|report| report.checkpoint).count(),
             torn = if torn.is_empty() { "nothing".to_owned() } else { torn.join("; ") },
             "ready"
         );

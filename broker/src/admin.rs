@@ -262,4 +262,14 @@ pub struct ShardStats {
     pub journal_full: bool,
     /// Batches written since start.
     pub journal_batches_total: u64,
+    /// Bytes of the log that a start would read.
+    pub journal_tail_bytes: u64,
+    /// How old the newest checkpoint is; 0 if there is none.
+    pub journal_checkpoint_age_seconds: u64,
+    /// Where a start would begin to read the log; 0 if there is no checkpoint.
+    pub journal_checkpoint_lsn: u64,
+    /// Checkpoints written since start.
+    pub journal_checkpoints_total: u64,
+    /// Checkpoints given up since start.
+    pub journal_checkpoint_failures_total: u64,
 }

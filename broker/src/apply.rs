@@ -8,6 +8,8 @@
 //! The live path waits between the two, for the watermark; recovery does not: what it reads is
 //! committed. So a record has one meaning, and it is written down once.
 //!
+//! A start may begin with what a checkpoint tells (`apply/checkpoint.rs`) and go on with the log.
+//!
 //! Also here: what keeps the head segment from being recycled. A segment holds
 //! - messages: until their settlements are committed, or copies of them further on;
 //! - settlements and delivery counts: nothing, since their messages lie before them, copies too;
@@ -49,6 +51,10 @@ use crate::halves::{Half, Halves};
 use crate::limits::{INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
 use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
+
+mod checkpoint;
+
+pub use checkpoint::{Cursor, Load};
 
 /// What happens to the state when a record is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,18 +432,24 @@ impl State {
             None => {}
         }
         self.memory_bytes += Queue::memory_bytes(large.message_bytes) + large.chain.memory_bytes();
-        if large.message.is_none() {
-            let outside = PagedOut::one(large.message_bytes as u64);
-            self.paged_out.add(outside);
-            self.memory_bytes -= memory_won(outside);
-        }
+        let outside = large.message.is_none().then_some(large.message_bytes as u64);
         let is_newest = sequence >= queue.next_sequence();
         queue.take_large(sequence, large, traits);
+        if let Some(message_bytes) = outside {
+            self.count_outside(message_bytes);
+        }
         self.pin(lsn);
         if is_newest {
             self.witnessed(lsn, Fact::NextSequence(id));
         }
         Ok(self.applied((id, sequence), traits, origin))
+    }
+
+    /// A message was taken in whose bytes are on the disk only.
+    fn count_outside(&mut self, message_bytes: u64) {
+        let outside = PagedOut::one(message_bytes);
+        self.paged_out.add(outside);
+        self.memory_bytes -= memory_won(outside);
     }
 
     /// Where the oldest message begins whose last fragment may yet come, and which it is: the log
@@ -901,13 +913,14 @@ impl State {
 
     fn witnessed_anew(&mut self, segment: u64, fact: Fact) {
         self.witnessed = Some((segment, fact));
-        let before = self.witness.insert(fact, segment);
-        if before != Some(segment) {
-            if let Some(before) = before {
-                self.facts.remove(&(before, fact));
-            }
-            self.facts.insert((segment, fact));
+        // Behind a checkpoint, records are read that are older than what that knows.
+        if self.witness.get(&fact).is_some_and(|known| *known >= segment) {
+            return;
         }
+        if let Some(before) = self.witness.insert(fact, segment) {
+            self.facts.remove(&(before, fact));
+        }
+        self.facts.insert((segment, fact));
     }
 
     #[inline(always)]

@@ -133,7 +133,7 @@ impl Default for Bounds {
 
 /// Its place among the ids of its queue, the oldest first: the sequence of its message, or the next
 /// one when a message that came in parts had come to its end; and which of those with that.
-type Rank = (Sequence, u32);
+pub type Rank = (Sequence, u32);
 
 /// An id, and the segment with the newest record that tells it.
 #[derive(Debug)]
@@ -297,6 +297,16 @@ impl Duplicates {
     /// Ids that went because all together had reached their bound.
     pub fn forgotten_early(&self) -> u64 {
         self.forgotten_early
+    }
+
+    /// What is known of a queue's ids, from this rank on.
+    pub fn told_from(&self, queue: QueueId, from: Rank) -> impl Iterator<Item = (Rank, Told<'_>)> {
+        let ids = self.queues.get(queue).into_iter();
+        let known = ids.flat_map(move |ids| ids.by_rank.range(from..));
+        known.map(|(rank, known)| {
+            let Known { id, segment, end } = known;
+            (*rank, Told { sequence: rank.0, id: id.as_bytes(), segment: *segment, end: *end })
+        })
     }
 
     /// Where the record of the message with this id ends, if that was here; or some place before

@@ -202,6 +202,10 @@ pub struct RecoveryReport {
     pub records: u64,
     /// A torn tail was cut, and this is what the journal says of it.
     pub truncated: Option<String>,
+    /// The log was read from this LSN on, and what lives before it came from a checkpoint.
+    pub checkpoint: Option<u64>,
+    /// Checkpoints that were of no use, and why.
+    pub refused: Vec<String>,
 }
 
 /// What a peer gave to log in.

@@ -141,6 +141,14 @@ pub const COPY_WINDOW_BYTES: usize = 2 << 20;
 pub const COPIES_IN_FLIGHT_BYTES: u64 = 64 << 10;
 /// The same where room is short.
 pub const COPIES_IN_FLIGHT_BYTES_SHORT: u64 = 256 << 10;
+/// A page of a checkpoint is told until so many bytes are full.
+pub const CHECKPOINT_PAGE_BYTES: usize = 60 << 10;
+/// Messages that are looked at for one.
+pub const CHECKPOINT_LOOKS: usize = 4_096;
+/// What a message takes in a checkpoint, in bytes, about.
+pub const CHECKPOINT_MESSAGE_BYTES: u64 = 24;
+/// How long after a checkpoint was given up another is begun.
+pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(10);
 /// Bytes of an address.
 pub const ADDRESS_BYTES_MAX: usize = 512;
 /// Queues of one node.

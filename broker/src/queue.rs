@@ -58,6 +58,7 @@ mod index;
 mod payload;
 mod place;
 mod schedule;
+mod stored;
 
 use browse::Browser;
 use chain::Chains;
@@ -73,6 +74,7 @@ use index::{IN_FRAGMENTS, Index, Slot};
 use payload::Paged;
 pub use payload::{Filled, Hand, PagedOut, Shed, Wanted};
 use schedule::Schedule;
+pub use stored::InQueue;
 
 /// The priority of a message that states none [3.2.1].
 pub const PRIORITY_DEFAULT: u8 = amqp::message::PRIORITY_DEFAULT;

@@ -8,7 +8,7 @@
 //!   to the room it belongs to             3 dispatch: visible messages meet credit, and what
 //!                                           is not in memory is asked for
 //!                                         4 what takes many turns goes on: purges and the
-//!                                           like, the head's recycling, memory
+//!                                           like, the head's recycling, memory, a checkpoint
 //!                                         5 transmit: what the connections have to say
 //!                                         6 disk: batches are sealed only now, so that
 //!                                           everything of one turn shares a batch
@@ -46,6 +46,7 @@ use crate::pending::{BackupMarks, Pending, Watermarks};
 use crate::ration::Ration;
 
 mod chain_copy;
+mod checkpoint;
 mod commit;
 mod compaction;
 mod connections;
@@ -187,6 +188,7 @@ pub struct Shard {
     waiting: VecDeque<egress::Parked>,
     recycling: Recycling,
     compaction: Compaction,
+    checkpointing: checkpoint::Checkpointing,
     paging: paging::Paging,
     fetches: outflow::Fetches,
     /// Sessions in which the next link may fetch a message.
@@ -204,6 +206,8 @@ pub struct Shard {
     /// Queues of any shard that are full: their producers get no credit.
     full_queues: BTreeSet<QueueId>,
     report: crate::event::RecoveryReport,
+    /// How far the pages of a checkpoint were read.
+    load: crate::apply::Load,
     recovery_due: Option<Instant>,
     report_head: Option<u64>,
     catalogue_seen: bool,
@@ -226,7 +230,7 @@ impl Shard {
         config.amqp.short_properties.clone_from(&config.amqp.properties);
         let shards = usize::from(config.shards);
         Self {
-            state: State::new(config.segment_bytes, Duplicates::new(duplicate_bounds(&config))),
+            state: empty_state(&config),
             config,
             secure_open: terms::open_properties(&[], true),
             phase: Phase::Recovering(Box::new(recovery)),
@@ -253,6 +257,7 @@ impl Shard {
             waiting: VecDeque::new(),
             recycling: Recycling::default(),
             compaction: Compaction::default(),
+            checkpointing: checkpoint::Checkpointing::default(),
             paging: paging::Paging::default(),
             fetches: outflow::Fetches::default(),
             flows_due: BTreeSet::new(),
@@ -265,6 +270,7 @@ impl Shard {
             pressure: vec![false; shards],
             full_queues: BTreeSet::new(),
             report: crate::event::RecoveryReport::default(),
+            load: crate::apply::Load::default(),
             recovery_due: None,
             report_head: None,
             catalogue_seen: false,
@@ -443,6 +449,7 @@ impl Shard {
         self.step_gradual(now);
         self.step_recycle(now);
         self.step_shed(now);
+        self.step_checkpoint(now);
         self.step_pressure(now);
         self.step_transmit(now);
         self.step_stop();
@@ -661,6 +668,11 @@ impl Shard {
             self.dirty_conns.push_back(conn.id);
         }
     }
+}
+
+/// Of an empty log.
+fn empty_state(config: &ShardConfig) -> State {
+    State::new(config.segment_bytes, Duplicates::new(duplicate_bounds(config)))
 }
 
 /// A share of the memory, and of the log when all are carried forward.

@@ -30,6 +30,8 @@ pub enum Canary {
     HeadMovesEarly,
     /// The head is recycled when it is durable here, committed or not.
     RecycledPastWatermark,
+    /// A checkpoint is finished before what its pages know is durable and committed.
+    CheckpointPastWatermark,
 }
 
 /// Which rule is broken, if any.

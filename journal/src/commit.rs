@@ -152,6 +152,11 @@ impl Commit {
         self.open.as_ref().map_or(self.next, |open| open.batch.end())
     }
 
+    /// The end of the last sealed batch; [`chain`](Self::chain) is the one behind it.
+    pub(crate) fn sealed_end(&self) -> Lsn {
+        self.next
+    }
+
     /// The end of the last record.
     pub(crate) fn appended(&self) -> Lsn {
         self.open.as_ref().map_or(self.next, |open| open.batch.record_end())

@@ -14,10 +14,11 @@
 //! 3. Operations in flight have no order among themselves.
 //! 4. A file that is too short for a `Read` gives as many bytes as there are (zero if it is not
 //!    there).
-//! 5. `Prewrite` creates the file where it is missing (and its directory), writes zeros over all of
+//! 5. A `Write` behind the end of a file that is there makes it longer.
+//! 6. `Prewrite` creates the file where it is missing (and its directory), writes zeros over all of
 //!    it, and syncs file and directory. The host may cut it into pieces; it ends when all is
-//!    durable.
-//! 6. No operation is ever cancelled.
+//!    durable. That of a checkpoint also takes away what lies behind.
+//! 7. No operation is ever cancelled.
 
 use std::fmt;
 
@@ -42,6 +43,13 @@ pub enum FileId {
         /// Which file.
         slot: Slot,
     },
+    /// `shard-000/checkpoint-0`: what the log came to at a place; written in turn.
+    Checkpoint {
+        /// Whose log.
+        shard: ShardId,
+        /// Which of the two: 0 or 1.
+        which: u8,
+    },
 }
 
 impl fmt::Display for FileId {
@@ -52,6 +60,9 @@ impl fmt::Display for FileId {
             Self::ShardSuperblock(shard) => write!(f, "shard-{:03}/superblock", shard.0),
             Self::Segment { shard, slot } => {
                 write!(f, "shard-{:03}/segment-{:05}", shard.0, slot.0)
+            }
+            Self::Checkpoint { shard, which } => {
+                write!(f, "shard-{:03}/checkpoint-{which}", shard.0)
             }
         }
     }
@@ -86,7 +97,7 @@ pub enum DiskOp {
     Prewrite {
         /// Comes back in the answer.
         id: OpId,
-        /// A segment's or a superblock's file.
+        /// Any file.
         file: FileId,
         /// How long the file is to be.
         bytes: u64,
@@ -171,5 +182,7 @@ mod tests {
         assert_eq!(file.to_string(), "shard-003/segment-00012");
         assert_eq!(FileId::ShardSuperblock(ShardId(0)).to_string(), "shard-000/superblock");
         assert_eq!(FileId::NodeSuperblock.to_string(), "superblock");
+        let file = FileId::Checkpoint { shard: ShardId(3), which: 1 };
+        assert_eq!(file.to_string(), "shard-003/checkpoint-1");
     }
 }

@@ -141,6 +141,7 @@ impl Format {
         match file {
             FileId::NodeSuperblock | FileId::ShardSuperblock(_) => SUPERBLOCK_FILE_BYTES as u64,
             FileId::Segment { .. } => self.node.geometry.segment_bytes,
+            FileId::Checkpoint { .. } => unreachable!("a log begins without one"),
         }
     }
 }

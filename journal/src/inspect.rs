@@ -44,7 +44,8 @@ pub struct Verified {
     pub clean: bool,
 }
 
-/// Judges a shard's files as a start would. `superblock` is the shard's superblock file.
+/// Judges a shard's log as a start would. `superblock` is the shard's superblock file,
+/// `checkpoints` are the two files of these, or none: their heads say how much was durable.
 ///
 /// # Errors
 /// What would stop the start.
@@ -56,12 +57,14 @@ pub fn verify(
     shard: ShardId,
     superblock: &[u8],
     segments: &[SegmentFile<'_>],
+    checkpoints: &[&[u8]],
 ) -> Result<Verified, RecoveryError> {
     let slots = segments
         .iter()
         .map(|segment| SlotFile { slot: segment.slot, bytes: segment.bytes.len() as u64 });
     let slots: Vec<_> = slots.collect();
-    let mut recovery = Recovery::new(node, shard, &slots, Config::default());
+    let recovery = Recovery::new(node, shard, &slots, Config::default());
+    let mut recovery = recovery.hold_against(checkpoints);
     let (mut records, mut payload_bytes) = (0, 0);
     loop {
         while let Some((_, record)) = recovery.poll_record() {
@@ -76,7 +79,7 @@ pub fn verify(
                 let len = there.len().min(buf.len());
                 buf.as_mut_slice()[..len].copy_from_slice(&there[..len]);
                 let len = u32::try_from(len).expect("a read is small");
-                recovery.handle_read(DiskDone { id, result: Ok(len), buf: Some(buf) });
+                recovery.take_read(DiskDone { id, result: Ok(len), buf: Some(buf) });
             }
             // It has made up its mind, and would write now.
             Some(DiskOp::Write { .. } | DiskOp::Sync { .. } | DiskOp::Prewrite { .. }) => break,
@@ -94,7 +97,7 @@ pub fn verify(
 
 fn content_of<'a>(file: FileId, superblock: &'a [u8], segments: &[SegmentFile<'a>]) -> &'a [u8] {
     match file {
-        FileId::NodeSuperblock => &[],
+        FileId::NodeSuperblock | FileId::Checkpoint { .. } => &[],
         FileId::ShardSuperblock(_) => superblock,
         FileId::Segment { slot, .. } => {
             segments.iter().find(|segment| segment.slot == slot).map_or(&[], |found| found.bytes)

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   1 append         admitted (space) -> copied into the open batch (commit), gets its LSN
-//!   2 poll_disk      batches first, then the superblock (keeper), reads, then pre-writing (space)
+//!   2 poll_disk      batches first, then the superblock (keeper), reads, then pre-writing (space),
+//!                    and last a checkpoint
 //!   3 handle_disk    the durable prefix grows
 //!   4 set_committed  the owner says how far the promise is kept
 //!   5 recycle_head   new head LSN and chain into the superblock, durably; then the slot is free
@@ -15,6 +16,7 @@
 //! `durable()` stands still, nothing more is taken or written, and the process has to end. A file
 //! system without space for another segment is only a smaller budget.
 
+mod checkpointing;
 mod follower;
 mod reading;
 
@@ -37,10 +39,10 @@ use crate::limits::{
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::reads::Reads;
 use crate::record::{Level, Record, RecordKind};
-use crate::recovery::{LogReader, ReadFrom};
 use crate::sealed::SealedBatch;
 use crate::space::{Claim, Making, Room, Space};
 use crate::superblock::ShardSuperblock;
+pub(crate) use checkpointing::Checkpoints;
 pub use follower::{Follower, FollowerRecovery, Refused, Rejoined};
 use reading::read_whole;
 
@@ -235,6 +237,7 @@ pub struct Journal {
     mirrored: Option<VecDeque<SealedBatch>>,
     /// How many readers it has had.
     readers: u32,
+    checkpoints: Checkpoints,
 }
 
 /// All that a journal begins with; recovery puts it together.
@@ -245,12 +248,14 @@ pub(crate) struct Resume {
     pub(crate) config: Config,
     pub(crate) commit: Commit,
     pub(crate) space: Space,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) op_next: u64,
 }
 
 impl Journal {
     pub(crate) fn new(resume: Resume) -> Self {
-        let Resume { superblock, segment_bytes, config, commit, space, op_next } = resume;
+        let Resume { superblock, segment_bytes, config, commit, space, checkpoints, op_next } =
+            resume;
         assert!((1..=WRITES_IN_FLIGHT_MAX).contains(&config.writes_in_flight_max));
         assert!(config.segments_max >= SEGMENTS_MIN, "a log needs {SEGMENTS_MIN} segments");
         assert!(commit.durable() >= superblock.head);
@@ -272,6 +277,7 @@ impl Journal {
             closing: false,
             mirrored: None,
             readers: 0,
+            checkpoints,
         }
     }
 
@@ -399,7 +405,7 @@ impl Journal {
                 }
             }
         } else {
-            panic!("an answer to {:?}, which is not in flight", done.id);
+            assert!(self.checkpoint_done(&done), "an answer to {:?}, not in flight", done.id);
         }
     }
 
@@ -420,7 +426,9 @@ impl Journal {
         let made = made.map(|making| (self.segment_file(making.slot), 0));
         let read = self.reads.oldest_flight().filter(|flight| is_late(flight.since));
         let read = read.map(|flight| (self.segment_file(flight.read.slot), flight.read.offset));
-        if let Some((file, offset)) = batch.or(mark).or(made).or(read) {
+        let page = self.checkpoints.flight().filter(|(_, since)| late_at(*since) <= now);
+        let page = page.map(|(file, _)| (file, 0));
+        if let Some((file, offset)) = batch.or(mark).or(made).or(read).or(page) {
             self.fail(file, offset, PoisonCause::Hung);
         }
     }
@@ -435,7 +443,8 @@ impl Journal {
             .poll_batch(id, now)
             .or_else(|| self.poll_superblock(id, now))
             .or_else(|| self.poll_reads(id, now))
-            .or_else(|| self.poll_make(id, now));
+            .or_else(|| self.poll_make(id, now))
+            .or_else(|| self.poll_checkpoint(id, now));
         if op.is_some() {
             self.op_next += 1;
         }
@@ -464,7 +473,10 @@ impl Journal {
         let hung_read = self.reads.oldest_flight().map(|flight| flight.since);
         let hung = [hung, hung_mark, hung_read].into_iter().flatten().min();
         let hung = hung.map(|since| since + self.config.write_bound);
-        let hung_make = self.space.making().map(|making| making.since + self.prewrite_bound());
+        let made = self.space.making().map(|making| making.since);
+        let page = self.checkpoints.flight().map(|(_, since)| since);
+        let hung_make = made.into_iter().chain(page).min();
+        let hung_make = hung_make.map(|since| since + self.prewrite_bound());
         let idle = self.mark_at();
         let retry = self.space.retry_at().filter(|_| !self.closing);
         [seal, hung, hung_make, idle, retry].into_iter().flatten().min()
@@ -541,28 +553,6 @@ impl Journal {
         self.mirrored.as_mut()?.pop_front()
     }
 
-    /// Reads what is durable of the log from `from` on. None if the log begins after it, or does
-    /// not reach it.
-    #[must_use]
-    pub fn read(&mut self, from: Lsn) -> Option<LogReader> {
-        let segments = self.space.segments_from(from);
-        let to = self.commit.durable();
-        if segments.is_empty() || from > to || from < self.head() {
-            return None;
-        }
-        self.readers = self.readers.wrapping_add(1) & (u32::MAX >> 1);
-        Some(LogReader::new(ReadFrom {
-            seed: *self.seed(),
-            segment_bytes: self.segment_bytes,
-            segments,
-            epochs: self.epochs().clone(),
-            truncation: self.keeper.truncation(),
-            from,
-            to,
-            number: self.readers,
-        }))
-    }
-
     /// Which reign wrote which part of it.
     #[must_use]
     pub fn epochs(&self) -> &EpochTable {
@@ -573,6 +563,7 @@ impl Journal {
     pub fn close(&mut self) {
         self.granted = 0;
         self.closing = true;
+        self.checkpoints.give_up();
     }
 
     /// Whether everything is written after [`close`](Self::close).

@@ -9,6 +9,7 @@
 //!   Format  -> an empty directory becomes a log       (before the first start)
 //!   Recovery -> the records of a log, then a Journal  (each start)
 //!   Journal -> append, commit, read back, recycle     (while it runs)
+//!   Checkpoint -> what the log came to, beside it     (a start reads the log from there)
 //!   SegmentScan -> what is in a segment               (before it is recycled)
 //!   Follower -> the same log at a backup: sealed batches go in    (replica)
 //!   LogReader -> sealed batches come out again                    (replica)
@@ -20,7 +21,7 @@
 //! came of it. `docs/internals/journal-format.md` has every byte, and the failure analysis.
 //!
 //! Reading order: `lsn`, `identity`, `record`, `batch`, `segment`, `superblock`, `journal`,
-//! `commit`, `space`, `reads`, `scan`, `recovery`.
+//! `commit`, `space`, `reads`, `scan`, `recovery`, `checkpoint`.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ mod batch;
 mod block_buf;
 mod calibrate;
 mod canary;
+mod checkpoint;
 mod commit;
 mod copied;
 mod disk;
@@ -56,6 +58,7 @@ pub use calibrate::{
 };
 #[cfg(feature = "canary")]
 pub use canary::Canary;
+pub use checkpoint::{CheckpointError, CheckpointHead, check_checkpoint};
 pub use copied::LogCopy;
 pub use disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 pub use epochs::{EPOCHS_MAX, EpochTable};

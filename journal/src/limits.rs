@@ -88,6 +88,21 @@ pub const SCAN_READ_BYTES: usize = 256 * 1024;
 /// Most reads of the running log in flight.
 pub const READS_IN_FLIGHT_MAX: usize = 8;
 
+/// The version of a checkpoint's files. One that is of another version is not used.
+pub const CHECKPOINT_VERSION: u16 = 1;
+
+/// Longest page of a checkpoint, header and padding included. *Format* of that version.
+pub const CHECKPOINT_PAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a page is put off for what was appended.
+pub const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Pages that wait to be written before more is asked for.
+pub const CHECKPOINT_PAGES_WAITING: usize = 1;
+
+/// A checkpoint is worth its writes when a start need not read so many segments.
+pub const CHECKPOINT_SEGMENTS_MIN: u64 = 2;
+
 /// Most shards of a directory.
 pub const SHARDS_MAX: u16 = 1024;
 
@@ -106,6 +121,9 @@ const _: () = {
     );
     // So does one read by a walk over a segment: each of them gets on.
     assert!(SCAN_READ_BYTES >= BATCH_BYTES_MAX && SCAN_READ_BYTES.is_multiple_of(BLOCK_BYTES));
+    // A read of a checkpoint holds a whole page, wherever that begins.
+    assert!(RECOVERY_READ_BYTES >= CHECKPOINT_PAGE_BYTES_MAX);
+    assert!(CHECKPOINT_PAGE_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
     // While settlements use up one segment, the live records of another can be copied.
     assert!(RESERVE_SEGMENTS >= 2);
     // Settlements packed into full blocks take no more than was set aside for them.

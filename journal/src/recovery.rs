@@ -3,6 +3,8 @@
 //! ```text
 //!   1 Superblock  read the shard's superblock: head, chain, durable mark, truncation
 //!   2 Headers     read the first block of each segment file
+//!   * Heads       read the first block of each checkpoint, if checkpoints are asked for
+//!   * Pages       hand out the pages of the newest one that may be used (`loading`)
 //!   3 Replay      walk over the batches; hand out their records (`replay`)
 //!   4 Scan        look behind the end for proof that it is none (`scan`)
 //!   5 Sync        make durable the superblock that was read, and what was accepted beyond its mark
@@ -12,7 +14,12 @@
 //!
 //! Torn or damaged: the log ends at the first place X that nothing valid stands at. If a later
 //! batch or the superblock says that more than X had been durable, what stood at X was promised:
-//! damage, and the start stops. If nothing does, it was never promised: it is cut off.
+//! damage, and the start stops. If nothing does, it was never promised: it is cut off. A checkpoint
+//! says it too, of a log that never was a pair's.
+//!
+//! With a checkpoint the walk begins where that says. If it is found at the end of the log that the
+//! checkpoint is not of this history, all that was handed out is void and the walk begins anew,
+//! with the older checkpoint or without one: then at the head, for the log alone says everything.
 //!
 //! Invariants: before step 6 nothing is written, and every error comes before it or is its failure.
 //! Step 6 is one block with data sync; the other block stays whole; so a crash at any step leaves a
@@ -24,6 +31,7 @@
 //! off, and the epoch table says which part of the log is whose. A block that can't be read is
 //! neither torn nor damaged: it is an error of its own.
 
+mod loading;
 mod reader;
 mod replay;
 mod scan;
@@ -33,10 +41,11 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::block_buf::BlockBuf;
+use crate::checkpoint::{CheckpointError, CheckpointHead, FILES};
 use crate::commit::{Commit, Start};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileId, OpId};
 use crate::identity::LogSeed;
-use crate::journal::{Config, Journal, Resume};
+use crate::journal::{Checkpoints, Config, Journal, Resume};
 use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_HEADER_BYTES, WRITES_WINDOW_MAX};
 use crate::lsn::{Epoch, Incarnation, LogId, Lsn, ShardId, Slot, Term};
 use crate::record::{Record, RecordError};
@@ -45,6 +54,7 @@ use crate::space::{Files, Space};
 use crate::superblock::{
     NodeSuperblock, SUPERBLOCK_FILE_BYTES, ShardSuperblock, SuperblockError, Truncation,
 };
+use loading::{Loading, Pages};
 pub(crate) use reader::ReadFrom;
 pub use reader::{LogReader, ReadFailed};
 use replay::{Candidate, Origin, ReadAt, Replay, Step};
@@ -78,6 +88,8 @@ pub struct Recovery {
     /// Known from the first stage on.
     superblock: Option<ShardSuperblock>,
     headers: Vec<SegmentRead>,
+    /// Checkpoints are asked for.
+    loading: Option<Loading>,
     /// Known from the third stage on.
     replay: Option<Replay>,
     cut: Option<Truncated>,
@@ -103,6 +115,10 @@ enum Stage {
     Superblock,
     /// The slot whose first block is next.
     Headers(usize),
+    /// The checkpoint whose first block is next.
+    Heads(usize),
+    /// What is to be read of the checkpoint that was taken, if anything.
+    Pages(Option<(u8, u64, usize)>),
     Replay(Option<ReadAt>),
     Scan(Scan),
     /// Files still to be synced.
@@ -120,6 +136,10 @@ pub struct RecoveryOutcome {
     pub truncated: Option<Truncated>,
     /// Whether the journal had been closed, so that every answer it gave is known to be given.
     pub clean: bool,
+    /// The checkpoint that the start began with, if any.
+    pub checkpoint: Option<CheckpointHead>,
+    /// Checkpoints that were of no use, and why.
+    pub refused: Vec<(FileId, CheckpointError)>,
 }
 
 /// What was cut off: written, never promised durable.
@@ -260,6 +280,13 @@ pub enum Evidence {
     },
     /// The superblock's durable mark.
     DurableMark(Lsn),
+    /// A checkpoint was finished when everything below `until` was durable.
+    Checkpoint {
+        /// Which of the two files.
+        which: u8,
+        /// What had been durable.
+        until: Lsn,
+    },
 }
 
 impl fmt::Display for Evidence {
@@ -270,6 +297,11 @@ impl fmt::Display for Evidence {
                 "the batch at LSN {lsn} was written when everything below {durable} was durable"
             ),
             Self::DurableMark(mark) => write!(f, "everything below LSN {mark} was durable"),
+            Self::Checkpoint { which, until } => write!(
+                f,
+                "checkpoint-{which} was finished when everything below LSN {until} was durable, so \
+                 acknowledged records are lost"
+            ),
         }
     }
 }
@@ -321,6 +353,7 @@ impl Recovery {
             op_next: 0,
             superblock: None,
             headers: Vec::new(),
+            loading: None,
             replay: None,
             cut: None,
             clean: false,
@@ -328,7 +361,73 @@ impl Recovery {
         }
     }
 
-    /// The next thing to do on the disk, if any. Take all records before.
+    /// Begins with a checkpoint where there is one: then pages come before the records.
+    #[must_use]
+    pub fn with_checkpoints(mut self) -> Self {
+        self.loading = Some(Loading::new(self.seed, self.segment_bytes));
+        self
+    }
+
+    /// Whether all that was handed out before counts for nothing, once: forget it.
+    pub fn poll_void(&mut self) -> bool {
+        self.loading.as_mut().is_some_and(Loading::take_void)
+    }
+
+    /// Whether [`poll_void`](Self::poll_void) would say so.
+    #[must_use]
+    pub fn has_void(&self) -> bool {
+        self.loading.as_ref().is_some_and(Loading::is_void)
+    }
+
+    /// The next page of the checkpoint. Ask until none before records are asked for.
+    pub fn poll_page(&mut self) -> Option<&[u8]> {
+        let Stage::Pages(None) = self.stage else { return None };
+        let head = self.superblock().head;
+        match self.loading.as_mut().map(|loading| loading.step(head)) {
+            Some(Ok(Pages::Page { bytes })) => {
+                return self.loading.as_mut().and_then(|loading| loading.take_page(bytes));
+            }
+            Some(Ok(Pages::Read { which, offset, bytes })) => {
+                self.stage = Stage::Pages(Some((which, offset, bytes)));
+            }
+            Some(Ok(Pages::Over)) | None => self.begin_replay(),
+            Some(Err(error)) => self.refuse(error),
+        }
+        None
+    }
+
+    /// The checkpoint whose page was handed out last says what cannot be.
+    pub fn refuse_page(&mut self, what: &'static str) {
+        self.refuse(CheckpointError::Content(what));
+    }
+
+    /// The checkpoint that is used, as far as is known.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&CheckpointHead> {
+        self.loading.as_ref().and_then(Loading::head)
+    }
+
+    /// Checkpoints that were of no use, and why; once.
+    pub fn take_refused(&mut self) -> Vec<(FileId, CheckpointError)> {
+        self.loading.as_mut().map(Loading::take_refused).unwrap_or_default()
+    }
+
+    /// Goes on with the next one, or without.
+    fn refuse(&mut self, error: CheckpointError) {
+        if let Some(loading) = &mut self.loading {
+            loading.refuse(error);
+        }
+        self.begin_with_checkpoint();
+    }
+
+    /// Where places lie of which the pages may still tell though they are gone: everything before
+    /// this.
+    #[must_use]
+    pub fn head(&self) -> Lsn {
+        self.superblock.as_ref().map_or(Lsn::ZERO, |superblock| superblock.head)
+    }
+
+    /// The next thing to do on the disk, if any. Take all pages and records before.
     pub fn poll_disk(&mut self) -> Option<DiskOp> {
         if self.flight.is_some() {
             return None;
@@ -342,6 +441,15 @@ impl Recovery {
             Stage::Headers(next) => {
                 let file = FileId::Segment { shard: self.shard, slot: self.slots[*next].slot };
                 DiskOp::Read { id, file, offset: 0, buf: BlockBuf::take(BLOCK_BYTES) }
+            }
+            Stage::Heads(next) => {
+                let file = FileId::Checkpoint { shard: self.shard, which: FILES[*next] };
+                DiskOp::Read { id, file, offset: 0, buf: BlockBuf::take(BLOCK_BYTES) }
+            }
+            Stage::Pages(wanted) => {
+                let (which, offset, bytes) = (*wanted)?;
+                let file = FileId::Checkpoint { shard: self.shard, which };
+                DiskOp::Read { id, file, offset, buf: BlockBuf::take(bytes) }
             }
             Stage::Replay(wanted) => {
                 let at = (*wanted)?;
@@ -373,14 +481,22 @@ impl Recovery {
     /// # Panics
     /// If the answer is to no operation in flight.
     pub fn handle_disk(&mut self, _now: Instant, done: DiskDone) {
-        self.handle_read(done);
+        self.take_read(done);
     }
 
     /// The same without the time, of which recovery makes no use so far.
-    pub(crate) fn handle_read(&mut self, done: DiskDone) {
+    ///
+    /// # Panics
+    /// If the answer is to no operation in flight.
+    pub fn take_read(&mut self, done: DiskDone) {
         let id = self.flight.take().expect("an operation is in flight");
         assert_eq!(id, done.id, "an answer to another operation");
         let handled = match done.result {
+            // A checkpoint is read as far as that goes.
+            _ if matches!(self.stage, Stage::Heads(_) | Stage::Pages(_)) => {
+                self.handle_checkpoint(done);
+                Ok(())
+            }
             // Fewer bytes than the file has are no end of the log: what is missing was not read.
             Ok(bytes) if self.bytes_due(&done).is_some_and(|due| (bytes as usize) < due) => {
                 Err(self.io_error(DiskError::Short { bytes }))
@@ -416,6 +532,8 @@ impl Recovery {
             Stage::Replay(None) => self.replay.as_mut().and_then(Replay::take_record),
             Stage::Superblock
             | Stage::Headers(_)
+            | Stage::Heads(_)
+            | Stage::Pages(_)
             | Stage::Replay(Some(_))
             | Stage::Scan(_)
             | Stage::Sync(_)
@@ -459,7 +577,12 @@ impl Recovery {
             Stage::Headers(next) => (self.slots[*next].slot, 0),
             Stage::Replay(at) => at.map(|at| (at.slot, at.offset))?,
             Stage::Scan(scan) => scan.step().map(|at| (at.slot, at.offset))?,
-            Stage::Superblock | Stage::Sync(_) | Stage::Mark | Stage::Over => return None,
+            Stage::Superblock
+            | Stage::Heads(_)
+            | Stage::Pages(_)
+            | Stage::Sync(_)
+            | Stage::Mark
+            | Stage::Over => return None,
         };
         let file = self.slots.iter().find(|file| file.slot == slot)?;
         let there = usize::try_from(file.bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -487,6 +610,7 @@ impl Recovery {
                 return RecoveryError::Unwritable { file, error };
             }
             Stage::Mark => return RecoveryError::Unwritable { file: superblock, error },
+            Stage::Heads(_) | Stage::Pages(_) => unreachable!("one that can't be read is passed"),
             Stage::Over => unreachable!("nothing is asked for when it is over"),
         };
         RecoveryError::Unreadable { file, offset, error }
@@ -525,6 +649,7 @@ impl Recovery {
                 self.headers.push(header);
                 self.begin_replay_when_ready();
             }
+            Stage::Heads(_) | Stage::Pages(_) => unreachable!("handled by itself"),
             Stage::Replay(wanted) => {
                 *wanted = None;
                 let replay = self.replay.as_mut().expect("set with the stage");
@@ -562,21 +687,68 @@ impl Recovery {
         if self.headers.len() < self.slots.len() {
             return;
         }
-        let candidates = self.slots.iter().zip(&self.headers).filter_map(|(file, read)| {
+        if self.loading.is_some() {
+            self.stage = Stage::Heads(0);
+        } else {
+            self.begin_replay();
+        }
+    }
+
+    /// What was read of a checkpoint, or nothing where it could not be read.
+    fn handle_checkpoint(&mut self, done: DiskDone) {
+        let bytes = done.result.ok().map(|bytes| bytes as usize);
+        let Some(loading) = &mut self.loading else { return };
+        if let Stage::Heads(next) = self.stage {
+            let buf = done.buf.as_ref();
+            let block = bytes.zip(buf).map(|(bytes, buf)| &buf.as_slice()[..bytes]);
+            loading.handle_head(FILES[next], block);
+            if next + 1 < FILES.len() {
+                self.stage = Stage::Heads(next + 1);
+            } else {
+                self.begin_with_checkpoint();
+            }
+        } else if let (Some(bytes @ 1..), Some(buf)) = (bytes, done.buf) {
+            loading.handle_read(buf, bytes);
+            self.stage = Stage::Pages(None);
+        } else {
+            self.refuse(CheckpointError::Unreadable);
+        }
+    }
+
+    /// The newest checkpoint of those that are left, or the log alone.
+    fn begin_with_checkpoint(&mut self) {
+        let (head, files) = (self.superblock().head, self.candidates());
+        if self.loading.as_mut().is_some_and(|loading| loading.take_next(head, files)) {
+            self.stage = Stage::Pages(None);
+        } else {
+            self.begin_replay();
+        }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let files = self.slots.iter().zip(&self.headers).filter_map(|(file, read)| {
             let header = header_of(read)?;
             Some(Candidate { slot: file.slot, header })
         });
-        let candidates = candidates.collect();
+        files.collect()
+    }
+
+    fn begin_replay(&mut self) {
         let superblock = self.superblock();
+        let checkpoint = self.loading.as_ref().and_then(Loading::head).copied();
         let origin = Origin {
             seed: self.seed,
             segment_bytes: self.segment_bytes,
-            head: superblock.head,
-            chain: superblock.head_chain,
+            head: checkpoint.map_or(superblock.head, |checkpoint| checkpoint.from),
+            chain: checkpoint.map_or(superblock.head_chain, |checkpoint| checkpoint.chain),
             truncation: superblock.truncation,
             epochs: superblock.epochs.clone(),
         };
-        self.replay = Some(Replay::new(origin, candidates, self.config.canaries()));
+        let mut replay = Replay::new(origin, self.candidates(), self.config.canaries());
+        if let (Some(loading), Some(checkpoint)) = (&self.loading, checkpoint) {
+            replay.begin_behind(loading.segments(), (checkpoint.until, checkpoint.until_chain));
+        }
+        self.replay = Some(replay);
         self.stage = Stage::Replay(None);
         self.walk();
     }
@@ -602,10 +774,22 @@ impl Recovery {
 
     fn begin_scan(&mut self) {
         let replay = self.replay.as_ref().expect("it has ended");
+        if !replay.came_by() {
+            let (until, end) = (self.checkpoint().map_or(Lsn::ZERO, |it| it.until), replay.lsn());
+            let error = match until > end {
+                true => CheckpointError::Beyond { until, end },
+                false => CheckpointError::History,
+            };
+            return self.refuse(error);
+        }
         let (end, tail) = (replay.lsn(), replay.live().back().copied());
         let mark = self.superblock().durable;
         if mark > end {
             let error = self.damaged(Evidence::DurableMark(mark));
+            return self.end(Err(error));
+        }
+        if let Some(evidence) = self.lost_since_checkpoint(end) {
+            let error = self.damaged(evidence);
             return self.end(Err(error));
         }
         if let (Opening::Alone { .. }, Some(whole_at)) =
@@ -641,6 +825,17 @@ impl Recovery {
         if is_over {
             self.accept();
         }
+    }
+
+    /// A checkpoint knows of more than this log has, in which nobody but the format began a reign.
+    /// Where one did, a rejoin may have cut that; and a member has it from the other one.
+    fn lost_since_checkpoint(&self, end: Lsn) -> Option<Evidence> {
+        let (which, until) = self.loading.as_ref().and_then(Loading::furthest)?;
+        let is_alone = match self.opening {
+            Opening::Alone { .. } => self.superblock().is_never_a_pairs(),
+            Opening::Member => false,
+        };
+        (until > end && is_alone).then_some(Evidence::Checkpoint { which, until })
     }
 
     fn proof(&self, found: Found) -> RecoveryError {
@@ -690,6 +885,7 @@ impl Recovery {
         let Stage::Scan(scan) = &self.stage else { unreachable!("called by the scan") };
         self.cut = scan.cut();
         let (end, mark) = (replay.lsn(), self.superblock().durable);
+        let checkpoint = self.loading.as_ref().and_then(Loading::head);
         let beyond_mark = replay
             .live()
             .iter()
@@ -705,7 +901,15 @@ impl Recovery {
             .fold((scanned, incarnation), |(last, incarnation), term| {
                 (last.max(term), incarnation.max(term.incarnation))
             });
+        let first = replay.live().front().copied();
         let superblock = self.superblock.as_mut().expect("read in the first stage");
+        if let Some(first) = first.filter(|_| checkpoint.is_some()) {
+            // What the checkpoint does not name any more was given up, and that is committed.
+            let head = Lsn(first.number * self.segment_bytes + SEGMENT_HEADER_BYTES);
+            if let Some(chain) = first.chain_before.filter(|_| head > superblock.head) {
+                (superblock.head, superblock.head_chain) = (head, chain);
+            }
+        }
         let incarnation = incarnation.max(superblock.incarnation);
         self.clean = superblock.clean && superblock.durable == end && self.cut.is_none();
         superblock.generation += 1;
@@ -759,16 +963,19 @@ impl Recovery {
             next: end,
             durable: end,
         };
+        let generation = self.loading.as_ref().map_or(0, Loading::generation);
+        let (checkpoint, refused) = (self.checkpoint().copied(), self.take_refused());
         let journal = Journal::new(Resume {
             superblock,
             segment_bytes: self.segment_bytes,
             config: self.config.clone(),
             commit: Commit::new(&start, self.config.canaries()),
             space: Space::new(self.segment_bytes, self.config.segments_max, live, files),
+            checkpoints: Checkpoints::new(generation, checkpoint),
             op_next: self.op_next,
         });
         let (truncated, clean) = (self.cut, self.clean);
-        self.end(Ok(RecoveryOutcome { journal, truncated, clean }));
+        self.end(Ok(RecoveryOutcome { journal, truncated, clean, checkpoint, refused }));
     }
 }
 

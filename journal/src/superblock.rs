@@ -56,6 +56,8 @@ const NODE_PARTS_AT: usize = 96;
 const SHARD_PARTS_AT: usize = 112;
 const PART_EPOCHS: u16 = 1;
 const PART_BEGUN: u16 = 2 | PART_REQUIRED;
+/// The epoch of a log that was formatted here, until a reign of a pair begins in it.
+const FORMAT_EPOCH: Epoch = Epoch(1);
 /// Most bytes of parts that may be unknown, with their headers, so that there is room to keep them.
 const CARRIED_BYTES_MAX: usize = 2048;
 
@@ -116,7 +118,7 @@ impl NodeSuperblock {
             log_id,
             journal_uuid,
             geometry,
-            epoch_promised: Epoch(1),
+            epoch_promised: FORMAT_EPOCH,
             state: NodeState::Whole,
             carried: Vec::new(),
         }
@@ -263,7 +265,7 @@ impl ShardSuperblock {
             incarnation: Incarnation(0),
             clean: true,
             slots_made: FORMAT_SEGMENTS,
-            epochs: EpochTable::new(Epoch(1), start),
+            epochs: EpochTable::new(FORMAT_EPOCH, start),
             begun: None,
             carried: Vec::new(),
         }
@@ -343,6 +345,11 @@ impl ShardSuperblock {
     #[must_use]
     pub fn lacks(&self, end: Lsn) -> Option<Lsn> {
         self.begun.map(|begun| begun.whole_at).filter(|whole_at| end < *whole_at)
+    }
+
+    /// Whether no reign of a pair has begun in this log: it has the epoch of its format alone.
+    pub(crate) fn is_never_a_pairs(&self) -> bool {
+        self.epochs.newest().0 == FORMAT_EPOCH
     }
 
     /// Whether this slot has a file of a log that was given up.

@@ -4,11 +4,14 @@
 //!   for each point (backlog, history):
 //!     start on an empty directory ─▶ history: send, receive, settle ─▶ backlog: send
 //!       ─▶ kill -9 ─▶ start, timed ─▶ kill -9 ─▶ start, timed ─▶ ... ─▶ receive the backlog
+//!   --history-times N, for each backlog:  A with as much history, B with N times that
+//!       ─▶ kill A ─▶ start A, timed ─▶ kill B ─▶ start B, timed ─▶ ... ─▶ B's time / A's, by pairs
 //! ```
 //! *Backlog* is what still waits in a queue; *history* is what was settled, and should cost nothing
-//! once its segments are reused. The time is from the start of the process to the first 200 of
-//! `/healthz/ready`, asked every millisecond. In the end the backlog is received and counted: a
-//! broker that is ready early because it forgot something is not fast.
+//! once its segments are reused. Where there are both they come in turn, in ten parts each, so that
+//! what lives is spread over what is dead. The time is from the start of the process to the first
+//! 200 of `/healthz/ready`, asked every millisecond. In the end the backlog is received and
+//! counted: a broker that is ready early because it forgot something is not fast.
 //!
 //! The page cache survives a kill, so the log is read from memory: after a power cut the disk's
 //! reading comes on top.
@@ -17,7 +20,7 @@
 
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -31,6 +34,7 @@ use crate::command::Failure;
 use crate::load::{self, Length, Links, LoadPlan, Target};
 use crate::machine::{Machine, Place};
 use crate::show;
+use crate::stats::{Estimate, estimate};
 use crate::verdict::Verdict;
 
 /// What `perf recover` is told.
@@ -42,6 +46,9 @@ pub struct Options {
     /// Messages that were settled before, one point each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [100_000])]
     history: Vec<u64>,
+    /// Beside each backlog the same one with N times the history, started in turn with it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=1000))]
+    history_times: Option<u64>,
     /// Bytes of a message's body
     #[arg(long, value_name = "BYTES", default_value_t = 256)]
     size: usize,
@@ -78,6 +85,17 @@ impl RecoverPoint {
     }
 }
 
+/// What N times the history costs a start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HistoryRatio {
+    /// Messages that waited in both.
+    pub backlog: u64,
+    /// How many times the history the second one had.
+    pub times: u64,
+    /// Its time to ready by that of the first one, start by start.
+    pub ratio: Option<Estimate>,
+}
+
 /// What `perf recover` gave, as its JSON tells it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecoverResult {
@@ -95,11 +113,18 @@ pub struct RecoverResult {
     pub verdict: Verdict,
     /// The table.
     pub points: Vec<RecoverPoint>,
+    /// With `--history-times`.
+    pub ratios: Vec<HistoryRatio>,
 }
 
 /// The queue of the backlog, and that of the history.
 const BACKLOG: &str = "recover-backlog";
 const HISTORY: &str = "recover-history";
+
+/// Backlog and history come in turn, in so many parts.
+const PARTS: u64 = 10;
+/// Of the ratios' interval.
+const SEED: u64 = 1;
 
 /// `laelaps perf recover`.
 ///
@@ -117,18 +142,24 @@ pub fn recover(options: &Options) -> Result<(), Failure> {
         size: options.size,
         verdict: Verdict::new(),
         points: Vec::new(),
+        ratios: Vec::new(),
     };
-    let backlogs = options.backlog.iter().map(|backlog| (*backlog, 0));
-    let histories = options.history.iter().map(|history| (0, *history));
-    for (number, (backlog, history)) in backlogs.chain(histories).enumerate() {
-        let data = scratch.join(&format!("data-{number}"));
-        let point = measure(options, &data, Waits { backlog, history }, &interrupt)?;
-        std::fs::remove_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
-        if point.recovered != backlog {
-            let found = point.recovered;
-            result.verdict.object(format!("{found} of {backlog} messages were there in the end"));
+    for together in options.points() {
+        let points = measure(options, &scratch, &together, &interrupt)?;
+        for point in &points {
+            let RecoverPoint { backlog, recovered, .. } = *point;
+            if recovered != backlog {
+                let lack = format!("{recovered} of {backlog} messages were there in the end");
+                result.verdict.object(lack);
+            }
         }
-        result.points.push(point);
+        if let ([one, more], Some(times)) = (&points[..], options.history_times) {
+            let pairs = more.ready_ms.iter().zip(&one.ready_ms);
+            let ratios: Vec<f64> = pairs.map(|(more, one)| more / one).collect();
+            let ratio = estimate(&ratios, SEED);
+            result.ratios.push(HistoryRatio { backlog: one.backlog, times, ratio });
+        }
+        result.points.extend(points);
     }
     if let Some(note) = result.place.note() {
         result.verdict.note(note);
@@ -138,53 +169,119 @@ pub fn recover(options: &Options) -> Result<(), Failure> {
 }
 
 /// What is in the broker when it is killed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Waits {
     backlog: u64,
     history: u64,
 }
 
+impl Options {
+    /// What is measured; what stands together is started in turn.
+    fn points(&self) -> Vec<Vec<Waits>> {
+        let Some(times) = self.history_times else {
+            let backlogs = self.backlog.iter().map(|backlog| (*backlog, 0));
+            let histories = self.history.iter().map(|history| (0, *history));
+            let all = backlogs.chain(histories);
+            return all.map(|(backlog, history)| vec![Waits { backlog, history }]).collect();
+        };
+        let pair = |backlog: &u64| {
+            let with = |history| Waits { backlog: *backlog, history };
+            vec![with(*backlog), with(backlog * times)]
+        };
+        self.backlog.iter().filter(|backlog| **backlog > 0).map(pair).collect()
+    }
+}
+
+/// A broker that is killed and started.
+struct Subject {
+    plan: BrokerPlan,
+    waits: Waits,
+    broker: Broker,
+    data_bytes: u64,
+    ready_ms: Vec<f64>,
+}
+
 fn measure(
     options: &Options,
-    data: &Path,
+    scratch: &Scratch,
+    together: &[Waits],
+    interrupt: &Interrupt,
+) -> Result<Vec<RecoverPoint>, Failure> {
+    let mut subjects = Vec::new();
+    for (number, waits) in together.iter().enumerate() {
+        let data = scratch.join(&format!("data-{number}"));
+        subjects.push(prepare(options, data, *waits, interrupt)?);
+    }
+    for _ in 0..options.restarts {
+        let restarted = subjects.into_iter().map(|subject| subject.restart(interrupt));
+        subjects = restarted.collect::<Result<_, _>>()?;
+    }
+    let mut points = Vec::new();
+    for Subject { plan, waits: Waits { backlog, history }, broker, data_bytes, ready_ms } in
+        subjects
+    {
+        let recovered = if backlog == 0 { 0 } else { take(broker.target(), BACKLOG, backlog)? };
+        broker.stop()?;
+        let data = &plan.data;
+        std::fs::remove_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
+        let point = RecoverPoint { backlog, history, data_bytes, ready_ms, recovered };
+        say(options, format_args!("{}", point.line()));
+        points.push(point);
+    }
+    Ok(points)
+}
+
+fn say(options: &Options, text: std::fmt::Arguments<'_>) {
+    if !options.own.quiet {
+        eprintln!("{text}");
+    }
+}
+
+fn prepare(
+    options: &Options,
+    data: PathBuf,
     waits: Waits,
     interrupt: &Interrupt,
-) -> Result<RecoverPoint, Failure> {
+) -> Result<Subject, Failure> {
     let Waits { backlog, history } = waits;
-    let mut plan = BrokerPlan::new(data.to_owned())?;
+    let mut plan = BrokerPlan::new(data)?;
     // A kill is survived in memory too, and scratch directories are often there.
     plan.flags = vec!["--allow-volatile".to_owned()];
     plan.flags.extend(options.own.flags.iter().cloned());
     plan.ready_within = Duration::from_secs(600);
-    let say = |text: std::fmt::Arguments<'_>| {
-        if !options.own.quiet {
-            eprintln!("{text}");
+    let broker = Broker::start(&plan, interrupt)?;
+    say(
+        options,
+        format_args!(
+            "{} messages to settle, {} to wait",
+            show::grouped(history),
+            show::grouped(backlog)
+        ),
+    );
+    let parts = if history > 0 && backlog > 0 { PARTS } else { 1 };
+    for part in 0..parts {
+        let of = |all: u64| all * (part + 1) / parts - all * part / parts;
+        if of(history) > 0 {
+            fill(broker.target(), HISTORY, options.size, of(history), interrupt)?;
+            take(broker.target(), HISTORY, of(history))?;
         }
-    };
+        if of(backlog) > 0 {
+            fill(broker.target(), BACKLOG, options.size, of(backlog), interrupt)?;
+        }
+    }
+    let data_bytes = size_of_directory(&plan.data);
+    Ok(Subject { plan, waits, broker, data_bytes, ready_ms: Vec::new() })
+}
 
-    let mut broker = Broker::start(&plan, interrupt)?;
-    if history > 0 {
-        say(format_args!("sending, receiving and settling {} messages", show::grouped(history)));
-        fill(broker.target(), HISTORY, options.size, history, interrupt)?;
-        take(broker.target(), HISTORY, history)?;
-    }
-    if backlog > 0 {
-        say(format_args!("sending {} messages", show::grouped(backlog)));
-        fill(broker.target(), BACKLOG, options.size, backlog, interrupt)?;
-    }
-    let data_bytes = size_of_directory(data);
-    let mut ready_ms = Vec::new();
-    for _ in 0..options.restarts {
+impl Subject {
+    /// Kills it and starts it again, timed.
+    fn restart(mut self, interrupt: &Interrupt) -> Result<Self, Failure> {
         interrupt.check()?;
-        broker.kill()?;
-        broker = Broker::start(&plan, interrupt)?;
-        ready_ms.push(broker.ready_after().as_secs_f64() * 1000.0);
+        self.broker.kill()?;
+        self.broker = Broker::start(&self.plan, interrupt)?;
+        self.ready_ms.push(self.broker.ready_after().as_secs_f64() * 1000.0);
+        Ok(self)
     }
-    let recovered = if backlog == 0 { 0 } else { take(broker.target(), BACKLOG, backlog)? };
-    broker.stop()?;
-    let point = RecoverPoint { backlog, history, data_bytes, ready_ms, recovered };
-    say(format_args!("{}", point.line()));
-    Ok(point)
 }
 
 /// Sends so many messages, each accepted.
@@ -233,6 +330,14 @@ impl RecoverResult {
             text.push_str(&point.line());
             text.push('\n');
         }
+        for HistoryRatio { backlog, times, ratio } in &self.ratios {
+            let backlog = show::grouped(*backlog);
+            let ratio = ratio.map_or("nothing".to_owned(), |Estimate { median, low, high }| {
+                format!("{median:.2} times ({low:.2} to {high:.2}) the time to ready")
+            });
+            writeln!(text, "{backlog} waiting: {times} times the history is {ratio}")
+                .expect("memory takes text");
+        }
         format!("{text}{}\n", self.verdict)
     }
 }
@@ -256,6 +361,28 @@ impl RecoverPoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Told {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn the_same_backlog_with_more_history_stands_beside_it() {
+        let points = |flags: &[&str]| {
+            let told = <Told as clap::Parser>::try_parse_from([&["perf"], flags].concat());
+            let all = told.expect("flags").options.points();
+            let pairs = all.iter().map(|group| {
+                group.iter().map(|waits| (waits.backlog, waits.history)).collect::<Vec<_>>()
+            });
+            pairs.collect::<Vec<_>>()
+        };
+        let apart = points(&["--backlog", "0,7", "--history", "9"]);
+        assert_eq!(apart, [vec![(0, 0)], vec![(7, 0)], vec![(0, 9)]]);
+        let together = points(&["--backlog", "0,7", "--history-times", "10"]);
+        assert_eq!(together, [vec![(7, 7), (7, 70)]]);
+    }
 
     #[test]
     fn the_median_is_the_middle_start() {

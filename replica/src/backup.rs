@@ -398,6 +398,11 @@ impl Backup {
         self.committed
     }
 
+    /// The log, to write a checkpoint of it; see [`Follower::checkpointing`].
+    pub fn checkpointing(&mut self) -> Option<&mut Journal> {
+        self.follower.checkpointing()
+    }
+
     /// The log.
     #[must_use]
     pub fn follower(&self) -> &Follower {

@@ -80,7 +80,7 @@ fn recovered(now: Instant, uuid: u8, disk: &mut Disk) -> Backup {
     let node = NodeSuperblock::decode(superblock).unwrap().unwrap();
     let files = disk.files.iter().filter_map(|(file, content)| match file {
         FileId::Segment { slot, .. } => Some(SlotFile { slot: *slot, bytes: content.len() as u64 }),
-        FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+        FileId::NodeSuperblock | FileId::ShardSuperblock(_) | FileId::Checkpoint { .. } => None,
     });
     let slots: Vec<SlotFile> = files.collect();
     let mut recovery = FollowerRecovery::new(&node, SHARD, &slots, Config::default());

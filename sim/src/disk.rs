@@ -124,6 +124,14 @@ struct Flight {
     failure: Option<DiskError>,
 }
 
+impl Flight {
+    /// A write that promises wait for; nothing waits for a checkpoint.
+    fn is_of_log(&self) -> bool {
+        let is_beside = matches!(self.file, FileId::Checkpoint { .. });
+        matches!(self.work, Work::Write { .. }) && !is_beside
+    }
+}
+
 /// A file: durable bytes, and the kernel's cache above them.
 #[derive(Clone, Debug, Default)]
 struct File {
@@ -189,10 +197,18 @@ impl Disk {
         self.flights.values().filter(|flight| matches!(flight.work, Work::Write { .. })).count()
     }
 
+    /// Whether an operation on a checkpoint is in flight.
+    pub fn is_checkpointing(&self) -> bool {
+        self.flights.values().any(|flight| {
+            let is_read = matches!(flight.work, Work::Read { .. });
+            !is_read && matches!(flight.file, FileId::Checkpoint { .. })
+        })
+    }
+
     /// When the oldest write was submitted that is in flight, or has failed.
     pub fn oldest_write(&self) -> Option<Instant> {
-        let is_write = |flight: &&Flight| matches!(flight.work, Work::Write { .. });
-        let oldest = self.flights.values().find(is_write).map(|flight| flight.since);
+        let oldest = self.flights.values().find(|flight| flight.is_of_log());
+        let oldest = oldest.map(|flight| flight.since);
         [oldest, self.failed_since].into_iter().flatten().min()
     }
 
@@ -301,7 +317,15 @@ impl Disk {
 
     fn draw_failure(&mut self, work: &Work, file: FileId, len: usize) -> Option<DiskError> {
         match work {
-            Work::Write { .. } => {
+            Work::Write { offset, .. } => {
+                let have = self.files.get(&file).map_or(0, |file| file.len as u64);
+                let more = (offset + len as u64).saturating_sub(have);
+                if more > 0 && self.bytes() + self.bytes_in_making() + more > self.profile.bytes_max
+                {
+                    self.hits.add(Hit::NoSpace);
+                    let short = DiskError::Short { bytes: 0 };
+                    return Some(*self.rng.pick(&[DiskError::NoSpace, short]));
+                }
                 if self.rng.one_in(self.profile.write_failed_one_in) {
                     self.hits.add(Hit::WriteFailed);
                     return Some(DiskError::Io(EIO));
@@ -382,7 +406,9 @@ impl Disk {
             }
             (Work::Write { .. }, Some(error)) => {
                 self.land(&flight, Fate::Seeded);
-                self.failed_since.get_or_insert(flight.since);
+                if flight.is_of_log() {
+                    self.failed_since.get_or_insert(flight.since);
+                }
                 Err(error)
             }
             (Work::Read { offset }, None) => {
@@ -399,6 +425,9 @@ impl Disk {
                 let file = self.files.entry(flight.file).or_default();
                 file.linked = true;
                 file.reused_to = None;
+                if let FileId::Checkpoint { .. } = flight.file {
+                    file.cut(*bytes as usize);
+                }
                 file.write_durably(0, &vec![0; *bytes as usize]);
                 Ok(0)
             }
@@ -571,6 +600,12 @@ impl File {
             out[from - offset..to - offset].copy_from_slice(&bytes[from - at..to - at]);
         }
         out
+    }
+
+    fn cut(&mut self, bytes: usize) {
+        self.durable.truncate(bytes);
+        self.cache.retain(|sector, _| (*sector as usize) < bytes / SECTOR_BYTES);
+        self.len = self.len.min(bytes);
     }
 
     fn write_durably(&mut self, offset: u64, bytes: &[u8]) {

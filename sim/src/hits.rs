@@ -123,6 +123,12 @@ hits! {
     Dropped => "messages dropped by full queues",
     /// A message expired and came from the queue for that.
     Expired => "expired messages delivered",
+    /// A start read the log from a checkpoint on, and came to what the whole log says.
+    CheckpointUsed => "starts with a checkpoint",
+    /// A crash while a checkpoint was being written.
+    CheckpointCut => "crashes within a checkpoint",
+    /// A checkpoint was found to be of no use.
+    CheckpointRefused => "checkpoints of no use",
     /// A message was delivered that had a time to wait for.
     Scheduled => "deliveries at a time",
     /// A start found messages whose time had not come.

@@ -25,6 +25,7 @@ mod pipe;
 pub mod plan;
 pub mod rng;
 pub mod solo;
+mod starts;
 pub mod voters;
 pub mod wire;
 pub mod world;

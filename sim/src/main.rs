@@ -124,6 +124,8 @@ const SUITE: &[Hit] = &[
     Hit::Noted,
     Hit::QueueFull,
     Hit::Dropped,
+    Hit::CheckpointUsed,
+    Hit::CheckpointCut,
     Hit::Expired,
     Hit::ExpiredTight,
     Hit::Relieved,
@@ -157,7 +159,7 @@ fn main() -> ExitCode {
 fn run_brokers(args: &Args, base: Instant) -> Result<ExitCode, String> {
     let broken = canary(args.canary.as_deref(), &Canary::ALL)?;
     if args.plan {
-        println!("{:#?}", Plan::draw(args.seed));
+        println!("{:#?}", Plan::draw_alone(args.seed));
     }
     let suite = carry_out(args, broken, base);
     let ran = suite.runs;

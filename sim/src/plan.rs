@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 38] = [
+    pub const ALL: [(&'static str, Self); 39] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -62,6 +62,7 @@ impl Canary {
         ("head-moves-early", Self::Journal(journal::Canary::HeadMovesEarly)),
         ("recycled-past-watermark", Self::Journal(journal::Canary::RecycledPastWatermark)),
         ("recycled-before-copy", Self::RecycledBeforeCopy),
+        ("checkpoint-past-watermark", Self::Journal(journal::Canary::CheckpointPastWatermark)),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
         ("half-shown", Self::Broker(broker::canary::Canary::HalfShown)),
@@ -129,6 +130,9 @@ pub struct Plan {
     pub attempts_max: u32,
     /// Of a thousand ticks of a client, so many bring a purge.
     pub purges: u32,
+    /// A start begins with a checkpoint, where there is one. It finds messages on the disk; one
+    /// that reads the whole log has them in memory, and delivers more of them at once.
+    pub reads_checkpoints: bool,
     /// The first queue drops what it has no room for.
     pub drops: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
@@ -143,8 +147,21 @@ impl Options {
 }
 
 impl Plan {
+    /// The plan of a seed, for a broker alone: in some runs windows get large.
+    pub fn draw_alone(seed: u64) -> Self {
+        let (mut plan, mut rng) = Self::draw_with(seed);
+        if rng.chance(80) {
+            plan.grow_windows(&mut rng);
+        }
+        plan
+    }
+
     /// The plan of a seed.
     pub fn draw(seed: u64) -> Self {
+        Self::draw_with(seed).0
+    }
+
+    fn draw_with(seed: u64) -> (Self, Rng) {
         let mut rng = Rng::stream(seed, "plan", 0);
         let queues: Vec<String> =
             (0..rng.between(2, 6)).map(|queue| letter::queue_name(queue as usize)).collect();
@@ -197,6 +214,7 @@ impl Plan {
             lags: true,
             drops: false,
             purges: 0,
+            reads_checkpoints: false,
         };
         if rng.chance(700) {
             plan.clients.iter_mut().for_each(|client| client.mortal = 250);
@@ -220,7 +238,19 @@ impl Plan {
         if !plan.is_tight() && rng.chance(700) {
             plan.clients[0].hoard();
         }
-        plan
+        plan.reads_checkpoints = rng.chance(500);
+        (plan, rng)
+    }
+
+    /// A consumer comes to hold very much: with room, few to share with, and long lives.
+    fn grow_windows(&mut self, rng: &mut Rng) {
+        self.journal.segments_max = ROOMY;
+        self.disk.bytes_max = u64::MAX;
+        self.memory_bytes_max = AMPLE;
+        self.crash_every = rng.between(400, 900);
+        self.clients.truncate(3);
+        self.clients[0].hoard();
+        (self.clients[0].links, self.clients[0].produces) = (6, 450);
     }
 
     /// In some runs the first queue may not get deep.

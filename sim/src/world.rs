@@ -206,7 +206,7 @@ pub fn run(base: Instant, options: &Options) -> Result<Report, Failure> {
 
 impl World {
     fn new(base: Instant, options: &Options) -> Self {
-        let mut plan = Plan::draw(options.seed);
+        let mut plan = Plan::draw_alone(options.seed);
         if options.crash.is_some() {
             (plan.crash_every, plan.crash_at_ready, plan.spoilt) = (0, 0, 0);
             plan.disk = Profile { bytes_max: plan.disk.bytes_max, ..Profile::sound() };

@@ -165,6 +165,27 @@ const OF_SHARD: &[Of<ShardStats>] = &[
         u64::from(s.journal_full)
     }),
     ("journal_batches_total", Kind::Counter, "Batches made durable.", |s| s.journal_batches_total),
+    ("journal_tail_bytes", Kind::Gauge, "Bytes of the log that a start would read.", |s| {
+        s.journal_tail_bytes
+    }),
+    (
+        "journal_checkpoint_age_seconds",
+        Kind::Gauge,
+        "How old the newest checkpoint is. 0: there is none, or it is new.",
+        |s| s.journal_checkpoint_age_seconds,
+    ),
+    (
+        "journal_checkpoint_lsn",
+        Kind::Gauge,
+        "Where a start would begin to read the log. 0: there is no checkpoint.",
+        |s| s.journal_checkpoint_lsn,
+    ),
+    ("journal_checkpoints_total", Kind::Counter, "Checkpoints written.", |s| {
+        s.journal_checkpoints_total
+    }),
+    ("journal_checkpoint_failures_total", Kind::Counter, "Checkpoints given up.", |s| {
+        s.journal_checkpoint_failures_total
+    }),
 ];
 
 const OF_QUEUE: &[Of<QueueStat>] = &[

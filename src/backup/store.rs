@@ -220,7 +220,7 @@ impl Store {
             Ok((Slot(slot), map))
         };
         let segments: Result<Vec<_>, Failure> = (0..).zip(numbers(node, at)).map(map).collect();
-        journal_cli::judge(node, shard, superblock, &segments?).map(drop)
+        journal_cli::judge(node, shard, superblock, &segments?, &[]).map(drop)
     }
 
     /// Makes the point known; what it is called.

@@ -260,7 +260,8 @@ impl Core {
                 None => {
                     let slots = files.slots(config.shard)?;
                     let journal = setup.journal.clone();
-                    let recovery = Recovery::new(node, config.shard, &slots, journal);
+                    let recovery =
+                        Recovery::new(node, config.shard, &slots, journal).with_checkpoints();
                     Shard::new(config, recovery)
                 }
             });

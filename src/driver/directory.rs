@@ -432,6 +432,9 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open(file)?,
                 opened => opened?,
             };
+            if let FileId::Checkpoint { .. } = file {
+                fs::File::options().write(true).open(&path)?.set_len(bytes)?;
+            }
             data.prewrite(bytes)?;
             net::file::sync_directory(parent)?;
             net::file::sync_directory(&self.root)

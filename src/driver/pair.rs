@@ -92,7 +92,8 @@ impl PairPort {
     pub(super) fn shard(&self, index: usize) -> Result<Shard, Failure> {
         let config = self.configs[index].clone();
         let slots = self.files.slots(config.shard)?;
-        let recovery = Recovery::of_member(&self.node, config.shard, &slots, self.journal.clone());
+        let recovery = Recovery::of_member(&self.node, config.shard, &slots, self.journal.clone())
+            .with_checkpoints();
         let shards = u64::from(config.shards);
         let mut shard = Shard::member(config, recovery, self.link.follows.clone());
         shard.pace_catch_up(self.link.catch_up_rate / shards);

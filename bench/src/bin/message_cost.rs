@@ -51,6 +51,7 @@ impl Disk {
             DiskOp::Write { id, file, offset, buf } => {
                 let offset = offset as usize;
                 let bytes = self.files.entry(file).or_default();
+                bytes.resize(bytes.len().max(offset + buf.len()), 0);
                 bytes[offset..offset + buf.len()].copy_from_slice(buf.as_slice());
                 DiskDone { id, result: Ok(buf.len() as u32), buf: Some(buf) }
             }
@@ -129,7 +130,9 @@ impl World {
                 FileId::Segment { slot, .. } => {
                     Some(SlotFile { slot: *slot, bytes: bytes.len() as u64 })
                 }
-                FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+                FileId::NodeSuperblock | FileId::ShardSuperblock(_) | FileId::Checkpoint { .. } => {
+                    None
+                }
             })
             .collect();
         let recovery = Recovery::new(&node, ShardId(0), &slots, journal::Config::default());

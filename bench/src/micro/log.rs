@@ -102,7 +102,9 @@ impl Log {
                 FileId::Segment { slot, .. } => {
                     Some(journal::SlotFile { slot: *slot, bytes: bytes.len() as u64 })
                 }
-                FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+                FileId::NodeSuperblock | FileId::ShardSuperblock(_) | FileId::Checkpoint { .. } => {
+                    None
+                }
             })
             .collect();
         let mut recovery = Recovery::new(&node, ShardId(0), &slots, config);

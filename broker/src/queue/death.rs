@@ -23,7 +23,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
+use super::{Entry, NotHeld, Queue, Slot, SlotState};
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::setback::{Added, Setback};
@@ -34,6 +34,8 @@ use crate::settings::AddressSettings;
 pub(super) struct Dying {
     /// Why each of these has to go.
     doomed: BTreeMap<Sequence, Reason>,
+    /// What the log says was rejected, also where that means nothing now.
+    rejected: BTreeSet<Sequence>,
     /// Moving, and not taken by the shard yet.
     leaving: BTreeSet<Sequence>,
     /// The same by turns; what is not in `leaving` any more is passed over.
@@ -61,7 +63,7 @@ impl Dying {
     /// Why the message has to go, as far as the log has been told: that one has expired, or has
     /// failed too often, it says by other means.
     pub(super) fn logged_doom(&self, sequence: Sequence) -> Option<Reason> {
-        self.doomed.get(&sequence).copied().filter(|reason| *reason == Reason::Rejected)
+        self.rejected.contains(&sequence).then_some(Reason::Rejected)
     }
 
     fn leave(&mut self, sequence: Sequence) {
@@ -79,6 +81,9 @@ impl Dying {
     pub(super) fn forget(&mut self, sequence: Sequence) -> u64 {
         if !self.doomed.is_empty() {
             self.doomed.remove(&sequence);
+        }
+        if !self.rejected.is_empty() {
+            self.rejected.remove(&sequence);
         }
         if self.added.is_empty() {
             return 0;
@@ -115,7 +120,7 @@ impl Queue {
         self.dying.is_grave = settings.dead_letter_address == name;
         self.dying.keeps_expired = settings.expiry_address == name;
         if self.dying.keeps_expired {
-            self.expiring = Expiring::default();
+            self.expiring.pass_all();
         }
         self.entry = Entry::of(&settings);
         self.priority_default = settings.priority_default;
@@ -135,7 +140,8 @@ impl Queue {
         let slot = self.index.get(sequence);
         let Some(reason) = slot.and_then(|slot| self.reason_to_go(sequence, slot)) else { return };
         if self.dying.is_grave {
-            // It has become the place for the dead meanwhile: there it lies.
+            // It has become the place for the dead meanwhile: there it lies, until it is that no
+            // more.
             self.dying.doomed.remove(&sequence);
         } else {
             self.dying.doomed.insert(sequence, reason);
@@ -210,6 +216,9 @@ impl Queue {
         slot.delivery_count = setback.count;
         if let Some(reason) = setback.doom {
             self.dying.doomed.insert(sequence, reason);
+            if reason == Reason::Rejected {
+                self.dying.rejected.insert(sequence);
+            }
         }
         if let Some(added) = setback.added {
             self.dying.added_bytes += added.memory_bytes();
@@ -530,5 +539,20 @@ mod tests {
         let offered: Vec<u64> =
             std::iter::from_fn(|| queue.dispatch()).map(|d| d.sequence.0).collect();
         assert_eq!(offered, [0, 1, 2]);
+    }
+
+    /// Whoever reads the log again, or a copy of that record, or a checkpoint, finds it again.
+    #[test]
+    fn what_was_rejected_stays_so_in_the_log_where_it_lies_among_the_dead() {
+        let mut queue = Queue::new(QueueId(1));
+        queue.reserve(ONE, Lsn(0), Bytes::new(), Traits::default());
+        queue.commit(ONE);
+        queue.set_back(ONE, rejected(0));
+        queue.end_recovery();
+        let grave =
+            AddressSettings { dead_letter_address: "q".to_owned(), ..AddressSettings::default() };
+        queue.adopt("q", Arc::new(grave));
+        assert_eq!((queue.poll_leaving(), queue.is_doomed(ONE)), (None, false));
+        assert_eq!(queue.setback(ONE), Some(rejected(0)));
     }
 }

@@ -12,7 +12,7 @@
 //! map.
 //!
 //! Invariant: each message that expires and is live, but for those that leave since they have, is
-//! once in `due` or in `overdue`.
+//! once in `due` or in `overdue`; its time is known as long as it lives, for a checkpoint tells it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,14 +45,30 @@ impl Expiring {
         !self.overdue.is_empty() && self.overdue.contains(&sequence)
     }
 
-    /// The message is gone, or nothing can expire it any more.
-    pub(super) fn forget(&mut self, sequence: Sequence) {
-        if self.by_sequence.is_empty() {
-            return;
-        }
-        if let Some(unix_ms) = self.by_sequence.remove(&sequence) {
+    /// When it expires.
+    pub(super) fn of(&self, sequence: Sequence) -> Option<u64> {
+        if self.by_sequence.is_empty() { None } else { self.by_sequence.get(&sequence).copied() }
+    }
+
+    /// Nothing can expire it any more.
+    fn pass(&mut self, sequence: Sequence) {
+        if let Some(unix_ms) = self.of(sequence) {
             self.due.remove(&(unix_ms, sequence));
             self.overdue.remove(&sequence);
+        }
+    }
+
+    /// Nothing of this queue expires.
+    pub(super) fn pass_all(&mut self) {
+        self.due.clear();
+        self.overdue.clear();
+    }
+
+    /// The message is gone.
+    pub(super) fn forget(&mut self, sequence: Sequence) {
+        self.pass(sequence);
+        if !self.by_sequence.is_empty() {
+            self.by_sequence.remove(&sequence);
         }
     }
 }
@@ -81,7 +97,7 @@ impl Queue {
                 ) => {
                     self.expiring.overdue.insert(sequence);
                 }
-                Some(SlotState::Settling) | None => self.expiring.forget(sequence),
+                Some(SlotState::Settling) | None => self.expiring.pass(sequence),
             }
         }
         count_max
@@ -89,7 +105,7 @@ impl Queue {
 
     /// A message that could be delivered leaves instead.
     pub(super) fn expire_one(&mut self, sequence: Sequence) {
-        self.expiring.forget(sequence);
+        self.expiring.pass(sequence);
         self.dying.doom(sequence, Reason::Expired);
         self.leave(sequence);
     }
@@ -150,7 +166,7 @@ mod tests {
         queue.add_credit(LINK, 2, false);
         assert_eq!(queue.dispatch(), None);
         assert_eq!(leaving(&mut queue), [(1, Reason::Expired)]);
-        assert!(queue.expiring.overdue.is_empty() && queue.expiring.by_sequence.is_empty());
+        assert!(queue.expiring.overdue.is_empty() && queue.expiring.due.is_empty());
     }
 
     /// Whether its time comes on its way or when it is offered, nobody gets it from then on.

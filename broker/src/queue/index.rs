@@ -245,6 +245,13 @@ impl Index {
         None
     }
 
+    /// The last message.
+    pub(super) fn last(&self) -> Option<Sequence> {
+        let Entry { number, chunk, .. } = self.chunks.back()?;
+        let offset = chunk.slots.iter().rposition(Option::is_some)?;
+        Some(sequence(*number, offset))
+    }
+
     /// Every message, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Sequence, &Slot)> {
         self.chunks.iter().flat_map(|Entry { number, chunk, .. }| {

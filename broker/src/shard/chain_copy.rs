@@ -46,6 +46,12 @@ impl ChainCopies {
         self.copy.is_some()
     }
 
+    /// Where the copy under way begins; nowhere if there is none.
+    pub(super) fn begins_at(&self) -> Lsn {
+        let first = self.copy.as_ref().and_then(|copy| copy.to.first());
+        first.map_or(Lsn(u64::MAX), |at| at.lsn)
+    }
+
     /// Takes a read, if it was one of these.
     pub(super) fn take_read(&mut self, id: ReadId, buf: &BlockBuf) -> bool {
         let Some((_, span)) = self.reading.take_if(|(asked, _)| *asked == id) else {

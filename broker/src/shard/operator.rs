@@ -95,7 +95,7 @@ impl Shard {
             },
             AdminRequest::Connections => AdminReply::Connections(self.connection_stats()),
             AdminRequest::CloseConnection(conn) => self.close_connection(conn),
-            AdminRequest::Stats => AdminReply::Stats(Box::new(self.stats())),
+            AdminRequest::Stats => AdminReply::Stats(Box::new(self.stats(now))),
             AdminRequest::Freeze => self.freeze(now),
             AdminRequest::Point => self.point(now),
             AdminRequest::Thaw => AdminReply::Thawed(self.thaw()),
@@ -166,7 +166,7 @@ impl Shard {
             .collect()
     }
 
-    fn stats(&self) -> ShardStats {
+    fn stats(&self, now: Instant) -> ShardStats {
         let mut stats = ShardStats {
             shard: self.config.shard.0,
             connections: self.conns.len() as u64,
@@ -210,6 +210,14 @@ impl Shard {
                 self.state.messages_in(head.0 / self.config.segment_bytes);
             stats.journal_full = self.pressing.full;
             stats.journal_batches_total = self.counters.batches_total;
+            stats.journal_tail_bytes = journal.tail_bytes();
+            if let Some(checkpoint) = journal.checkpoint() {
+                let age_ms = self.config.clock.unix_ms(now).saturating_sub(checkpoint.unix_ms);
+                stats.journal_checkpoint_age_seconds = age_ms / 1000;
+                stats.journal_checkpoint_lsn = checkpoint.from.0;
+            }
+            stats.journal_checkpoints_total = self.checkpointing.total;
+            stats.journal_checkpoint_failures_total = self.checkpointing.failures_total;
         }
         stats
     }

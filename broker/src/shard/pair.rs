@@ -120,6 +120,17 @@ pub(super) struct Standing {
     backup: Backup,
     stream: Option<StreamId>,
     export: Option<Export>,
+    /// Where the log ended when it was read: that all of it is committed is known later.
+    found: Lsn,
+}
+
+impl Standing {
+    /// The log, where its state may be written down: all that was applied is committed.
+    pub(super) fn checkpointing(&mut self) -> Option<&mut Journal> {
+        let is_committed = self.backup.committed() >= self.found;
+        let may = is_committed && self.backup.is_following();
+        if may { self.backup.checkpointing() } else { None }
+    }
 }
 
 /// What only this member has, on its way into a delta.
@@ -196,8 +207,10 @@ impl Shard {
 
     /// The own log was read: it follows, or waits for what is decided.
     pub(super) fn stand(&mut self, now: Instant, follows: Follows, journal: Journal) {
+        let found = journal.appended();
         let backup = Backup::new(now, follows, Follower::new(journal));
-        self.phase = Phase::Standing(Box::new(Standing { backup, stream: None, export: None }));
+        let standing = Standing { backup, stream: None, export: None, found };
+        self.phase = Phase::Standing(Box::new(standing));
     }
 
     fn say(&mut self, action: PairAction) {
@@ -382,6 +395,7 @@ impl Shard {
         self.go_on_exporting();
         self.apply_committed();
         self.recycle_standing();
+        self.checkpoint_standing(now);
         let Phase::Standing(standing) = &mut self.phase else { return false };
         // One at a time: the phase may be another one afterwards.
         let event = standing.backup.poll_event();

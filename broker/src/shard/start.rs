@@ -5,6 +5,8 @@
 //!   others:   read the log ─▶ wait for the catalogue ─▶ reconcile ─▶ serve
 //!   each:     and wait until every shard has told which moved messages it has (`dead_letters.rs`)
 //! ```
+//! Where there is a checkpoint the log is read from there: its pages come first, then the records.
+//!
 //! Shards read side by side, and none serves before shard 0's log is read. Reconciling: a queue
 //! that has records here and is not in the catalogue was deleted if its id was given before, and is
 //! damage if it never was. Nothing is delivered or acknowledged before the phase is `Serving`.
@@ -21,7 +23,7 @@ use journal::{
 };
 
 use super::{Phase, Shard};
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, Load};
 use crate::canary::Canary;
 use crate::catalogue::QueueRecord;
 use crate::event::{Action, Fatal};
@@ -33,7 +35,19 @@ impl Shard {
     pub(super) fn recover(&mut self, now: Instant) -> bool {
         let kept_bytes = self.config.memory_bytes_max / 16 * KEPT_AT_START_SIXTEENTHS;
         let Phase::Recovering(recovery) = &mut self.phase else { return false };
-        let mut progress = false;
+        let mut progress = recovery.poll_void();
+        if progress {
+            self.state = super::empty_state(&self.config);
+            (self.load, self.report.records, self.report_head) = (Load::default(), 0, None);
+        }
+        let head = recovery.head();
+        while let Some(page) = recovery.poll_page() {
+            progress = true;
+            if let Err(what) = self.state.load(&mut self.load, head, page) {
+                recovery.refuse_page(what);
+                return true;
+            }
+        }
         while let Some((lsn, record)) = recovery.poll_record() {
             progress = true;
             self.report.records += 1;
@@ -73,6 +87,10 @@ impl Shard {
                 }
             }
         }
+        // What was handed out may have become void at its end.
+        if recovery.has_void() {
+            return true;
+        }
         match recovery.poll_outcome() {
             Some(Ok(outcome)) => {
                 self.recovered(now, outcome);
@@ -87,6 +105,10 @@ impl Shard {
     }
 
     fn recovered(&mut self, now: Instant, outcome: RecoveryOutcome) {
+        self.report.checkpoint = outcome.checkpoint.map(|head| head.from.0);
+        self.report.refused.extend(outcome.refused.iter().map(|(file, error)| {
+            format!("{file} is of no use: {error}; without it the start reads the log")
+        }));
         self.report.truncated = outcome.truncated.map(|cut| {
             format!(
                 "shard {}: cut {} bytes in {} batches behind LSN {}, none of them promised durable",

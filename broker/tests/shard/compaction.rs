@@ -12,7 +12,7 @@ use crate::host::{Host, SEGMENT_BYTES, Wish, Writes, message};
 
 const SEGMENTS_MAX: u32 = 12;
 const FAILED_THRICE: Option<Setback> = Some(Setback { count: 3, doom: None, added: None });
-const FAILED: Outcome = Outcome::Modified {
+pub(crate) const FAILED: Outcome = Outcome::Modified {
     delivery_failed: true,
     undeliverable_here: false,
     message_annotations: None,

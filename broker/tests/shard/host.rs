@@ -19,6 +19,7 @@ use amqp::session::SessionId;
 use broker::access::{Access, LogIn};
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
 use broker::clock::WallClock;
+use broker::event::RecoveryReport;
 use broker::settings::Settings;
 use broker::{Action, ConnId, Event, Fatal, Mail, Moving, Shard, ShardConfig};
 use journal::{
@@ -72,6 +73,9 @@ impl Disk {
             DiskOp::Write { id, file, offset, buf } => {
                 let offset = offset as usize;
                 let bytes = self.files.get_mut(&file).expect("written ahead");
+                if let FileId::Checkpoint { .. } = file {
+                    bytes.resize(bytes.len().max(offset + buf.len()), 0);
+                }
                 bytes[offset..offset + buf.len()].copy_from_slice(buf.as_slice());
                 DiskDone { id, result: Ok(buf.len() as u32), buf: Some(buf) }
             }
@@ -109,7 +113,10 @@ impl Disk {
             FileId::Segment { shard, slot } if *shard == of => {
                 Some(SlotFile { slot: *slot, bytes: bytes.len() as u64 })
             }
-            FileId::Segment { .. } | FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+            FileId::Segment { .. }
+            | FileId::NodeSuperblock
+            | FileId::ShardSuperblock(_)
+            | FileId::Checkpoint { .. } => None,
         };
         self.files.iter().filter_map(segment).collect()
     }
@@ -172,6 +179,10 @@ pub(crate) struct Host {
     held_reads: VecDeque<(usize, DiskOp)>,
     /// New files find no space.
     pub(crate) no_space: bool,
+    /// Neither do the pages of a checkpoint.
+    pub(crate) no_checkpoint_space: bool,
+    /// What each start has said, by shard.
+    pub(crate) reports: Vec<(usize, RecoveryReport)>,
     pub(crate) shards: Vec<Shard>,
     pub(crate) clients: Vec<Client>,
     pub(crate) ready: usize,
@@ -213,6 +224,8 @@ impl Host {
             held: VecDeque::new(),
             held_reads: VecDeque::new(),
             no_space: false,
+            no_checkpoint_space: false,
+            reports: Vec::new(),
             shards: Vec::new(),
             clients: Vec::new(),
             ready: 0,
@@ -233,7 +246,8 @@ impl Host {
             journal::Config { segments_max: self.wish.segments_max, ..journal::Config::default() };
         for shard in (0..self.wish.shards).map(ShardId) {
             let slots = self.disk.slots(shard);
-            let recovery = Recovery::new(&self.node, shard, &slots, journal.clone());
+            let recovery =
+                Recovery::new(&self.node, shard, &slots, journal.clone()).with_checkpoints();
             self.shards.push(Shard::new(self.config(shard), recovery));
         }
     }
@@ -288,7 +302,9 @@ impl Host {
     /// A shard's files as they are now.
     pub(crate) fn files_of(&self, of: ShardId) -> Vec<(FileId, Vec<u8>)> {
         let its = |file: &FileId| match file {
-            FileId::Segment { shard, .. } | FileId::ShardSuperblock(shard) => *shard == of,
+            FileId::Segment { shard, .. }
+            | FileId::ShardSuperblock(shard)
+            | FileId::Checkpoint { shard, .. } => *shard == of,
             FileId::NodeSuperblock => false,
         };
         let files = self.disk.files.iter().filter(|(file, _)| its(file));
@@ -331,7 +347,10 @@ impl Host {
     pub(crate) fn flip(&mut self, from: usize) {
         let segment = |(file, bytes): (&FileId, _)| match file {
             FileId::Segment { shard: ShardId(0), slot } => Some((*slot, bytes)),
-            FileId::Segment { .. } | FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+            FileId::Segment { .. }
+            | FileId::NodeSuperblock
+            | FileId::ShardSuperblock(_)
+            | FileId::Checkpoint { .. } => None,
         };
         let files = self.disk.files.iter_mut();
         let mut segments: Vec<_> =
@@ -437,7 +456,10 @@ impl Host {
                 self.letters.push_back((from, to, mail));
             }
             Action::AdminReply { id, reply } => self.replies.push((id, reply)),
-            Action::Ready(_) => self.ready += 1,
+            Action::Ready(report) => {
+                self.ready += 1;
+                self.reports.push((shard, report));
+            }
             Action::Pair(said) => panic!("of no pair: {said:?}"),
             Action::Drained => self.drained += 1,
             Action::Fatal(fatal) => self.fatal = Some(fatal),
@@ -464,6 +486,13 @@ impl Host {
         match (&op, self.writes) {
             (DiskOp::Prewrite { id, .. }, _) if self.no_space => {
                 let done = DiskDone { id: *id, result: Err(DiskError::NoSpace), buf: None };
+                self.event(shard, Event::Disk(done));
+            }
+            (DiskOp::Write { file: FileId::Checkpoint { .. }, .. }, _)
+                if self.no_checkpoint_space =>
+            {
+                let error = DiskError::Short { bytes: 0 };
+                let done = DiskDone { id: op.id(), result: Err(error), buf: None };
                 self.event(shard, Event::Disk(done));
             }
             (DiskOp::Read { .. }, Writes::HeldWithReads)

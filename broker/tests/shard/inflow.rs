@@ -10,8 +10,9 @@ use amqp::link::{LinkId, LinkSource};
 use broker::admin::AdminRequest;
 use broker::settings::{FullPolicy, Said, Settings};
 use bytes::Bytes;
-use journal::{Level, ShardId};
+use journal::{FileId, Level, ShardId};
 
+use crate::checkpoint::fill;
 use crate::compaction::{Stream, small_log};
 use crate::host::{Host, SEGMENT_BYTES, Wish, Writes};
 use crate::relay::{conditions, detached, relay};
@@ -114,6 +115,36 @@ fn it_is_seen_when_its_end_is_committed_and_not_before_and_keeps_its_links_order
         assert!(came.iter().any(|message| ends_with(message, &long)));
         assert_eq!(host.messages(), 0);
     }
+}
+
+/// A start with it finds the message whole: the log tells all of that.
+#[test]
+fn no_checkpoint_goes_past_the_beginning_of_one_that_has_not_ended() {
+    let mut host = Host::new(parts());
+    fill(&mut host, "before", 3500, 6);
+    let at = host.connect_with_small_frames(0);
+    let link = host.sender(at, "q");
+    let long = message(b"", 1, 60_000);
+    let rest = begin(&mut host, at, link, &long, 40_000);
+    let (begins, ..) = host.shards[0].state().oldest_half().expect("it is in the log");
+    let before = host.stats(0).journal_checkpoint_lsn;
+    fill(&mut host, "behind", 3500, 8);
+    let (ended, stats) = (begins.0 + 4 * SEGMENT_BYTES, host.stats(0));
+    assert!(host.shards[0].state().oldest_half().is_some() && stats.journal_durable_lsn > ended);
+    let checkpoint = stats.journal_checkpoint_lsn;
+    assert!(before < checkpoint && checkpoint <= begins.0, "{before} {checkpoint} {begins:?}");
+    let is_checkpoint = |file: &FileId| matches!(file, FileId::Checkpoint { .. });
+    let mut beside = host.files_of(ShardId(0));
+    beside.retain(|(file, _)| is_checkpoint(file));
+    assert!(go_on(&mut host, at, link, &rest, true));
+    host.pass(Duration::from_millis(50));
+    // The next one is written then: the process ends before.
+    host.put_files(beside);
+    host.crash();
+    let (_, report) = host.reports.last().expect("it has started");
+    assert_eq!(report.checkpoint, Some(checkpoint));
+    let came = take(&mut host, 0, "q");
+    assert!(came.len() == 1 && ends_with(&came[0], &long));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod browsing;
+mod checkpoint;
 mod compaction;
 mod dead_letters;
 mod duplicates;

@@ -199,7 +199,13 @@ impl Follower {
         assert!(from >= self.journal.head() && from <= self.end, "a cut within the log");
         let (cut_at, goal) =
             if from < self.end { (Some(from), Rejoined::Cut) } else { (None, Rejoined::Following) };
-        self.wanted = Some(Wanted::Epochs(epochs, cut_at));
+        self.turn(Wanted::Epochs(epochs, cut_at), goal);
+    }
+
+    /// A checkpoint that is being written ends with the history that it tells of.
+    fn turn(&mut self, wanted: Wanted, goal: Rejoined) {
+        self.journal.checkpoints.give_up();
+        self.wanted = Some(wanted);
         self.phase = Phase::Turning(goal);
     }
 
@@ -211,8 +217,7 @@ impl Follower {
     /// If something else is under way.
     pub fn install(&mut self, start: LogStart, epochs: EpochTable) {
         assert!(self.phase == Phase::Following, "one turn at a time");
-        self.wanted = Some(Wanted::Start(start, epochs));
-        self.phase = Phase::Turning(Rejoined::Cut);
+        self.turn(Wanted::Start(start, epochs), Rejoined::Cut);
     }
 
     /// Whether what is durable here is a whole state: a log that was begun in the middle of
@@ -236,8 +241,7 @@ impl Follower {
         assert!(self.phase == Phase::Following, "one turn at a time");
         let mut epochs = self.journal.epochs().clone();
         epochs.enter(epoch, self.end);
-        self.wanted = Some(Wanted::Epochs(epochs, None));
-        self.phase = Phase::Turning(Rejoined::Live);
+        self.turn(Wanted::Epochs(epochs, None), Rejoined::Live);
     }
 
     /// What it has become, once, when that is durable.
@@ -271,6 +275,7 @@ impl Follower {
             && self.journal.poison.is_none()
             && self.journal.keeper.is_idle()
             && self.journal.space.making().is_none()
+            && self.journal.checkpoints.is_idle()
         {
             self.phase = Phase::Turned(goal);
         }
@@ -335,6 +340,11 @@ impl Follower {
     /// If `head_segment()` is none.
     pub fn recycle_head(&mut self) {
         self.journal.recycle_head();
+    }
+
+    /// The log, to write a checkpoint of it, unless it is about to become something else.
+    pub fn checkpointing(&mut self) -> Option<&mut Journal> {
+        (self.phase == Phase::Following).then_some(&mut self.journal)
     }
 
     /// Reads what is durable of the log from `from` on; see [`Journal::read`].

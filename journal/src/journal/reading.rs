@@ -14,6 +14,7 @@ use crate::disk::{DiskDone, DiskError, DiskOp, OpId};
 use crate::limits::BLOCK_BYTES;
 use crate::lsn::Lsn;
 use crate::reads::{ReadId, Span};
+use crate::recovery::{LogReader, ReadFrom};
 use crate::scan::{Extent, SegmentScan};
 use crate::superblock::LogStart;
 
@@ -37,6 +38,28 @@ impl Journal {
         let (head, chain) = (self.keeper.head(), self.keeper.head_chain());
         let start = LogStart { head, chain, whole_at: self.durable() };
         self.keeper.is_head_durable().then_some(start)
+    }
+
+    /// Reads what is durable of the log from `from` on. None if the log begins after it, or does
+    /// not reach it.
+    #[must_use]
+    pub fn read(&mut self, from: Lsn) -> Option<LogReader> {
+        let segments = self.space.segments_from(from);
+        let to = self.commit.durable();
+        if segments.is_empty() || from > to || from < self.head() {
+            return None;
+        }
+        self.readers = self.readers.wrapping_add(1) & (u32::MAX >> 1);
+        Some(LogReader::new(ReadFrom {
+            seed: *self.seed(),
+            segment_bytes: self.segment_bytes,
+            segments,
+            epochs: self.epochs().clone(),
+            truncation: self.keeper.truncation(),
+            from,
+            to,
+            number: self.readers,
+        }))
     }
 
     /// Asks for bytes of the log. The answer comes from [`poll_read`](Self::poll_read); until then

@@ -76,6 +76,8 @@ pub(super) struct Replay {
     batch: Option<BatchCursor>,
     /// Length of the record that was looked at and not taken yet.
     peeked: usize,
+    /// Where it has to come by, and with which chain, until it has.
+    due: Option<(Lsn, Chain)>,
 }
 
 #[derive(Debug)]
@@ -134,7 +136,19 @@ impl Replay {
             chunk: None,
             batch: None,
             peeked: 0,
+            due: None,
         }
+    }
+
+    /// The walk begins behind these segments, and has to come by a place with this chain.
+    pub(super) fn begin_behind(&mut self, segments: VecDeque<Segment>, due: (Lsn, Chain)) {
+        self.live = segments;
+        self.due = Some(due);
+    }
+
+    /// Whether it came by where it had to.
+    pub(super) fn came_by(&self) -> bool {
+        self.due.is_none()
     }
 
     /// The segment that was entered last, if nothing in it was accepted: then the log ends before
@@ -314,6 +328,7 @@ impl Replay {
         self.lsn = self.lsn.plus(ahead);
         self.chain = header.chain_after();
         self.term = header.term;
+        self.due = self.due.filter(|due| *due != (self.lsn, self.chain));
         Here::Batch
     }
 

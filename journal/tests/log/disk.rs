@@ -119,7 +119,10 @@ impl Disk {
             FileId::Segment { shard: of, slot } if *of == shard => {
                 Some(SlotFile { slot: *slot, bytes: content.len() as u64 })
             }
-            FileId::Segment { .. } | FileId::NodeSuperblock | FileId::ShardSuperblock(_) => None,
+            FileId::Segment { .. }
+            | FileId::NodeSuperblock
+            | FileId::ShardSuperblock(_)
+            | FileId::Checkpoint { .. } => None,
         });
         files.collect()
     }

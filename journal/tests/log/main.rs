@@ -8,6 +8,7 @@
 mod bed;
 #[cfg(feature = "canary")]
 mod canaries;
+mod checkpoint;
 mod crash_matrix;
 mod damage;
 mod disk;

@@ -9,7 +9,7 @@ use journal::{
 use crate::bed::{Bed, SHARD, recover};
 use crate::disk::Disk;
 
-fn verified(disk: &Disk, node: &NodeSuperblock) -> Result<Verified, RecoveryError> {
+pub(crate) fn verified(disk: &Disk, node: &NodeSuperblock) -> Result<Verified, RecoveryError> {
     let superblock = disk.contents(FileId::ShardSuperblock(SHARD));
     let contents: Vec<_> = disk
         .slots(SHARD)
@@ -17,7 +17,10 @@ fn verified(disk: &Disk, node: &NodeSuperblock) -> Result<Verified, RecoveryErro
         .map(|file| (file.slot, disk.contents(FileId::Segment { shard: SHARD, slot: file.slot })))
         .collect();
     let files = contents.iter().map(|(slot, bytes)| SegmentFile { slot: *slot, bytes });
-    verify(node, SHARD, &superblock, &files.collect::<Vec<_>>())
+    let checkpoints = [0, 1].map(|which| FileId::Checkpoint { shard: SHARD, which });
+    let checkpoints =
+        checkpoints.map(|file| disk.platter.get(&file).map_or(&[][..], Vec::as_slice));
+    verify(node, SHARD, &superblock, &files.collect::<Vec<_>>(), &checkpoints)
 }
 
 fn log() -> (Disk, NodeSuperblock) {

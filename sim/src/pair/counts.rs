@@ -115,6 +115,8 @@ figures! {
     shrinks => 40,
     /// Outcomes that nobody knew.
     unknown => 500,
+    /// Starts of brokers' shards that began with a checkpoint.
+    from_checkpoints => 0,
     /// Runs that ended with a member that lacks more than the log has.
     stranded => 0,
     /// Settlements acknowledged.

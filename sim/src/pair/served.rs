@@ -29,6 +29,7 @@ use super::shard::{Ground, WRITE_BOUND, file_delay};
 use crate::check::Seen;
 use crate::disk::Owner;
 use crate::rng::Rng;
+use crate::starts;
 
 /// What others have to carry or to know.
 #[derive(Debug)]
@@ -61,6 +62,10 @@ pub(crate) struct Served {
     is_read: bool,
     reigned: bool,
     failed: Option<String>,
+    /// A start with a checkpoint came to something else than the log says.
+    differs: Option<String>,
+    /// Starts with a checkpoint, as far as they were not counted yet.
+    from_checkpoints: u64,
     /// What only this member has, as far as it was handed over.
     export: Option<Delta>,
     /// When what was handed over is in its file, or durable, and what the shard hears then.
@@ -86,6 +91,8 @@ impl Served {
             is_read: false,
             reigned: false,
             failed: None,
+            differs: None,
+            from_checkpoints: 0,
             export: None,
             filed: VecDeque::new(),
         }
@@ -167,8 +174,17 @@ impl Served {
             canary: ground.canary.and_then(Canary::journal),
             ..journal::Config::default()
         };
-        let slots = ground.disk.segments(id);
-        let recovery = Recovery::of_member(ground.superblock, id, &slots, journal);
+        let begin = |id| {
+            let slots = ground.disk.segments(id);
+            Recovery::of_member(ground.superblock, id, &slots, journal.clone())
+        };
+        let recovery = begin(id).with_checkpoints();
+        let starts =
+            starts::Ground { disk: ground.disk, segment_bytes: self.config.segment_bytes, begin };
+        match starts.compare(std::iter::once(id)) {
+            Ok(starts) => self.from_checkpoints += starts.used,
+            Err(what) => self.differs = Some(what),
+        }
         let follows = Follows {
             identity: ground.identity(),
             member: ground.superblock.journal_uuid,
@@ -231,6 +247,10 @@ impl Served {
     pub(crate) fn pump(&mut self, ground: &mut Ground<'_>) -> Result<bool, String> {
         let now = ground.now;
         let mut progress = false;
+        ground.counts.from_checkpoints += std::mem::take(&mut self.from_checkpoints);
+        if let Some(what) = self.differs.take() {
+            return Err(what);
+        }
         while let Some((_, duty)) = self.duties.pop_front_if(|(due, _)| *due <= now) {
             progress = true;
             self.duty = Some(duty);

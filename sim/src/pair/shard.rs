@@ -689,7 +689,9 @@ fn read_now(mut reader: LogReader, disk: &Disk) -> Result<Vec<SealedBatch>, Stri
         };
         let contents: Vec<u8> = match file {
             FileId::Segment { .. } => disk.contents(file),
-            FileId::NodeSuperblock | FileId::ShardSuperblock(_) => Vec::new(),
+            FileId::NodeSuperblock | FileId::ShardSuperblock(_) | FileId::Checkpoint { .. } => {
+                Vec::new()
+            }
         };
         let there = contents.get(offset as usize..).unwrap_or_default();
         let len = there.len().min(buf.len());

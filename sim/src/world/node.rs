@@ -20,6 +20,7 @@ use journal::{
 use super::{JOURNAL_UUID, LOG_ID, SEGMENT_BYTES};
 use crate::disk::Disk;
 use crate::plan::{Canary, Plan};
+use crate::starts::{self, Starts};
 
 /// A broker's process.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub(super) struct Node {
     ready: Vec<bool>,
     drained: Vec<bool>,
     polls: Vec<bool>,
+    /// It starts with its checkpoints, where there are any.
+    reads_checkpoints: bool,
+    /// How its starts with checkpoints went, and without.
+    pub(super) starts: Starts,
 }
 
 #[derive(Debug)]
@@ -103,6 +108,8 @@ impl Node {
             ready: vec![false; count],
             drained: vec![false; count],
             polls: vec![false; count],
+            reads_checkpoints: plan.reads_checkpoints,
+            starts: Starts::default(),
         })
     }
 
@@ -138,9 +145,18 @@ impl Node {
     /// Begins recovery once the node's superblock can be relied on; whether it did just now.
     pub(super) fn begin_if_possible(&mut self, disk: &Disk) -> Result<bool, String> {
         let Stage::Trusted(node) = &self.stage else { return Ok(false) };
+        let ground = starts::Ground {
+            disk,
+            segment_bytes: SEGMENT_BYTES,
+            begin: |shard| Recovery::new(node, shard, &disk.segments(shard), self.journal.clone()),
+        };
+        self.starts = ground.compare((0..self.template.shards).map(ShardId))?;
         for shard in (0..self.template.shards).map(ShardId) {
             let slots = disk.segments(shard);
-            let recovery = Recovery::new(node, shard, &slots, self.journal.clone());
+            let mut recovery = Recovery::new(node, shard, &slots, self.journal.clone());
+            if self.reads_checkpoints {
+                recovery = recovery.with_checkpoints();
+            }
             let config = ShardConfig { shard, ..self.template.clone() };
             self.shards.push(Shard::new(config, recovery));
         }

@@ -111,6 +111,9 @@ impl World {
         let Some(node) = self.node.take() else { return Ok(()) };
         let mut shards = (0..self.plan.shards).map(ShardId);
         self.hits.add_many(Hit::GivingBackCut, u64::from(shards.any(|at| node.gives_back(at))));
+        if self.disk.is_checkpointing() {
+            self.hits.add(Hit::CheckpointCut);
+        }
         if !node.is_ready() {
             self.hits.add(Hit::CrashInRecovery);
             self.starts_cut += 1;
@@ -562,6 +565,9 @@ impl World {
             None => false,
         };
         if began {
+            let starts = self.node.as_ref().map(|node| node.starts).unwrap_or_default();
+            self.hits.add_many(Hit::CheckpointUsed, starts.used);
+            self.hits.add_many(Hit::CheckpointRefused, starts.refused);
             for shard in (0..self.plan.shards).map(ShardId) {
                 self.poll(shard)?;
             }
