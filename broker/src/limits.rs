@@ -147,8 +147,10 @@ pub const CHECKPOINT_PAGE_BYTES: usize = 60 << 10;
 pub const CHECKPOINT_LOOKS: usize = 4_096;
 /// What a message takes in a checkpoint, in bytes, about.
 pub const CHECKPOINT_MESSAGE_BYTES: u64 = 24;
-/// How long after a checkpoint was given up another is begun.
+/// How long after a checkpoint was given up another is begun; twice as long after each more.
 pub const CHECKPOINT_RETRY: Duration = Duration::from_secs(10);
+/// It doubles so many times: up to ten minutes, about.
+pub const CHECKPOINT_RETRY_DOUBLINGS: u32 = 6;
 /// Bytes of an address.
 pub const ADDRESS_BYTES_MAX: usize = 512;
 /// Queues of one node.

@@ -412,7 +412,7 @@ impl Shard {
         let steps = earlier(steps, self.shed_due());
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.next_due()), earlier(pauses, self.moves_due()));
-        let steps = earlier(steps, self.point.due());
+        let steps = earlier(steps, earlier(self.point.due(), self.checkpointing.due()));
         self.or_pair_timeout(earlier(earlier(self.recovery_due, steps), earlier(conns, journal)))
     }
 

@@ -399,7 +399,10 @@ impl Journal {
         {
             match done.result {
                 Ok(_) => self.keeper.want_made(self.space.handle_made()),
-                Err(DiskError::NoSpace) => self.space.handle_no_space(now),
+                Err(error @ DiskError::NoSpace) => {
+                    self.space.handle_no_space(now);
+                    self.checkpoints.fail(error);
+                }
                 Err(error @ (DiskError::Io(_) | DiskError::Short { .. })) => {
                     self.fail(self.segment_file(slot), 0, PoisonCause::Failed(error));
                 }

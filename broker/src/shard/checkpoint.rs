@@ -12,18 +12,20 @@
 //! Invariants: a page costs a turn what [`CHECKPOINT_PAGE_BYTES`] take to copy, and the next one
 //! waits for its write; a member that follows tells what is committed, as its state does. A
 //! checkpoint that can't be written, for want of space say, is given up: a line in the log, and
-//! another try later; nobody else hears of it.
+//! another try later, each time after twice as long; nobody else hears of it.
 //!
 //! [`CHECKPOINT_PAGE_BYTES`]: crate::limits::CHECKPOINT_PAGE_BYTES
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal::{Journal, Lsn, Room};
 
 use super::compaction::Compaction;
 use super::{Phase, Shard};
 use crate::apply::{Cursor, State};
-use crate::limits::{CHECKPOINT_MESSAGE_BYTES, CHECKPOINT_RETRY};
+use crate::limits::{
+    CHECKPOINT_MESSAGE_BYTES, CHECKPOINT_RETRY, CHECKPOINT_RETRY_DOUBLINGS, GRADUAL_PAUSE,
+};
 
 /// One that would not be worth it yet is thought of again when the log has grown by so much.
 const RETRY_BYTES: u64 = 32 << 10;
@@ -38,8 +40,17 @@ pub(super) struct Checkpointing {
     /// None is begun before the log goes so far.
     not_before: Lsn,
     retry_at: Option<Instant>,
+    /// Given up since the last one that was written.
+    failures: u32,
+    /// There was nothing to tell of what was looked at: it is gone on then.
+    go_on_at: Option<Instant>,
     pub(super) total: u64,
     pub(super) failures_total: u64,
+}
+
+/// How long after so many that were given up in a row the next one is begun.
+fn retry_after(failures: u32) -> Duration {
+    CHECKPOINT_RETRY * (1 << failures.min(CHECKPOINT_RETRY_DOUBLINGS))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +63,7 @@ impl Shard {
     /// Of what a shard that serves has come to.
     pub(super) fn step_checkpoint(&mut self, now: Instant) {
         if !matches!(self.phase, Phase::Serving) {
+            self.checkpointing.go_on_at = None;
             return;
         }
         let Some(journal) = &mut self.journal else { return };
@@ -66,7 +78,10 @@ impl Shard {
     /// Of what a member that follows has applied.
     pub(super) fn checkpoint_standing(&mut self, now: Instant) {
         let Phase::Standing(standing) = &mut self.phase else { return };
-        let Some(journal) = standing.checkpointing() else { return };
+        let Some(journal) = standing.checkpointing() else {
+            self.checkpointing.go_on_at = None;
+            return;
+        };
         let segment_bytes = self.config.segment_bytes;
         self.checkpointing.go_on(now, journal, &self.state);
         if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
@@ -83,11 +98,17 @@ fn told_by_log_from(state: &State, compaction: &Compaction) -> Lsn {
 }
 
 impl Checkpointing {
+    /// When it goes on, if nothing else happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.go_on_at
+    }
+
     /// The next page, if one is wanted; and what came of the last one.
     fn go_on(&mut self, now: Instant, journal: &mut Journal, state: &State) {
         match journal.poll_checkpoint_end() {
             Some(Ok(head)) => {
                 self.total += 1;
+                self.failures = 0;
                 let shard = journal.shard().0;
                 tracing::debug!(shard, from = head.from.0, bytes = head.bytes, "a checkpoint");
             }
@@ -97,7 +118,11 @@ impl Checkpointing {
         if !journal.is_checkpointing() && self.under_way.take().is_some() {
             self.begun_at = None;
         }
-        // One in a turn, also if nothing is in it: the next one waits for its write.
+        // One in a turn: the next one waits for its write, or for a moment if nothing is in it.
+        if self.go_on_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.go_on_at = None;
         if let Some(UnderWay { cursor, from }) = &mut self.under_way
             && journal.wants_page()
         {
@@ -107,8 +132,13 @@ impl Checkpointing {
                 journal.give_up_checkpoint();
                 return self.failed(now, journal, "a message is such as it cannot tell");
             }
-            journal.put_page(&self.page);
-            if *cursor == Cursor::Over {
+            let is_over = *cursor == Cursor::Over;
+            if !self.page.is_empty() {
+                journal.put_page(&self.page);
+            } else if !is_over {
+                self.go_on_at = Some(now + GRADUAL_PAUSE);
+            }
+            if is_over {
                 self.under_way = None;
                 journal.end_pages();
             }
@@ -117,7 +147,8 @@ impl Checkpointing {
 
     fn failed(&mut self, now: Instant, journal: &Journal, what: &str) {
         (self.under_way, self.begun_at) = (None, None);
-        self.retry_at = Some(now + CHECKPOINT_RETRY);
+        self.retry_at = Some(now + retry_after(self.failures));
+        self.failures += 1;
         self.failures_total += 1;
         tracing::warn!(
             "shard {}: a checkpoint was given up: {what}; until the next one a start reads more of \
@@ -126,7 +157,13 @@ impl Checkpointing {
         );
     }
 
-    fn is_due(&self, now: Instant, journal: &Journal, state: &State, segment_bytes: u64) -> bool {
+    fn is_due(
+        &mut self,
+        now: Instant,
+        journal: &Journal,
+        state: &State,
+        segment_bytes: u64,
+    ) -> bool {
         let grown = match self.begun_at {
             Some(begun_at) => journal.appended().since(begun_at.min(journal.appended())),
             None => journal.tail_bytes(),
@@ -140,7 +177,10 @@ impl Checkpointing {
             return false;
         }
         let takes = state.messages() * CHECKPOINT_MESSAGE_BYTES + state.duplicates.carried_bytes();
-        grown >= 2 * segment_bytes + takes
+        let missing = (2 * segment_bytes + takes).saturating_sub(grown);
+        // What it takes is a sum over all segments, and may get less: asked now and then.
+        self.not_before = journal.appended().plus(missing.min(segment_bytes));
+        missing == 0
     }
 
     fn begin(&mut self, journal: &mut Journal, limit: Lsn, unix_ms: u64) {

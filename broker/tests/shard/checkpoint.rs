@@ -7,7 +7,9 @@ use amqp::definitions::Role;
 use amqp::delivery::Outcome;
 use amqp::message::{Header, write_header};
 use broker::admin::AdminRequest;
-use broker::limits::{EXPIRY_BYTES, INDEX_BYTES, PLACE_BYTES, SLOT_BYTES, TOUCHED_BYTES};
+use broker::limits::{
+    CHECKPOINT_RETRY, EXPIRY_BYTES, INDEX_BYTES, PLACE_BYTES, SLOT_BYTES, TOUCHED_BYTES,
+};
 use broker::queue::Queue;
 use journal::{FileId, ShardId};
 
@@ -143,6 +145,26 @@ fn a_file_system_without_room_for_it_costs_the_checkpoint_and_nothing_else() {
     let (records, is_short) = started(&mut host);
     assert!(!is_short && records >= count as u64);
     assert_eq!(host.messages(), count as u64);
+}
+
+/// Each try writes what there is room for, and takes it from others.
+#[test]
+fn one_that_cannot_be_written_is_tried_again_more_and_more_seldom() {
+    let mut host = Host::new(log(60));
+    host.no_checkpoint_space = true;
+    fill(&mut host, "backlog", 3500, 8);
+    let mut failures = vec![host.stats(0).journal_checkpoint_failures_total];
+    for _ in 0..7 {
+        host.pass(CHECKPOINT_RETRY);
+        fill(&mut host, "backlog", 3500, 1);
+        failures.push(host.stats(0).journal_checkpoint_failures_total);
+    }
+    assert_eq!(failures, [1, 2, 2, 3, 3, 3, 3, 4]);
+    host.no_checkpoint_space = false;
+    host.pass(8 * CHECKPOINT_RETRY);
+    fill(&mut host, "backlog", 3500, 3);
+    let stats = host.stats(0);
+    assert!(stats.journal_checkpoint_failures_total == 4 && stats.journal_checkpoints_total > 0);
 }
 
 /// A page tells of a large message of a queue that is deleted then; its segment goes; and a start

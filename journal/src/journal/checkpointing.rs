@@ -12,8 +12,9 @@
 //!
 //! Invariants: those of `checkpoint`. The file that is written is never the one that was finished
 //! last. A failed write, also for want of space, ends this checkpoint and nothing else, and its
-//! file gives the space back; the journal is not poisoned by it. An operation that never ends
-//! poisons it like a pre-write.
+//! file gives the space back; the journal is not poisoned by it. So does a segment that finds no
+//! space: the log's go first, and while it waits for that no checkpoint is begun. An operation that
+//! never ends poisons it like a pre-write.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -90,6 +91,14 @@ impl Checkpoints {
         }
     }
 
+    /// It can't be written on; what it took is perhaps what the log lacks.
+    pub(crate) fn fail(&mut self, error: DiskError) {
+        if let Some(writing) = self.writing.take() {
+            self.ended = Some(Err(error));
+            self.emptying = Some(file_of(writing.head.generation));
+        }
+    }
+
     /// Whatever is being written counts for nothing.
     pub(crate) fn give_up(&mut self) {
         self.writing = None;
@@ -115,10 +124,13 @@ impl Journal {
     /// Begins a checkpoint of what the log has come to, and says from where a start will read the
     /// log then: its pages tell what lives before that. Of what begins at `limit` or behind it the
     /// log alone is to tell. None: there is one under way, it would not be worth its writes, or
-    /// room is short.
+    /// a segment has found no space.
     pub fn begin_checkpoint(&mut self, limit: Lsn, unix_ms: u64) -> Option<Lsn> {
         let Checkpoints { writing, flight, .. } = &self.checkpoints;
         if writing.is_some() || flight.is_some() || self.closing || self.poison.is_some() {
+            return None;
+        }
+        if self.space.retry_at().is_some() {
             return None;
         }
         let reached = self.committed.min(self.durable()).min(limit);
@@ -302,11 +314,7 @@ impl Journal {
         };
         let head = writing.head;
         match (result, writing.stage) {
-            (Err(error), _) => {
-                self.checkpoints.ended = Some(Err(error));
-                // What it took is perhaps what the log lacks.
-                self.checkpoints.emptying = Some(file_of(head.generation));
-            }
+            (Err(error), _) => self.checkpoints.fail(error),
             (Ok(_), Stage::Head) => {
                 self.checkpoints.ended = Some(Ok(head));
                 self.checkpoints.last = Some(head);

@@ -1,9 +1,11 @@
 //! A checkpoint shortens a start, survives a crash at each of its operations, and is never believed
 //! where it can't be.
 
+use std::time::Duration;
+
 use journal::{
-    CheckpointError, CheckpointHead, DiskError, DiskOp, Evidence, FileId, Lsn, NodeSuperblock,
-    RecordKind, Recovery, RecoveryError, RecoveryOutcome, Usage, check_checkpoint,
+    CheckpointError, CheckpointHead, DiskDone, DiskError, DiskOp, Evidence, FileId, Lsn,
+    NodeSuperblock, RecordKind, Recovery, RecoveryError, RecoveryOutcome, Usage, check_checkpoint,
 };
 
 use crate::bed::{Bed, Recovering, SEGMENT_BYTES, SHARD, Seen, config, recover, start};
@@ -273,7 +275,7 @@ fn a_failed_write_ends_the_checkpoint_and_nothing_else() {
             if done == nth {
                 let op = bed.pending.remove(0);
                 let id = op.id();
-                let done = journal::DiskDone { id, result: Err(error), buf: None };
+                let done = DiskDone { id, result: Err(error), buf: None };
                 bed.journal.handle_disk(bed.now, done);
                 break;
             }
@@ -285,6 +287,42 @@ fn a_failed_write_ends_the_checkpoint_and_nothing_else() {
         assert_eq!((outcome.checkpoint, pages.len()), (Some(older), PAGES.len()), "after {nth}");
     }
     grow(&mut bed, 1);
+    assert!(checkpoint(&mut bed).generation > older.generation);
+}
+
+/// What a checkpoint takes is what the log lacks then.
+#[test]
+fn a_segment_that_finds_no_space_goes_before_a_checkpoint() {
+    let (mut bed, node) = bed(6);
+    let older = checkpoint(&mut bed);
+    grow(&mut bed, 3);
+    bed.journal.begin_checkpoint(Lsn(u64::MAX), 6).expect("it is worth it");
+    for page in &PAGES[..2] {
+        bed.settle();
+        bed.journal.put_page(page);
+    }
+    bed.settle();
+    let is_segment =
+        |op: &DiskOp| matches!(op, DiskOp::Prewrite { file: FileId::Segment { .. }, .. });
+    let making = loop {
+        bed.append(RecordKind::Message, 900, &[1; 5000]);
+        bed.poll();
+        if let Some(at) = bed.pending.iter().position(is_segment) {
+            break bed.pending.remove(at);
+        }
+        bed.settle();
+    };
+    let done = DiskDone { id: making.id(), result: Err(DiskError::NoSpace), buf: None };
+    bed.journal.handle_disk(bed.now, done);
+    assert_eq!(bed.journal.poll_checkpoint_end(), Some(Err(DiskError::NoSpace)));
+    bed.settle();
+    let which = file(u8::from(older.generation.is_multiple_of(2)));
+    assert_eq!(bed.disk.contents(which).len(), 4096, "it gives back what it took");
+    assert_eq!(bed.journal.begin_checkpoint(Lsn(u64::MAX), 6), None, "as long as that lasts");
+    let (outcome, pages, _) = begin(&mut bed.disk.clone(), &node);
+    assert_eq!((outcome.checkpoint, pages.len()), (Some(older), PAGES.len()));
+    bed.wait(Duration::from_secs(2)); // the durable mark
+    bed.wait(Duration::from_secs(2)); // the disk is asked again
     assert!(checkpoint(&mut bed).generation > older.generation);
 }
 
@@ -381,7 +419,7 @@ fn an_operation_that_never_ends_is_the_end_like_a_pre_write() {
     bed.poll();
     assert!(matches!(bed.pending[..], [DiskOp::Prewrite { .. }]));
     let due = bed.journal.poll_timeout().expect("it is waited for, not for ever");
-    bed.journal.handle_timeout(due - std::time::Duration::from_secs(1));
+    bed.journal.handle_timeout(due - Duration::from_secs(1));
     assert_eq!(bed.journal.poisoned(), None);
     bed.journal.handle_timeout(due);
     let poison = bed.journal.poisoned().expect("it hung");
