@@ -261,6 +261,8 @@ pub enum Mail {
         first_acquirer: bool,
         /// What consumers have added to its annotations.
         added: Option<Added>,
+        /// When it expires, milliseconds since 1970, if it does: it is not sent from then on.
+        expiry_unix_ms: Option<u64>,
     },
     /// A fragment of a message that is being sent is wanted. To the home of its queue.
     Fetch(Fetch),

@@ -592,9 +592,16 @@ impl Shard {
                 delivery_count,
                 first_acquirer,
                 added,
+                expiry_unix_ms,
             } => {
-                let stashed =
-                    link::Stashed { sequence, message, delivery_count, first_acquirer, added };
+                let stashed = link::Stashed {
+                    sequence,
+                    message,
+                    delivery_count,
+                    first_acquirer,
+                    added,
+                    expiry_unix_ms,
+                };
                 self.deliver(now, consumer, stashed);
             }
             Mail::Fetch(fetch) => self.fetch(fetch),

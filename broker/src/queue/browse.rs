@@ -95,7 +95,7 @@ impl Queue {
 
     /// The next message for some browser that has credit, while there is one.
     pub fn browse(&mut self) -> Option<Dispatched> {
-        let Self { browsers, index, recovered_end, touched, dying, paged, .. } = self;
+        let Self { browsers, index, recovered_end, touched, dying, paged, expiring, .. } = self;
         let with_credit = browsers.iter_mut().filter(|browser| browser.credit > 0);
         let (browser, (sequence, slot)) = with_credit
             .filter_map(|browser| browser.find(index, paged).map(|found| (browser, found)))
@@ -109,6 +109,7 @@ impl Queue {
             delivery_count: slot.delivery_count,
             first_acquirer: sequence >= *recovered_end && !touched.contains(&sequence),
             added: dying.added(sequence),
+            expiry_unix_ms: expiring.will_at(sequence),
         })
     }
 

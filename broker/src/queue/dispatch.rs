@@ -41,6 +41,9 @@ pub struct Dispatched {
     pub first_acquirer: bool,
     /// What consumers have added to its annotations.
     pub added: Option<Added>,
+    /// When it expires, milliseconds since 1970, if it does: whoever still has it then gives it
+    /// back.
+    pub expiry_unix_ms: Option<u64>,
 }
 
 impl Queue {
@@ -148,8 +151,15 @@ impl Queue {
         self.counters.delivered += 1;
         let first_acquirer = sequence >= self.recovered_end && !self.touched.contains(&sequence);
         let added = if first_acquirer { None } else { self.dying.added(sequence) };
-        let consumer = link;
-        Some(Dispatched { consumer, sequence, message, delivery_count, first_acquirer, added })
+        Some(Dispatched {
+            consumer: link,
+            sequence,
+            message,
+            delivery_count,
+            first_acquirer,
+            added,
+            expiry_unix_ms: self.expiring.will_at(sequence),
+        })
     }
 
     /// A consumer or browser that asked to be drained and can get nothing more now, with its unused

@@ -6,7 +6,8 @@
 //!                                                 way out as dead ─▶ overdue
 //!   overdue ── it would be available ──▶ Moving          (a settlement simply ends it)
 //! ```
-//! A message that is with a consumer when its time comes is not called back. One that goes to the
+//! A message that is with a consumer when its time comes is not called back; one that still waits
+//! to be sent to it, for its session's window or its connection, comes back then. One that goes to the
 //! dead letters goes on, and where they have no room it is not offered meanwhile, as others are.
 //! Only messages that expire are in here, so nothing is spent on the others but a look at an empty
 //! map.
@@ -48,6 +49,17 @@ impl Expiring {
     /// When it expires.
     pub(super) fn of(&self, sequence: Sequence) -> Option<u64> {
         if self.by_sequence.is_empty() { None } else { self.by_sequence.get(&sequence).copied() }
+    }
+
+    /// When it will be taken from the queue for that, unless it is gone before.
+    #[inline(always)]
+    pub(super) fn will_at(&self, sequence: Sequence) -> Option<u64> {
+        if self.due.is_empty() { None } else { self.due_of(sequence) }
+    }
+
+    #[inline(never)]
+    fn due_of(&self, sequence: Sequence) -> Option<u64> {
+        self.of(sequence).filter(|unix_ms| self.due.contains(&(*unix_ms, sequence)))
     }
 
     /// Nothing can expire it any more.

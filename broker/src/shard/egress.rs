@@ -5,7 +5,8 @@
 //!   client's disposition ─▶ Settle ─▶ home: append ─ … commit … ─▶ Settled ─▶ settled=true
 //! ```
 //! A client may give two thousand million credits; the home shard gets at most `CONSUMER_WINDOW` of
-//! them at a time. What came and cannot be sent yet waits in the stash, inside that window.
+//! them at a time. What came and cannot be sent yet waits in the stash, inside that window; what
+//! expires there goes back to its queue, which knows where to.
 //!
 //! A message in fragments is sent as they are fetched (`outflow.rs`).
 //!
@@ -193,6 +194,14 @@ impl Shard {
         let mut presettled = Vec::new();
         let mut flows = consumer.outflow.is_some();
         while let Some(next) = consumer.stash.front() {
+            if next.has_expired(now, &self.config.clock) {
+                // Its time came while it waited here: where it goes is its queue's to say.
+                let back = consumer.stash.pop_front().expect("it was at the front");
+                if !consumer.browses {
+                    presettled.push((back.sequence, Outcome::Released));
+                }
+                continue;
+            }
             let Some(message) = &next.message else {
                 flows = true;
                 break;
@@ -397,10 +406,24 @@ impl Shard {
     }
 
     fn hand_out(&mut self, now: Instant, next: Dispatched) {
-        let Dispatched { consumer, sequence, message, delivery_count, first_acquirer, added } =
-            next;
+        let Dispatched {
+            consumer,
+            sequence,
+            message,
+            delivery_count,
+            first_acquirer,
+            added,
+            expiry_unix_ms,
+        } = next;
         if self.is_next(consumer.shard) {
-            let stashed = Stashed { sequence, message, delivery_count, first_acquirer, added };
+            let stashed = Stashed {
+                sequence,
+                message,
+                delivery_count,
+                first_acquirer,
+                added,
+                expiry_unix_ms,
+            };
             self.deliver(now, consumer, stashed);
         } else {
             let mail = Mail::Deliver {
@@ -410,6 +433,7 @@ impl Shard {
                 delivery_count,
                 first_acquirer,
                 added,
+                expiry_unix_ms,
             };
             self.post(consumer.shard, mail);
         }

@@ -23,6 +23,7 @@ use journal::{QueueId, Sequence, ShardId};
 
 use super::sent::Sent;
 use crate::access::Rights;
+use crate::clock::WallClock;
 use crate::event::ConnId;
 use crate::flat_map::FlatMap;
 use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX};
@@ -265,6 +266,15 @@ pub(crate) struct Stashed {
     pub(crate) delivery_count: u32,
     pub(crate) first_acquirer: bool,
     pub(crate) added: Option<Added>,
+    pub(crate) expiry_unix_ms: Option<u64>,
+}
+
+impl Stashed {
+    /// Whether it waited too long to be sent yet.
+    #[inline(always)]
+    pub(crate) fn has_expired(&self, now: Instant, clock: &WallClock) -> bool {
+        self.expiry_unix_ms.is_some_and(|unix_ms| unix_ms <= clock.unix_ms(now))
+    }
 }
 
 /// The links of a shard's connections, by key.

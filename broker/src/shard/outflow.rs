@@ -42,6 +42,7 @@ use journal::{BlockBuf, FragmentAt, Lsn, ReadId, Record, RecordKind, Sequence, S
 use super::Shard;
 use super::egress::{Verdict, write_head};
 use super::link::{Conn, Consumer, End, LinkPhase};
+use crate::clock::WallClock;
 use crate::event::ConnId;
 use crate::limits::{OUTFLOW_FRAGMENTS, READ_BACKS_MAX, TRANSMIT_BYTES_HIGH};
 use crate::mail::{Fetch, Fetched, LinkKey, Mail, Outcome};
@@ -219,6 +220,9 @@ impl Shard {
             Flowed::On
         } else if flow.begun {
             give(&mut flow, conn, id)
+        } else if has_expired(consumer, now, &self.config.clock) {
+            consumer.stash.pop_front();
+            Flowed::Over((!consumer.browses).then_some(Outcome::Released))
         } else {
             begin(&mut flow, consumer, conn, id, &mut self.head)
         };
@@ -275,6 +279,11 @@ fn next_flow(
     }
     consumer.flows = consumer.flows.wrapping_add(1);
     Some(Box::new(Outflow::new(sequence, consumer.flows)))
+}
+
+/// Whether the time of the first of the stash came before its transfer began.
+fn has_expired(consumer: &Consumer, now: Instant, clock: &WallClock) -> bool {
+    consumer.stash.front().is_some_and(|first| first.has_expired(now, clock))
 }
 
 /// Begins the transfer once the first fragment is there.

@@ -451,6 +451,42 @@ fn mortal(ttl_ms: u32, priority: Option<u8>) -> Vec<u8> {
     out
 }
 
+/// Of a queue that it was handed out of: to a client that takes one message at a time.
+#[test]
+fn what_expires_while_it_waits_for_a_clients_window_is_not_delivered() {
+    for (bytes, crash) in [(10, false), (150_000, false), (150_000, true)] {
+        for home in [0, 1] {
+            let mut host = Host::new(Wish { shards: 2, ..Wish::default() });
+            let at = host.connect(home);
+            let sender = host.sender(at, "q");
+            assert!(host.send(at, sender, 10, false));
+            let mut dying = Vec::new();
+            write_header(&Header { ttl: Some(1000), ..Header::default() }, &mut dying);
+            dying.extend(message(bytes));
+            host.clients[at].amqp.send(sender, &[&dying], false).expect("there is credit");
+            host.pass(Duration::from_millis(10));
+            assert!(host.send(at, sender, 20, false));
+            if crash {
+                host.crash();
+            }
+            let narrow = host.connect_narrow(0);
+            let receiver = host.receiver(narrow, "q", 10);
+            assert_eq!(host.deliveries(narrow).len(), 1, "its window is closed now");
+            assert_eq!(count(&host, "q", SlotState::Acquired), 3, "the others wait for it");
+            host.pass(Duration::from_secs(2));
+            for (n, expected) in [10, 20].into_iter().enumerate() {
+                let (_, delivery, bytes) = host.deliveries(narrow).swap_remove(n);
+                assert!(bytes.ends_with(&message(expected)), "{} bytes", bytes.len());
+                host.clients[narrow].amqp.settle(receiver, delivery, Outcome::Accepted);
+                host.pass(Duration::from_millis(100));
+            }
+            assert_eq!(host.deliveries(narrow).len(), 2);
+            assert_eq!(count(&host, "ExpiryQueue", SlotState::Available), 1);
+            assert_eq!(host.messages(), 1);
+        }
+    }
+}
+
 #[test]
 fn what_has_expired_is_not_delivered_and_is_found_elsewhere() {
     for crash in [false, true] {
