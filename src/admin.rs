@@ -434,20 +434,20 @@ async fn delete_queue(
     operator.must_delete(&name)?;
     let conflict = |why: String| Err(Refused(StatusCode::CONFLICT, why));
     for reply in desk.ask_all(AdminRequest::Delete { queue: name.clone() }).await? {
-        match reply {
-            AdminReply::Deleted(None) => {}
-            AdminReply::Deleted(Some(Ok(()))) => {
+        let AdminReply::Deleted(deleted) = reply else { return Err(confused("Delete")) };
+        match deleted {
+            None => {}
+            Some(Ok(())) => {
                 tracing::info!(queue = name, user = operator.user, "deleted by an operator");
                 return Ok(Json(json!({ "queue": name, "deleted": true })));
             }
-            AdminReply::Deleted(Some(Err(Undeletable::HasMessages(count)))) => {
+            Some(Err(Undeletable::HasMessages(count))) => {
                 let why = "purge it first, or let its consumers settle what they hold";
                 return conflict(format!("'{name}' holds {count} messages: {why}"));
             }
-            AdminReply::Deleted(Some(Err(Undeletable::Temporary))) => {
+            Some(Err(Undeletable::Temporary)) => {
                 return conflict(format!("'{name}' goes with the link that asked for it"));
             }
-            _ => return Err(confused("Delete")),
         }
     }
     Err(no_queue(&name))

@@ -155,7 +155,7 @@ impl Shard {
         if self.temporaries.has(id) {
             return Err(Some(Undeletable::Temporary));
         }
-        let live = self.state.queue(id).map_or(0, Queue::live) as u64;
+        let live = self.state.queue(id).map_or(0, Queue::live);
         let coming = self.state.halves_of(id).count() as u64;
         if live + coming > 0 {
             return Err(Some(Undeletable::HasMessages(live + coming)));
