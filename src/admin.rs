@@ -24,13 +24,13 @@
 //!
 //! Invariants: nothing here can stall a core. A web page that the operator happens to have open
 //! cannot command the broker: requests with an `Origin` are refused, and on loopback so are foreign
-//! `Host` names (DNS rebinding). Off loopback operators log in (`guard.rs`). No secret is in any
-//! answer.
+//! `Host` names (DNS rebinding). Off loopback, or behind a proxy there, operators log in
+//! (`guard.rs`). No secret is in any answer.
 //!
 //! Failure: `{"error": why}` below `/api`, whoever refuses, the router included. A shard that does
 //! not answer within [`ANSWER_WITHIN`] makes it 503 with its number. A purge is answered when all
-//! is gone, which takes as long as the queue is deep: it has turns of its own, and
-//! [`PURGE_WITHIN`].
+//! is gone, which takes as long as the queue is deep: it has turns of its own, [`PURGE_WITHIN`],
+//! and a task of its own, so that one whose caller has hung up ends in the log as any other.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -83,7 +83,6 @@ struct Desk {
     purges: Arc<Semaphore>,
     /// Who names a moment of all shards.
     naming: Arc<tokio::sync::Mutex<()>>,
-    on_loopback: bool,
     guard: Guard,
 }
 
@@ -105,13 +104,12 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>, guard: Guard) -> Res
     let refused = |error: std::io::Error| {
         Failure::new(Cause::ResourceRefused, format!("the admin thread cannot start: {error}"))
     };
-    let on_loopback = listener.local_addr().map_err(refused)?.ip().is_loopback();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refused)?;
     let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
     let purges = Arc::new(Semaphore::new(PURGES_MAX));
     let naming = Arc::default();
-    let app = app(Desk { node, turns, purges, naming, on_loopback, guard });
+    let app = app(Desk { node, turns, purges, naming, guard });
     std::thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
@@ -189,19 +187,20 @@ async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let _under_way = peer.begin();
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) {
         let why = "requests of web pages (with an Origin) are refused";
         return Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response();
     }
-    if desk.on_loopback && !names_this_machine(headers) {
+    if desk.guard.on_loopback && !names_this_machine(headers) {
         let why = "the Host must be localhost or an address";
         return Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response();
     }
     let operator = if request.uri().path().starts_with("/healthz/") {
         Ok(Operator::anybody())
     } else {
-        desk.guard.operator(peer, request.headers()).await
+        desk.guard.operator(&peer, request.headers()).await
     };
     match operator {
         Ok(operator) => {
@@ -283,6 +282,18 @@ impl Desk {
         }
         queues.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(queues)
+    }
+
+    /// How many messages were removed.
+    async fn purge(&self, name: &str) -> Result<u64, Refused> {
+        let request = AdminRequest::Purge { queue: name.to_owned() };
+        for reply in self.ask_each(request, PURGE_WITHIN).await? {
+            let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
+            if let Some(count) = count {
+                return Ok(count);
+            }
+        }
+        Err(no_queue(name))
     }
 
     async fn connections(&self) -> Result<Vec<ConnectionStat>, Refused> {
@@ -413,16 +424,21 @@ async fn purge(
 ) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
     operator.must_manage(&name)?;
-    let _turn = desk.purges.acquire().await.map_err(|_| closed())?;
-    let request = AdminRequest::Purge { queue: name.clone() };
-    for reply in desk.ask_each(request, PURGE_WITHIN).await? {
-        let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
-        if let Some(count) = count {
-            tracing::info!(queue = name, count, user = operator.user, "purged by an operator");
-            return Ok(Json(json!({ "queue": name, "purged": count })));
+    let turn = Arc::clone(&desk.purges).acquire_owned().await.map_err(|_| closed())?;
+    tracing::info!(queue = name, user = operator.user, "a purge was asked for by an operator");
+    let purging = tokio::spawn(async move {
+        let _turn = turn;
+        let purged = desk.purge(&name).await;
+        let user = operator.user;
+        match &purged {
+            Ok(count) => tracing::info!(queue = name, count, user, "purged by an operator"),
+            Err(Refused(_, why)) => {
+                tracing::warn!(queue = name, user, "an operator's purge has no good end: {why}");
+            }
         }
-    }
-    Err(no_queue(&name))
+        purged.map(|count| Json(json!({ "queue": name, "purged": count })))
+    });
+    purging.await.map_err(|_| closed())?
 }
 
 async fn delete_queue(

@@ -1,8 +1,8 @@
 //! Who may log in: password hashes from the configuration, verified off the shards' threads.
 //!
 //! ```text
-//!   shard ── Job ──▶ [ bounded queue ] ──▶ verifier threads ── accepted ─────▶ the job's answer
-//!                    full: Busy, at once         └── refused ─▶ pace.rs ─ later ─▶
+//!   shard ── Job ──▶ [ line.rs ] ──▶ verifier threads ── accepted ─────▶ the job's answer
+//!                    full: Busy, at once   └── refused ─▶ pace.rs ─ later ─▶
 //!
 //!   EXTERNAL       the shard itself: the TLS handshake has named the user (tls.rs)
 //!   SCRAM-SHA-…    scram.rs, where every user with a password has such a hash
@@ -10,7 +10,8 @@
 //!   ANONYMOUS      where there are no users
 //! ```
 //! Verifying costs tens of milliseconds and 19 MiB on purpose, so a shard never does it, and only
-//! [`VERIFIERS`] threads do: a flood of log-ins slows log-ins and nothing else.
+//! [`VERIFIERS`] threads do: a flood of log-ins slows log-ins and nothing else. The addresses from
+//! which they come are served in turn.
 //!
 //! Invariants: an unknown user costs as much as a known one (the password is then verified against
 //! the costliest hash there is, and refused whatever comes out), and both are refused at a time
@@ -28,6 +29,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::{Config, User};
+use crate::driver::clock;
+use crate::fatal::{Cause, Failure};
+use crate::machine;
 use amqp::connection::{Sasl, SaslScram};
 use amqp::sasl::{Mechanism, Mechanisms};
 use argon2::password_hash::phc;
@@ -35,17 +40,13 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Argon2, Params};
 use broker::access::LogIn;
 use broker::event::{Attempt, AuthVerdict};
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
-
-use crate::config::{Config, User};
-use crate::driver::clock;
-use crate::fatal::{Cause, Failure};
-use crate::machine;
 
 pub(crate) mod base64;
+mod line;
 mod pace;
 mod scram;
 
+use line::{Line, Taken, line};
 pub(crate) use pace::address;
 use pace::{Pace, Refusal};
 pub(crate) use scram::Conversation;
@@ -229,7 +230,7 @@ pub(crate) struct Job {
 /// The verifier threads. They end when the last clone is gone.
 #[derive(Clone)]
 pub(crate) struct Authenticator {
-    jobs: Sender<(Instant, Job)>,
+    jobs: Line<(Instant, Job)>,
     pace: Pace,
     doors: Doors,
 }
@@ -276,7 +277,7 @@ impl Authenticator {
     /// # Errors
     /// The machine refused a thread, or randomness.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
-        let (jobs, queue) = bounded(JOBS_MAX);
+        let (jobs, queue) = line(JOBS_MAX);
         let users = Arc::new(Users::new(config.users.clone()));
         let pace = Pace::start()?;
         for number in 0..VERIFIERS {
@@ -308,15 +309,11 @@ impl Authenticator {
     /// Have a log-in verified. The verdict comes later, or `Busy` at once.
     pub(crate) fn verify(&self, job: Job) {
         let (now, peer) = (clock(), job.peer);
-        if !self.pace.admit(now, peer) {
+        if self.pace.is_pressed(peer) {
             return self.pace.turn_away(peer, job.answer);
         }
-        match self.jobs.try_send((now, job)) {
-            Ok(()) => {}
-            Err(TrySendError::Full((_, job)) | TrySendError::Disconnected((_, job))) => {
-                self.pace.take_up(peer);
-                self.pace.turn_away(peer, job.answer);
-            }
+        if let Some((_, job)) = self.jobs.push(address(peer), (now, job)) {
+            self.pace.turn_away(job.peer, job.answer);
         }
     }
 
@@ -326,19 +323,22 @@ impl Authenticator {
     }
 }
 
-fn verify_all(users: &Users, queue: &Receiver<(Instant, Job)>, pace: &Pace) {
+fn verify_all(users: &Users, queue: &Taken<(Instant, Job)>, pace: &Pace) {
     machine::give_way("log-ins");
-    for (since, job) in queue {
+    while let Some((since, job)) = queue.next() {
         let Job { peer, attempt, conversation, answer } = job;
-        if !pace.take_up(peer) {
+        if pace.is_pressed(peer) {
             pace.turn_away(peer, answer);
             continue;
         }
         let (user, verdict, conversation) = match attempt {
             Attempt::Plain(plain) => {
                 let verdict = users.verdict(&plain.user, plain.password.reveal());
-                (plain.user, verdict, None)
+                // Nobody acts as somebody else.
+                let is_own = plain.authzid.is_empty() || plain.authzid == plain.user;
+                (plain.user, if is_own { verdict } else { AuthVerdict::Refused }, None)
             }
+            Attempt::Foreign(user) => (user, AuthVerdict::Refused, None),
             Attempt::Scram(scram) => users.converse(&scram, conversation),
         };
         if verdict == AuthVerdict::Refused {
@@ -426,6 +426,7 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use amqp::connection::{Password, SaslPlain};
+    use crossbeam::channel::{Sender, bounded, unbounded};
 
     use super::*;
 
@@ -472,6 +473,27 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_to_be_another_user_is_refused_late_like_any_other() {
+        let auth = started(vec![user("a", "one"), user("b", "two")]);
+        let plain = |authzid: &str| {
+            let (user, password) = ("a".to_owned(), Password::new(b"one".as_slice()));
+            Attempt::Plain(Box::new(SaslPlain { authzid: authzid.to_owned(), user, password }))
+        };
+        let said = |attempt| {
+            let (verdict, answer) = bounded(1);
+            let since = clock();
+            auth.verify(Job { attempt, ..job("", "", verdict) });
+            (answer.recv().expect("an answer"), since.elapsed())
+        };
+        assert!(matches!(said(plain("a")).0, AuthVerdict::Accepted { .. }));
+        for (attempt, at_least) in [(plain("b"), 100), (Attempt::Foreign("b".to_owned()), 200)] {
+            let (verdict, after) = said(attempt);
+            assert_eq!(verdict, AuthVerdict::Refused);
+            assert!(after.as_millis() >= at_least, "{after:?}");
+        }
+    }
+
+    #[test]
     fn verifying_goes_behind_the_cores() {
         let auth = started(vec![user("a", "one")]);
         // Whichever thread answers has given way before.
@@ -491,7 +513,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_is_busy_and_waits_for_nobody() {
-        let (jobs, queue) = bounded(1);
+        let (jobs, queue) = line(1);
         let pace = Pace::start().expect("started");
         let auth = Authenticator { jobs, pace, doors: Doors::new(&Config::default()) };
         let (verdict, answer) = bounded(1);
@@ -501,6 +523,27 @@ mod tests {
         assert_eq!(answer.try_recv(), Ok(AuthVerdict::Busy));
         assert_eq!(auth.turned_away_total(), 1);
         drop(queue);
+    }
+
+    /// They fill the queue, and each has fewer refusals waiting than would turn it away.
+    #[test]
+    fn sixteen_addresses_that_guess_keep_no_right_password_out() {
+        let auth = started(vec![user("a", "one")]);
+        let (guessed, guesses) = unbounded();
+        for guess in 0..2 * JOBS_MAX {
+            let from = [127, 0, 0, 66 + (guess % 16) as u8];
+            let job = job("a", "wrong", guessed.clone());
+            auth.verify(Job { peer: (from, 5).into(), ..job });
+        }
+        assert!(auth.turned_away_total() > 0, "the queue was never full");
+        assert!(matches!(ask(&auth, "a", "one"), AuthVerdict::Accepted { .. }));
+        drop(guesses.try_recv());
+        // Whoever answers later still has somebody to tell.
+        drop(auth);
+        drop(guessed);
+        assert!(
+            guesses.iter().all(|said| matches!(said, AuthVerdict::Refused | AuthVerdict::Busy))
+        );
     }
 
     #[test]

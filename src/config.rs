@@ -265,7 +265,7 @@ knobs! {
         Start; arg(value_name = "BOOL", num_args = 0..=1, require_equals = true,
                    default_missing_value = "true");
         "Serve addresses off loopback without authentication";
-        "An open broker is found within hours.";
+        "An open broker is found within hours. Where there are users it changes nothing.";
 }
 
 impl Config {
@@ -382,9 +382,10 @@ impl Config {
         Ok(())
     }
 
-    /// Whoever reaches an open port owns the broker, so an open port must be meant.
+    /// Whoever reaches an open port owns the broker, so an open port must be meant. `insecure` is
+    /// for a broker without users: those that there are must be able to log in, and safely.
     fn check_exposure(&self) -> Result<(), Failure> {
-        if self.insecure {
+        if self.insecure && self.users.is_empty() {
             return Ok(());
         }
         let exposed = |message| Err(Failure::new(Cause::Exposed, message));
@@ -547,16 +548,21 @@ mod tests {
         assert_eq!(cause("listen = \"[::]:5672\""), Cause::Exposed);
         assert_eq!(cause("admin = \"0.0.0.0:8161\""), Cause::Exposed);
         parse("listen = \"0.0.0.0:5672\"\ninsecure = true").expect("meant");
+        parse("admin = \"0.0.0.0:8161\"\ninsecure = true").expect("meant");
         let hashed = |wanted| crate::auth::hash("secret", wanted).expect("hashed");
         let user = |hash| format!("[[users]]\nname = \"app\"\npassword-hash = \"{hash}\"\n");
         let scram = user(hashed(HashFor::ScramSha256));
         parse(&format!("listen = \"0.0.0.0:5672\"\n{scram}")).expect("users log in");
         let user = user(hashed(HashFor::Argon2id));
         assert_eq!(cause(&format!("listen = \"0.0.0.0:5672\"\n{user}")), Cause::Exposed);
+        let open = format!("insecure = true\nlisten = \"0.0.0.0:5672\"\n{user}");
+        assert_eq!(cause(&open), Cause::Exposed, "nobody could log in");
         let allowed = "allow-plain-without-tls = true\nlisten = \"0.0.0.0:5672\"\n";
         parse(&format!("{allowed}{user}")).expect("meant");
         let admin = "admin = \"0.0.0.0:8161\"\n";
         assert_eq!(cause(&format!("{admin}{user}")), Cause::Exposed);
+        let open = format!("insecure = true\n{admin}{user}");
+        assert_eq!(cause(&open), Cause::Exposed, "their passwords would travel in the clear");
         parse(&format!("{admin}allow-plain-without-tls = true\n{user}")).expect("users log in");
         assert_eq!(cause(&format!("{user}{user}")), Cause::ConfigInvalid);
     }

@@ -53,6 +53,7 @@ mod disk;
 mod links;
 mod pair;
 mod sockets;
+mod strangers;
 mod tls;
 
 pub(crate) use directory::{
@@ -62,7 +63,7 @@ pub(crate) use directory::{
 pub(crate) use links::Linked;
 pub(crate) use net::tls::{certificates, roots};
 pub(crate) use pair::{FromCore, PairLink};
-pub(crate) use tls::Shaken;
+pub(crate) use tls::{Complaints, Shaken};
 
 use cold::Cold;
 use crowds::{Crowds, Limits, MOVERS_MAX};

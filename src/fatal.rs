@@ -64,8 +64,9 @@ causes! {
         "`replicated` or `replicated-sync` is asked for, but this broker has no replica.",
         "Use `sync`. A weaker level is never chosen for you.";
     Exposed = 5, "exposed",
-        "An address off loopback is to be served without authentication.",
-        "Configure `[[users]]` (AMQP), or serve on loopback, or say `--insecure`.";
+        "An address off loopback is to be served where nobody has to log in, or nobody safely can.",
+        "Give `[[users]]`, and a way to log in there that the message names, or serve on loopback; \
+         `--insecure` serves a broker without users.";
     ListenFailed = 6, "listen-failed",
         "An address cannot be listened on.",
         "See who holds the port (`ss -ltnp`), or choose another with `--listen` or `--admin`.";

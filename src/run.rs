@@ -72,11 +72,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let authenticator = Authenticator::start(config)?;
     node.set_authenticator(authenticator.clone());
     let access = crate::config::access(&config.users, &config.roles);
-    let guard = if asks_operators(config) {
-        Guard::Users { authenticator: authenticator.clone(), access: access.clone() }
-    } else {
-        Guard::Open
-    };
+    let users = (!config.users.is_empty()).then(|| (authenticator.clone(), access.clone()));
+    let guard = Guard { users, on_loopback: config.admin.ip().is_loopback() };
     let mut admin = Admin { wanted: config.admin, bound: None, node: Arc::clone(&node), guard };
     admin.start_if_free()?;
     let cpus = driver::cpus(config.threads)?;
@@ -147,12 +144,6 @@ fn serve(config: &Config) -> Result<(), Failure> {
 
     wait_for_signal(&driver, &signals)?;
     drain(config, &node, &driver, &inboxes, &signals)
-}
-
-/// Whether operators have to log in. `insecure` lets a broker without users be served, it does not
-/// take those away that there are.
-fn asks_operators(config: &Config) -> bool {
-    !config.admin.ip().is_loopback() && !config.users.is_empty()
 }
 
 /// Signals that ask us to stop, as they come.
@@ -620,22 +611,6 @@ impl Started<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn off_loopback_operators_log_in_where_there_are_users() {
-        for (admin, users, asks) in [
-            ("127.0.0.1:8161", 0, false),
-            ("127.0.0.1:8161", 1, false),
-            ("0.0.0.0:8161", 0, false),
-            ("0.0.0.0:8161", 1, true),
-        ] {
-            let mut config = Config::default();
-            config.insecure = true;
-            config.admin = admin.parse().expect("an address");
-            config.users = vec![crate::config::User::default(); users];
-            assert_eq!(asks_operators(&config), asks, "{admin}, {users}");
-        }
-    }
 
     #[test]
     fn a_port_that_was_taken_during_the_recovery_is_not_shared() {

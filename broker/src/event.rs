@@ -211,11 +211,14 @@ pub struct RecoveryReport {
 /// What a peer gave to log in.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// A name and a password, as PLAIN says them.
+    /// A name and a password, as PLAIN says them; to be refused if it wants to be another user.
     Plain(Box<SaslPlain>),
     /// A message of SCRAM, the first or the second; what the first one left behind is the host's
     /// to keep with the connection.
     Scram(Box<SaslScram>),
+    /// EXTERNAL for this name, which is not the one of the client's certificate: to be refused, as
+    /// late as any other failure.
+    Foreign(String),
 }
 
 /// Why the process must end. Each cause has an exit status of its own.

@@ -334,6 +334,11 @@ impl Shard {
         self.conns.len()
     }
 
+    /// Whether the peer's `open` has come; false too for one that this shard does not serve.
+    pub fn has_opened(&self, conn: ConnId) -> bool {
+        self.conns.get(conn).is_some_and(|conn| conn.opened)
+    }
+
     /// Links of connections that this shard knows, for the checker of leaks.
     pub fn links(&self) -> usize {
         self.links.len()

@@ -176,6 +176,11 @@ impl TlsSession {
         self.records_max.is_some_and(|max| self.records >= max - max / WORN_SHARE)
     }
 
+    /// Bytes that it keeps of a record, or of a message of the handshake, that is not whole.
+    pub fn held_bytes(&self) -> usize {
+        self.rest.capacity()
+    }
+
     /// The protocol version and cipher suite agreed on, for the log.
     pub fn agreed(&self) -> Option<String> {
         let version = self.state().protocol_version()?;

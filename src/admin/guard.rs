@@ -1,4 +1,5 @@
-//! Who asks: off loopback a user of the configuration, by HTTP Basic; on loopback anybody.
+//! Who asks: off loopback a user of the configuration, by HTTP Basic; on loopback anybody who comes
+//! from there.
 //!
 //! ```text
 //!   /healthz/…            nobody is asked: probes carry no password
@@ -8,10 +9,14 @@
 //!   a queue               `manage` on its name; a list shows what one may manage
 //!   the rest              `manage` on every address
 //! ```
+//! A proxy on this machine comes from loopback, and says in a header for whom: that one is asked as
+//! off loopback, and refused where there are no users.
+//!
 //! Invariant: what a request may do is its operator's; no handler works without one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use amqp::connection::{Password, SaslPlain};
 use axum::extract::connect_info::Connected;
@@ -28,25 +33,43 @@ use crate::auth::{Authenticator, Job, base64};
 
 /// Whether operators have to log in.
 #[derive(Clone)]
-pub(crate) enum Guard {
-    /// They need not: whoever reaches the port may use it.
-    Open,
-    /// They are users, with these rights.
-    Users {
-        /// Verifies them.
-        authenticator: Authenticator,
-        /// What each may do.
-        access: Access,
-    },
+pub(crate) struct Guard {
+    /// Verifies users, and says what each may do; none where there are no users.
+    pub(crate) users: Option<(Authenticator, Access)>,
+    /// The API is served on loopback, where nobody is asked who comes from there himself.
+    pub(crate) on_loopback: bool,
 }
 
+/// What proxies say of the request's origin (RFC 7239, and what was there before it).
+const FORWARDED: [&str; 2] = ["forwarded", "x-forwarded-for"];
+
 /// The other end of a request's connection.
-#[derive(Clone, Copy)]
-pub(super) struct Peer(SocketAddr);
+#[derive(Clone)]
+pub(super) struct Peer {
+    addr: SocketAddr,
+    under_way: Arc<AtomicUsize>,
+}
 
 impl Connected<IncomingStream<'_, Bounded>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
-        Self(*stream.remote_addr())
+        Self { addr: *stream.remote_addr(), under_way: stream.io().under_way() }
+    }
+}
+
+/// A request that is being carried out: its connection is not idle.
+pub(super) struct UnderWay(Arc<AtomicUsize>);
+
+impl Peer {
+    /// One more request, until what this gives is dropped.
+    pub(super) fn begin(&self) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(&self.under_way))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -107,14 +130,25 @@ impl Guard {
     /// The answer to somebody who is not let in.
     pub(super) async fn operator(
         &self,
-        peer: Peer,
+        peer: &Peer,
         headers: &HeaderMap,
     ) -> Result<Operator, Response> {
-        let Self::Users { authenticator, access } = self else { return Ok(Operator::anybody()) };
+        let is_forwarded = FORWARDED.iter().any(|name| headers.contains_key(*name));
+        let Some((authenticator, access)) = &self.users else {
+            if self.on_loopback && is_forwarded {
+                let why = "a proxy brings this request to loopback, and there are no users to ask \
+                           for: configure [[users]]";
+                return Err(Refused(StatusCode::FORBIDDEN, why.to_owned()).into_response());
+            }
+            return Ok(Operator::anybody());
+        };
+        if self.on_loopback && !is_forwarded {
+            return Ok(Operator::anybody());
+        }
         let plain = credentials(headers).ok_or_else(who_are_you)?;
         let (answer, verdict) = oneshot::channel();
         authenticator.verify(Job {
-            peer: peer.0,
+            peer: peer.addr,
             attempt: Attempt::Plain(Box::new(plain)),
             conversation: None,
             answer: Box::new(move |verdict, _| drop(answer.send(verdict))),
@@ -163,6 +197,31 @@ fn credentials(headers: &HeaderMap) -> Option<SaslPlain> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_asked_follows_the_users_and_the_way() {
+        let config = crate::config::Config::default();
+        let users = || Some((Authenticator::start(&config).expect("started"), Access::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let refusal = |has_users: bool, on_loopback, header: Option<&'static str>| {
+            let guard = Guard { users: has_users.then(users).flatten(), on_loopback };
+            let addr = "127.0.0.1:1".parse().expect("an address");
+            let peer = Peer { addr, under_way: Arc::default() };
+            let mut headers = HeaderMap::new();
+            headers.extend(header.map(|name| {
+                let name = axum::http::HeaderName::from_static(name);
+                (name, HeaderValue::from_static("for=192.0.2.1"))
+            }));
+            let operator = runtime.block_on(guard.operator(&peer, &headers));
+            operator.err().map(|response| response.status().as_u16())
+        };
+        for header in [None, Some("forwarded"), Some("x-forwarded-for")] {
+            assert_eq!(refusal(true, false, header), Some(401), "{header:?}");
+            assert_eq!(refusal(false, false, header), None, "{header:?}: it is meant to be open");
+            assert_eq!(refusal(true, true, header), header.map(|_| 401), "{header:?}");
+            assert_eq!(refusal(false, true, header), header.map(|_| 403), "{header:?}");
+        }
+    }
 
     #[test]
     fn credentials_are_read_as_they_were_written_and_nothing_else_is() {

@@ -5,7 +5,8 @@
 //!   accept ──▶ its address has its share: the oldest of that address is broken off
 //!          ──▶ a permit is free: the connection holds it until it is closed
 //!              none is free: the oldest of all is broken off, and its permit waited for
-//!   no byte either way for IDLE ──▶ the connection fails, and gives its permit back
+//!   no byte either way for IDLE, and no request under way ──▶ the connection fails, and gives its
+//!              permit back
 //! ```
 //! So whoever holds connections open, with a byte now and then or without, holds up nobody: a probe
 //! is the newest when it comes, and is over long before it is the oldest.
@@ -20,6 +21,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,7 +38,7 @@ const CONNECTIONS_MAX: usize = 256;
 /// Connections that are open at a time from one address, loopback too.
 const PER_ADDRESS_MAX: usize = 64;
 
-/// A connection on which nothing moves for so long is closed. Longer than any answer takes.
+/// A connection on which nothing moves for so long is closed, unless it waits for an answer.
 const IDLE: Duration = Duration::from_secs(90);
 
 /// After a failed accept, and for a connection that was told to go.
@@ -122,6 +124,7 @@ pub(super) struct Counted {
     stream: TcpStream,
     idle: Duration,
     over: Pin<Box<Sleep>>,
+    under_way: Arc<AtomicUsize>,
     told: oneshot::Receiver<Infallible>,
     _permit: OwnedSemaphorePermit,
 }
@@ -133,7 +136,13 @@ impl Counted {
         told: oneshot::Receiver<Infallible>,
         idle: Duration,
     ) -> Self {
-        Self { stream, idle, over: Box::pin(tokio::time::sleep(idle)), told, _permit: permit }
+        let (over, under_way) = (Box::pin(tokio::time::sleep(idle)), Arc::default());
+        Self { stream, idle, over, under_way, told, _permit: permit }
+    }
+
+    /// How many requests of this connection are being carried out.
+    pub(super) fn under_way(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.under_way)
     }
 
     /// An error where it was told to go. Asked first: what fails has neither read nor written.
@@ -151,13 +160,18 @@ impl Counted {
         context: &mut Context<'_>,
         said: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        let idle = self.idle;
         if said.is_ready() {
-            let idle = self.idle;
             self.over.set(tokio::time::sleep(idle));
             return said;
         }
-        ready!(self.over.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        loop {
+            ready!(self.over.as_mut().poll(context));
+            if self.under_way.load(Ordering::Relaxed) == 0 {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.over.set(tokio::time::sleep(idle));
+        }
     }
 }
 
@@ -245,6 +259,25 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             drop(counted);
             assert_eq!(listener.permits.available_permits(), 1);
+        });
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_is_not_idle() {
+        run(async {
+            let (mut listener, addr) = bounded(1, 1).await;
+            let (_asking, counted) = client(&mut listener, addr, "127.0.0.1").await;
+            let mut counted = Counted { idle: Duration::from_millis(50), ..counted };
+            counted.over.set(tokio::time::sleep(counted.idle));
+            let under_way = counted.under_way();
+            under_way.fetch_add(1, Ordering::Relaxed);
+            let mut none = Vec::new();
+            let wait =
+                tokio::time::timeout(Duration::from_millis(200), counted.read_to_end(&mut none));
+            wait.await.expect_err("it stays");
+            under_way.fetch_sub(1, Ordering::Relaxed);
+            let error = counted.read_to_end(&mut none).await.expect_err("no more");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         });
     }
 

@@ -12,7 +12,7 @@ use crate::node::{Facts, Inbox};
 
 /// A node of two shards on one core whose answers are canned, and the URL of its API.
 fn start(stage: Stage) -> String {
-    start_behind(stage, Guard::Open)
+    start_behind(stage, Guard { users: None, on_loopback: true })
 }
 
 fn start_behind(stage: Stage, guard: Guard) -> String {
@@ -92,6 +92,10 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
             AdminReply::Deleted(Some(Err(Undeletable::HasMessages(3))))
         }
         AdminRequest::Delete { queue } => AdminReply::Deleted(here(queue).then_some(Ok(()))),
+        AdminRequest::Purge { queue } if queue == DEEP => {
+            std::thread::sleep(Duration::from_millis(250));
+            AdminReply::Purged((shard == ShardId(1)).then_some(7))
+        }
         AdminRequest::Purge { queue } => AdminReply::Purged(here(queue).then_some(3)),
         AdminRequest::Connections => AdminReply::Connections(Vec::new()),
         AdminRequest::CloseConnection(id) => {
@@ -108,6 +112,24 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
         AdminRequest::Thaw => AdminReply::Thawed(true),
         AdminRequest::KeepPoint => AdminReply::Held(shard == ShardId(0)),
         AdminRequest::ForgetPoint => AdminReply::Held(false),
+    }
+}
+
+/// A queue whose purge takes a while.
+const DEEP: &str = "deep";
+
+/// What was logged, by whichever test.
+static SAID: std::sync::Mutex<Vec<u8>> = std::sync::Mutex::new(Vec::new());
+
+struct Said;
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        SAID.lock().expect("nobody panics in it").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -204,6 +226,29 @@ fn commands_reach_the_shard_that_knows_their_object() {
 }
 
 #[test]
+fn a_purge_whose_caller_hangs_up_is_told_of_from_its_beginning_to_its_end() {
+    tracing_subscriber::fmt().with_writer(|| Said).with_ansi(false).init();
+    let url = start(Stage::Ready);
+    let short = ureq::Agent::config_builder().timeout_global(Some(Duration::from_millis(100)));
+    let short: ureq::Agent = short.build().into();
+    let purge = format!("{url}/api/v1/queues/{DEEP}/purge");
+    short.post(purge).send_empty().expect_err("it hangs up before the end");
+    let said = |words: &[&str]| {
+        let said = SAID.lock().expect("nobody panics in it");
+        let said = String::from_utf8_lossy(&said);
+        said.lines().any(|line| words.iter().all(|word| line.contains(word)))
+    };
+    for words in [&["a purge was asked for", DEEP][..], &["purged by an operator", DEEP, "count=7"]]
+    {
+        let in_time = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            said(words)
+        });
+        assert!(in_time, "nothing was said of {words:?}");
+    }
+}
+
+#[test]
 fn health_says_ready_only_when_ready() {
     for (stage, status) in [
         (Stage::Locking, 503),
@@ -236,6 +281,7 @@ fn a_web_page_cannot_command() {
     assert_eq!(post("Host", "evil.example:8161"), 403);
     assert_eq!(post("Host", "LOCALHOST:8161"), 200);
     assert_eq!(post("Host", "[::1]:8161"), 200);
+    assert_eq!(post("X-Forwarded-For", "192.0.2.1"), 403, "a proxy lets nobody in unasked");
 }
 
 #[test]
@@ -255,7 +301,8 @@ fn off_loopback_a_user_manages_what_its_roles_say() {
     let config = Config::load(Some(file.path()), config::Layer::default()).expect("sound");
     let authenticator = Authenticator::start(&config).expect("started");
     let access = config::access(&config.users, &config.roles);
-    let url = start_behind(Stage::Ready, Guard::Users { authenticator, access });
+    let users = Some((authenticator, access));
+    let url = start_behind(Stage::Ready, Guard { users, on_loopback: false });
     let ask = |who: Option<(&str, &str)>, method: &str, path: &str| {
         let mut request = axum::http::Request::builder().method(method).uri(format!("{url}{path}"));
         if let Some((user, password)) = who {

@@ -1,18 +1,16 @@
 //! Failed log-ins are answered late: the more of them from an address, the later.
 //!
 //! ```text
-//!   admit ─▶ queued + 1 ─▶ take_up ─▶ verified ─▶ right: answered at once
-//!     │                      │            └─▶ wrong: failures of the address + 1; answered
-//!     │                      │                100 ms, 200 ms, 400 ms .. 4 s after it came
-//!     │                      └─▶ Busy: [`WAITING_MAX`] refusals of this address wait
-//!     └─▶ Busy: that, or [`QUEUED_MAX`] of it are queued
+//!   queued (line.rs) ─▶ taken ─▶ verified ─▶ right: answered at once
+//!     │                   │         └─▶ wrong: failures of the address + 1; answered
+//!     │                   │             100 ms, 200 ms, 400 ms .. 4 s after it came
+//!     └───────────────────┴─▶ pressed, [`WAITING_MAX`] refusals of this address wait: Busy
 //! ```
 //! Only refusals wait. So a flood of guesses from behind a proxy slows nobody who knows a password,
 //! until it has [`WAITING_MAX`] guesses waiting there; and trying a word a connection takes longer
 //! each time. A refusal's time counts from the attempt's arrival, so how long the verifying took
-//! does not show. No address has more than half of the queue: its flood locks no other one out. An
-//! address is forgotten [`FORGET_AFTER`] after its last failure. Of IPv6 the network counts, the
-//! first 64 bits.
+//! does not show. An address is forgotten [`FORGET_AFTER`] after its last failure. Of IPv6 the
+//! network counts, the first 64 bits.
 //!
 //! Invariants: nobody sleeps here but the thread of the late answers; both tables are bounded, and
 //! what finds no room is answered at once. No secret is logged; names are shown escaped, and of a
@@ -27,7 +25,7 @@ use broker::event::AuthVerdict;
 use broker::ration::Ration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{Answer, JOBS_MAX};
+use super::Answer;
 use crate::driver::clock;
 use crate::fatal::{Cause, Failure};
 
@@ -46,9 +44,6 @@ const LATE_MAX: usize = 4_096;
 /// Addresses that are remembered.
 const ADDRESSES_MAX: usize = 4_096;
 
-/// Log-ins that may be queued, of one address.
-const QUEUED_MAX: u32 = JOBS_MAX as u32 / 2;
-
 /// An address without failures for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
@@ -61,8 +56,6 @@ const TURNED_AWAY_LINES_PER_SECOND: u32 = 1;
 /// What is known of an address.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// Log-ins that are queued.
-    queued: u32,
     /// Refusals that wait.
     waiting: u32,
     failures: u32,
@@ -72,7 +65,7 @@ struct Known {
 
 impl Known {
     fn is_idle(&self) -> bool {
-        self.queued == 0 && self.waiting == 0
+        self.waiting == 0
     }
 
     fn has_failed(&self, now: Instant) -> bool {
@@ -127,25 +120,10 @@ impl Pace {
         Ok(Self { table, late })
     }
 
-    /// Whether a log-in of this address may be queued; if so it is counted until `take_up`.
-    pub(super) fn admit(&self, now: Instant, peer: SocketAddr) -> bool {
-        let mut table = lock(&self.table);
-        let known = table.of(now, address(peer));
-        let admitted = known.queued < QUEUED_MAX && known.waiting < WAITING_MAX;
-        known.queued += u32::from(admitted);
-        admitted
-    }
-
-    /// A log-in leaves the queue. False: too many refusals of its address wait already.
-    pub(super) fn take_up(&self, peer: SocketAddr) -> bool {
-        let (mut table, from) = (lock(&self.table), address(peer));
-        let Some(known) = table.known.get_mut(&from) else { return true };
-        known.queued -= 1;
-        let (pressed, nothing) = (known.waiting >= WAITING_MAX, known.failures == 0);
-        if nothing && known.is_idle() {
-            table.known.remove(&from);
-        }
-        !pressed
+    /// Whether too many refusals of this address wait: its log-ins are turned away.
+    pub(super) fn is_pressed(&self, peer: SocketAddr) -> bool {
+        let known = lock(&self.table).known.get(&address(peer)).copied();
+        known.is_some_and(|known| known.waiting >= WAITING_MAX)
     }
 
     /// A log-in is not verified, for too many wait: it is answered at once.
@@ -207,7 +185,7 @@ impl Pace {
 }
 
 impl Table {
-    /// What is known of an address. What is idle makes room; what is not is bounded by the queues.
+    /// What is known of an address. What is idle makes room; of what is not there are [`LATE_MAX`].
     fn of(&mut self, now: Instant, from: IpAddr) -> &mut Known {
         if self.known.len() >= ADDRESSES_MAX && !self.known.contains_key(&from) {
             self.known.retain(|_, known| !known.is_idle() || known.has_failed(now));
@@ -217,7 +195,7 @@ impl Table {
                 self.known.remove(&oldest);
             }
         }
-        let nothing = Known { queued: 0, waiting: 0, failures: 0, last: now };
+        let nothing = Known { waiting: 0, failures: 0, last: now };
         self.known.entry(from).or_insert(nothing)
     }
 }
@@ -295,33 +273,19 @@ mod tests {
         let (peer, neighbour) = (at("[2001:db8::1]:5"), at("[2001:db8::2]:5"));
         let (said, heard) = crossbeam::channel::unbounded();
         let began = clock();
-        assert!(pace.admit(began, neighbour));
+        assert!(!pace.is_pressed(neighbour));
         for _ in 0..WAITING_MAX {
             let said = said.clone();
             let answer: Answer = Box::new(move |verdict, _| said.send(verdict).expect("heard"));
-            assert!(pace.admit(began, peer) && pace.take_up(peer));
+            assert!(!pace.is_pressed(peer));
             pace.refuse(Refusal { since: began, peer, user: "eve" }, answer);
         }
-        assert!(!pace.take_up(neighbour), "a network is one address");
-        assert!(!pace.admit(began, peer), "nor is anything queued");
-        assert!(pace.admit(began, at("10.0.0.1:5")) && pace.take_up(at("10.0.0.1:5")));
+        assert!(pace.is_pressed(peer) && pace.is_pressed(neighbour), "a network is one address");
+        assert!(!pace.is_pressed(at("10.0.0.1:5")));
         assert_eq!(heard.recv(), Ok(AuthVerdict::Refused));
         assert!(began.elapsed() >= FIRST);
         // The first answer made room for one.
-        assert!(pace.admit(clock(), peer));
-    }
-
-    #[test]
-    fn no_address_has_the_queue_for_itself_and_none_is_remembered_for_nothing() {
-        let pace = Pace::start().expect("started");
-        let (now, peer) = (clock(), at("10.0.0.1:5"));
-        let admitted = (0..JOBS_MAX).filter(|_| pace.admit(now, peer)).count();
-        assert_eq!(admitted, JOBS_MAX / 2);
-        assert!(pace.admit(now, at("10.0.0.2:5")));
-        for _ in 0..admitted {
-            assert!(pace.take_up(peer));
-        }
-        assert_eq!(lock(&pace.table).known.len(), 1, "only 10.0.0.2");
+        assert!(!pace.is_pressed(peer));
     }
 
     #[test]

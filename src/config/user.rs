@@ -111,15 +111,44 @@ impl FromStr for CertificateName {
             "dns" => Ok(Self::Dns(name.to_ascii_lowercase())),
             "uri" => Ok(Self::Uri(name.to_owned())),
             "email" => Ok(Self::Email(name.to_owned())),
-            "subject" => {
-                let part = |part: &str| {
-                    let (kind, value) = part.split_once('=')?;
-                    Some((kind.trim().to_owned(), value.trim().to_owned()))
-                };
-                let parts: Option<Vec<_>> = name.split(',').map(part).collect();
-                parts.map(Self::Subject).ok_or_else(wrong)
-            }
+            "subject" => subject(name).map(Self::Subject).map_err(|why| format!("`{text}`: {why}")),
             _ => Err(wrong()),
+        }
+    }
+}
+
+/// The parts of a subject, `KIND=VALUE` with commas between; `\` before one of the characters that
+/// RFC 4514 (section 2.4) names makes it part of the value.
+fn subject(text: &str) -> Result<Vec<(String, String)>, String> {
+    let (mut parts, mut part) = (Vec::new(), String::new());
+    // Spaces around a value do not count, but those that are escaped do.
+    let mut kept = 0;
+    let mut rest = text.chars();
+    loop {
+        match rest.next() {
+            Some('\\') => match rest.next().filter(|next| " \"#+,;<=>\\".contains(*next)) {
+                Some(next) => {
+                    part.push(next);
+                    kept = part.len();
+                }
+                None => {
+                    return Err("a `\\` stands before , + \" \\ < > ; = # or a space".to_owned());
+                }
+            },
+            Some(next) if next != ',' => part.push(next),
+            end @ (Some(_) | None) => {
+                part.truncate(part.trim_end().len().max(kept));
+                let Some((kind, value)) = part.split_once('=') else {
+                    return Err(format!(
+                        "its part `{part}` has no `=`; a comma within a part is written `\\,`"
+                    ));
+                };
+                parts.push((kind.trim().to_owned(), value.trim_start().to_owned()));
+                if end.is_none() {
+                    return Ok(parts);
+                }
+                (part, kept) = (String::new(), 0);
+            }
         }
     }
 }
@@ -128,8 +157,9 @@ impl fmt::Display for CertificateName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Subject(parts) => {
-                let parts: Vec<String> =
-                    parts.iter().map(|(kind, value)| format!("{kind}={value}")).collect();
+                let escaped = |value: &str| value.replace('\\', "\\\\").replace(',', "\\,");
+                let part = |(kind, value): &(String, String)| format!("{kind}={}", escaped(value));
+                let parts: Vec<String> = parts.iter().map(part).collect();
                 write!(f, "subject:{}", parts.join(","))
             }
             Self::CommonName(name) => write!(f, "cn:{name}"),
@@ -173,7 +203,8 @@ pub(super) fn page() -> String {
     }
     page.push_str(
         "\nA name in a client certificate is `cn:NAME`, `dns:NAME`, `uri:NAME`, `email:NAME` or\n\
-         `subject:C=…,O=…,CN=…`, its parts in the certificate's order.\n",
+         `subject:C=…,O=…,CN=…`, its parts in the certificate's order; a comma within a part is\n\
+         `\\,`.\n",
     );
     page
 }
@@ -268,4 +299,31 @@ pub(crate) fn access(users: &[User], roles: &[Role]) -> Access {
         (user.name.clone(), Arc::new(rights))
     };
     Access::of(users.iter().map(rights_of).collect::<BTreeMap<_, _>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_may_have_commas_in_its_parts() {
+        let parts = |text: &str| match text.parse() {
+            Ok(CertificateName::Subject(parts)) => {
+                parts.into_iter().map(|(kind, value)| format!("{kind}|{value}")).collect()
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(why) => vec![why],
+        };
+        let plain: [&str; 2] = ["O|Example", "CN|a b"];
+        assert_eq!(parts("subject:O=Example, CN = a b "), plain);
+        let text = "subject:O=Example\\, Inc.,CN=a\\\\b\\=\\ ";
+        let wanted: [&str; 2] = ["O|Example, Inc.", "CN|a\\b= "];
+        assert_eq!(parts(text), wanted);
+        let name: CertificateName = "subject:O=Example\\, Inc.,CN=a".parse().expect("sound");
+        assert_eq!(name.to_string().parse(), Ok(name.clone()), "{name}");
+        let why = parts("subject:O=Example, Inc.,CN=a");
+        assert!(why[0].contains("Inc.` has no `=`") && why[0].contains("`\\,`"), "{why:?}");
+        assert!(parts("subject:O=a\\x")[0].contains("stands before"));
+        assert!(parts("subject:O=a\\")[0].contains("stands before"));
+    }
 }

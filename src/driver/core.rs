@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Completion ─┬─ Accepted ───▶ Event::Accepted      to the core's shards in turn; over TLS
-//!               │                                     after the handshake (driver/tls.rs)
+//!               │                                     after the handshake (core/entrance.rs)
 //!               ├─ Received ───▶ Event::Received      bytes on loan, given back at once
 //!               ├─ Sent ───────▶ Event::Sent
 //!               ├─ ReceiveEnded, a failed Sent ▶ Event::ConnectionLost, at the end of the turn
@@ -21,8 +21,6 @@
 //! [`INPUTS_PER_TURN`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -49,11 +47,13 @@ use super::disk::{Disk, FILES_MAX};
 use super::links::Linked;
 use super::pair::{PairLink, PairPort};
 use super::sockets::{Carried, Departure, Inbound, Leaving, Sending, Served, Sockets};
-use super::tls::{Complaints, Handshakes, Shaken, Step};
+use super::tls::{Complaints, Handshakes};
 use super::{InboxOf, Report, clock, wall_clock};
 use crate::auth::{Answer, Authenticator, Job};
 use crate::fatal::{Cause, Failure};
 use crate::node::{Inbox, Input, core_of};
+
+mod entrance;
 
 /// Letters that one turn takes from other cores.
 const LETTERS_PER_TURN: usize = 1024;
@@ -88,9 +88,6 @@ const TIME_OF_DAY_EVERY: Duration = Duration::from_secs(10);
 /// What a peer hears whose TLS keys are nearly used up.
 const WORN: &str = "this connection has sent nearly all that its TLS 1.2 keys may protect; connect \
                     again, or use TLS 1.3, where keys are changed";
-
-/// Trouble with accepting is logged once in this time.
-const ACCEPT_TROUBLE_EVERY: Duration = Duration::from_secs(10);
 
 /// What is on its way between two shards.
 #[derive(Debug)]
@@ -223,13 +220,14 @@ impl Core {
             let what = format!("core {} has no ring: {error}", setup.core);
             Failure::new(Cause::EngineRefused, what)
         };
+        // What no shard would take stays with the kernel.
+        let sockets_max = setup.sockets_max.min(setup.shards.len() * CONNECTIONS_MAX);
         let writers = setup.shards.len() * (setup.journal.writes_in_flight_max + WRITES_KEPT);
         let config = RingConfig {
             engine: setup.engine,
             writers_max: u16::try_from(writers).unwrap_or(u16::MAX).clamp(1, WRITERS_MAX),
             files_max: FILES_MAX + FILES_SPARE,
-            // What no shard would take stays with the kernel.
-            sockets_max: setup.sockets_max.min(setup.shards.len() * CONNECTIONS_MAX),
+            sockets_max,
             ..RingConfig::default()
         };
         let mut ring = Ring::new(config).map_err(refused)?;
@@ -272,7 +270,7 @@ impl Core {
             ring,
             port: setup.port,
             shards,
-            sockets: Sockets::new(setup.core, setup.cores),
+            sockets: Sockets::new(setup.core, setup.cores, sockets_max),
             crowds: setup.crowds,
             disk: Disk::new(setup.store.files, setup.cold, inbox.clone()),
             inputs,
@@ -453,38 +451,6 @@ impl Core {
         }
     }
 
-    fn accepted(&mut self, now: Instant, socket: SocketId, peer: SocketAddr, tls: bool) {
-        if self.draining {
-            self.ring.close(socket);
-            return;
-        }
-        let shard = self.shard_with_room();
-        if tls {
-            let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
-            self.count_abandoned(usize::from(full));
-        } else {
-            let Some(login) = self.authenticator.log_in(peer, false, None) else {
-                // The configuration was refused unless this is meant: other ports are for them.
-                self.complaints.say_no_way(now, peer, "passwords are for TLS, or loopback");
-                return self.ring.close(socket);
-            };
-            let conn = self.sockets.add(socket, shard, peer, None);
-            let peer = peer.to_string();
-            self.handle(now, shard, Event::Accepted { conn, peer, may_move: true, login });
-        }
-        self.ring.start_receive(socket);
-    }
-
-    /// The shard that serves the next connection: each in turn, but those that are full.
-    fn shard_with_room(&mut self) -> ShardId {
-        let count = self.shards.len();
-        let in_turn = (0..count).map(|step| (self.next_shard + step) % count);
-        let with_room = in_turn.clone().find(|at| self.shards[*at].connections() < CONNECTIONS_MAX);
-        let next = with_room.unwrap_or(self.next_shard);
-        self.next_shard = (next + 1) % count;
-        self.shards[next].id()
-    }
-
     /// Bytes came: for a shard, or for a handshake.
     fn received(&mut self, now: Instant, socket: SocketId, lease: &RecvLease) {
         let bytes = self.ring.bytes(lease);
@@ -503,6 +469,7 @@ impl Core {
                 }
             },
         }
+        self.look_for_open(socket);
     }
 
     /// Bytes that were kept for a shard, as they came from the socket.
@@ -537,67 +504,6 @@ impl Core {
                 }
                 self.over.push((socket, Over::Garbled));
             }
-        }
-    }
-
-    /// A step of a handshake is done.
-    fn shaken(&mut self, now: Instant, shaken: Shaken) {
-        let Shaken { conn, peer, session, out, step } = shaken;
-        if let Step::Failed(why) = &step {
-            // Also of a peer that is gone: its last word may have been why.
-            self.complaints.say(now, peer, why);
-        }
-        let Some((socket, channel)) = self.sockets.securing(conn) else { return };
-        channel.come_home(session);
-        let work = match step {
-            Step::More => channel.work(conn, peer, &self.inbox),
-            Step::Done { .. } | Step::Failed(_) => None,
-        };
-        self.sockets.transmit(&mut self.ring, socket, out);
-        if let (Some(work), Some(handshakes)) = (work, &self.handshakes) {
-            handshakes.go_on(work);
-        }
-        match step {
-            Step::More => {}
-            Step::Failed(_) => {
-                self.sockets.fail(&mut self.ring, now, socket);
-            }
-            Step::Done { plain, user } => {
-                let Some(login) = self.authenticator.log_in(peer, true, user) else {
-                    let why = "its certificate names no user, and nobody has a password";
-                    self.complaints.say_no_way(now, peer, why);
-                    self.sockets.fail(&mut self.ring, now, socket);
-                    return;
-                };
-                let Some(Served { conn, shard }) = self.sockets.secured(conn) else { return };
-                let serving = shard_of(&mut self.shards, shard);
-                let peer = peer.to_string();
-                serving.handle(now, Event::Accepted { conn, peer, may_move: true, login });
-                if !plain.is_empty() {
-                    serving.handle(now, Event::Received { conn, bytes: &plain });
-                }
-                let Inbound::Sealed(_, channel) = self.sockets.inbound(socket) else { return };
-                let waiting = channel.take_waiting();
-                self.take_kept(now, socket, &waiting);
-            }
-        }
-    }
-
-    fn count_abandoned(&self, handshakes: usize) {
-        if let Some(tls) = self.handshakes.as_ref().map(|handshakes| &handshakes.tls) {
-            tls.figures.abandoned_total.fetch_add(handshakes as u64, Ordering::Relaxed);
-        }
-    }
-
-    fn accept_failed(&mut self, now: Instant, error: &std::io::Error) {
-        let quiet = self.accept_trouble.is_some_and(|at| now < at + ACCEPT_TROUBLE_EVERY);
-        if !quiet {
-            self.accept_trouble = Some(now);
-            tracing::warn!(
-                "core {} cannot accept connections: {error}; it goes on trying; raise the limit on \
-                 open files if there are too many",
-                self.core
-            );
         }
     }
 
@@ -683,6 +589,7 @@ impl Core {
                     if let Some(kept) = self.sockets.conversation(conn) {
                         *kept = conversation;
                         self.handle(now, shard, Event::Authenticated { conn, verdict });
+                        self.sockets.socket(conn).into_iter().for_each(|s| self.look_for_open(s));
                     }
                 }
                 Input::Cold { shard, done } => self.handle(now, shard, Event::Disk(done)),
@@ -962,6 +869,7 @@ fn hand_on(
             let shard = shard_of(shards, shard);
             let hear = |bytes: &[u8]| shard.handle(now, Event::Received { conn, bytes });
             let opened = channel.open(bytes, hear);
+            shard.hold_sealed(now, conn, channel.held_bytes());
             HandedOn::Opened(opened, channel.has_peer_ended())
         }
         Inbound::Handshake => HandedOn::Handshake,

@@ -23,6 +23,10 @@
 //! A peer that ends its half may still wait for answers: the shard is told, and closes when it owes
 //! none.
 //!
+//! A connection is a stranger until AMQP is open, or it moves. Where there is no room for one more,
+//! a stranger makes it: there are never more of them than half of what the core may hold, and the
+//! last places ([`KEPT_SHARE`]) are filled by them only one at a time.
+//!
 //! A connection over TLS has its [`Channel`] here: bytes are sealed on their way out and opened on
 //! their way in, and a shard sees none of it. Until its handshake is over no shard knows of it. It
 //! moves like any other, and its channel with it.
@@ -39,6 +43,7 @@ use journal::ShardId;
 use net::{Ring, SocketId};
 
 use super::crowds::Room;
+use super::strangers::Strangers;
 use super::tls::{Channel, HANDSHAKE_WITHIN, HANDSHAKES_MAX, Work};
 use crate::auth::Conversation;
 use crate::node::Inbox;
@@ -55,6 +60,19 @@ pub(super) const SOCKETS_MAX: usize = 1 << (SLOT_BITS - 1);
 
 /// Bits of a `ConnId` that are the slot; the rest is the serial number.
 const SLOT_BITS: u32 = 20;
+
+/// Strangers may take one of so many places.
+const STRANGERS_SHARE: usize = 2;
+
+/// Handshakes may take one of so many places.
+const HANDSHAKES_SHARE: usize = 4;
+
+/// One of so many places is kept for those who come while others make room.
+const KEPT_SHARE: usize = 16;
+
+/// Buffers of records that are kept for the next ones, and how large they may be.
+const SPARES_MAX: usize = 64;
+const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 /// How far a connection's life has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +100,8 @@ struct Entry {
     /// Between two messages of a log-in.
     conversation: Option<Box<Conversation>>,
     phase: Phase,
+    /// AMQP is not open, as far as is known.
+    is_stranger: bool,
     sends: u32,
     /// It will send nothing more.
     peer_ended: bool,
@@ -161,8 +181,14 @@ pub(super) struct Sockets {
     departures: VecDeque<(Instant, SocketId)>,
     /// Who must be secured by when, in order; some of them are by now, or gone.
     handshakes: VecDeque<(Instant, SocketId)>,
-    /// How many are in `Securing`.
-    securing: usize,
+    /// Those in `Securing`.
+    securing: Strangers,
+    /// Those whose AMQP is not open, the former among them.
+    strangers: Strangers,
+    /// For the next records of any connection.
+    spare: Vec<Vec<u8>>,
+    /// How many connections the ring takes.
+    sockets_max: usize,
     serial: u64,
     /// Serial numbers of different cores differ by this.
     step: u64,
@@ -180,6 +206,20 @@ pub(super) enum Inbound<'a> {
     Leaving(&'a mut Vec<u8>),
     /// Nobody's: they are dropped.
     Nobody,
+}
+
+/// Who has made room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evicted {
+    /// A handshake, which is broken off.
+    Handshake,
+    /// A connection that is still to be closed, as one that broke.
+    Connection {
+        /// Its socket.
+        socket: SocketId,
+        /// Who is at its other end.
+        peer: SocketAddr,
+    },
 }
 
 /// How a send began.
@@ -210,8 +250,9 @@ pub(super) struct Served {
 }
 
 impl Sockets {
-    /// None yet; `core` of `cores` numbers them so that no two cores give one number.
-    pub(super) fn new(core: usize, cores: usize) -> Self {
+    /// None yet, and at most `sockets_max`; `core` of `cores` numbers them so that no two cores
+    /// give one number.
+    pub(super) fn new(core: usize, cores: usize, sockets_max: usize) -> Self {
         Self {
             entries: Vec::new(),
             count: 0,
@@ -219,13 +260,16 @@ impl Sockets {
             deadlines: VecDeque::new(),
             departures: VecDeque::new(),
             handshakes: VecDeque::new(),
-            securing: 0,
+            securing: Strangers::default(),
+            strangers: Strangers::default(),
+            spare: Vec::new(),
+            sockets_max,
             serial: core as u64,
             step: cores.max(1) as u64,
         }
     }
 
-    /// A connection that `shard` is to serve; over TLS, one whose handshake is over.
+    /// A connection that has moved here, for `shard` to serve; over TLS, with its channel.
     pub(super) fn add(
         &mut self,
         socket: SocketId,
@@ -236,8 +280,25 @@ impl Sockets {
         self.enter(Phase::Serving, socket, shard, peer, tls)
     }
 
-    /// A connection that `shard` is to serve after its TLS handshake. Where there are too many, the
-    /// oldest handshake is broken off; whether that was so.
+    /// A new connection that `shard` is to serve.
+    pub(super) fn add_stranger(
+        &mut self,
+        socket: SocketId,
+        shard: ShardId,
+        peer: SocketAddr,
+        tls: Option<Box<Channel>>,
+    ) -> ConnId {
+        let phase = if tls.is_some() { Phase::Securing } else { Phase::Serving };
+        let conn = self.enter(phase, socket, shard, peer, tls);
+        self.strangers.add(peer, conn);
+        if let Some(entry) = self.entry_mut(conn) {
+            entry.is_stranger = true;
+        }
+        conn
+    }
+
+    /// A connection that `shard` is to serve after its TLS handshake. Where there are too many, a
+    /// handshake is broken off; whether that was so.
     pub(super) fn add_secure(
         &mut self,
         ring: &mut Ring,
@@ -246,16 +307,60 @@ impl Sockets {
         shard: ShardId,
         peer: SocketAddr,
     ) -> bool {
+        let max = HANDSHAKES_MAX.min((self.sockets_max / HANDSHAKES_SHARE).max(1));
         let mut full = false;
-        while self.securing >= HANDSHAKES_MAX
-            && let Some((_, oldest)) = self.handshakes.pop_front()
+        while self.securing.len() >= max
+            && let Some(other) = self.securing.gives_way()
         {
-            full |= self.break_off(ring, oldest);
+            let socket = self.entry(other).expect("it is in `Securing`").socket;
+            full |= self.break_off(ring, socket);
         }
-        self.enter(Phase::Securing, socket, shard, peer, Some(Box::new(Channel::new())));
-        self.securing += 1;
+        let conn = self.add_stranger(socket, shard, peer, Some(Box::new(Channel::new())));
+        self.securing.add(peer, conn);
         self.handshakes.push_back((now + HANDSHAKE_WITHIN, socket));
         full
+    }
+
+    /// Where one more connection might find no place, a stranger makes room, if there is one; those
+    /// that are open after all are none.
+    pub(super) fn make_room(
+        &mut self,
+        ring: &mut Ring,
+        mut is_open: impl FnMut(Served) -> bool,
+    ) -> Option<Evicted> {
+        let strangers_max = (self.sockets_max / STRANGERS_SHARE).max(1);
+        let kept = self.sockets_max / KEPT_SHARE;
+        while (self.strangers.len() >= strangers_max || self.count + kept >= self.sockets_max)
+            && let Some(conn) = self.strangers.gives_way()
+        {
+            let entry = self.entry(conn).expect("what is gone is no stranger");
+            let (socket, peer, phase) = (entry.socket, entry.peer, entry.phase);
+            let served = Served { conn, shard: entry.shard };
+            self.is_known(socket);
+            if phase == Phase::Securing {
+                self.break_off(ring, socket);
+                return Some(Evicted::Handshake);
+            }
+            if phase != Phase::Serving || !is_open(served) {
+                return Some(Evicted::Connection { socket, peer });
+            }
+        }
+        None
+    }
+
+    /// Who is served over this socket, and is a stranger as far as is known.
+    pub(super) fn stranger(&self, socket: SocketId) -> Option<Served> {
+        let entry = self.entries.get(socket.slot())?.as_ref()?;
+        self.served(socket).filter(|_| entry.is_stranger)
+    }
+
+    /// It is no stranger any more.
+    pub(super) fn is_known(&mut self, socket: SocketId) {
+        if let Some(entry) = self.entry_of(socket).filter(|entry| entry.is_stranger) {
+            entry.is_stranger = false;
+            let (peer, conn) = (entry.peer, entry.conn);
+            self.strangers.remove(peer, conn);
+        }
     }
 
     fn enter(
@@ -281,6 +386,7 @@ impl Sockets {
             tls,
             conversation: None,
             phase,
+            is_stranger: false,
             sends: 0,
             peer_ended: false,
             leaving: None,
@@ -292,6 +398,7 @@ impl Sockets {
             Some(before) if before.phase == Phase::Leaving => self.departed.push(before),
             Some(before) => {
                 assert!(before.phase == Phase::Closing, "a slot was given again while it was used");
+                self.strangers.remove(before.peer, before.conn);
             }
         }
         conn
@@ -352,8 +459,8 @@ impl Sockets {
     pub(super) fn secured(&mut self, conn: ConnId) -> Option<Served> {
         let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Securing)?;
         entry.phase = Phase::Serving;
-        let served = Served { conn, shard: entry.shard };
-        self.securing -= 1;
+        let (served, peer) = (Served { conn, shard: entry.shard }, entry.peer);
+        self.securing.remove(peer, conn);
         Some(served)
     }
 
@@ -410,14 +517,14 @@ impl Sockets {
 
     /// Send for a connection; the bytes of one that is gone are dropped.
     pub(super) fn send(&mut self, ring: &mut Ring, conn: ConnId, buf: Vec<u8>) -> Sending {
-        let Some(entry) = self.entry_mut(conn) else { return Sending::Well };
-        if entry.phase != Phase::Serving {
+        let found = self.entries.get_mut(slot_of(conn)).and_then(Option::as_mut);
+        let Some(entry) = found.filter(|e| e.conn == conn && e.phase == Phase::Serving) else {
             return Sending::Well;
-        }
-        let socket = entry.socket;
+        };
+        let (socket, spare) = (entry.socket, &mut self.spare);
         let (buf, worn) = match &mut entry.tls {
             None => (buf, false),
-            Some(tls) => match tls.seal(buf, entry.sends + 1) {
+            Some(tls) => match tls.seal(buf, spare.pop().unwrap_or_default(), entry.sends + 1) {
                 Ok(records) => (records, tls.wears_out()),
                 Err(why) => return Sending::Failed { socket, peer: entry.peer, why },
             },
@@ -437,16 +544,26 @@ impl Sockets {
     ) -> (Option<(Served, Vec<u8>)>, Option<Departure>) {
         let Some(entry) = self.entry_of(socket) else { return (None, None) };
         entry.sends -= 1;
-        let home = match &mut entry.tls {
-            None => Some(buf),
-            Some(tls) => tls.sent(buf),
+        let (home, records) = match &mut entry.tls {
+            None => (Some(buf), Vec::new()),
+            Some(tls) => (tls.sent(), buf),
         };
         if entry.phase == Phase::Finishing && entry.sends == 0 {
             linger(ring, entry);
         }
         let served = Served { conn: entry.conn, shard: entry.shard };
         let home = home.filter(|_| entry.phase == Phase::Serving);
-        (home.map(|buf| (served, buf)), departure(entry))
+        let told = (home.map(|buf| (served, buf)), departure(entry));
+        self.keep(records);
+        told
+    }
+
+    /// Keeps a buffer for the next records, if it is of use and not too large.
+    fn keep(&mut self, mut records: Vec<u8>) {
+        if (1..=SPARE_BYTES_MAX).contains(&records.capacity()) && self.spare.len() < SPARES_MAX {
+            records.clear();
+            self.spare.push(records);
+        }
     }
 
     /// A shard has said `Move`: nothing more is read; what it may do at once.
@@ -466,6 +583,7 @@ impl Sockets {
         let entry = self.entry_mut(conn).filter(|entry| entry.phase == Phase::Serving)?;
         entry.phase = Phase::Leaving;
         let (socket, sends) = (entry.socket, entry.sends);
+        self.is_known(socket);
         ring.pause_receive(socket);
         if sends > 0 {
             self.departures.push_back((now + LEAVE_WITHIN, socket));
@@ -527,7 +645,7 @@ impl Sockets {
     /// From now on we only wait for what is under way, and for the peer's end.
     fn part(&mut self, ring: &mut Ring, now: Instant, socket: SocketId) {
         let Some(entry) = self.entry_of(socket) else { return };
-        let was_securing = entry.phase == Phase::Securing;
+        let (peer, conn) = (entry.peer, entry.conn);
         let last_words = entry.tls.as_mut().map(|tls| tls.last_words());
         if let Some(last_words) = last_words.filter(|words| !words.is_empty()) {
             entry.sends += 1;
@@ -540,7 +658,7 @@ impl Sockets {
         } else {
             entry.phase = Phase::Finishing;
         }
-        self.securing -= usize::from(was_securing);
+        self.securing.remove(peer, conn);
         self.deadlines.push_back((now + LINGER, socket));
     }
 
@@ -549,8 +667,9 @@ impl Sockets {
         let entry = self.entry_of(socket)?;
         let phase = entry.phase;
         let served = Served { conn: entry.conn, shard: entry.shard };
+        let peer = entry.peer;
         close(ring, entry);
-        self.securing -= usize::from(phase == Phase::Securing);
+        self.securing.remove(peer, served.conn);
         (phase == Phase::Serving).then_some(served)
     }
 
@@ -571,6 +690,7 @@ impl Sockets {
 
     /// The ring has let go: the slot is free.
     pub(super) fn closed(&mut self, socket: SocketId) {
+        self.is_known(socket);
         if self.entry_of(socket).is_some() {
             self.entries[socket.slot()] = None;
             self.count -= 1;
@@ -684,7 +804,7 @@ mod tests {
         let (_, addr) = ring.listen(listen).expect("listening");
         let client = TcpStream::connect(addr).expect("connected");
         client.set_read_timeout(Some(Duration::from_secs(10))).expect("bounded");
-        let mut sockets = Sockets::new(0, 2);
+        let mut sockets = Sockets::new(0, 2, SOCKETS_MAX);
         let socket = loop {
             if let Completion::Accepted { socket, .. } = next(&mut ring) {
                 break socket;
@@ -719,7 +839,7 @@ mod tests {
             }
         }
         assert_eq!(bench.sockets.socket(first), None);
-        let mut other = Sockets::new(1, 2);
+        let mut other = Sockets::new(1, 2, SOCKETS_MAX);
         let peer = "127.0.0.1:1".parse().expect("an address");
         let second = bench.sockets.add(bench.socket, ShardId(0), peer, None);
         let third = other.add(bench.socket, ShardId(1), peer, None);

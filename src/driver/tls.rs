@@ -14,10 +14,11 @@
 //! of connections whose handshake is not over; they cost an entry, and a session once bytes came.
 //!
 //! Invariants: of a connection at most one piece of work is under way; a core has at most
-//! [`HANDSHAKES_MAX`] handshakes, and where one more comes the oldest makes room, so that peers who
-//! say nothing lock nobody out; each ends within [`HANDSHAKE_WITHIN`]; what came meanwhile is
-//! bounded by [`WAITING_BYTES_MAX`]. At most one buffer of the shard's is under way, and goes home
-//! when all records made of it are sent.
+//! [`HANDSHAKES_MAX`] handshakes, and fewer where it may hold few connections; where one more comes
+//! another one makes room (strangers.rs), so that peers who say nothing lock nobody out; each ends
+//! within [`HANDSHAKE_WITHIN`] and [`HANDSHAKE_BYTES_MAX`]. Later the shard counts what is kept of
+//! records that are not whole as unfinished. At most one buffer of the shard's is under way, and
+//! goes home when all records made of it are sent.
 //!
 //! Failure: the peer gets TLS's alert and an orderly end, the log the reason: at most
 //! [`COMPLAINTS_PER_SECOND`] a core, then their number.
@@ -43,11 +44,8 @@ pub(super) const HANDSHAKES_MAX: usize = 1024;
 /// A handshake takes at most so long.
 pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Bytes that a peer may send ahead during its handshake: a long chain of certificates fits twice.
-const WAITING_BYTES_MAX: usize = 64 * 1024;
-
-/// Buffers larger than this are not kept for the next send.
-const SPARE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that a peer may send until its handshake is over: a long chain of certificates fits twice.
+const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
 
 /// Threads that make handshakes, at most; one where there is one core.
 const THREADS_MAX: usize = 4;
@@ -63,8 +61,8 @@ pub(super) struct Channel {
     away: bool,
     /// Ciphertext that waits for the session.
     waiting: Vec<u8>,
-    /// For the next records.
-    spare: Vec<u8>,
+    /// What came until the handshake was over, in bytes.
+    gathered: usize,
     /// The shard's buffer under way, and after how many more ends of sends it goes home.
     lent: Option<(Vec<u8>, u32)>,
     /// The server's first answer was made, or is being made.
@@ -97,7 +95,7 @@ impl Channel {
             session: None,
             away: false,
             waiting: Vec::new(),
-            spare: Vec::new(),
+            gathered: 0,
             lent: None,
             answered: false,
             worn: false,
@@ -129,10 +127,19 @@ impl Channel {
         self.session.as_ref().is_some_and(|session| session.has_peer_ended())
     }
 
-    /// Makes records of a shard's buffer; `sends` are under way once they are. A session that has
-    /// failed, or whose keys are used up, makes none, and says why.
-    pub(super) fn seal(&mut self, plain: Vec<u8>, sends: u32) -> Result<Vec<u8>, String> {
-        let mut records = std::mem::take(&mut self.spare);
+    /// Bytes that it keeps of a record that is not whole.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.session.as_ref().map_or(0, |session| session.held_bytes() as u64)
+    }
+
+    /// Makes records of a shard's buffer, in an empty one; `sends` are under way once they are. A
+    /// session that has failed, or whose keys are used up, makes none, and says why.
+    pub(super) fn seal(
+        &mut self,
+        plain: Vec<u8>,
+        mut records: Vec<u8>,
+        sends: u32,
+    ) -> Result<Vec<u8>, String> {
         let session = self.session.as_mut().expect("it is home once the handshake is over");
         session.send(&plain, &mut records).map_err(|error| error.to_string())?;
         assert!(self.lent.is_none(), "a shard has one send under way at a time");
@@ -147,11 +154,7 @@ impl Channel {
     }
 
     /// A send has ended: the shard's buffer, if it was all of it.
-    pub(super) fn sent(&mut self, mut records: Vec<u8>) -> Option<Vec<u8>> {
-        if records.capacity() <= SPARE_BYTES_MAX && records.capacity() > self.spare.capacity() {
-            records.clear();
-            self.spare = records;
-        }
+    pub(super) fn sent(&mut self) -> Option<Vec<u8>> {
         let (_, left) = self.lent.as_mut()?;
         *left -= 1;
         if *left > 0 {
@@ -172,7 +175,8 @@ impl Channel {
     /// Takes bytes of a handshake; false where there are too many.
     pub(super) fn gather(&mut self, bytes: &[u8]) -> bool {
         self.waiting.extend_from_slice(bytes);
-        self.waiting.len() <= WAITING_BYTES_MAX
+        self.gathered += bytes.len();
+        self.gathered <= HANDSHAKE_BYTES_MAX
     }
 
     /// The next piece of work, if the session is here and bytes wait for it.
@@ -330,17 +334,22 @@ fn shake(tls: &Tls, work: Work) -> Shaken {
 
 /// Refused connections in the log, so that a flood of them is a few lines and a number.
 #[derive(Debug, Default)]
-pub(super) struct Complaints(Ration<COMPLAINTS_PER_SECOND>);
+pub(crate) struct Complaints(Ration<COMPLAINTS_PER_SECOND>);
 
 impl Complaints {
     /// A handshake was refused, or a connection broke the protocol later.
-    pub(super) fn say(&mut self, now: Instant, peer: SocketAddr, why: &str) {
+    pub(crate) fn say(&mut self, now: Instant, peer: SocketAddr, why: &str) {
         self.tell(now, peer, "TLS connection refused", why);
     }
 
     /// A client has no way to log in.
-    pub(super) fn say_no_way(&mut self, now: Instant, peer: SocketAddr, why: &str) {
+    pub(crate) fn say_no_way(&mut self, now: Instant, peer: SocketAddr, why: &str) {
         self.tell(now, peer, "connection refused, it cannot log in", why);
+    }
+
+    /// A connection that was not open made room for another one.
+    pub(super) fn say_made_room(&mut self, now: Instant, peer: SocketAddr) {
+        self.tell(now, peer, "connection closed before it was open", "others wait for its place");
     }
 
     fn tell(&mut self, now: Instant, peer: SocketAddr, what: &str, why: &str) {

@@ -14,7 +14,8 @@
 //! (Proton, rhea), and some begin their list anew once they have seen an open (Proton's Python: for
 //! ever, if we are its first). They are told nothing, so that we look like a port that refuses;
 //! only who is in [`FOLLOWERS`] gets the redirect. What is offered for logging in, and who may, is
-//! as where we serve: libraries do not try another broker after a refused log-in.
+//! as where we serve: libraries do not try another broker after a refused log-in. TLS that fails is
+//! counted and told in the log as there.
 //!
 //! It has a thread of its own, behind the cores: a herd of clients is none of the lease's business.
 //! Invariants: no client is let in. So many are heard at once, each for so long, and no more than a
@@ -26,7 +27,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use amqp::codec::{Reader, Symbol, Value, Writer};
@@ -43,10 +44,10 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{Authenticator, Conversation, Job, address};
-use crate::driver::clock;
+use crate::driver::{Complaints, clock};
 use crate::fatal::{Cause, Failure};
 use crate::machine;
-use crate::tls::Tls;
+use crate::tls::{Tls, count};
 
 /// Clients that follow a redirect, by `product` in the properties of their open.
 const FOLLOWERS: [&str; 1] = ["QpidJMS"];
@@ -196,6 +197,7 @@ struct Door {
     tls: Option<Arc<Tls>>,
     authenticator: Authenticator,
     error: Error,
+    complaints: Mutex<Complaints>,
 }
 
 impl Door {
@@ -208,16 +210,35 @@ impl Door {
         let why = format!("the other broker of the pair is live: {server}");
         let error = Error::new(Condition::ConnectionRedirect, why);
         let error = error.with_info(|map| server.write(map));
-        Some(Self { at, tls, authenticator: doors.authenticator.clone(), error })
+        let (authenticator, complaints) = (doors.authenticator.clone(), Mutex::default());
+        Some(Self { at, tls, authenticator, error, complaints })
     }
 
     /// A client that ends, or breaks the rules, is not missed.
     async fn receive(&self, stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
         let Some(tls) = &self.tls else { return self.talk(stream, peer, None).await };
-        let stream = TlsAcceptor::from(tls.served()).accept(stream).await?;
-        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let user = tls.user_of(certificates).map_err(std::io::Error::other)?;
-        self.talk(stream, peer, user).await
+        let secured = match TlsAcceptor::from(tls.served()).accept(stream).await {
+            Ok(stream) => {
+                let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                tls.user_of(certificates).map(|user| (user, stream))
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match secured {
+            Ok((user, stream)) => {
+                count(&tls.figures.handshakes_total);
+                self.talk(stream, peer, user).await
+            }
+            Err(why) => {
+                count(&tls.figures.refused_total);
+                self.complain(|complaints| complaints.say(clock(), peer, &why));
+                Ok(())
+            }
+        }
+    }
+
+    fn complain(&self, say: impl FnOnce(&mut Complaints)) {
+        say(&mut self.complaints.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     async fn talk(
@@ -229,6 +250,11 @@ impl Door {
         let login = self.authenticator.log_in(peer, self.tls.is_some(), certificate_user);
         let Some((sasl, login)) = login.and_then(|mut login| Some((login.sasl.take()?, login)))
         else {
+            let why = match self.tls {
+                Some(_) => "its certificate names no user, and nobody has a password",
+                None => "users log in over TLS alone",
+            };
+            self.complain(|complaints| complaints.say_no_way(clock(), peer, why));
             return Ok(());
         };
         let config = Config {
@@ -267,17 +293,16 @@ impl Door {
     async fn answer(&self, visit: &mut Visit, event: Event) -> bool {
         match event {
             Event::SaslAnonymous => visit.connection.sasl_outcome(SaslCode::Ok),
-            Event::SaslPlain(plain) if plain.authzid.is_empty() || plain.authzid == plain.user => {
-                self.verify(visit, Attempt::Plain(plain)).await;
-            }
+            Event::SaslPlain(plain) => self.verify(visit, Attempt::Plain(plain)).await,
             Event::SaslScram(scram) => self.verify(visit, Attempt::Scram(scram)).await,
             Event::SaslExternal { authzid } => {
                 let user = visit.certificate_user.as_ref();
-                let is_he = user.is_some_and(|user| authzid.is_empty() || authzid == *user);
-                let code = if is_he { SaslCode::Ok } else { SaslCode::Auth };
-                visit.connection.sasl_outcome(code);
+                if user.is_some_and(|user| authzid.is_empty() || authzid == *user) {
+                    visit.connection.sasl_outcome(SaslCode::Ok);
+                } else {
+                    self.verify(visit, Attempt::Foreign(authzid)).await;
+                }
             }
-            Event::SaslPlain(_) => visit.connection.sasl_outcome(SaslCode::Auth),
             Event::Opened(open) => {
                 if !follows(open.properties.as_deref()) {
                     return false;

@@ -16,7 +16,7 @@
 //! ```
 
 use std::io::{ErrorKind, Read as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -30,7 +30,6 @@ use perf::client::{Client, ClientError};
 use perf::tls::TlsClient;
 
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
 
 use crate::authority::Authority;
 use crate::harness::free_port;
@@ -38,7 +37,7 @@ use crate::load::Client as Foreign;
 use crate::pair::{PairOf, Producer};
 use crate::remote::Remote;
 use crate::table::java;
-use crate::users::{plain, user};
+use crate::users::{dial_from, plain, user};
 
 const WITHIN: Duration = Duration::from_secs(10);
 
@@ -173,6 +172,17 @@ fn over_tls_clients_are_sent_to_where_tls_is() {
     let to = format!("amqps://localhost:{}", amqps[live].port());
     is_sent(&pair, amqps[1 - live], Some(&tls), &to);
     assert!(refusal(pair.amqp[1 - live], None).is_none(), "whoever comes in clear is refused");
+    let strange = Authority::new(pair.scratch.path(), "b").trusting(None);
+    let strange = TlsClient::new(&strange, "localhost").expect("sound files");
+    assert!(connect(amqps[1 - live], Some(&strange), "another").is_err(), "it must not trust us");
+    let counted = |pair: &PairOf| {
+        let (_, metrics) = pair.broker(1 - live).http("/metrics").expect("it answers");
+        metrics.contains("laelaps_tls_refused_total 1\n")
+    };
+    pair.wait("a refusal over TLS in the log and in the metrics", |pair| {
+        let said = pair.broker(1 - live).said();
+        counted(pair) && said.contains("TLS connection refused") && said.contains("UnknownCA")
+    });
     assert_eq!(listed(amqps[live], Some(&tls)).map(|list| list.len()), Some(2));
     assert_eq!(listed(pair.amqp[live], None), None, "whoever came in clear is not sent to TLS");
     pair.kill(live);
@@ -275,12 +285,7 @@ fn strangers_that_say_nothing_keep_nobody_else_out() {
     let live = pair.start_both();
     let (there, to) = (pair.amqp[1 - live], format!("amqp://{}", pair.amqp[live]));
     is_sent(&pair, there, None, &to);
-    let stranger = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        socket.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).expect("loopback is wide");
-        socket.connect(&there.into()).expect("connected");
-        TcpStream::from(socket)
-    };
+    let stranger = || dial_from(Ipv4Addr::new(127, 0, 0, 9), there).expect("connected");
     let strangers: Vec<TcpStream> = (0..300).map(|_| stranger()).collect();
     let is_open = |stream: &TcpStream| {
         stream.set_read_timeout(Some(Duration::from_millis(1))).expect("bounded");

@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -20,6 +21,7 @@ use perf::tls::{TlsArguments, TlsClient};
 
 use crate::authority::{Authority, Pair};
 use crate::harness::{Broker, Scratch, Start, free_port, http_get};
+use crate::users::dial_from;
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -31,9 +33,21 @@ struct World {
 }
 
 fn world(name: &str, scratch: Scratch, server: &Pair, args: &[&str]) -> World {
+    world_of(None, name, scratch, server, args)
+}
+
+/// The same, of another executable than the broker itself.
+fn world_of(
+    exe: Option<PathBuf>,
+    name: &str,
+    scratch: Scratch,
+    server: &Pair,
+    args: &[&str],
+) -> World {
     let amqps = free_port();
     let data = scratch.join(name);
     let mut start = Start::new(&data);
+    start.exe = exe.unwrap_or(start.exe);
     start.args.extend(["--tls-listen".into(), amqps.to_string()]);
     start.args.extend(["--tls-cert".into(), shown(&server.cert)]);
     start.args.extend(["--tls-key".into(), shown(&server.key)]);
@@ -337,6 +351,180 @@ fn half_open_handshakes_lock_nobody_out() {
     let abandoned = metric(&world.broker, "tls_abandoned_total");
     assert!(abandoned as usize >= HALF_OPEN - 1024, "only {abandoned} made room");
     drop(flood);
+    before.close().expect("closed in order");
+    assert!(world.broker.stop().success());
+}
+
+/// A few hundred connections a second that say nothing, on either port, against a broker that may
+/// hold few: whoever comes from elsewhere is served at once, and so is who is there already.
+#[test]
+fn who_says_nothing_locks_nobody_out_where_few_connections_may_be_open() {
+    const FLOOD: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+    /// More than both cores may hold, which is 224.
+    const SILENT: usize = 600;
+    const SILENT_MAX: usize = 2_000;
+    const SERVED_WITHIN: Duration = Duration::from_secs(5);
+    let scratch = Scratch::new("tls-few");
+    let authority = Authority::new(scratch.path(), "a");
+    let exe = scratch.join("few-files");
+    let script =
+        format!("#!/bin/sh\nulimit -n 1024\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_laelaps"));
+    fs::write(&exe, script).expect("written");
+    fs::set_permissions(&exe, fs::Permissions::from_mode(0o755)).expect("executable");
+    let server = authority.server("localhost");
+    let args = ["--threads", "2", "--shards", "2"];
+    let world = world_of(Some(exe), "data", scratch, &server, &args);
+    let trust = authority.trusting(None);
+    let plain = world.broker.amqp;
+    let come = |to: SocketAddr| {
+        let asked = Instant::now();
+        // So many may come between two turns of a core that the ring has no place for all of them;
+        // who gets none is reset, and tries again as any client does.
+        let mut client = loop {
+            let come = if to == plain {
+                Client::connect(to, "comes", Sasl::Anonymous, WAIT)
+            } else {
+                connect(to, &trust, Sasl::Anonymous)
+            };
+            match come {
+                Ok(client) => break client,
+                Err(error) => assert!(asked.elapsed() < SERVED_WITHIN, "not let in: {error}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        use_queue(&mut client, "comes", b"served");
+        client.close().expect("closed in order");
+        let took = asked.elapsed();
+        assert!(took < SERVED_WITHIN, "it was served after {took:?} only");
+    };
+    let mut there = connect(world.amqps, &trust, Sasl::Anonymous).expect("let in");
+    for to in [plain, world.amqps] {
+        let (full, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // It lets none of them go: who is closed is so by the broker.
+                let mut silent = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    if silent.len() < SILENT_MAX {
+                        silent.extend(dial_from(FLOOD, to));
+                    }
+                    if silent.len() >= SILENT {
+                        full.store(true, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(3));
+                    }
+                }
+            });
+            let ends = Ends(&over);
+            let began = Instant::now();
+            while !full.load(Ordering::Relaxed) {
+                assert!(began.elapsed() < WAIT, "the flood does not come in");
+                thread::sleep(Duration::from_millis(5));
+            }
+            for _ in 0..10 {
+                come(to);
+            }
+            drop(ends);
+        });
+        use_queue(&mut there, "there", b"still served");
+    }
+    there.close().expect("closed in order");
+    wait_said(&world.broker, &["connection closed before it was open", "127.0.0.2"]);
+    assert!(metric(&world.broker, "tls_abandoned_total") > 0, "no handshake made room");
+    assert!(world.broker.stop().success());
+}
+
+/// Ends a flood however its test ends.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Records that lack a byte, of more connections than may keep so much together.
+#[test]
+fn records_that_never_end_are_bounded_for_all_connections() {
+    const SILENT: usize = 200;
+    let scratch = Scratch::new("tls-records");
+    let authority = Authority::new(scratch.path(), "a");
+    let memory = ["--memory-max", "16777216", "--max-message-size", "1048576"];
+    let args = [&memory[..], &["--threads", "1", "--shards", "1"]].concat();
+    let world = world("data", scratch, &authority.server("localhost"), &args);
+    let tls = TlsClient::new(&authority.trusting(None), "localhost").expect("sound files");
+    let mut silent = Vec::new();
+    for _ in 0..SILENT {
+        let mut stream = TcpStream::connect(world.amqps).expect("connected");
+        stream.set_read_timeout(Some(WAIT)).expect("bounded");
+        let mut session = tls.session().expect("begun");
+        let mut bytes = [0; 4096];
+        while session.is_handshaking() {
+            let mut records = Vec::new();
+            session.flush(&mut records);
+            stream.write_all(&records).expect("sent");
+            let count = stream.read(&mut bytes).expect("an answer");
+            session.receive(&bytes[..count], |_| ()).expect("tls");
+        }
+        let mut records = Vec::new();
+        session.send(&[0; 16 << 10], &mut records).expect("not failed");
+        // What it says at the end of the handshake goes before, and the record lacks its last byte.
+        stream.write_all(&records[..records.len() - 1]).expect("sent");
+        silent.push(stream);
+    }
+    wait_said(&world.broker, &["unfinished messages of all connections exceeded their bound"]);
+    let trust = authority.trusting(None);
+    let mut client = connect(world.amqps, &trust, Sasl::Anonymous).expect("others are let in");
+    use_queue(&mut client, "still", b"there");
+    client.close().expect("closed in order");
+    assert!(world.broker.stop().success());
+}
+
+#[test]
+fn a_handshake_that_does_not_come_is_ended_in_time() {
+    let scratch = Scratch::new("tls-silent");
+    let authority = Authority::new(scratch.path(), "a");
+    let world = world("data", scratch, &authority.server("localhost"), &[]);
+    let mut silent = TcpStream::connect(world.amqps).expect("connected");
+    silent.set_read_timeout(Some(WAIT)).expect("bounded");
+    let since = Instant::now();
+    assert_eq!(silent.read_to_end(&mut Vec::new()).expect("an orderly end"), 0);
+    let took = since.elapsed();
+    let wanted = Duration::from_secs(9)..Duration::from_secs(13);
+    assert!(wanted.contains(&took), "it ended after {took:?}");
+    assert_eq!(metric(&world.broker, "tls_abandoned_total"), 1);
+    assert!(world.broker.stop().success());
+}
+
+/// What a change of the authority is for: whom the old one has signed is out, with the next
+/// connection.
+#[test]
+fn a_new_client_ca_lets_its_own_in_and_the_old_ones_out() {
+    let scratch = Scratch::new("tls-ca");
+    let authority = Authority::new(scratch.path(), "a");
+    let (old, new) = (Authority::new(scratch.path(), "b"), Authority::new(scratch.path(), "c"));
+    let (of_old, of_new) = (old.client("app"), new.client("app"));
+    let served = scratch.join("client-ca.pem");
+    fs::copy(old.ca(), &served).expect("written");
+    let ca = shown(&served);
+    let args = ["--tls-client-ca", &ca, "--tls-require-client-cert"];
+    let world = world("data", scratch, &authority.server("localhost"), &args);
+    let come = |own: &Pair| connect(world.amqps, &authority.trusting(Some(own)), Sasl::Anonymous);
+    let mut before = come(&of_old).expect("let in");
+    use_queue(&mut before, "before", b"one");
+    assert!(come(&of_new).is_err(), "nobody knows its authority yet");
+    fs::copy(new.ca(), &served).expect("written");
+    wait_metric(&world.broker, "tls_reloads_total", 1);
+    assert!(come(&of_old).is_err(), "its authority is trusted no longer");
+    wait_said(&world.broker, &["TLS connection refused", "UnknownIssuer"]);
+    let mut client = come(&of_new).expect("let in");
+    use_queue(&mut client, "after", b"two");
+    client.close().expect("closed in order");
+    use_queue(&mut before, "undisturbed", b"three");
+    // A CA that cannot be read changes nothing.
+    fs::write(&served, "no certificate").expect("written");
+    wait_metric(&world.broker, "tls_reload_failures_total", 1);
+    assert!(come(&of_old).is_err(), "the old one is back");
+    come(&of_new).expect("the new one stays").close().expect("closed in order");
     before.close().expect("closed in order");
     assert!(world.broker.stop().success());
 }

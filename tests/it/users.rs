@@ -4,7 +4,7 @@
 //! have as its own: the broker knows addresses, not clients.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -65,12 +65,17 @@ pub(crate) fn plain(user: &str, password: &str) -> Sasl {
     Sasl::Plain { user: user.to_owned(), password: Password::new(password.as_bytes()) }
 }
 
-/// A log-in by PLAIN from an address of loopback, as far as its first byte is awaited.
-fn attempt(from: Ipv4Addr, to: SocketAddr, user: &str, password: &str) -> TcpStream {
+/// A connection from an address of loopback.
+pub(crate) fn dial_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from((from, 0)).into()).expect("loopback has many addresses");
-    socket.connect(&to.into()).expect("connected");
-    let mut stream = TcpStream::from(socket);
+    socket.connect_timeout(&to.into(), WAIT)?;
+    Ok(TcpStream::from(socket))
+}
+
+/// A log-in by PLAIN from an address of loopback, as far as its first byte is awaited.
+fn attempt(from: Ipv4Addr, to: SocketAddr, user: &str, password: &str) -> TcpStream {
+    let mut stream = dial_from(from, to).expect("connected");
     stream.set_read_timeout(Some(WAIT)).expect("bounded");
     let response = format!("\0{user}\0{password}");
     let mut bytes = ProtocolId::Sasl.header().to_vec();

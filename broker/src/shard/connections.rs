@@ -73,6 +73,7 @@ impl Shard {
             links: crate::flat_map::FlatMap::default(),
             received_bytes: 0,
             unfinished_bytes: 0,
+            sealed: None,
             unaccepted_bytes: 0,
             taking_bytes: 0,
             paused: false,
@@ -97,6 +98,7 @@ impl Shard {
     pub(super) fn received(&mut self, now: Instant, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(id) else { return self.received_late(id, bytes) };
         conn.received_bytes += bytes.len() as u64;
+        conn.sealed = None;
         conn.amqp.handle_bytes(now, bytes);
         self.count_unfinished(now, id);
         self.pump(now, id);
@@ -174,7 +176,7 @@ impl Shard {
     fn amqp_event(&mut self, now: Instant, id: ConnId, event: Amqp) {
         match event {
             Amqp::SaslAnonymous => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Ok)),
-            Amqp::SaslPlain(plain) => self.plain(id, plain),
+            Amqp::SaslPlain(plain) => self.verify(id, Attempt::Plain(plain)),
             Amqp::SaslScram(scram) => self.verify(id, Attempt::Scram(scram)),
             Amqp::SaslExternal { authzid } => self.external(id, &authzid),
             Amqp::Opened(open) => self.peer_opened(id, *open),

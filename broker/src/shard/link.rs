@@ -52,6 +52,8 @@ pub(crate) struct Conn {
     pub(crate) received_bytes: u64,
     /// Bytes of messages and frames that are not whole yet, as they were last counted.
     pub(crate) unfinished_bytes: u64,
+    /// Of those, what the host holds of records that are not whole, and since when.
+    pub(crate) sealed: Option<(u64, Instant)>,
     /// Bytes of transfers that wait to be accepted.
     pub(crate) unaccepted_bytes: u64,
     /// Bytes of messages that come in parts, on their way to the log.

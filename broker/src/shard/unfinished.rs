@@ -15,6 +15,9 @@
 //! and what it holds is no reason to close others. Between two looks at all connections peers must
 //! fill an eighth of the bound.
 //!
+//! What the host holds of TLS records that are not whole counts as frames that are not: a record
+//! that lacks one byte would keep as much, and its engine sees none of it.
+//!
 //! Not counted against the memory bound of stored messages: else whoever may connect could make the
 //! broker refuse the messages of others.
 
@@ -23,7 +26,8 @@ use std::time::Instant;
 use amqp::error::{Condition, Error};
 
 use super::Shard;
-use crate::event::ConnId;
+use super::link::Conn;
+use crate::event::{ConnId, earlier};
 use crate::limits::{GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
 
 /// What the connections of a shard hold of unfinished messages and frames.
@@ -37,6 +41,12 @@ pub(super) struct Unfinished {
     logged: Option<Instant>,
 }
 
+impl Conn {
+    fn unfinished(&self) -> u64 {
+        self.amqp.unfinished_bytes() + self.sealed.map_or(0, |(bytes, _)| bytes)
+    }
+}
+
 impl Unfinished {
     fn set(&mut self, bytes: u64) {
         self.bytes = bytes;
@@ -45,10 +55,22 @@ impl Unfinished {
 }
 
 impl Shard {
+    /// The host holds so many bytes of a record of this connection that is not whole; or none. They
+    /// count from the first time on that it says so after an [`Event::Received`](crate::Event).
+    pub fn hold_sealed(&mut self, now: Instant, id: ConnId, bytes: u64) {
+        let Some(conn) = self.conns.get_mut(id) else { return };
+        if bytes == 0 && conn.sealed.is_none() {
+            return;
+        }
+        let since = conn.sealed.map_or(now, |(_, since)| since);
+        conn.sealed = (bytes > 0).then_some((bytes, since));
+        self.count_unfinished(now, id);
+    }
+
     /// Counts what a connection holds after it has received.
     pub(super) fn count_unfinished(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        let held = conn.amqp.unfinished_bytes();
+        let held = conn.unfinished();
         if held == conn.unfinished_bytes {
             return;
         }
@@ -105,13 +127,16 @@ impl Shard {
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
         let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
-            conn.unfinished_bytes = conn.amqp.unfinished_bytes();
+            conn.unfinished_bytes = conn.unfinished();
             sum += conn.unfinished_bytes;
             if conn.taking_bytes > 0 {
                 exempt += conn.unfinished_bytes;
                 continue;
             }
-            let since = conn.amqp.unfinished_since();
+            // Who is not read cannot finish a record, nor is there anybody at its end.
+            let sealed = conn.sealed.filter(|_| conn.amqp.wants_read());
+            let sealed_since = sealed.map(|(_, since)| since);
+            let since = earlier(conn.amqp.unfinished_since(), sealed_since);
             holders.extend(since.map(|since| (since, conn.id)));
         }
         self.unfinished.bytes = sum;
@@ -143,6 +168,7 @@ impl Shard {
             "unfinished messages and unread answers of all connections take too much memory; this \
              one took longest",
         ));
+        conn.sealed = None;
         let held = std::mem::take(&mut conn.unfinished_bytes);
         self.forget_unfinished(held);
         self.pump(now, id);

@@ -3,6 +3,7 @@
 //! ```text
 //!   PLAIN, SCRAM ─▶ Authenticate ─▶ verified elsewhere ─▶ Authenticated ─┬▶ challenge, outcome
 //!   EXTERNAL     ─▶ the user whom the certificate names ────────────────┴▶ user, with its rights
+//!     for another name ─▶ Authenticate, for the refusal: late, paced, in the log
 //!
 //!   attach    the right to send, consume or browse; a dynamic node: to create `$temp`
 //!   relay     the right to send, for each message
@@ -14,7 +15,7 @@
 
 use std::time::Instant;
 
-use amqp::connection::{SaslCode, SaslPlain};
+use amqp::connection::SaslCode;
 use amqp::definitions::Role;
 use amqp::link::RemoteAttach;
 
@@ -31,21 +32,12 @@ impl Shard {
         self.actions.push_back(Action::Authenticate { conn: id, attempt });
     }
 
-    /// A name and a password; nobody acts as somebody else.
-    pub(super) fn plain(&mut self, id: ConnId, plain: Box<SaslPlain>) {
-        if plain.authzid.is_empty() || plain.authzid == plain.user {
-            self.verify(id, Attempt::Plain(plain));
-        } else {
-            self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Auth));
-        }
-    }
-
     /// The client wants to be the user of its certificate, and no other.
     pub(super) fn external(&mut self, id: ConnId, authzid: &str) {
         let user = self.conns.get(id).and_then(|conn| conn.certificate_user.clone());
         match user.filter(|user| authzid.is_empty() || authzid == user) {
             Some(user) => self.logged_in(id, user, &[]),
-            None => self.engine(id, |amqp| amqp.sasl_outcome(SaslCode::Auth)),
+            None => self.verify(id, Attempt::Foreign(authzid.to_owned())),
         }
     }
 

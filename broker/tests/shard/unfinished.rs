@@ -88,6 +88,38 @@ fn who_takes_longest_to_finish_goes_first_and_the_others_are_served() {
     assert_eq!(host.shards[0].links(), 0);
 }
 
+/// The engine of such a connection has nothing: what lacks a byte is with the host, under TLS.
+#[test]
+fn a_record_that_lacks_a_byte_counts_and_who_keeps_it_longest_goes() {
+    const RECORD: u64 = 16 << 10;
+    let mut host = Host::new(Wish { memory_bytes_max: 1 << 24, ..Wish::default() });
+    let bound = 1 << 22;
+    let mut sealed = Vec::new();
+    let hold = |host: &mut Host, at: usize, bytes| {
+        let now = host.now;
+        host.shards[0].hold_sealed(now, ConnId(at as u64), bytes);
+        host.settle();
+    };
+    for _ in 0..bound / RECORD {
+        let at = host.connect(0);
+        hold(&mut host, at, RECORD);
+        host.pass(Duration::from_millis(10));
+        sealed.push(at);
+    }
+    assert!(sealed.iter().all(|at| !was_expelled(&host, *at)), "as many as may be");
+    // The first one has a whole record meanwhile, and the second has nothing any more.
+    hear(&mut host, sealed[0], &[0, 0, 0, 8, 2, 0, 0, 0]);
+    hold(&mut host, sealed[0], RECORD);
+    hold(&mut host, sealed[1], 0);
+    for _ in 0..bound / RECORD / 4 {
+        let at = host.connect(0);
+        hold(&mut host, at, RECORD);
+    }
+    let gone = |at: usize| was_expelled(&host, sealed[at]);
+    assert_eq!([0, 1, 2, 3].map(gone), [false, false, true, true]);
+    assert!(!gone(sealed.len() - 1), "the youngest stays");
+}
+
 #[test]
 fn who_waits_for_the_log_is_not_slow_and_no_reason_to_close_others() {
     let wish = Wish { memory_bytes_max: 1 << 24, segments_max: 600, ..Wish::default() };
