@@ -351,6 +351,7 @@ impl World {
             | Mail::Delete(_)
             | Mail::Deleted { .. }
             | Mail::Provide { .. }
+            | Mail::NotProvided { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)
             | Mail::Arrivals(_)
