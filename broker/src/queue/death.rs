@@ -26,7 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use journal::Sequence;
 
-use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
+use super::{Entry, NotHeld, Queue, Slot, SlotState};
 use crate::limits::DOOM_BYTES;
 use crate::mail::LinkRef;
 use crate::moved::Reason;
@@ -611,7 +611,7 @@ mod tests {
         let grave =
             AddressSettings { dead_letter_address: "q".to_owned(), ..AddressSettings::default() };
         queue.adopt("q", Arc::new(grave));
-        assert_eq!((queue.poll_leaving(), queue.is_doomed(ONE)), (None, false));
+        assert_eq!((queue.poll_leaving(Exit::Dead), queue.is_doomed(ONE)), (None, false));
         assert_eq!(queue.setback(ONE), Some(rejected(0)));
     }
 }
