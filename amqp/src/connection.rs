@@ -90,6 +90,9 @@ pub struct Config {
     /// Unsettled deliveries of all sessions, each way. A new session's own bounds are at most half
     /// of what the others leave of it, and at least 256. Default 65,536.
     pub unsettled_max: u32,
+    /// Links of all sessions, those among them whose detach the peer has not answered. Default
+    /// 8,192.
+    pub links_max: usize,
     /// Bytes of unfinished incoming messages. Default 64 MiB.
     pub reassembly_bytes_max: u64,
     /// A message of several transfers that is longer than this comes to the host in parts; bytes.
@@ -131,6 +134,7 @@ impl Default for Config {
             unsettled_incoming_max: 8192,
             unsettled_outgoing_max: 8192,
             unsettled_max: 65_536,
+            links_max: 8192,
             reassembly_bytes_max: 64 << 20,
             gather_bytes_max: u64::MAX,
             part_bytes: 63 << 10,
@@ -199,6 +203,22 @@ pub enum BeginError {
     NameInUse,
 }
 
+/// So many bytes may wait for the peer to read without counting as unread.
+const UNREAD_BYTES_FREE: usize = 64 << 10;
+
+/// A buffer keeps room for so many bytes, however few are in it.
+const BUFFER_BYTES_KEPT: usize = 64 << 10;
+
+/// And that of the events for so many.
+const EVENTS_KEPT: usize = 256;
+
+/// Gives back the room of a buffer of which three quarters and more are empty.
+fn trim(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > BUFFER_BYTES_KEPT && buffer.len() < buffer.capacity() / 4 {
+        buffer.shrink_to(2 * buffer.len());
+    }
+}
+
 /// An AMQP 1.0 connection: see the head of the file.
 #[derive(Debug)]
 pub struct Connection {
@@ -210,6 +230,8 @@ pub struct Connection {
     last_received: Instant,
     reads_withheld: bool,
     last_sent: Instant,
+    /// When the host last took what waited to be sent.
+    last_taken: Instant,
     /// When the handshake, the wait for the peer's close, or that for it to read, is over.
     deadline: Instant,
 
@@ -250,6 +272,8 @@ pub struct Connection {
     tag_keys: TagKeys,
     /// Bytes in unfinished incoming messages.
     reassembly_bytes: u64,
+    /// Some of them may have so much that the host can be given a part.
+    may_give: bool,
 }
 
 impl Connection {
@@ -282,6 +306,7 @@ impl Connection {
             last_received: now,
             reads_withheld: false,
             last_sent: now,
+            last_taken: now,
             deadline,
             input: Vec::new(),
             input_since: now,
@@ -305,6 +330,7 @@ impl Connection {
             due_links: Vec::new(),
             tag_keys,
             reassembly_bytes: 0,
+            may_give: false,
         };
         connection.greet();
         connection
@@ -349,20 +375,41 @@ impl Connection {
         self.is_drained() && self.state == ConnectionState::Closed
     }
 
-    /// Bytes that are held of messages and frames of which the peer owes the rest, and of answers
-    /// that it does not read when these are so many that it is not read any more.
+    /// Bytes that are held of messages and frames of which the peer owes the rest, and
+    /// [unread](Self::unread_bytes) ones.
     #[inline]
     pub fn unfinished_bytes(&self) -> u64 {
-        let unread = if self.answers_pile_up() { self.out.len() as u64 } else { 0 };
-        self.reassembly_bytes + self.input.len() as u64 + unread
+        self.reassembly_bytes + self.input.len() as u64 + self.unread_bytes()
     }
 
-    /// When the oldest of these messages, or the frame, began, or the answers were too many.
+    /// Bytes that wait for the peer to read; 0 up to 64 KiB, which everybody has now and then.
+    #[inline]
+    pub fn unread_bytes(&self) -> u64 {
+        let unread = self.out.len();
+        if unread > UNREAD_BYTES_FREE { unread as u64 } else { 0 }
+    }
+
+    /// Where there are such: when the host last took what waited, since the peer had read.
+    pub fn unread_since(&self) -> Option<Instant> {
+        (self.unread_bytes() > 0).then_some(self.last_taken)
+    }
+
+    /// When the oldest of the messages, or the frame, began of which the peer owes the rest.
     pub fn unfinished_since(&self) -> Option<Instant> {
         let frame = (!self.input.is_empty()).then_some(self.input_since);
-        let unread = self.answers_pile_up().then_some(self.last_received);
         let partials = self.links.iter().filter_map(|(_, link)| link.partial.as_ref());
-        partials.map(|partial| partial.since).chain(frame).chain(unread).min()
+        partials.map(|partial| partial.since).chain(frame).min()
+    }
+
+    /// Gives back what buffers and tables take far beyond what is in them. Costs time by the
+    /// sessions; what is needed again soon is taken again, so this is for now and then.
+    pub fn trim(&mut self) {
+        trim(&mut self.input);
+        trim(&mut self.out);
+        if self.events.capacity() > EVENTS_KEPT && self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+        self.sessions.iter_mut().for_each(|(_, session)| session.trim());
     }
 
     /// As receiver: gives the host what has come of unfinished messages, where that is so many
@@ -476,7 +523,8 @@ impl Connection {
     /// Asks for a link that we send on; `Attached` or `Detached` tells.
     ///
     /// # Errors
-    /// `NotOpen` where the session is not up; `Exhausted` above the peer's handle-max.
+    /// `NotOpen` where the session is not up; `Exhausted` above the peer's handle-max, or with as
+    /// many links as there may be.
     pub fn attach_sender(
         &mut self,
         session: SessionId,
@@ -670,6 +718,7 @@ impl Connection {
             out.append(&mut self.out);
         }
         self.last_sent = self.now;
+        self.last_taken = self.now;
         true
     }
 
@@ -705,5 +754,105 @@ impl Connection {
     fn is_mapped(&self, session: u32) -> bool {
         self.state == ConnectionState::Opened
             && self.sessions.get(session).is_some_and(|s| s.state == SessionState::Mapped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{self, FrameWriter, ProtocolId};
+    use crate::performative::{Attach, Begin, Open, Performative, Transfer};
+
+    /// A server with a session and a link on which its peer may send; the link, and the moment.
+    fn served() -> (Connection, LinkId, Instant) {
+        #[expect(clippy::disallowed_methods, reason = "any moment does")]
+        let now = Instant::now();
+        let mut engine = Connection::new(Config::default(), Side::Server, now);
+        let mut bytes = ProtocolId::Amqp.header().to_vec();
+        frame::write(&mut bytes, 0, &Performative::Open(Open::default()));
+        engine.handle_bytes(now, &bytes);
+        engine.open();
+        bytes.clear();
+        frame::write(&mut bytes, 0, &Performative::Begin(Begin::default()));
+        let initial_delivery_count = Some(0);
+        let attach = Attach { role: Role::Sender, initial_delivery_count, ..Attach::default() };
+        frame::write(&mut bytes, 0, &Performative::Attach(attach));
+        engine.handle_bytes(now, &bytes);
+        let attached = |event| match event {
+            Event::AttachReceived { link, .. } => Some(link),
+            _ => None,
+        };
+        let link = std::iter::from_fn(|| engine.poll_event()).find_map(attached).expect("a link");
+        engine.accept_link(link, AcceptLink::default());
+        engine.grant_credit(link, 10_000);
+        (engine, link, now)
+    }
+
+    fn transfer(id: u32, payload: usize) -> Vec<u8> {
+        tagged(id, id, payload)
+    }
+
+    fn tagged(id: u32, tag: u32, payload: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut frame = FrameWriter::amqp(&mut bytes, 0);
+        frame.composite(&Transfer {
+            delivery_id: Some(DeliveryId(id)),
+            delivery_tag: Some(&tag.to_be_bytes()),
+            ..Transfer::default()
+        });
+        frame.payload(&vec![7; payload]);
+        frame.finish();
+        bytes
+    }
+
+    #[test]
+    fn the_room_of_a_large_frame_is_given_back_and_that_of_one_under_way_is_not() {
+        let (mut engine, _, now) = served();
+        let large = transfer(0, 1_000_000);
+        for piece in large.chunks(50_000) {
+            engine.handle_bytes(now, piece);
+        }
+        assert!(matches!(engine.poll_event(), Some(Event::Transfer { .. })));
+        assert!(engine.input.is_empty() && engine.input.capacity() > 900_000);
+        engine.trim();
+        assert_eq!(engine.input.capacity(), 0);
+        let next = transfer(1, 1_000_000);
+        engine.handle_bytes(now, &next[..600_000]);
+        let room = engine.input.capacity();
+        engine.trim();
+        assert_eq!((engine.input.len(), engine.input.capacity()), (600_000, room));
+        engine.handle_bytes(now, &next[600_000..]);
+        assert!(matches!(engine.poll_event(), Some(Event::Transfer { .. })));
+    }
+
+    #[test]
+    fn tables_of_thousands_give_their_room_back_and_still_know_the_rest() {
+        let (mut engine, link, now) = served();
+        for id in 0..2000 {
+            engine.handle_bytes(now, &transfer(id, 1));
+        }
+        assert!(engine.events.capacity() >= 2000);
+        while engine.poll_event().is_some() {}
+        let session = |engine: &Connection| {
+            let session = engine.sessions.get(0).expect("a session");
+            (session.incoming.room(), session.tags.room())
+        };
+        let full = session(&engine);
+        engine.trim();
+        assert_eq!(session(&engine), full, "all is in use");
+        assert_eq!(engine.events.capacity(), 0);
+        for id in 0..1999 {
+            engine.settle(link, DeliveryId(id), Outcome::Accepted);
+        }
+        engine.trim();
+        let (deliveries, tags) = session(&engine);
+        assert!(full.0 > 2000 && deliveries < 100, "{full:?} {deliveries}");
+        assert!(full.1 > 4000 && tags < 100, "{full:?} {tags}");
+        // The last one's tag is still in use, and no other is.
+        engine.poll_transmit(&mut Vec::new());
+        engine.handle_bytes(now, &tagged(2000, 1998, 1));
+        assert!(matches!(engine.poll_event(), Some(Event::Transfer { .. })));
+        engine.handle_bytes(now, &tagged(2001, 1999, 1));
+        assert!(matches!(engine.poll_event(), Some(Event::Detached { error: Some(_), .. })));
     }
 }

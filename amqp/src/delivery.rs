@@ -102,6 +102,9 @@ pub(crate) fn serial_distance(earlier: u32, later: u32) -> Option<u32> {
 /// Settled slots that are kept before a sweep, beyond as many as are live.
 const SLACK: usize = 32;
 
+/// Room for so many is kept, however few there are.
+const SLOTS_KEPT: usize = 512;
+
 /// Unsettled deliveries by id: see the head of the file.
 #[derive(Debug)]
 pub(crate) struct Unsettled<T> {
@@ -213,6 +216,19 @@ impl<T> Unsettled<T> {
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(u32, &T) -> bool) {
         self.slots.retain(|(id, slot)| slot.as_ref().is_some_and(|value| keep(*id, value)));
         self.live = self.slots.len();
+    }
+
+    /// Deliveries that there is room for.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.slots.capacity()
+    }
+
+    /// Gives back room of which seven eighths and more are empty.
+    pub(crate) fn trim(&mut self) {
+        if self.slots.capacity() > SLOTS_KEPT && self.slots.len() < self.slots.capacity() / 8 {
+            self.slots.shrink_to(2 * self.slots.len());
+        }
     }
 
     #[inline]

@@ -235,6 +235,8 @@ pub(crate) enum LimitExceeded {
     Channels,
     /// No handle that the peer takes is free.
     Handles,
+    /// The connection has as many links as it may have.
+    Links,
     /// The names of the connection's links hold too much memory.
     LinkNames,
     /// A link's name is stolen again and again, and nothing is sent in between.
@@ -296,6 +298,7 @@ impl Fault {
                 LimitExceeded::Reassembly
                 | LimitExceeded::ParkedInput
                 | LimitExceeded::Channels
+                | LimitExceeded::Links
                 | LimitExceeded::LinkNames
                 | LimitExceeded::Steals
                 | LimitExceeded::Handles => Condition::ResourceLimitExceeded,
@@ -322,7 +325,9 @@ impl Fault {
                 | LimitExceeded::Reassembly
                 | LimitExceeded::Steals
                 | LimitExceeded::FrameSize => Scope::Link,
-                LimitExceeded::Handles | LimitExceeded::LinkNames => Scope::Session,
+                LimitExceeded::Handles | LimitExceeded::Links | LimitExceeded::LinkNames => {
+                    Scope::Session
+                }
                 LimitExceeded::ParkedInput | LimitExceeded::Channels => Scope::Connection,
             },
         }
@@ -431,6 +436,7 @@ impl fmt::Display for Fault {
                 LimitExceeded::ParkedInput => "too many bytes sent ahead of an answer",
                 LimitExceeded::Channels => "no channel below your channel-max is free",
                 LimitExceeded::Handles => "no handle below your handle-max is free",
+                LimitExceeded::Links => "too many links, or detaches that you have not answered",
                 LimitExceeded::LinkNames => "too many bytes in the names of links",
                 LimitExceeded::Steals => {
                     "two ends take this link's name from each other; give each a name of its own"

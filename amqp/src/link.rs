@@ -19,10 +19,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::codec;
 use crate::connection::state::{LinkEvent, LinkState};
 use crate::definitions::{ReceiverSettleMode, Role, SenderSettleMode};
 use crate::delivery::{serial_distance, tags::Tag};
 use crate::error::{Error, PeerViolation};
+use crate::message::Progress;
 use crate::performative::Flow;
 use crate::session::SessionId;
 
@@ -161,8 +163,37 @@ pub(crate) struct Partial {
     pub(crate) message: Vec<u8>,
     /// Bytes that the host has, in parts.
     pub(crate) given: u64,
+    /// Its head has been found whole.
+    pub(crate) has_head: bool,
+    /// Until so many bytes are here it is not looked for again.
+    pub(crate) look_from: usize,
     /// When its first transfer came.
     pub(crate) since: Instant,
+}
+
+impl Partial {
+    /// Whether the host could begin with what is here, in parts of `part_bytes`. What has come is
+    /// looked over again when it is twice as long: all looks together take no longer than two at
+    /// the whole, however often this is asked.
+    pub(crate) fn may_begin(&mut self, part_bytes: usize) -> bool {
+        let held = self.message.len();
+        if self.given > 0 || self.has_head {
+            return true;
+        }
+        if held < self.look_from.max(2) {
+            return false;
+        }
+        let first = part_bytes.min(held - 1);
+        match Progress::begin(&self.message[..first]) {
+            Ok(_) => self.has_head = true,
+            Err(error) if error.fault == codec::Fault::Truncated && first < part_bytes => {
+                self.look_from = 2 * held;
+            }
+            // More of it makes it no better.
+            Err(_) => self.look_from = usize::MAX,
+        }
+        self.has_head
+    }
 }
 
 impl Link {

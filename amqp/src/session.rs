@@ -329,6 +329,13 @@ impl Session {
         self.local_handles.iter().copied().flatten()
     }
 
+    /// Gives back what the tables take far beyond what is in them.
+    pub(crate) fn trim(&mut self) {
+        self.incoming.trim();
+        self.outgoing.trim();
+        self.tags.trim();
+    }
+
     /// Forgets the unsettled deliveries of a link.
     pub(crate) fn forget_deliveries(&mut self, link: u32) {
         let tags = &mut self.tags;

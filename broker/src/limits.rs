@@ -107,6 +107,15 @@ pub const KEPT_AT_START_SIXTEENTHS: u64 = 3;
 pub const SHED_STEP: usize = 1_024;
 /// Chunks of slots that are looked at in one step for that.
 pub const SHED_LOOKS: usize = 16_384;
+/// A peer that has read something within so long is slow, and not deaf.
+pub const READS_WITHIN: Duration = Duration::from_secs(30);
+/// Room of buffers is looked for when what connections hold has grown by one of so many parts of
+/// its bound, all together.
+pub const TRIM_SHARE: u64 = 2;
+/// A connection keeps a buffer that came home, up to so many bytes of room.
+pub const SPARE_BYTES_MAX: usize = 2 * SEND_BYTES_MAX;
+/// And that is what is left of it when the connection is trimmed.
+pub const SPARE_BYTES_KEPT: usize = 64 << 10;
 /// When nothing can be dropped, it is tried again after this long.
 pub const SHED_REST: Duration = Duration::from_millis(5);
 /// Bytes of one queue that are read before their turn, at most; many queues share an eighth of the
@@ -175,6 +184,9 @@ pub const TRANSIT_WITHIN: Duration = Duration::from_secs(30);
 pub const STRANGER_LINES_PER_SECOND: u32 = 10;
 /// Links of one connection.
 pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
+/// The same with those that were refused and that the peer has not detached: at it, the session of
+/// one more is ended.
+pub const LINKS_WITH_REFUSED_MAX: usize = 2 * LINKS_PER_CONNECTION_MAX;
 /// Bytes of a link's name: clients make it of an id and an address.
 pub const LINK_NAME_BYTES_MAX: usize = 1_024;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).

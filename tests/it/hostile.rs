@@ -142,6 +142,7 @@ fn dial(addr: SocketAddr) -> io::Result<TcpStream> {
 /// Descriptors as the broker writes them; nothing else in what the tests are answered has them.
 const ATTACH: &[u8] = b"\x00\x53\x12";
 const FLOW: &[u8] = b"\x00\x53\x13";
+const DETACH: &[u8] = b"\x00\x53\x16";
 
 /// Reads until these bytes came.
 fn until(stream: &mut TcpStream, words: &[u8]) -> io::Result<()> {
@@ -774,6 +775,47 @@ fn garbage_for_sasl_harms_nobody() {
 }
 
 // ---- Idle connections ---------------------------------------------------------------------------
+
+/// A frame of 1 MB leaves nothing behind: here of a delivery that is aborted with it.
+#[test]
+fn connections_that_once_sent_a_large_frame_keep_no_room_for_it() {
+    const CONNECTIONS: u64 = 150;
+    let scratch = Scratch::new("large-frames");
+    let data = scratch.join("data");
+    let mut start = started(&data);
+    start.args.extend(["--memory-max".into(), (64 * MIB).to_string()]);
+    let broker = start.ready();
+    let mut words = in_session("large");
+    frame::write(&mut words, 0, &attach("large", 0, Role::Sender, "large"));
+    let mut large = Vec::new();
+    let mut frame = FrameWriter::amqp(&mut large, 0);
+    frame.composite(&Transfer {
+        delivery_id: Some(DeliveryId(0)),
+        delivery_tag: Some(b"large"),
+        aborted: true,
+        ..Transfer::default()
+    });
+    frame.payload(&vec![7; 1_000_000]);
+    frame.finish();
+    frame::write(&mut large, 0, &detach(0));
+    let before = resident_from_now(&broker);
+    let held: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut stream = dial(broker.amqp).expect("a connection");
+            stream.set_write_timeout(Some(WAIT)).expect("a socket");
+            stream.write_all(&words).expect("written");
+            until(&mut stream, FLOW).expect("credit");
+            stream.write_all(&large).expect("written");
+            until(&mut stream, DETACH).expect("all of it was read");
+            stream
+        })
+        .collect();
+    let growth = broker.memory_bytes("VmRSS").saturating_sub(before);
+    println!("hostile large frames: memory grew by {} KiB", growth / 1024);
+    assert!(growth < CONNECTIONS * MIB / 3, "memory grew by {growth} bytes");
+    drop(held);
+    assert!(broker.stop().success());
+}
 
 #[test]
 #[ignore = "takes the machine for itself: tests/run hostile"]

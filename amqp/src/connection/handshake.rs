@@ -396,7 +396,7 @@ impl Connection {
             | ConnectionState::Closed => {}
         }
         self.input = Vec::new();
-        if self.answers_pile_up() {
+        if self.unread_bytes() > 0 {
             // Who does not read will not read this.
             self.out = Vec::new();
         }

@@ -68,6 +68,9 @@ impl Connection {
         if self.names.contains_key(&name_key(&new.name, role)) {
             return Err(BeginError::NameInUse);
         }
+        if self.links.len() >= self.config.links_max {
+            return Err(BeginError::Exhausted);
+        }
         let index = self.add_link(session.index, &new.name, role).ok_or(BeginError::Exhausted)?;
         if let Some(link) = self.links.get_mut(index) {
             link.snd_settle_mode = new.snd_settle_mode.unwrap_or(SenderSettleMode::Mixed);
@@ -125,6 +128,9 @@ impl Connection {
                 }
                 LinkState::New | LinkState::DetachSent | LinkState::Detached => {}
             }
+        }
+        if self.links.len() >= self.config.links_max {
+            return Err(LimitExceeded::Links.into());
         }
         if self.link_name_bytes + attach.name.len() > LINK_NAME_BYTES_MAX {
             return Err(LimitExceeded::LinkNames.into());

@@ -73,6 +73,17 @@ impl<T> Slots<T> {
             .is_some_and(|slot| slot.generation == generation && slot.value.is_some())
     }
 
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// All values with their indices, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        let slots = (0u32..).zip(&mut self.slots);
+        slots.filter_map(|(index, slot)| Some((index, slot.value.as_mut()?)))
+    }
+
     /// All values with their indices.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         (0u32..).zip(&self.slots).filter_map(|(index, slot)| Some((index, slot.value.as_ref()?)))

@@ -29,7 +29,6 @@ use crate::delivery::tags::{self, Tag};
 use crate::error::{Fault, LimitExceeded, PeerViolation, Unsupported};
 use crate::frame::FrameWriter;
 use crate::link::{Link, LinkId, Partial};
-use crate::message::Progress;
 use crate::performative::{DeliveryState, Transfer};
 use crate::session::{End, Incoming, Outgoing, Session, Settling, Unfinished};
 use crate::shortcuts;
@@ -131,16 +130,21 @@ impl Connection {
         }
         let message_format = transfer.message_format.unwrap_or(0);
         if transfer.more {
-            let message = payload.to_vec();
-            let since = self.now;
-            let ignored = false;
-            let (delivery, given) = (id, 0);
-            let partial =
-                Partial { delivery, tag, message_format, settled, ignored, message, given, since };
+            let partial = Partial {
+                delivery: id,
+                tag,
+                message_format,
+                settled,
+                ignored: false,
+                message: payload.to_vec(),
+                given: 0,
+                has_head: false,
+                look_from: 0,
+                since: self.now,
+            };
             link.partial = Some(partial);
             self.reassembly_bytes += payload.len() as u64;
-            self.give_parts_of(index);
-            return self.check_reassembly();
+            return self.partial_grew(index);
         }
         self.events.push_back(Event::Transfer {
             link: link_id,
@@ -166,11 +170,18 @@ impl Connection {
         if transfer.more && !transfer.aborted {
             let Some(link) = self.links.get_mut(index) else { return Ok(()) };
             let message_format = transfer.message_format.unwrap_or(0);
-            let (message, since) = (Vec::new(), self.now);
-            let (settled, ignored, given) = (false, true, 0);
-            let partial =
-                Partial { delivery, tag, message_format, settled, ignored, message, given, since };
-            link.partial = Some(partial);
+            link.partial = Some(Partial {
+                delivery,
+                tag,
+                message_format,
+                settled: false,
+                ignored: true,
+                message: Vec::new(),
+                given: 0,
+                has_head: false,
+                look_from: 0,
+                since: self.now,
+            });
         } else {
             self.give_credit_again(index);
         }
@@ -224,8 +235,7 @@ impl Connection {
         if !transfer.more {
             check_settle_mode(link.snd_settle_mode, partial.settled)?;
         }
-        self.give_parts_of(index);
-        self.check_reassembly()?;
+        self.partial_grew(index)?;
         if transfer.more {
             return Ok(());
         }
@@ -246,6 +256,20 @@ impl Connection {
             Event::Part { link, delivery, settled, message_format, part, is_last }
         });
         Ok(())
+    }
+
+    /// More of a message has come. Its head is looked for as it comes, so that what all have cost
+    /// when memory is short was paid by the bytes that each brought.
+    #[inline(never)]
+    fn partial_grew(&mut self, index: u32) -> Result<(), Fault> {
+        self.give_parts_of(index);
+        if self.config.gather_bytes_max != u64::MAX
+            && let Some(partial) = self.links.get_mut(index).and_then(|link| link.partial.as_mut())
+            && partial.message.len() >= PART_BYTES_MIN
+        {
+            self.may_give |= partial.may_begin(self.config.part_bytes);
+        }
+        self.check_reassembly()
     }
 
     /// Gives the host what has come of a message that is too long to be gathered, all but what may
@@ -297,21 +321,21 @@ impl Connection {
         if self.config.gather_bytes_max == u64::MAX {
             return;
         }
-        let may_go = |partial: &Partial| {
-            let first = |held: usize| self.config.part_bytes.min(held - 1);
-            let held = partial.message.len();
-            let begins = || Progress::begin(&partial.message[..first(held)]).is_ok();
-            held >= bytes_min && (partial.given > 0 || begins())
+        let part_bytes = self.config.part_bytes;
+        let due = |(index, link): (u32, &mut Link)| {
+            let partial = link.partial.as_mut()?;
+            let may_go = partial.message.len() >= bytes_min && partial.may_begin(part_bytes);
+            may_go.then_some(index)
         };
-        let due = |(index, link): (u32, &Link)| {
-            link.partial.as_ref().is_some_and(may_go).then_some(index)
-        };
-        let due: Vec<u32> = self.links.iter().filter_map(due).collect();
+        let due: Vec<u32> = self.links.iter_mut().filter_map(due).collect();
         due.into_iter().for_each(|index| self.give_parts_down_to(index, 1));
     }
 
     fn check_reassembly(&mut self) -> Result<(), Fault> {
-        if self.reassembly_bytes > self.config.reassembly_bytes_max {
+        // Where nothing has grown so far since the last time, nobody is asked.
+        if self.reassembly_bytes > self.config.reassembly_bytes_max
+            && std::mem::take(&mut self.may_give)
+        {
             self.give_unfinished(PART_BYTES_MIN);
         }
         if self.reassembly_bytes > self.config.reassembly_bytes_max {

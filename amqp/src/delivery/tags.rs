@@ -16,6 +16,9 @@ use std::num::NonZeroU32;
 /// The longest delivery tag, in bytes [2.8.7].
 pub(crate) const TAG_BYTES_MAX: usize = 32;
 
+/// Slots that the table keeps, however few tags there are.
+const SLOTS_KEPT: usize = 1024;
+
 /// A delivery tag, inline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tag {
@@ -161,8 +164,24 @@ impl TagTable {
 
     #[cold]
     fn grow(&mut self) {
-        let doubled = (2 * self.slots.len()).max(16);
-        let old = std::mem::replace(&mut self.slots, vec![None; doubled]);
+        self.resize((2 * self.slots.len()).max(16));
+    }
+
+    /// Slots that there are.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Gives back room of which fifteen sixteenths and more are empty.
+    pub(crate) fn trim(&mut self) {
+        if self.slots.len() > SLOTS_KEPT && self.len < self.slots.len() / 16 {
+            self.resize((4 * self.len).next_power_of_two().max(16));
+        }
+    }
+
+    fn resize(&mut self, slots: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![None; slots]);
         for slot in old.into_iter().flatten() {
             let at = self.vacancy(slot.hash, |_| false).expect("no tag is there twice");
             self.slots[at] = Some(slot);

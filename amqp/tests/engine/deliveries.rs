@@ -1,8 +1,11 @@
 //! Transfers in both directions.
 
+use std::time::Duration;
+
 use amqp::connection::{Config, Event, SendError};
 use amqp::definitions::{Condition, DeliveryId, Handle, ReceiverSettleMode, SenderSettleMode};
 use amqp::delivery::Outcome;
+use amqp::error::Error;
 use amqp::frame;
 use amqp::link::LinkId;
 use amqp::performative::{
@@ -589,13 +592,10 @@ fn reading_stops_where_answers_pile_up_unread() {
         peer.engine.detach(link, true, None);
         rounds += 1;
         assert!(rounds < 200, "a peer that never reads must be stopped");
-        assert_eq!(peer.engine.unfinished_bytes() > 0, !peer.engine.wants_read());
     }
-    assert!(peer.engine.unfinished_bytes() > 2000, "what it does not read counts against it");
-    assert_eq!(peer.engine.unfinished_since(), Some(peer.now));
+    assert!(peer.engine.transmit_bytes_pending() > 2000);
     peer.hears();
     assert!(peer.engine.wants_read());
-    assert_eq!((peer.engine.unfinished_bytes(), peer.engine.unfinished_since()), (0, None));
 }
 
 #[test]
@@ -682,4 +682,92 @@ fn where_memory_is_short_parts_are_given_early_but_never_before_the_head_is_ther
     assert_eq!(parts(&mut peer), [(0, vec![0; 4], true)]);
     peer.transfer(more(1), &[0; 9_001]);
     assert_eq!(detached(&mut peer), Condition::ResourceLimitExceeded);
+}
+
+/// A head that takes long to look over, and is never whole: annotations with many keys, then
+/// application properties that are longer than what may come of them.
+fn endless_head() -> Vec<u8> {
+    let key = |key: u16| [0xA3, 2, (key / 128) as u8, (key % 128) as u8, 0x40];
+    let keys: Vec<u8> = (0..12_000).flat_map(key).collect();
+    let count = 2 * keys.len() as u32 / 5;
+    let mut head = b"\x00\x53\x72\xd1".to_vec();
+    head.extend((keys.len() as u32 + 4).to_be_bytes());
+    head.extend(count.to_be_bytes());
+    head.extend(keys);
+    head.extend(b"\x00\x53\x74\xd1\x00\x01\x00\x00\x00\x00\x00\x02");
+    head.resize(66_000, 0xA1);
+    head
+}
+
+#[test]
+fn a_head_that_is_never_whole_is_not_looked_for_again_and_again() {
+    const HEADS: u32 = 8;
+    const MORE: u32 = 60;
+    let head = endless_head();
+    let full = Config {
+        gather_bytes_max: 256 << 10,
+        reassembly_bytes_max: u64::from(HEADS) * head.len() as u64,
+        ..config()
+    };
+    let mut peer = Peer::in_session(full);
+    for handle in 0..HEADS + MORE {
+        let name = Box::leak(format!("out-{handle}").into_boxed_str());
+        let link = peer.attach(sender(name, handle));
+        peer.engine.grant_credit(link, 10);
+    }
+    let took = |peer: &mut Peer, handles: std::ops::Range<u32>, payload: &[u8]| {
+        let start = crate::peer::start();
+        for handle in handles {
+            let first = Transfer { more: true, ..transfer(handle, handle) };
+            peer.transfer(first, payload);
+        }
+        start.elapsed()
+    };
+    // Each is looked over as it comes, which nobody is spared.
+    let filled = took(&mut peer, 0..HEADS, &head);
+    assert!(parts(&mut peer).is_empty());
+    // There is no room, and nothing that could make any: who begins a message is refused at once.
+    let refused = took(&mut peer, HEADS..HEADS + MORE, &[0; 100]);
+    let events = peer.events();
+    assert_eq!(events.len(), MORE as usize, "{events:?}");
+    assert!(events.iter().all(|event| matches!(event, Event::Detached { error: Some(_), .. })));
+    assert!(refused < filled, "{MORE} refusals took {refused:?}, {HEADS} heads {filled:?}");
+}
+
+#[test]
+fn what_waits_for_a_peer_to_read_counts_against_it_and_so_does_the_time() {
+    let mut peer = Peer::in_session(config());
+    let began = peer.now;
+    let mut rounds = 0;
+    while peer.engine.unread_bytes() == 0 {
+        peer.wait(Duration::from_secs(1));
+        peer.say(0, Performative::Attach(sender("out", 0)));
+        let link = peer.attached();
+        peer.engine.refuse_link(link, Error::new(Condition::NotFound, "no".repeat(500)));
+        peer.say(0, detach(0, true));
+        peer.events();
+        rounds += 1;
+        assert!(rounds < 200, "a peer that reads nothing is owed nothing?");
+        assert!(peer.engine.wants_read(), "it is far from what stops us");
+    }
+    let owed = peer.engine.unread_bytes();
+    assert!((64 << 10..66 << 10).contains(&owed), "{owed}");
+    assert_eq!((peer.engine.unfinished_bytes(), peer.engine.unfinished_since()), (owed, None));
+    assert_eq!(peer.engine.unread_since(), Some(began), "however often it has said something");
+    peer.hears();
+    assert_eq!((peer.engine.unfinished_bytes(), peer.engine.unread_since()), (0, None));
+}
+
+#[test]
+fn who_is_expelled_for_what_it_does_not_read_leaves_nothing_behind() {
+    let mut peer = Peer::in_session(config());
+    while peer.engine.unread_bytes() == 0 {
+        peer.say(0, Performative::Attach(sender("out", 0)));
+        let link = peer.attached();
+        peer.engine.refuse_link(link, Error::new(Condition::NotFound, "no".repeat(500)));
+        peer.say(0, detach(0, true));
+    }
+    peer.engine.expel(Error::new(Condition::ResourceLimitExceeded, "too much"));
+    assert_eq!(peer.engine.transmit_bytes_pending(), 0);
+    assert!(peer.engine.is_drained());
 }

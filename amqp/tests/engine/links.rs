@@ -620,3 +620,25 @@ fn links_whose_detach_the_host_owes_are_bounded() {
         ]
     );
 }
+
+#[test]
+fn links_that_were_refused_and_never_detached_are_bounded() {
+    let mut peer = Peer::in_session(Config { links_max: 40, ..config() });
+    peer.say(1, Performative::Begin(begin()));
+    peer.events();
+    peer.hears();
+    for handle in 0..40 {
+        let name = Box::leak(format!("no-{handle}").into_boxed_str());
+        peer.say((handle % 2) as u16, Performative::Attach(sender(name, handle)));
+        let link = peer.attached();
+        peer.engine.refuse_link(link, Error::new(Condition::NotFound, "no"));
+    }
+    peer.hears();
+    peer.say(1, Performative::Attach(sender("one more", 100)));
+    assert_eq!(peer.hears(), ["end@1 amqp:resource-limit-exceeded"]);
+    let events = peer.events();
+    assert!(matches!(&events[..], [Event::Ended { error: Some(_), .. }]), "{events:?}");
+    // The session's links went with it, and the other session goes on.
+    peer.attach(sender("in their place", 100));
+    assert_eq!(peer.hears(), ["attach@0 20 in their place receiver mixed first q>q"]);
+}

@@ -29,8 +29,8 @@ use crate::access::{LogIn, Right};
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
     CONNECTIONS_MAX, INFLOW_BYTES_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX,
-    LINKS_PER_CONNECTION_MAX, PRODUCER_CREDIT, SEND_BYTES_MAX, TEMPORARY_QUEUES_PER_CONNECTION_MAX,
-    UNACCEPTED_BYTES_MAX,
+    LINKS_PER_CONNECTION_MAX, LINKS_WITH_REFUSED_MAX, PRODUCER_CREDIT,
+    TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
 };
 use crate::mail::{LinkKey, LinkRef, Mail, Refusal};
 
@@ -52,6 +52,7 @@ impl Shard {
         self.counters.connections_total += 1;
         let mut config = self.config.amqp.clone();
         config.tag_seed ^= id.0;
+        config.links_max = LINKS_WITH_REFUSED_MAX;
         self.set_parts(&mut config);
         if let Some(sasl) = login.sasl {
             config.sasl = sasl;
@@ -108,7 +109,7 @@ impl Shard {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.sending = false;
         buf.clear();
-        conn.spare = buf;
+        conn.keep(buf);
         // Most often there is nothing more to say, and nothing that waited for this.
         if conn.stalled || conn.over || conn.close_wanted || conn.amqp.wants_transmit() {
             self.touch(id);
@@ -154,8 +155,11 @@ impl Shard {
                 if conn.amqp.poll_timeout().is_some_and(|due| due <= now) {
                     conn.amqp.handle_timeout(now);
                 }
+                // However busy it is, this comes once in its idle time-out.
+                conn.trim();
                 self.pump(now, id);
             }
+            self.look_for_deaf(now);
         }
     }
 
@@ -633,8 +637,8 @@ impl Shard {
                 if conn.amqp.poll_transmit(&mut buf) && !buf.is_empty() {
                     conn.sending = true;
                     self.actions.push_back(Action::Send { conn: id, buf });
-                } else if buf.capacity() <= 2 * SEND_BYTES_MAX {
-                    conn.spare = buf;
+                } else {
+                    conn.keep(buf);
                 }
                 // Room in the engine may let the next delivery through.
                 self.pump_quietly(now, id);

@@ -26,7 +26,7 @@ use crate::access::Rights;
 use crate::clock::WallClock;
 use crate::event::ConnId;
 use crate::flat_map::FlatMap;
-use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX};
+use crate::limits::{PRODUCER_CREDIT, PRODUCER_TOKENS_MAX, SPARE_BYTES_KEPT, SPARE_BYTES_MAX};
 use crate::mail::{LinkKey, Token};
 use crate::setback::Added;
 
@@ -85,6 +85,23 @@ pub(crate) struct Conn {
     pub(crate) over: bool,
     /// Until when the peer of a connection that is over may take its last bytes.
     pub(crate) last_bytes_by: Option<Instant>,
+}
+
+impl Conn {
+    /// Keeps a buffer that came home, if it is no larger than most.
+    pub(crate) fn keep(&mut self, buf: Vec<u8>) {
+        if buf.capacity() <= SPARE_BYTES_MAX {
+            self.spare = buf;
+        }
+    }
+
+    /// Gives back what its buffers and tables take far beyond what is in them.
+    pub(crate) fn trim(&mut self) {
+        self.amqp.trim();
+        if self.spare.capacity() > SPARE_BYTES_KEPT {
+            self.spare = Vec::new();
+        }
+    }
 }
 
 /// A link's state.

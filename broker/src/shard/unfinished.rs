@@ -12,8 +12,13 @@
 //! A connection's own bounds (`max-message-size`, links, reassembly) do not bound what many hold
 //! together. Whoever takes longest to finish goes: a message that flows is done before its turn
 //! comes, and a peer that only keeps the bytes here cannot stay. Who waits for the log is not slow,
-//! and what it holds is no reason to close others. Between two looks at all connections peers must
-//! fill an eighth of the bound.
+//! and what it holds is no reason to close others. The same holds of who reads slowly: of what
+//! waits for it, as many bytes as messages alone may be do not count for [`READS_WITHIN`] after it
+//! has read. Between two looks at all connections peers must fill an eighth of the bound.
+//!
+//! What buffers keep when they are empty is not counted. So it is given back, by all connections,
+//! when peers have filled one of [`TRIM_SHARE`] parts of the bound; and by each once in its idle
+//! time-out.
 //!
 //! What the host holds of TLS records that are not whole counts as frames that are not: a record
 //! that lacks one byte would keep as much, and its engine sees none of it.
@@ -28,7 +33,10 @@ use amqp::error::{Condition, Error};
 use super::Shard;
 use super::link::Conn;
 use crate::event::{ConnId, earlier};
-use crate::limits::{GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, UNFINISHED_SHARE};
+use crate::limits::{
+    GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, READS_WITHIN, TRIM_SHARE,
+    UNFINISHED_SHARE,
+};
 
 /// What the connections of a shard hold of unfinished messages and frames.
 #[derive(Debug, Default)]
@@ -37,6 +45,10 @@ pub(super) struct Unfinished {
     bytes: u64,
     /// The least that they were since the last look at all connections.
     left: u64,
+    /// What they have grown by, all together, since the connections were trimmed.
+    grown: u64,
+    /// When all connections were last looked at.
+    looked: Option<Instant>,
     /// When it was last told in the log that some had to go.
     logged: Option<Instant>,
 }
@@ -76,13 +88,26 @@ impl Shard {
         }
         let sum = self.unfinished.bytes + held;
         self.unfinished.set(sum.saturating_sub(conn.unfinished_bytes));
-        // Reads are withheld before answers pile up for ever; that is when they are counted.
-        let grew = held > conn.unfinished_bytes;
+        let growth = held.saturating_sub(conn.unfinished_bytes);
         conn.unfinished_bytes = held;
         let bound = self.unfinished_bytes_max();
-        if grew && self.unfinished.bytes > bound.max(self.unfinished.left + bound / 8) {
+        self.unfinished.grown += growth;
+        if self.unfinished.grown > bound / TRIM_SHARE {
+            self.unfinished.grown = 0;
+            self.conns.values_mut().for_each(|conn| conn.trim());
+        }
+        if growth > 0 && self.unfinished.bytes > bound.max(self.unfinished.left + bound / 8) {
             self.shed_unfinished(now);
             self.unfinished.left = self.unfinished.bytes;
+        }
+    }
+
+    /// Closes those that have read nothing for long, where that makes room: nothing need grow for
+    /// them to be so.
+    pub(super) fn look_for_deaf(&mut self, now: Instant) {
+        let looked = self.unfinished.looked.is_some_and(|at| now < at + READS_WITHIN);
+        if !looked && self.unfinished.bytes > self.unfinished_bytes_max() {
+            self.shed_unfinished(now);
         }
     }
 
@@ -124,6 +149,12 @@ impl Shard {
     fn shed_unfinished(&mut self, now: Instant) {
         let bound = self.unfinished_bytes_max();
         self.write_unfinished(now, bound - bound / 8);
+        self.unfinished.looked = Some(now);
+        let window = self.config.amqp.transmit_bytes_max as u64;
+        let reads = |conn: &Conn| {
+            let since = conn.amqp.unread_since();
+            conn.amqp.unread_bytes() <= window && since.is_none_or(|at| now < at + READS_WITHIN)
+        };
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
         let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
@@ -136,7 +167,12 @@ impl Shard {
             // Who is not read cannot finish a record, nor is there anybody at its end.
             let sealed = conn.sealed.filter(|_| conn.amqp.wants_read());
             let sealed_since = sealed.map(|(_, since)| since);
-            let since = earlier(conn.amqp.unfinished_since(), sealed_since);
+            let mut since = earlier(conn.amqp.unfinished_since(), sealed_since);
+            if reads(conn) {
+                exempt += conn.amqp.unread_bytes();
+            } else {
+                since = earlier(since, conn.amqp.unread_since());
+            }
             holders.extend(since.map(|since| (since, conn.id)));
         }
         self.unfinished.bytes = sum;

@@ -532,6 +532,19 @@ impl Host {
         }
     }
 
+    /// Bytes that are on their way to a client that does not take them.
+    pub(crate) fn unread_bytes(&self, at: usize) -> usize {
+        self.clients[at].unread.iter().map(Vec::len).sum()
+    }
+
+    /// A client takes the bytes that were sent to it, and does nothing with them.
+    pub(crate) fn skim(&mut self, at: usize) {
+        while let Some(buf) = self.clients[at].unread.pop_front() {
+            self.event(self.clients[at].shard, Event::Sent { conn: ConnId(at as u64), buf });
+            self.settle();
+        }
+    }
+
     /// A client with a session, connected to this shard, where it stays.
     pub(crate) fn connect(&mut self, shard: usize) -> usize {
         self.connect_as(shard, false, None)

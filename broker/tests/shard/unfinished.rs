@@ -8,7 +8,7 @@ use amqp::delivery::Outcome;
 use amqp::error::Condition;
 use amqp::frame::{self, FrameWriter};
 use amqp::performative::{Attach, Detach, Performative, Transfer};
-use broker::limits::LAST_BYTES_WITHIN;
+use broker::limits::{LAST_BYTES_WITHIN, LINKS_WITH_REFUSED_MAX};
 use broker::{ConnId, Event};
 
 use crate::host::{Host, Wish, Writes};
@@ -201,4 +201,87 @@ fn who_asks_and_never_reads_the_answers_goes_as_well() {
     let sender = host.sender(at, "q");
     assert!(host.send(at, sender, 10, false));
     assert_eq!(host.outcomes(at), [Outcome::Accepted]);
+}
+
+/// A client that asks, and reads none of the answers, until so many bytes of them wait for it
+/// beside those that are being sent.
+fn asker(host: &mut Host, bytes: usize) -> usize {
+    let at = host.connect(0);
+    host.clients[at].reads = false;
+    ask(host, at, 0);
+    let sent = host.unread_bytes(at);
+    ask(host, at, bytes / sent);
+    assert!(!host.clients[at].paused, "it is still read");
+    at
+}
+
+fn ask(host: &mut Host, at: usize, more: usize) {
+    let bytes = refused_attaches(200);
+    (0..more.max(1)).for_each(|_| hear(host, at, &bytes));
+}
+
+#[test]
+fn who_stops_asking_just_before_it_is_no_longer_read_is_counted_as_well() {
+    let wish = Wish { memory_bytes_max: 1 << 24, message_bytes_max: 1 << 16, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let mut askers = Vec::new();
+    for _ in 0..4 {
+        // More than messages alone may be, and far less than stops the reading.
+        askers.push(asker(&mut host, 5 << 18));
+        host.pass(Duration::from_secs(1));
+    }
+    host.pass(LAST_BYTES_WITHIN);
+    let gone: Vec<bool> = askers.iter().map(|at| host.clients[*at].closed).collect();
+    assert_eq!(gone, [true, false, false, false], "the first makes room for the last");
+}
+
+#[test]
+fn who_reads_slowly_stays_and_who_reads_nothing_goes_in_the_end() {
+    let wish = Wish { memory_bytes_max: 1 << 24, message_bytes_max: 1 << 16, ..Wish::default() };
+    let mut host = Host::new(wish);
+    // Of each no more waits than messages alone may be; together it is more than the 4 MiB.
+    let askers: Vec<usize> = (0..8).map(|_| asker(&mut host, 600 << 10)).collect();
+    let (slow, deaf) = askers.split_first().expect("eight");
+    host.pass(Duration::from_secs(20));
+    assert!(askers.iter().all(|at| !host.clients[*at].closed), "each has read a moment ago");
+    let heartbeat = [0, 0, 0, 8, 2, 0, 0, 0];
+    for _ in 0..4 {
+        host.skim(*slow);
+        ask(&mut host, *slow, 4);
+        askers.iter().for_each(|at| hear(&mut host, *at, &heartbeat));
+        host.pass(Duration::from_secs(20));
+    }
+    assert!(!host.clients[*slow].closed, "it reads");
+    let gone = deaf.iter().filter(|at| host.clients[**at].closed).count();
+    assert!((1..7).contains(&gone), "as many as it takes: {gone}");
+}
+
+#[test]
+fn links_that_are_refused_and_never_detached_end_their_session() {
+    let mut host = Host::new(Wish::default());
+    let at = host.connect(0);
+    let attach = |channel: u16, handle: u32| {
+        let name = format!("no-{channel}-{handle}");
+        let attach = Attach {
+            name: &name,
+            handle: Handle(handle),
+            role: Role::Sender,
+            initial_delivery_count: Some(0),
+            ..Attach::default()
+        };
+        let mut bytes = Vec::new();
+        frame::write(&mut bytes, channel, &Performative::Attach(attach));
+        bytes
+    };
+    let sessions = u16::try_from(LINKS_WITH_REFUSED_MAX / 1024).expect("few");
+    for channel in 1..=sessions {
+        host.begin(at);
+        let links: Vec<u8> = (0..1024).flat_map(|handle| attach(channel, handle)).collect();
+        hear(&mut host, at, &links);
+    }
+    let ended = |host: &Host| host.count(at, |event| matches!(event, Amqp::EndReceived { .. }));
+    assert_eq!(ended(&host), 0);
+    host.begin(at);
+    hear(&mut host, at, &attach(sessions + 1, 0));
+    assert_eq!(ended(&host), 1);
 }
