@@ -1,7 +1,8 @@
 //! `docs/internals/amqp-conformance.md` says which test shows what; this one, that it is true.
 //!
-//! Invariants: the table has each of its 49 entries once, in order; each test that it names is a
-//! function of the tree; an entry without a test says that it is open or not built.
+//! Invariants: the table has each of its 49 entries once, in order; each test that it names is one
+//! that runs: alone, or in the step of `tests/run` that its `#[ignore]` names; an entry without a
+//! test says that it is open or not built.
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +18,9 @@ fn each_entry_is_there_and_each_test_it_names_exists() {
     for dir in ["amqp/src", "amqp/tests", "broker/src", "broker/tests", "tests/it"] {
         read_sources(&root.join(dir), &mut sources);
     }
+    let run = fs::read_to_string(root.join("tests/run")).expect("the script can be read");
+    let (_, steps) = run.split_once("\nsteps=(").expect("it lists its steps");
+    let steps: Vec<&str> = steps.split(')').next().unwrap_or("").split_whitespace().collect();
     let rows: Vec<Vec<&str>> = page
         .lines()
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
@@ -29,10 +33,43 @@ fn each_entry_is_there_and_each_test_it_names_exists() {
         let excused = cells[2].contains("**open**") || cells[2].contains("not built");
         assert!(!names.is_empty() || excused, "entry {} has no test and no reason", cells[0]);
         for name in names {
-            let function = format!("fn {name}()");
-            assert!(sources.contains(&function), "entry {}: there is no test {name}", cells[0]);
+            assert!(runs(&sources, name, &steps), "entry {}: no test {name} that runs", cells[0]);
         }
     }
+}
+
+/// Whether a function of this name is a test that something runs.
+fn runs(sources: &str, name: &str, steps: &[&str]) -> bool {
+    let Some(at) = sources.find(&format!("fn {name}()")) else { return false };
+    // What stands on the lines before it, up to one that is no attribute and no comment.
+    let before = sources[..at].lines().rev().skip_while(|line| line.trim().is_empty());
+    let attributes: Vec<&str> =
+        before.map(str::trim).take_while(|line| line.starts_with(['#', '/'])).collect();
+    let ignored = attributes.iter().find(|line| line.starts_with("#[ignore"));
+    attributes.contains(&"#[test]")
+        && ignored.is_none_or(|line| step(line).is_some_and(|step| steps.contains(&step)))
+}
+
+/// The step that the reason of an `#[ignore]` names.
+fn step(line: &str) -> Option<&str> {
+    let (_, named) = line.split_once("tests/run ")?;
+    named.split(['"', ' ', ';', ',']).next()
+}
+
+#[test]
+fn a_name_alone_is_not_a_test() {
+    let sources = [
+        "#[test]\n    fn runs() {",
+        "fn helps() {",
+        "#[test]\n#[ignore]\nfn never() {",
+        "#[test]\n#[ignore = \"slow: tests/run seeds\"]\nfn in_a_step() {",
+        "#[test]\n#[ignore = \"slow: tests/run nothing\"]\nfn in_none() {",
+        "#[test]\nfn other() {}\n\nfn behind_one() {",
+    ];
+    let sources = sources.join("\n}\n\n");
+    let names = ["runs", "helps", "never", "in_a_step", "in_none", "behind_one", "missing"];
+    let found = names.map(|name| runs(&sources, name, &["seeds"]));
+    assert_eq!(found, [true, false, false, true, false, false, false]);
 }
 
 fn read_sources(dir: &Path, sources: &mut String) {

@@ -201,6 +201,8 @@ pub enum BeginError {
     Exhausted,
     /// We have a link of this name and role already.
     NameInUse,
+    /// What is to be said of the link is longer than the peer's frames may be.
+    TooLong,
 }
 
 /// So many bytes may wait for the peer to read without counting as unread.
@@ -524,7 +526,7 @@ impl Connection {
     ///
     /// # Errors
     /// `NotOpen` where the session is not up; `Exhausted` above the peer's handle-max, or with as
-    /// many links as there may be.
+    /// many links as there may be; `NameInUse`; `TooLong`.
     pub fn attach_sender(
         &mut self,
         session: SessionId,

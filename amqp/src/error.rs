@@ -216,6 +216,8 @@ pub(crate) enum Unsupported {
     SourceKind,
     /// A delivery state or outcome that AMQP 1.0 does not define.
     StateKind,
+    /// A receiver that has unsettled deliveries beyond those that it names [2.7.3].
+    IncompleteUnsettled,
     /// A transfer in a transaction.
     TransactionalTransfer,
     /// A disposition in a transaction.
@@ -289,6 +291,7 @@ impl Fault {
                 | Unsupported::TargetKind
                 | Unsupported::SourceKind
                 | Unsupported::StateKind
+                | Unsupported::IncompleteUnsettled
                 | Unsupported::TransactionalTransfer
                 | Unsupported::TransactionalOutcome,
             ) => Condition::NotImplemented,
@@ -317,6 +320,7 @@ impl Fault {
                 Unsupported::Coordinator
                 | Unsupported::TargetKind
                 | Unsupported::SourceKind
+                | Unsupported::IncompleteUnsettled
                 | Unsupported::TransactionalTransfer => Scope::Link,
                 Unsupported::StateKind | Unsupported::TransactionalOutcome => Scope::Session,
             },
@@ -425,6 +429,9 @@ impl fmt::Display for Fault {
                 }
                 Unsupported::StateKind => {
                     "this kind of delivery state is not known here: use those of AMQP 1.0"
+                }
+                Unsupported::IncompleteUnsettled => {
+                    "an unsettled map that is not whole is not supported: nothing is resumed"
                 }
                 Unsupported::TransactionalTransfer | Unsupported::TransactionalOutcome => {
                     "transactions are not supported: send without transactional-state"

@@ -142,6 +142,8 @@ pub(crate) struct Link {
     pub(crate) resuming: bool,
     /// Receiver: the delivery-count up to which the peer may send.
     pub(crate) limit: u32,
+    /// The peer wants a flow in answer, and the link is not accepted yet.
+    pub(crate) echo_owed: bool,
     /// A flow about this link is due at the next `poll_transmit`.
     pub(crate) flow_due: bool,
     /// The largest message that the peer takes.
@@ -220,6 +222,7 @@ impl Link {
             drained: false,
             resuming: false,
             limit: 0,
+            echo_owed: false,
             flow_due: false,
             max_message_size: u64::MAX,
             partial: None,
@@ -244,10 +247,14 @@ impl Link {
         self.limit = initial_delivery_count.wrapping_add(self.credit);
     }
 
+    /// Whether no delivery of it was ever begun.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.delivery_count == self.first_count
+    }
+
     /// How often its name went from link to link without a delivery, this time included.
     pub(crate) fn steals_with_this(&self) -> u8 {
-        let is_used = self.delivery_count != self.first_count;
-        if is_used { 1 } else { self.steals.saturating_add(1) }
+        if self.is_unused() { self.steals.saturating_add(1) } else { 1 }
     }
 
     /// Receiver: the peer may send this many from now.

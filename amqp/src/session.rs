@@ -336,7 +336,16 @@ impl Session {
         self.tags.trim();
     }
 
-    /// Forgets the unsettled deliveries of a link.
+    /// Forgets the unsettled deliveries of all links.
+    pub(crate) fn forget_all_deliveries(&mut self) {
+        self.incoming = Unsettled::new();
+        self.outgoing = Unsettled::new();
+        self.tags = TagTable::new();
+        self.unfinished = None;
+        self.renew_window();
+    }
+
+    /// Forgets the unsettled deliveries of a link; costs time by those of all links.
     pub(crate) fn forget_deliveries(&mut self, link: u32) {
         let tags = &mut self.tags;
         self.incoming.retain(|id, delivery| {

@@ -62,6 +62,11 @@ const P99_FLOOR: Duration = Duration::from_millis(1);
 /// its share of the descriptors.
 const IDLE_QUEUES: usize = 64;
 
+/// Beyond both of these an attack has harmed the victim, on whatever machine: that fails always.
+/// Less fails where [`P99_RATIO_MAX`] is asked for.
+const P99_BREAK_RATIO: f64 = 5.0;
+const P99_BREAK: Duration = Duration::from_millis(20);
+
 /// The lowest priority of a thread, as `nice` counts.
 const NICEST: i32 = 19;
 
@@ -280,6 +285,10 @@ fn is_bearable((calm, attacked): (Duration, Duration)) -> bool {
     attacked <= P99_FLOOR || attacked.as_secs_f64() <= calm.as_secs_f64() * P99_RATIO_MAX
 }
 
+fn is_broken((calm, attacked): (Duration, Duration)) -> bool {
+    attacked > calm + P99_BREAK && attacked.as_secs_f64() > calm.as_secs_f64() * P99_BREAK_RATIO
+}
+
 /// The broker to attack: `LAELAPS_EXE`, or the one under test.
 fn started(data: &Path) -> Start<'_> {
     let mut start = Start::new(data);
@@ -338,12 +347,11 @@ fn withstand(attack: &Attack) {
     );
     assert!(blows > 0, "nobody attacked");
     assert!(growth <= attack.growth_max, "{}: memory grew by {growth} bytes", attack.name);
-    // A machine that others use too makes any tail: only who has one to himself judges by it.
-    assert!(
-        is_bearable((calm, attacked)) || std::env::var_os("LAELAPS_HOSTILE_P99").is_none(),
-        "{}: the p99 of a well-behaved client rose {ratio:.2} times",
-        attack.name
-    );
+    // A machine that others use too makes a tail of its own: only who has one to himself judges by
+    // small differences.
+    let is_quiet = std::env::var_os("LAELAPS_HOSTILE_P99").is_some();
+    let harmed = is_broken((calm, attacked)) || (is_quiet && !is_bearable((calm, attacked)));
+    assert!(!harmed, "{}: the p99 of a well-behaved client rose {ratio:.2} times", attack.name);
     // Nobody else was harmed: another client comes, and the broker ends in order.
     let mut late = Client::connect(broker.amqp, "late", Sasl::Anonymous, WAIT).expect("served");
     let link = late.sender("late").expect("a link");

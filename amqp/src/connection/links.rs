@@ -77,16 +77,17 @@ impl Connection {
             link.silent = false;
             assert!(link.step(LinkEvent::LocalAttach), "a new link may be attached");
         }
-        self.write_attach(
-            index,
-            &AttachTerms {
-                source: Some(&new.source),
-                target: Some(&new.target),
-                offered_capabilities: &[],
-                desired_capabilities: &new.desired_capabilities,
-                properties: new.properties.as_deref(),
-            },
-        );
+        let terms = AttachTerms {
+            source: Some(&new.source),
+            target: Some(&new.target),
+            offered_capabilities: &[],
+            desired_capabilities: &new.desired_capabilities,
+            properties: new.properties.as_deref(),
+        };
+        if !self.write_attach(index, &terms) {
+            self.remove_link(index);
+            return Err(BeginError::TooLong);
+        }
         Ok(self.link_id(index))
     }
 
@@ -124,6 +125,10 @@ impl Connection {
                     // Not closed: what the link stands for goes over to the new one.
                     if steals <= STEALS_MAX {
                         self.detach_with_error(known, false, stolen());
+                        if !self.is_mapped(session) {
+                            // It had to go with the link.
+                            return Ok(Handled::Done);
+                        }
                     }
                 }
                 LinkState::New | LinkState::DetachSent | LinkState::Detached => {}
@@ -173,6 +178,7 @@ impl Connection {
             link.refused = true;
             return Ok(());
         }
+        check_unsettled_map(link.role, attach)?;
         if link.role == Role::Receiver {
             let first = attach.initial_delivery_count;
             link.start_counting(first.ok_or(PeerViolation::InitialDeliveryCountMissing)?);
@@ -197,6 +203,7 @@ impl Connection {
             return Err(Unsupported::SourceKind.into());
         }
         let Some(link) = self.links.get_mut(index) else { return Ok(()) };
+        check_unsettled_map(link.role, attach)?;
         if link.role == Role::Receiver {
             let first = attach.initial_delivery_count;
             link.start_counting(first.ok_or(PeerViolation::InitialDeliveryCountMissing)?);
@@ -260,7 +267,6 @@ impl Connection {
 
     /// The host accepts the peer's attach.
     pub(super) fn accept(&mut self, index: u32, accept: &AcceptLink) {
-        let written = self.out.len();
         let fits = self.write_attach(
             index,
             &AttachTerms {
@@ -272,10 +278,6 @@ impl Connection {
             },
         );
         if !fits {
-            self.out.truncate(written);
-            if let Some(link) = self.links.get_mut(index) {
-                link.attach_sent = false;
-            }
             self.fail_link(index, LimitExceeded::FrameSize.into());
             return;
         }
@@ -283,13 +285,16 @@ impl Connection {
         let Some(link) = self.links.get_mut(index) else { return };
         link.step(LinkEvent::Accept);
         // A flow may have come with the attach.
-        let (credit, drain) = (link.credit, link.drain);
+        let (credit, drain, echo_owed) = (link.credit, link.drain, link.echo_owed);
         if link.role == Role::Sender && (credit > 0 || drain) {
             self.events.push_back(Event::CreditChanged { link: id, credit, drain });
             if drain && credit == 0 {
                 self.answer_drain(index);
             }
-        } else if credit > 0 || drain {
+            if echo_owed {
+                self.link_flow_due(index);
+            }
+        } else if credit > 0 || drain || echo_owed {
             self.link_flow_due(index);
         }
     }
@@ -339,8 +344,9 @@ impl Connection {
         let closed = if answer { link.remote_closed } else { closed };
         self.write_session_dispositions(session);
         if self.is_mapped(session) {
-            if !attached {
-                self.write_attach(index, &REFUSAL);
+            if !attached && !self.write_attach(index, &REFUSAL) {
+                // Its name alone is too long for the peer, and a link has no other.
+                return self.fail_session(session, LimitExceeded::FrameSize.into());
             }
             self.write_detach(index, Handle(handle), closed, error);
         }
@@ -370,7 +376,8 @@ impl Connection {
         let known = !link.silent;
         self.detach_link(index, closed, Some(&error));
         self.silence(index);
-        if known {
+        // Where its session had to go with it, the host has heard that.
+        if known && self.links.is_live(index, id.generation) {
             self.events.push_back(Event::Detached { link: id, error: Some(error) });
         }
     }
@@ -379,8 +386,10 @@ impl Connection {
     fn silence(&mut self, index: u32) {
         let Some(link) = self.links.get_mut(index) else { return };
         link.silent = true;
-        let session = link.session;
-        self.forget_deliveries(session, index);
+        let (session, is_unused) = (link.session, link.is_unused());
+        if !is_unused {
+            self.forget_deliveries(session, index);
+        }
     }
 
     /// A link's deliveries are settled by its end: that may be the room that others wait for.
@@ -417,10 +426,14 @@ impl Connection {
         if let Some(handle) = link.remote_handle {
             set_slot(&mut state.remote_handles, handle as usize, None);
         }
-        self.forget_deliveries(link.session, index);
+        // A walk over the deliveries of all links: not for one that has none.
+        if !link.silent && !link.is_unused() {
+            self.forget_deliveries(link.session, index);
+        }
     }
 
-    /// Writes our attach; false where it is larger than the peer's frames may be.
+    /// Writes our attach. False, and nothing was written, where it is larger than the peer's
+    /// frames may be.
     fn write_attach(&mut self, index: u32, terms: &AttachTerms<'_>) -> bool {
         let written = self.out.len();
         let Some(link) = self.links.get_mut(index) else { return true };
@@ -458,7 +471,14 @@ impl Connection {
                 frame::write(out, channel, &Performative::Attach(attach));
             });
         });
-        self.out.len() - written <= self.remote_max_frame_size as usize
+        let fits = self.out.len() - written <= self.remote_max_frame_size as usize;
+        if !fits {
+            self.out.truncate(written);
+            if let Some(link) = self.links.get_mut(index) {
+                link.attach_sent = false;
+            }
+        }
+        fits
     }
 
     fn write_detach(&mut self, index: u32, handle: Handle, closed: bool, error: Option<&Error>) {
@@ -467,6 +487,15 @@ impl Connection {
         let detach = Detach { handle, closed, error: error.map(Error::to_wire) };
         frame::write(&mut self.out, channel, &Performative::Detach(detach));
     }
+}
+
+/// A receiver whose map of unsettled deliveries is not whole may be sent nothing new [2.7.3], and
+/// we resume nothing.
+fn check_unsettled_map(role: Role, attach: &Attach<'_>) -> Result<(), Unsupported> {
+    if role == Role::Sender && attach.incomplete_unsettled {
+        return Err(Unsupported::IncompleteUnsettled);
+    }
+    Ok(())
 }
 
 /// A link's identity: the containers are the connection's [2.6.1].

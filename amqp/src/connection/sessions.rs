@@ -172,8 +172,10 @@ impl Connection {
     }
 
     fn drop_links(&mut self, session: u32) {
-        let links: Vec<u32> =
-            self.sessions.get(session).map(|s| s.links().collect()).unwrap_or_default();
+        let Some(state) = self.sessions.get_mut(session) else { return };
+        // At once, and not link by link.
+        state.forget_all_deliveries();
+        let links: Vec<u32> = state.links().collect();
         for link in links {
             self.remove_link(link);
         }
@@ -243,6 +245,10 @@ impl Connection {
             }
         }
         if flow.echo {
+            // Answered when the link is up.
+            if let Some(link) = self.links.get_mut(index) {
+                link.echo_owed = link.state == LinkState::AttachReceived;
+            }
             self.link_flow_due(index);
         }
     }

@@ -91,9 +91,7 @@ impl Connection {
         if transfer.resume {
             return self.on_resumed(index, id, transfer);
         }
-        if let Some(DeliveryState::TransactionalState(_)) = transfer.state {
-            return Err(Unsupported::TransactionalTransfer.into());
-        }
+        check_state(transfer)?;
         if transfer.rcv_settle_mode == Some(ReceiverSettleMode::Second) {
             return Err(PeerViolation::ReceiverSettleMode.into());
         }
@@ -207,6 +205,7 @@ impl Connection {
         {
             return Err(PeerViolation::ContinuationDiffers.into());
         }
+        check_state(transfer)?;
         partial.settled |= transfer.settled.unwrap_or(false);
         if partial.ignored {
             if transfer.aborted || !transfer.more {
@@ -721,6 +720,16 @@ impl Connection {
             link.give_back_credit();
             self.link_flow_due(index);
         }
+    }
+}
+
+/// A state says how far the sender is with a delivery, which changes nothing here, or that it is
+/// part of a transaction.
+#[inline(always)]
+fn check_state(transfer: &Transfer<'_>) -> Result<(), Unsupported> {
+    match transfer.state {
+        Some(DeliveryState::TransactionalState(_)) => Err(Unsupported::TransactionalTransfer),
+        Some(_) | None => Ok(()),
     }
 }
 

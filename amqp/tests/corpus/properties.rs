@@ -4,13 +4,15 @@
 //!  frame:  bytes ── frames ── bodies ──▶ performative ── written ──▶ the same performative
 //!  codec:  bytes ── value ── walked to the bottom, written ──▶ the same value
 //!          bytes ── message ── sections in order, forwarded ──▶ the same sections
+//!                     │ by the reader of all, the one of the head, the check, and in parts: of
+//!                     └ a broker's four ways to look at a message none finds what others do not
 //! ```
 //!
 //! Besides the assertions below: nothing panics, overflows or takes memory by a count.
 
 use amqp::codec::{Reader, Value, Writer};
 use amqp::frame::{self, FrameKind, ProtocolId};
-use amqp::message::{self, Sections};
+use amqp::message::{self, Head, Header, Progress, Sections, Survey};
 use amqp::performative::Performative;
 use amqp::sasl::SaslBody;
 
@@ -112,7 +114,23 @@ fn nodes(value: &Value<'_>) -> usize {
 }
 
 fn message(bytes: &[u8]) {
-    let Ok(sections) = Sections::scan(bytes) else { return };
+    let survey = message::check(bytes);
+    in_parts(bytes, survey);
+    if message::is_plain(bytes) {
+        let header = Header { durable: Some(true), ..Header::default() };
+        assert_eq!(survey.map(|survey| survey.header), Ok(header));
+    }
+    let _ = message::id_at(bytes, bytes.len() / 2);
+    let scanned = Sections::scan(bytes);
+    let annotated = |found: &Sections| found.message_annotations(bytes).is_ok();
+    assert_eq!(survey.is_ok(), scanned.as_ref().is_ok_and(annotated));
+    let Ok(sections) = scanned else { return };
+    let head = Head::read(bytes).expect("all of it is sound");
+    assert_eq!(head.fields, sections.header_fields);
+    assert_eq!(bytes[head.forwarded_from..], bytes[sections.forwarded.clone()]);
+    if let Ok(survey) = survey {
+        surveyed(bytes, &sections, &survey);
+    }
     let ranges = [
         sections.header.clone(),
         sections.delivery_annotations.clone(),
@@ -128,9 +146,6 @@ fn message(bytes: &[u8]) {
         at = range.end;
     }
     assert_eq!(at, bytes.len());
-    let _ = sections.properties(bytes);
-    let _ = sections.application_properties(bytes);
-    let _ = sections.message_annotations(bytes);
 
     let mut sent = Vec::new();
     message::write_header(&sections.header_fields, &mut sent);
@@ -138,4 +153,40 @@ fn message(bytes: &[u8]) {
     let again = Sections::scan(&sent).expect("what was scanned before");
     assert_eq!(again.header_fields, sections.header_fields);
     assert_eq!(sent[again.forwarded], bytes[sections.forwarded]);
+}
+
+/// What a check finds in a message is what those find who read all of it.
+fn surveyed(bytes: &[u8], sections: &Sections, survey: &Survey) {
+    assert_eq!(survey.header, sections.header_fields);
+    assert_eq!(Ok(survey.message_annotations(bytes)), sections.message_annotations(bytes));
+    if let Ok(properties) = sections.properties(bytes) {
+        let expiry = properties.and_then(|properties| properties.absolute_expiry_time);
+        assert_eq!(survey.absolute_expiry_time(bytes), expiry);
+    }
+    let Ok(Some(map)) = sections.application_properties(bytes) else { return };
+    for (key, value) in map.iter() {
+        let Value::String(key) = key else { continue };
+        let at = survey.application_property(bytes, key);
+        assert_eq!(at.is_none(), value == Value::Null, "{key}");
+        if let Some(at) = at {
+            assert_eq!(Reader::new(&bytes[at..]).value(), Ok(value));
+            let _ = message::id_at(bytes, at);
+        }
+    }
+}
+
+/// Wherever a message is cut, its parts together are what the whole is. Its last two bytes say
+/// where.
+fn in_parts(bytes: &[u8], whole: Result<Survey, amqp::codec::DecodeError>) {
+    let [.., one, other] = bytes else { return };
+    let place = |byte: u8| usize::from(byte) * bytes.len() / 256;
+    let (first, second) = (place(*one.min(other)), place(*one.max(other)));
+    let Ok((survey, mut progress)) = Progress::begin(&bytes[..first]) else { return };
+    let parts = [&bytes[first..second], &bytes[second..]];
+    let gone_on = parts.into_iter().try_for_each(|part| progress.go_on(part));
+    match gone_on.and_then(|()| progress.end()) {
+        Ok(()) => assert_eq!(whole, Ok(survey)),
+        // The descriptor of a value may be as long as it likes, but not across two parts.
+        Err(_) => assert!(whole.is_err() || bytes.len() > 512),
+    }
 }

@@ -1,7 +1,7 @@
 //! Two connections, client and server, that hear nobody but each other, driven by bytes.
 //!
 //! ```text
-//!  bytes 0, 1      bounds of the client, bounds of the server
+//!  bytes 0, 1      bounds of the client, bounds of the server, and what each gathers
 //!  then, each      0x00..=0x3F   bytes of the client's reach the server: 1, 4, 9, ... 4,096
 //!                  0x40..=0x7F   and the other way round
 //!                  0x80..=0xBF   a command of the client's host
@@ -12,7 +12,8 @@
 //! Fuzzed by `fuzz/fuzz_targets/both.rs`; tests here feed it from seeds and from the corpus.
 //! Asked of every run:
 //! * neither end ever finds a rule broken by the other: all errors are those of hosts;
-//! * a message arrives byte-exact, on one link, in its link's order, none between two missing;
+//! * a message arrives byte-exact, on one link, in its link's order, none between two missing,
+//!   whole or in parts; one that was given up does not arrive;
 //! * an outcome is told once, and only for what was sent;
 //! * when all that is owed is answered, everything sent on a link that is still up has arrived,
 //!   and what keeps a link from sending is its credit and nothing else;
@@ -55,8 +56,9 @@ struct Sending {
     sent: u32,
     /// Sent, and not settled: whether the outcome is known.
     in_flight: BTreeMap<u32, bool>,
-    /// What is still to be given of a message that was begun.
+    /// What is still to be given of a message that was begun, and which delivery it is.
     rest: VecDeque<Bytes>,
+    open: Option<DeliveryId>,
 }
 
 /// One connection and its host.
@@ -70,6 +72,8 @@ struct End {
     links: Vec<LinkId>,
     sending: BTreeMap<LinkId, Sending>,
     receiving: Vec<LinkId>,
+    /// What has come of messages that come in parts.
+    joining: BTreeMap<LinkId, (DeliveryId, Vec<u8>)>,
     unsettled: Vec<(LinkId, DeliveryId)>,
     detaching: Vec<(LinkId, bool)>,
     ending: Vec<SessionId>,
@@ -90,7 +94,15 @@ struct Both {
 
 fn bounds(byte: u8) -> Config {
     let pick = |from: [u32; 4], shift: u8| from[usize::from(byte >> shift & 3)];
+    let (gather_bytes_max, part_bytes) = match (byte ^ byte >> 3) & 3 {
+        0 => (50, 20),
+        1 => (600, 500),
+        2 => (1 << 20, 700),
+        _ => (u64::MAX, 63 << 10),
+    };
     Config {
+        gather_bytes_max,
+        part_bytes,
         container_id: "both".into(),
         max_frame_size: pick([512, 513, 700, 1 << 16], 0),
         incoming_window: pick([1, 2, 7, 64], 2),
@@ -147,6 +159,7 @@ impl End {
             links: Vec::new(),
             sending: BTreeMap::new(),
             receiving: Vec::new(),
+            joining: BTreeMap::new(),
             unsettled: Vec::new(),
             detaching: Vec::new(),
             ending: Vec::new(),
@@ -176,6 +189,7 @@ impl End {
     fn forget(&mut self, link: LinkId) {
         self.links.retain(|other| *other != link);
         self.receiving.retain(|other| *other != link);
+        self.joining.remove(&link);
         self.sending.remove(&link);
         self.asked.retain(|(other, _)| *other != link);
         self.detaching.retain(|(other, _)| *other != link);
@@ -257,12 +271,28 @@ impl End {
                 let Some(session) = session else { return };
                 self.end(session, (nth & 1 == 1).then(whim));
             }
+            _ if nth == 2 => self.engine.give_parts(2),
+            _ if nth == 3 => self.give_up(),
             _ => {
                 if let Some(session) = self.ending.get(nth).copied() {
                     self.end(session, None);
                 }
             }
         }
+    }
+
+    /// Gives up a message of which some is not given yet: its number goes to the next.
+    fn give_up(&mut self) {
+        let begun = |sending: &Sending| !sending.rest.is_empty();
+        let Some((link, sending)) = self.sending.iter_mut().find(|(_, one)| begun(one)) else {
+            return;
+        };
+        self.engine.send_abort(*link);
+        sending.rest.clear();
+        if let Some(delivery) = sending.open.take() {
+            sending.in_flight.remove(&delivery.0);
+        }
+        sending.sent -= 1;
     }
 
     fn end(&mut self, session: SessionId, error: Option<Error>) {
@@ -321,6 +351,7 @@ impl End {
             self.engine.send(link, &[head, tail], settled)
         };
         if in_parts && sent.is_ok() {
+            sending.open = sent.ok();
             let part_bytes = tail.len().div_ceil(3);
             sending.rest = tail.chunks(part_bytes).map(Bytes::copy_from_slice).collect();
         }
@@ -371,6 +402,7 @@ impl End {
             Event::AttachReceived { link, attach } => self.asked.push((link, attach.role)),
             Event::Attached { link, .. } => assert!(self.links.contains(&link)),
             Event::Transfer { link, delivery, settled, message, .. } => {
+                assert!(!self.joining.contains_key(&link), "within another message");
                 take(arrived, link, &message);
                 if !settled {
                     self.unsettled.push((link, delivery));
@@ -403,7 +435,22 @@ impl End {
                 }
             }
             Event::SendReady { .. } | Event::Drained { .. } => {}
-            Event::Part { .. } | Event::Aborted { .. } => panic!("all is gathered: {event:?}"),
+            Event::Part { link, delivery, settled, part, is_last, .. } => {
+                assert!(is_last || !part.is_empty(), "a part of nothing");
+                let (of, bytes) = self.joining.entry(link).or_insert((delivery, Vec::new()));
+                assert_eq!(*of, delivery, "two messages at once");
+                bytes.extend_from_slice(&part);
+                if is_last {
+                    let (_, message) = self.joining.remove(&link).expect("it was there");
+                    take(arrived, link, &message);
+                    if !settled {
+                        self.unsettled.push((link, delivery));
+                    }
+                }
+            }
+            Event::Aborted { link } => {
+                assert!(self.joining.remove(&link).is_some(), "nothing of it was given");
+            }
             Event::DetachReceived { link, closed, error } => {
                 assert_of_hosts(error.as_ref());
                 self.asked.retain(|(other, _)| *other != link);
@@ -463,18 +510,30 @@ fn assert_of_hosts(error: Option<&Error>) {
     );
 }
 
+/// Messages of so many bytes are such as AMQP knows them: one section of data.
+const WITH_HEAD_BYTES: usize = 100;
+
+/// Descriptor and code of a data section; its size follows.
+const DATA: [u8; 4] = *b"\x00\x53\x75\xb0";
+
 /// A message that names its link and its number; `len` bytes, eight at least.
 fn message(serial: u32, number: u32, len: usize) -> Vec<u8> {
     let mut message: Vec<u8> = (0..len).map(|at| (at as u32 ^ number) as u8).collect();
-    message[..4].copy_from_slice(&serial.to_be_bytes());
-    message[4..8].copy_from_slice(&number.to_be_bytes());
+    let at = if len < WITH_HEAD_BYTES { 0 } else { 8 };
+    if at > 0 {
+        message[..4].copy_from_slice(&DATA);
+        message[4..8].copy_from_slice(&(len as u32 - 8).to_be_bytes());
+    }
+    message[at..at + 4].copy_from_slice(&serial.to_be_bytes());
+    message[at + 4..at + 8].copy_from_slice(&number.to_be_bytes());
     message
 }
 
 /// Judges a message that came.
 fn take(arrived: &mut BTreeMap<u32, (LinkId, u32)>, link: LinkId, got: &[u8]) {
     let word = |at: usize| u32::from_be_bytes([got[at], got[at + 1], got[at + 2], got[at + 3]]);
-    let (serial, number) = (word(0), word(4));
+    let at = if got.starts_with(&DATA) { 8 } else { 0 };
+    let (serial, number) = (word(at), word(at + 4));
     assert!(got == message(serial, number, got.len()), "changed on its way");
     let (of, next) = arrived.entry(serial).or_insert((link, 0));
     assert_eq!((*of, *next), (link, number), "not the next of its link");

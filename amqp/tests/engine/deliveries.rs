@@ -244,6 +244,16 @@ fn item_46_a_transfer_in_a_transaction_is_refused() {
 }
 
 #[test]
+fn item_46_a_continuation_in_a_transaction_is_refused() {
+    let (mut peer, _) = Peer::sending(config(), 10);
+    peer.transfer(more(0), b"m");
+    let state =
+        DeliveryState::TransactionalState(TransactionalState { txn_id: b"t", outcome: None });
+    peer.transfer(Transfer { state: Some(state), ..rest(false) }, b"");
+    assert_eq!(detached(&mut peer), Condition::NotImplemented);
+}
+
+#[test]
 fn a_transfer_from_the_receiving_side_is_refused() {
     let (mut peer, _) = Peer::receiving(config(), 5);
     peer.transfer(transfer(0, 0), b"m");

@@ -1,5 +1,7 @@
 //! Attach, detach, stealing, credit and drain.
 
+use std::time::Duration;
+
 use amqp::codec::{Reader, Value};
 use amqp::connection::{BeginError, Config, Event, Side};
 use amqp::definitions::{Condition, Handle, ReceiverSettleMode, SenderSettleMode};
@@ -7,8 +9,8 @@ use amqp::error::Error;
 use amqp::frame::{self, ProtocolId};
 use amqp::link::{LinkSource, LinkTarget, NewLink};
 use amqp::performative::{
-    AnySource, AnyTarget, Attach, Begin, Coordinator, Detach, Flow, Open, Performative, Source,
-    Target, Transfer,
+    AnySource, AnyTarget, Attach, Begin, Coordinator, Detach, End, Flow, Open, Performative,
+    Source, Target, Transfer,
 };
 use amqp::session::SessionId;
 
@@ -490,9 +492,13 @@ fn an_answer_beyond_the_peers_frame_size_is_not_sent() {
 
 /// A client in a session of its own.
 fn client() -> (Peer, SessionId) {
+    client_of(&open())
+}
+
+fn client_of(open: &Open<'_>) -> (Peer, SessionId) {
     let mut peer = Peer::new(config(), Side::Client);
     peer.say_bytes(&ProtocolId::Amqp.header());
-    peer.say(0, Performative::Open(open()));
+    peer.say(0, Performative::Open(*open));
     peer.engine.begin().unwrap();
     peer.say(0, Performative::Begin(Begin { remote_channel: Some(0), ..begin() }));
     let session = session_of(&peer.events());
@@ -641,4 +647,111 @@ fn links_that_were_refused_and_never_detached_are_bounded() {
     // The session's links went with it, and the other session goes on.
     peer.attach(sender("in their place", 100));
     assert_eq!(peer.hears(), ["attach@0 20 in their place receiver mixed first q>q"]);
+}
+
+#[test]
+fn a_refusal_that_does_not_fit_the_peers_frames_ends_the_session() {
+    let small = Open { max_frame_size: 512, ..open() };
+    let name = Box::leak("n".repeat(600).into_boxed_str());
+    let mut peer = Peer::in_session_with(config(), &small, &begin());
+    peer.say(0, Performative::Attach(receiver(name, 0)));
+    let link = peer.attached();
+    peer.engine.refuse_link(link, Error::new(Condition::NotFound, "no such queue"));
+    assert_eq!(peer.hears(), ["end@0 amqp:frame-size-too-small"]);
+    assert!(matches!(&peer.events()[..], [Event::Ended { error: Some(_), .. }]));
+    // The same where the engine refuses, here since the name is taken over.
+    let mut peer = Peer::in_session_with(config(), &small, &begin());
+    peer.say(0, Performative::Attach(receiver(name, 0)));
+    peer.attached();
+    peer.say(0, Performative::Attach(receiver(name, 1)));
+    assert_eq!(peer.hears(), ["end@0 amqp:frame-size-too-small"]);
+    assert!(matches!(&peer.events()[..], [Event::Ended { error: Some(_), .. }]));
+}
+
+#[test]
+fn a_client_does_not_attach_by_a_frame_that_is_too_long() {
+    let (mut peer, session) = client_of(&Open { max_frame_size: 512, ..open() });
+    for _ in 0..2 {
+        let long = new_link(&"n".repeat(600));
+        assert_eq!(peer.engine.attach_sender(session, long), Err(BeginError::TooLong));
+    }
+    assert!(peer.hears().is_empty());
+    assert!(peer.engine.attach_sender(session, new_link("short")).is_ok());
+    assert_eq!(peer.hears(), ["attach@0 0 short sender mixed first q>q"]);
+}
+
+#[test]
+fn item_17_an_echo_that_is_asked_for_before_the_link_is_up_is_answered_when_it_is() {
+    let mut peer = Peer::in_session(config());
+    for (handle, attach) in [(0, sender("out", 0)), (1, receiver("in", 1))] {
+        peer.say(0, Performative::Attach(attach));
+        let link = peer.attached();
+        let flow = Flow { echo: true, ..credit(handle, 0) };
+        peer.say(0, Performative::Flow(flow));
+        assert!(peer.hears().is_empty());
+        peer.accept(link);
+        let heard = peer.hears();
+        let flow = format!("flow@0 in 0+2048 link {handle} 0+0");
+        assert_eq!(heard.get(1), Some(&flow), "{heard:?}");
+        assert_eq!(heard.len(), 2);
+    }
+}
+
+#[test]
+fn item_35_a_receiver_whose_unsettled_map_is_not_whole_is_refused() {
+    let mut peer = Peer::in_session(config());
+    let attach = Attach { incomplete_unsettled: true, ..receiver("in", 0) };
+    peer.say(0, Performative::Attach(attach));
+    assert!(peer.events().is_empty());
+    let heard = peer.hears();
+    assert_eq!(heard.last().map(String::as_str), Some("detach@0 0 closed amqp:not-implemented"));
+    peer.say(0, detach(0, true));
+    // What a sender leaves out is its own affair: to us all of it is unknown.
+    peer.attach(Attach { incomplete_unsettled: true, ..sender("out", 0) });
+}
+
+/// How long it takes that links come and go, in a session with so many unsettled deliveries.
+fn links_that_come_and_go(deliveries: u32) -> Duration {
+    let roomy = Config {
+        incoming_window: 60_000,
+        unsettled_incoming_max: 60_000,
+        unsettled_max: 1 << 20,
+        ..config()
+    };
+    let (mut peer, _) = Peer::sending(roomy, 60_000);
+    for id in 0..deliveries {
+        let tag = id.to_be_bytes();
+        peer.transfer(Transfer { delivery_tag: Some(&tag), ..transfer(0, id) }, b"");
+    }
+    assert_eq!(peer.events().len(), deliveries as usize);
+    let start = crate::peer::start();
+    for _ in 0..200 {
+        peer.say(0, Performative::Attach(receiver("in", 1)));
+        let link = peer.attached();
+        peer.accept(link);
+        peer.say(0, detach(1, true));
+        peer.events();
+        peer.engine.detach(link, true, None);
+        peer.hears();
+    }
+    for handle in 1..1000 {
+        let name = Box::leak(format!("in-{handle}").into_boxed_str());
+        peer.say(0, Performative::Attach(receiver(name, handle)));
+    }
+    peer.say(0, Performative::End(End { error: None }));
+    let begun = peer.events();
+    let Some(Event::EndReceived { session, .. }) = begun.last() else { panic!("{begun:?}") };
+    peer.engine.end(*session, None);
+    start.elapsed()
+}
+
+#[test]
+fn a_link_that_goes_does_not_cost_time_by_the_deliveries_of_others() {
+    // The best of some: nothing but the walks makes each of them slow.
+    let ratio = |_| {
+        let (alone, full) = (links_that_come_and_go(0), links_that_come_and_go(50_000));
+        full.as_secs_f64() / alone.as_secs_f64()
+    };
+    let ratios: Vec<f64> = (0..3).map(ratio).collect();
+    assert!(ratios.iter().any(|ratio| *ratio < 3.0), "{ratios:?} times as long");
 }

@@ -1,16 +1,18 @@
 //! A connection driven by bytes: a peer's frames and a host's commands, in any order.
 //!
 //! ```text
-//!  byte 0          side, SASL, sizes
+//!  byte 0          side, SASL, sizes, and what is gathered of a message
 //!  then, each      0..=0x7F n   the next n bytes are the body of a frame, on channel n & 1
 //!                  0x80..=0xBF  the next n - 0x80 bytes as they are
 //!                  0xC0..=0xFF  a command, about one of the ids that events have brought
 //! ```
 //!
 //! Fuzzed by `fuzz/fuzz_targets/engine.rs`; a test here feeds it from seeds. Invariants asked: no
-//! panic, `Closed` is the last event and comes once, and one input never makes output out of
-//! proportion.
+//! panic, `Closed` is the last event and comes once, one input never makes output out of
+//! proportion, and a message comes whole or in parts of which each but the last has something in it
+//! and all together are no more than a message may be.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use amqp::codec::Symbol;
@@ -23,6 +25,7 @@ use amqp::link::{AcceptLink, LinkId, NewLink};
 use amqp::performative::{Begin, Open, Performative};
 use amqp::sasl::{Mechanism, Mechanisms};
 use amqp::session::SessionId;
+use bytes::Bytes;
 
 const OFFERED: Mechanisms = Mechanisms::ANONYMOUS
     .with(Mechanism::Plain, true)
@@ -35,8 +38,12 @@ struct Driven {
     links: Vec<LinkId>,
     sessions: Vec<SessionId>,
     deliveries: Vec<(LinkId, DeliveryId)>,
+    /// Bytes that have come of a message that comes in parts.
+    parts: BTreeMap<LinkId, usize>,
     closed: bool,
 }
+
+const MESSAGE_BYTES_MAX: u64 = 200;
 
 /// Drives a connection by `bytes`, from a moment of the caller's.
 pub(crate) fn drive(now: Instant, bytes: &[u8]) {
@@ -76,13 +83,21 @@ impl Driven {
             (Side::Client, 2) => Sasl::Anonymous,
             (Side::Server | Side::Client, _) => Sasl::None,
         };
+        let (gather_bytes_max, part_bytes) = match flags >> 3 & 3 {
+            0 => (u64::MAX, 63 << 10),
+            1 => (10, 4),
+            2 => (60, 50),
+            _ => (1000, 20),
+        };
         let config = Config {
             container_id: "engine".into(),
             sasl,
             incoming_window: 4,
             unsettled_incoming_max: 6,
             unsettled_outgoing_max: 6,
-            max_message_size: 200,
+            max_message_size: MESSAGE_BYTES_MAX,
+            gather_bytes_max,
+            part_bytes,
             reassembly_bytes_max: 300,
             transmit_bytes_max: 600,
             channel_max: 2,
@@ -95,6 +110,7 @@ impl Driven {
             links: Vec::new(),
             sessions: Vec::new(),
             deliveries: Vec::new(),
+            parts: BTreeMap::new(),
             closed: false,
         };
         if flags & 4 == 0 {
@@ -128,14 +144,26 @@ impl Driven {
                 }
                 Event::Transfer { link, delivery, .. }
                 | Event::Disposition { link, delivery, .. } => {
+                    assert!(!self.parts.contains_key(&link), "within another message");
                     self.deliveries.push((link, delivery));
+                }
+                Event::Part { link, delivery, part, is_last, .. } => {
+                    assert!(is_last || !part.is_empty(), "a part of nothing");
+                    let bytes = self.parts.entry(link).or_default();
+                    *bytes += part.len();
+                    assert!(*bytes as u64 <= MESSAGE_BYTES_MAX, "{bytes} bytes of a message");
+                    if is_last {
+                        self.parts.remove(&link);
+                        self.deliveries.push((link, delivery));
+                    }
+                }
+                Event::Aborted { link } => {
+                    assert!(self.parts.remove(&link).is_some(), "nothing of it was given");
                 }
                 Event::Closed { .. } => self.closed = true,
                 Event::CreditChanged { .. }
                 | Event::SendReady { .. }
                 | Event::PartWanted { .. }
-                | Event::Part { .. }
-                | Event::Aborted { .. }
                 | Event::Drained { .. }
                 | Event::DetachReceived { .. }
                 | Event::Detached { .. }
@@ -171,6 +199,7 @@ impl Driven {
                 let Some(session) = session else { return };
                 engine.end(session, None);
             }
+            15 if nth == 3 => engine.give_parts(2),
             3 if nth == 3 => engine.close(Some(Error::new(Condition::InternalError, "why"))),
             4 => {
                 self.now += Duration::from_secs(9);
@@ -192,6 +221,16 @@ impl Driven {
                             self.deliveries.push((link, delivery));
                         }
                     }
+                    15 if nth == 0 => {
+                        let settled = self.deliveries.len() & 1 == 0;
+                        let begun = engine.send_begin(link, &[&[1; 100]], 1400, settled);
+                        self.deliveries.extend(begun.ok().map(|delivery| (link, delivery)));
+                    }
+                    15 if nth == 1 => {
+                        let is_last = self.deliveries.len() & 1 == 0;
+                        engine.send_part(link, Bytes::from_static(&[2; 650]), is_last);
+                    }
+                    15 => engine.send_abort(link),
                     _ => {
                         if let Some((link, delivery)) = self.deliveries.pop() {
                             engine.settle(link, delivery, Outcome::Accepted);

@@ -528,6 +528,7 @@ fn not_begun(why: BeginError) -> LoadError {
         BeginError::NotOpen => "the peer closed before a session or link could be begun".to_owned(),
         BeginError::Exhausted => "the peer allows fewer links on a connection".to_owned(),
         BeginError::NameInUse => "two links of one name".to_owned(),
+        BeginError::TooLong => "an address or name is longer than the peer's frames".to_owned(),
     })
 }
 
