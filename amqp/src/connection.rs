@@ -780,9 +780,9 @@ mod tests {
         let attach = Attach { role: Role::Sender, initial_delivery_count, ..Attach::default() };
         frame::write(&mut bytes, 0, &Performative::Attach(attach));
         engine.handle_bytes(now, &bytes);
-        let attached = |event| match event {
-            Event::AttachReceived { link, .. } => Some(link),
-            _ => None,
+        let attached = |event| {
+            let Event::AttachReceived { link, .. } = event else { return None };
+            Some(link)
         };
         let link = std::iter::from_fn(|| engine.poll_event()).find_map(attached).expect("a link");
         engine.accept_link(link, AcceptLink::default());
