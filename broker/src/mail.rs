@@ -486,6 +486,9 @@ pub enum Outcome {
         /// Never again to this consumer.
         undeliverable_here: bool,
     },
+    /// Its time came before it was sent, by the clock where it waited: it is over, whatever the
+    /// clock of its queue says.
+    Expired,
 }
 
 /// Why a message, or a link, is not taken.

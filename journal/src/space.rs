@@ -85,6 +85,8 @@ pub(crate) struct Space {
     /// How many slots the superblock still has to let go, or to say that they are made.
     releasing: u32,
     retry_at: Option<Instant>,
+    /// The last file that was wanted found no space, and it is wanted still.
+    lacks_space: bool,
     unsettled: u64,
     /// Bytes that an append that was put off needs beyond the rest.
     demand: u64,
@@ -141,6 +143,7 @@ impl Space {
             files,
             releasing: 0,
             retry_at: None,
+            lacks_space: false,
             unsettled: 0,
             demand: 0,
             compacting: false,
@@ -347,6 +350,7 @@ impl Space {
             + self.set_aside(0)
             + self.demand;
         if coming * self.usable_bytes() >= wanted {
+            self.lacks_space = false;
             return None;
         }
         let slot = match self.remake.front() {
@@ -365,6 +369,7 @@ impl Space {
     /// The slot is written through; it is ready when the superblock says so, by [`Self::release`].
     pub(crate) fn handle_made(&mut self) -> Slot {
         let Making { slot, .. } = self.making.take().expect("one was being made");
+        self.lacks_space = false;
         if self.remake.front() == Some(&slot) {
             self.remake.pop_front();
         } else {
@@ -377,7 +382,12 @@ impl Space {
 
     pub(crate) fn handle_no_space(&mut self, now: Instant) {
         self.making = None;
+        self.lacks_space = true;
         self.retry_at = Some(now + SPACE_RETRY);
+    }
+
+    pub(crate) fn lacks_space(&self) -> bool {
+        self.lacks_space
     }
 
     pub(crate) fn retry_at(&self) -> Option<Instant> {

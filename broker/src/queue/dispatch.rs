@@ -191,6 +191,18 @@ impl Queue {
         Ok(())
     }
 
+    /// A consumer gives back what expired before it was sent, whatever the time is here: it is not
+    /// offered again, unless nothing expires here any more.
+    ///
+    /// # Errors
+    /// [`NotHeld`] as in [`Self::settle`].
+    pub fn release_expired(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
+        self.give_up(link, sequence, SlotState::Available)?;
+        self.expiring.comes_due(sequence);
+        self.requeue(sequence);
+        Ok(())
+    }
+
     /// This consumer does not get this message again. A message remembers the newest few of those
     /// that are there; whoever is gone needs no care, since its reference names nobody else.
     pub fn exclude(&mut self, link: LinkRef, sequence: Sequence) {

@@ -7,8 +7,9 @@
 //!   overdue ── it would be available ──▶ Moving          (a settlement simply ends it)
 //! ```
 //! A message that is with a consumer when its time comes is not called back; one that still waits
-//! to be sent to it, for its session's window or its connection, comes back then. One that goes to the
-//! dead letters goes on, and where they have no room it is not offered meanwhile, as others are.
+//! to be sent to it, for its session's window or its connection, comes back instead of being sent,
+//! when its client takes more or goes. One that goes to the dead letters goes on, and where they
+//! have no room it is not offered meanwhile, as others are.
 //! Only messages that expire are in here, so nothing is spent on the others but a look at an empty
 //! map.
 //!
@@ -60,6 +61,15 @@ impl Expiring {
     #[inline(never)]
     fn due_of(&self, sequence: Sequence) -> Option<u64> {
         self.of(sequence).filter(|unix_ms| self.due.contains(&(*unix_ms, sequence)))
+    }
+
+    /// Its time has come elsewhere.
+    pub(super) fn comes_due(&mut self, sequence: Sequence) {
+        if let Some(unix_ms) = self.of(sequence)
+            && self.due.remove(&(unix_ms, sequence))
+        {
+            self.overdue.insert(sequence);
+        }
     }
 
     /// Nothing can expire it any more.
@@ -181,6 +191,18 @@ mod tests {
         assert_eq!(queue.dispatch(), None);
         assert_eq!(leaving(&mut queue), [(1, Reason::Expired)]);
         assert!(queue.expiring.overdue.is_empty() && queue.expiring.due.is_empty());
+    }
+
+    /// Its consumer has another clock: it is not handed out again, whatever ours says.
+    #[test]
+    fn what_expired_where_it_waited_leaves_though_it_is_not_time_here() {
+        let mut queue = queue(&[Some(50), None]);
+        queue.add_credit(LINK, 2, false);
+        assert_eq!(queue.dispatch().map(|first| first.expiry_unix_ms), Some(Some(50)));
+        assert_eq!(queue.release_expired(LINK, Sequence(0)), Ok(()));
+        assert_eq!(leaving(&mut queue), [(0, Reason::Expired)]);
+        assert_eq!(queue.dispatch().map(|next| next.sequence), Some(Sequence(1)));
+        assert_eq!((queue.dispatch(), queue.next_expiry()), (None, None));
     }
 
     /// Whether its time comes on its way or when it is offered, nobody gets it from then on.

@@ -34,6 +34,8 @@ const RETRY_BYTES: u64 = 32 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Checkpointing {
     under_way: Option<UnderWay>,
+    /// One was begun, and nothing is known of its end.
+    is_begun: bool,
     page: Vec<u8>,
     /// Where the log ended when the last one was begun, if that was not in vain.
     begun_at: Option<Lsn>,
@@ -71,7 +73,7 @@ impl Shard {
         self.checkpointing.go_on(now, journal, &self.state);
         if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
             let limit = told_by_log_from(&self.state, &self.compaction);
-            self.checkpointing.begin(journal, limit, self.config.clock.unix_ms(now));
+            self.checkpointing.begin(now, journal, limit, self.config.clock.unix_ms(now));
         }
     }
 
@@ -86,7 +88,7 @@ impl Shard {
         self.checkpointing.go_on(now, journal, &self.state);
         if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
             let limit = told_by_log_from(&self.state, &self.compaction);
-            self.checkpointing.begin(journal, limit, self.config.clock.unix_ms(now));
+            self.checkpointing.begin(now, journal, limit, self.config.clock.unix_ms(now));
         }
     }
 }
@@ -108,15 +110,15 @@ impl Checkpointing {
         match journal.poll_checkpoint_end() {
             Some(Ok(head)) => {
                 self.total += 1;
-                self.failures = 0;
+                (self.failures, self.is_begun) = (0, false);
                 let shard = journal.shard().0;
                 tracing::debug!(shard, from = head.from.0, bytes = head.bytes, "a checkpoint");
             }
             Some(Err(error)) => self.failed(now, journal, &error.to_string()),
             None => {}
         }
-        if !journal.is_checkpointing() && self.under_way.take().is_some() {
-            self.begun_at = None;
+        if !journal.is_checkpointing() && std::mem::take(&mut self.is_begun) {
+            (self.under_way, self.begun_at) = (None, None);
         }
         // One in a turn: the next one waits for its write, or for a moment if nothing is in it.
         if self.go_on_at.is_some_and(|at| now < at) {
@@ -146,7 +148,7 @@ impl Checkpointing {
     }
 
     fn failed(&mut self, now: Instant, journal: &Journal, what: &str) {
-        (self.under_way, self.begun_at) = (None, None);
+        (self.under_way, self.begun_at, self.is_begun) = (None, None, false);
         self.retry_at = Some(now + retry_after(self.failures));
         self.failures += 1;
         self.failures_total += 1;
@@ -183,12 +185,16 @@ impl Checkpointing {
         missing == 0
     }
 
-    fn begin(&mut self, journal: &mut Journal, limit: Lsn, unix_ms: u64) {
+    fn begin(&mut self, now: Instant, journal: &mut Journal, limit: Lsn, unix_ms: u64) {
+        if journal.lacks_space() {
+            return self.failed(now, journal, "a segment finds no space");
+        }
         self.retry_at = None;
         let appended = journal.appended();
         if let Some(from) = journal.begin_checkpoint(limit, unix_ms) {
             self.begun_at = Some(appended);
             self.under_way = Some(UnderWay { cursor: Cursor::START, from });
+            self.is_begun = true;
         } else {
             self.not_before = appended.plus(RETRY_BYTES);
         }

@@ -202,7 +202,7 @@ impl Shard {
                 // Its time came while it waited here: where it goes is its queue's to say.
                 let back = consumer.stash.pop_front().expect("it was at the front");
                 if !consumer.browses {
-                    presettled.push((back.sequence, Outcome::Released));
+                    presettled.push((back.sequence, Outcome::Expired));
                 }
                 continue;
             }
@@ -480,6 +480,7 @@ impl Shard {
             | Outcome::Modified { delivery_failed: false, undeliverable_here: false } => {
                 queue.release(consumer, sequence).map(|()| Next::Nothing)
             }
+            Outcome::Expired => queue.release_expired(consumer, sequence).map(|()| Next::Nothing),
             Outcome::Modified { delivery_failed: false, undeliverable_here: true } => {
                 queue.release(consumer, sequence).map(|()| Next::Nothing)
             }

@@ -222,7 +222,7 @@ impl Shard {
             give(&mut flow, conn, id)
         } else if has_expired(consumer, now, &self.config.clock) {
             consumer.stash.pop_front();
-            Flowed::Over((!consumer.browses).then_some(Outcome::Released))
+            Flowed::Over((!consumer.browses).then_some(Outcome::Expired))
         } else {
             begin(&mut flow, consumer, conn, id, &mut self.head)
         };

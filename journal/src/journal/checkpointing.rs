@@ -130,7 +130,7 @@ impl Journal {
         if writing.is_some() || flight.is_some() || self.closing || self.poison.is_some() {
             return None;
         }
-        if self.space.retry_at().is_some() {
+        if self.lacks_space() {
             return None;
         }
         let reached = self.committed.min(self.durable()).min(limit);
@@ -174,6 +174,12 @@ impl Journal {
             self.queue_page(PageKind::Segments, &encode_segments(rows));
         }
         Some(from)
+    }
+
+    /// Whether the last segment that was wanted found no space: no checkpoint is begun then.
+    #[must_use]
+    pub fn lacks_space(&self) -> bool {
+        self.space.lacks_space()
     }
 
     /// Whether a checkpoint is being written.

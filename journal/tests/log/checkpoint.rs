@@ -321,8 +321,14 @@ fn a_segment_that_finds_no_space_goes_before_a_checkpoint() {
     assert_eq!(bed.journal.begin_checkpoint(Lsn(u64::MAX), 6), None, "as long as that lasts");
     let (outcome, pages, _) = begin(&mut bed.disk.clone(), &node);
     assert_eq!((outcome.checkpoint, pages.len()), (Some(older), PAGES.len()));
-    bed.wait(Duration::from_secs(2)); // the durable mark
-    bed.wait(Duration::from_secs(2)); // the disk is asked again
+    assert!(bed.journal.lacks_space());
+    // Also while the disk is asked again.
+    bed.now += Duration::from_secs(4);
+    bed.poll();
+    assert!(bed.pending.iter().any(is_segment));
+    assert_eq!(bed.journal.begin_checkpoint(Lsn(u64::MAX), 6), None);
+    bed.settle();
+    assert!(!bed.journal.lacks_space());
     assert!(checkpoint(&mut bed).generation > older.generation);
 }
 
