@@ -74,7 +74,7 @@ impl Shard {
             Outcome::Rejected if queue.buries_elsewhere() && !queue.is_doomed(sequence) => {
                 (Some(Reason::Rejected), false, false)
             }
-            Outcome::Accepted | Outcome::Rejected | Outcome::Released => {
+            Outcome::Accepted | Outcome::Rejected | Outcome::Released | Outcome::Expired => {
                 return self.settle(now, id, consumer, verdict);
             }
         };
