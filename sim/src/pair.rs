@@ -72,9 +72,8 @@ pub enum Canary {
 }
 
 impl Canary {
-    /// Those that can be named. Seeds catch the first ones; `tail-dropped` rarely, `head-untold`
-    /// never and `head-told-early` with brokers' shards: for these and all others there is a scene,
-    /// see [`SCENES`].
+    /// Those that seeds catch, by name; the last three rarely or never. For them and the others there is a
+    /// scene: see [`SCENES`].
     pub const ALL: [(&'static str, Self); 7] = {
         use journal::Canary as J;
         use replica::Canary as R;

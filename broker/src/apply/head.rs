@@ -7,10 +7,10 @@
 //! ```
 //! A queue may go without a record: a temporary one is in no catalogue, and any other's deletion
 //! stands in shard 0's log. Nor does the log say which duplicate ids were forgotten. Who writes it
-//! knows, and recycles the segments; who only reads it, a backup, would keep its own for ever. So
-//! in a pair this record follows each head that moved: a settlement of queue 0, which is no queue,
-//! with the head's LSN, little-endian, in the first eight bytes of its payload. To a version that
-//! does not know it, it is the settlement of a message that is gone.
+//! knows, and recycles the segments; who only reads it, a backup, would keep its own for ever. So in
+//! a pair this record follows each head that moved: a settlement of queue 0, which is no queue, with
+//! the head's LSN, little-endian, in the first eight bytes of its payload. To a version that does
+//! not know it, it is the settlement of a message that is gone.
 //!
 //! Why nothing is lost: who writes the log moves its head only when all that lives has a committed
 //! record at the new head or behind it, and the settlements of the rest are appended. This record
