@@ -17,8 +17,6 @@
 //!   next queue id. Those are copied forward before the segment goes;
 //! - duplicate ids that are remembered (`duplicates.rs`): carried forward too.
 //!
-//! What dies without a record goes with a head that moved (`apply/head.rs`).
-//!
 //! A message that was moved here brings its origin. It is hidden (its slot stays reserved) until
 //! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
 //! until the shards have asked each other which origins still live.
@@ -55,7 +53,6 @@ use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, 
 use crate::setback::Setback;
 
 mod checkpoint;
-pub mod head;
 
 pub use checkpoint::{Cursor, Load};
 
@@ -319,7 +316,6 @@ impl State {
     pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
-            RecordKind::Settle if head::is_told(record) => self.apply_head(lsn, record),
             RecordKind::Settle => {
                 // What was given up, a copy too, for that nothing more comes.
                 self.take_half((record.queue, record.sequence));
