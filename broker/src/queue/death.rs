@@ -334,6 +334,10 @@ impl Queue {
         if exit == Exit::Dead && !self.dying.offered.is_empty() {
             self.call_back();
         }
+        self.pop_leaving(exit)
+    }
+
+    fn pop_leaving(&mut self, exit: Exit) -> Option<Leaving> {
         let sequence = loop {
             let sequence = self.dying.turns[exit as usize].pop_front()?;
             if self.dying.leaving.remove(&sequence) {
@@ -410,6 +414,17 @@ impl Queue {
             self.make_available_again(sequence);
         }
         !is_over
+    }
+
+    /// As [`Self::offer_again`] for what waits to go to the dead letters, until so many in all are
+    /// offered.
+    pub fn offer_leaving(&mut self, offered_max: usize) {
+        for _ in self.dying.offered.len()..offered_max {
+            let Some(Leaving { sequence, .. }) = self.pop_leaving(Exit::Dead) else { break };
+            if !self.offer_again(sequence) {
+                self.leave_again(sequence);
+            }
+        }
     }
 
     /// The copy of a moving message stands: its settlement is to be appended. False if it is gone.

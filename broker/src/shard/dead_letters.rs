@@ -464,6 +464,17 @@ impl Shard {
         Some(moving)
     }
 
+    /// A queue is gone, and what was in it: nothing of it goes any further. What was sent is
+    /// answered.
+    pub(super) fn end_moves_of(&mut self, id: QueueId) {
+        let of_queue = self.moves.under_way.range((id, Sequence(0))..=(id, Sequence(u64::MAX)));
+        let unsent = of_queue.filter(|(_, moving)| moving.stage != Stage::Sent);
+        let places: Vec<_> = unsent.map(|(place, _)| *place).collect();
+        for place in places {
+            drop(self.end_move(place));
+        }
+    }
+
     /// The copy was not taken.
     pub(super) fn not_moved(&mut self, now: Instant, origin: Origin, refusal: &Refusal) {
         let place = (origin.queue, origin.sequence);
@@ -492,12 +503,7 @@ impl Shard {
             queue.leave_again(sequence);
             return false;
         }
-        for _ in 1..OFFERED_MAX {
-            let Some(Leaving { sequence, .. }) = queue.poll_leaving(Exit::Dead) else { break };
-            if !queue.offer_again(sequence) {
-                queue.leave_again(sequence);
-            }
-        }
+        queue.offer_leaving(OFFERED_MAX);
         self.dirty_queues.insert(id);
         true
     }

@@ -62,7 +62,14 @@ impl Shard {
         annotations: &[u8],
     ) {
         let Verdict { sequence, outcome, confirm } = verdict;
-        let room = self.config.memory_bytes_max.saturating_sub(self.memory_bytes());
+        // What waits to be moved has to fit in once more when it goes: errors leave room for that.
+        let most = match outcome {
+            Outcome::Rejected => self.config.memory_bytes_max / 8 * 7,
+            Outcome::Accepted | Outcome::Released | Outcome::Expired | Outcome::Modified { .. } => {
+                self.config.memory_bytes_max
+            }
+        };
+        let room = most.saturating_sub(self.memory_bytes());
         let level = self.state.catalogue.get(id).map(|record| record.level);
         let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
             return self.settle(now, id, consumer, verdict);

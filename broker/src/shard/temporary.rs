@@ -370,6 +370,7 @@ impl Shard {
     /// A queue goes with its messages. The room that was set aside for their settlements is free.
     pub(super) fn forget_queue(&mut self, now: Instant, id: QueueId) {
         self.end_inflows(now, id);
+        self.end_moves_of(id);
         if let (Some(journal), Some(queue)) = (&mut self.journal, self.state.queue(id)) {
             let unsettled = queue.live() - queue.count(SlotState::Settling);
             journal.set_unsettled(journal.usage().unsettled.saturating_sub(unsettled));
