@@ -69,6 +69,9 @@ impl Shard {
             return;
         }
         let Some(journal) = &mut self.journal else { return };
+        if self.checkpointing.rests(journal) {
+            return;
+        }
         let segment_bytes = self.config.segment_bytes;
         self.checkpointing.go_on(now, journal, &self.state);
         if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
@@ -103,6 +106,12 @@ impl Checkpointing {
     /// When it goes on, if nothing else happens.
     pub(super) fn due(&self) -> Option<Instant> {
         self.go_on_at
+    }
+
+    /// Whether none is under way, and the log is too short for the next: mostly.
+    #[inline(always)]
+    fn rests(&self, journal: &Journal) -> bool {
+        !self.is_begun && journal.appended() < self.not_before
     }
 
     /// The next page, if one is wanted; and what came of the last one.
@@ -170,8 +179,12 @@ impl Checkpointing {
             Some(begun_at) => journal.appended().since(begun_at.min(journal.appended())),
             None => journal.tail_bytes(),
         };
-        if grown < 2 * segment_bytes
-            || journal.appended() < self.not_before
+        if grown < 2 * segment_bytes {
+            let missing = 2 * segment_bytes - grown;
+            self.not_before = journal.appended().plus(missing.min(segment_bytes / 4));
+            return false;
+        }
+        if journal.appended() < self.not_before
             || journal.room() != Room::Plenty
             || journal.is_checkpointing()
             || self.retry_at.is_some_and(|until| now < until)
