@@ -232,8 +232,6 @@ pub struct Connection {
     last_received: Instant,
     reads_withheld: bool,
     last_sent: Instant,
-    /// When the host last took what waited to be sent.
-    last_taken: Instant,
     /// When the handshake, the wait for the peer's close, or that for it to read, is over.
     deadline: Instant,
 
@@ -308,7 +306,6 @@ impl Connection {
             last_received: now,
             reads_withheld: false,
             last_sent: now,
-            last_taken: now,
             deadline,
             input: Vec::new(),
             input_since: now,
@@ -389,11 +386,6 @@ impl Connection {
     pub fn unread_bytes(&self) -> u64 {
         let unread = self.out.len();
         if unread > UNREAD_BYTES_FREE { unread as u64 } else { 0 }
-    }
-
-    /// Where there are such: when the host last took what waited, since the peer had read.
-    pub fn unread_since(&self) -> Option<Instant> {
-        (self.unread_bytes() > 0).then_some(self.last_taken)
     }
 
     /// When the oldest of the messages, or the frame, began of which the peer owes the rest.
@@ -691,9 +683,10 @@ impl Connection {
     }
 
     /// Closes the connection without waiting for the peer's answer: what it has sent is dropped,
-    /// and with it the memory that it held.
-    pub fn expel(&mut self, error: Error) {
-        self.expel_peer(error);
+    /// and with it the memory that it held. Of a peer that is `deaf`, or owed far too many answers,
+    /// what waits for it is dropped as well.
+    pub fn expel(&mut self, error: Error, deaf: bool) {
+        self.expel_peer(error, deaf);
     }
 
     // Outputs.
@@ -720,7 +713,6 @@ impl Connection {
             out.append(&mut self.out);
         }
         self.last_sent = self.now;
-        self.last_taken = self.now;
         true
     }
 

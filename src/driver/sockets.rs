@@ -24,8 +24,10 @@
 //! none.
 //!
 //! A connection is a stranger until AMQP is open, or it moves. Where there is no room for one more,
-//! a stranger makes it: there are never more of them than half of what the core may hold, and the
-//! last places ([`KEPT_SHARE`]) are filled by them only one at a time.
+//! a stranger makes it: there are never more of them than half of what the core may hold. While
+//! only the last places ([`KEPT_SHARE`]) are left, those make it that had their time
+//! ([`OPENS_WITHIN`]): else peers who come back all at once would throw each other out. Of the very
+//! last ([`LAST_PLACES`]) any stranger does.
 //!
 //! A connection over TLS has its [`Channel`] here: bytes are sealed on their way out and opened on
 //! their way in, and a shard sees none of it. Until its handshake is over no shard knows of it. It
@@ -70,6 +72,12 @@ const HANDSHAKES_SHARE: usize = 4;
 /// One of so many places is kept for those who come while others make room.
 const KEPT_SHARE: usize = 16;
 
+/// When fewer places than these are left, no stranger is too young to make room.
+const LAST_PLACES: usize = 64;
+
+/// A stranger that is younger may open yet.
+const OPENS_WITHIN: Duration = Duration::from_secs(2);
+
 /// Buffers of records that are kept for the next ones, and how large they may be.
 const SPARES_MAX: usize = 64;
 const SPARE_BYTES_MAX: usize = 64 * 1024;
@@ -100,8 +108,8 @@ struct Entry {
     /// Between two messages of a log-in.
     conversation: Option<Box<Conversation>>,
     phase: Phase,
-    /// AMQP is not open, as far as is known.
-    is_stranger: bool,
+    /// AMQP is not open, as far as is known; since when.
+    stranger_since: Option<Instant>,
     sends: u32,
     /// It will send nothing more.
     peer_ended: bool,
@@ -283,6 +291,7 @@ impl Sockets {
     /// A new connection that `shard` is to serve.
     pub(super) fn add_stranger(
         &mut self,
+        now: Instant,
         socket: SocketId,
         shard: ShardId,
         peer: SocketAddr,
@@ -292,7 +301,7 @@ impl Sockets {
         let conn = self.enter(phase, socket, shard, peer, tls);
         self.strangers.add(peer, conn);
         if let Some(entry) = self.entry_mut(conn) {
-            entry.is_stranger = true;
+            entry.stranger_since = Some(now);
         }
         conn
     }
@@ -311,11 +320,12 @@ impl Sockets {
         let mut full = false;
         while self.securing.len() >= max
             && let Some(other) = self.securing.gives_way()
+            && (self.securing.len() >= HANDSHAKES_MAX || self.had_its_time(now, other))
         {
             let socket = self.entry(other).expect("it is in `Securing`").socket;
             full |= self.break_off(ring, socket);
         }
-        let conn = self.add_stranger(socket, shard, peer, Some(Box::new(Channel::new())));
+        let conn = self.add_stranger(now, socket, shard, peer, Some(Box::new(Channel::new())));
         self.securing.add(peer, conn);
         self.handshakes.push_back((now + HANDSHAKE_WITHIN, socket));
         full
@@ -326,17 +336,26 @@ impl Sockets {
     pub(super) fn make_room(
         &mut self,
         ring: &mut Ring,
+        now: Instant,
         mut is_open: impl FnMut(Served) -> bool,
     ) -> Option<Evicted> {
         let strangers_max = (self.sockets_max / STRANGERS_SHARE).max(1);
         let kept = self.sockets_max / KEPT_SHARE;
+        let last = kept.min(LAST_PLACES);
         while (self.strangers.len() >= strangers_max || self.count + kept >= self.sockets_max)
             && let Some(conn) = self.strangers.gives_way()
+            && (self.strangers.len() >= strangers_max
+                || self.count + last >= self.sockets_max
+                || self.had_its_time(now, conn))
         {
             let entry = self.entry(conn).expect("what is gone is no stranger");
             let (socket, peer, phase) = (entry.socket, entry.peer, entry.phase);
             let served = Served { conn, shard: entry.shard };
             self.is_known(socket);
+            if phase == Phase::Closing {
+                // Its place was made before.
+                continue;
+            }
             if phase == Phase::Securing {
                 self.break_off(ring, socket);
                 return Some(Evicted::Handshake);
@@ -348,16 +367,23 @@ impl Sockets {
         None
     }
 
+    /// It is a stranger for so long that it might have opened.
+    fn had_its_time(&self, now: Instant, conn: ConnId) -> bool {
+        let since = self.entry(conn).and_then(|entry| entry.stranger_since);
+        since.is_none_or(|since| now >= since + OPENS_WITHIN)
+    }
+
     /// Who is served over this socket, and is a stranger as far as is known.
     pub(super) fn stranger(&self, socket: SocketId) -> Option<Served> {
         let entry = self.entries.get(socket.slot())?.as_ref()?;
-        self.served(socket).filter(|_| entry.is_stranger)
+        self.served(socket).filter(|_| entry.stranger_since.is_some())
     }
 
     /// It is no stranger any more.
     pub(super) fn is_known(&mut self, socket: SocketId) {
-        if let Some(entry) = self.entry_of(socket).filter(|entry| entry.is_stranger) {
-            entry.is_stranger = false;
+        let found = self.entry_of(socket);
+        if let Some(entry) = found.filter(|entry| entry.stranger_since.is_some()) {
+            entry.stranger_since = None;
             let (peer, conn) = (entry.peer, entry.conn);
             self.strangers.remove(peer, conn);
         }
@@ -386,7 +412,7 @@ impl Sockets {
             tls,
             conversation: None,
             phase,
-            is_stranger: false,
+            stranger_since: None,
             sends: 0,
             peer_ended: false,
             leaving: None,
@@ -410,6 +436,7 @@ impl Sockets {
             Some(entry) if entry.phase == Phase::Securing => {
                 entry.tls.iter().for_each(|tls| tls.abandon());
                 self.lost(ring, socket);
+                self.is_known(socket);
                 true
             }
             Some(_) | None => false,
@@ -949,6 +976,42 @@ mod tests {
         assert_eq!(bench.sockets.len(), 1, "one left, one came");
         assert_eq!(bench.sockets.socket(bench.conn), None);
         assert_eq!(bench.sockets.socket(again), Some(socket));
+    }
+
+    #[test]
+    fn those_who_have_just_come_make_room_only_where_no_other_place_is_left() {
+        let mut bench = bench();
+        let (now, peer) = (clock(), "127.0.0.1:1".parse().expect("an address"));
+        let mut sockets = Sockets::new(0, 1, SOCKETS_MAX);
+        sockets.add_stranger(now, bench.socket, ShardId(0), peer, None);
+        // All places but so many are taken, most by those that are known.
+        let mut evicted = |taken: usize, now: Instant| {
+            sockets.count = taken;
+            sockets.make_room(&mut bench.ring, now, |_| false)
+        };
+        let kept = SOCKETS_MAX / KEPT_SHARE;
+        assert_eq!(evicted(SOCKETS_MAX - kept - 1, now + OPENS_WITHIN), None);
+        assert_eq!(evicted(SOCKETS_MAX - kept, now), None, "it is young");
+        assert_eq!(evicted(SOCKETS_MAX - LAST_PLACES - 1, now), None, "it is young");
+        let it = Some(Evicted::Connection { socket: bench.socket, peer });
+        assert_eq!(evicted(SOCKETS_MAX - kept, now + OPENS_WITHIN), it);
+        assert_eq!(evicted(SOCKETS_MAX - kept, now + OPENS_WITHIN), None, "once");
+        let mut sockets = Sockets::new(0, 1, SOCKETS_MAX);
+        sockets.add_stranger(now, bench.socket, ShardId(0), peer, None);
+        sockets.count = SOCKETS_MAX - LAST_PLACES;
+        assert_eq!(sockets.make_room(&mut bench.ring, now, |_| false), it, "nobody is too young");
+    }
+
+    #[test]
+    fn who_is_broken_off_makes_room_once() {
+        let mut bench = bench();
+        let (now, peer) = (clock(), "127.0.0.1:1".parse().expect("an address"));
+        let mut sockets = Sockets::new(0, 1, 2);
+        let full = sockets.add_secure(&mut bench.ring, now, bench.socket, ShardId(0), peer);
+        assert!(!full && sockets.break_off(&mut bench.ring, bench.socket));
+        assert_eq!((sockets.strangers.len(), sockets.securing.len()), (0, 0));
+        let told = sockets.make_room(&mut bench.ring, now + OPENS_WITHIN, |_| false);
+        assert_eq!(told, None, "its place was made before");
     }
 
     #[test]

@@ -381,7 +381,8 @@ impl Connection {
     }
 
     /// Our close, and no ear for the peer's.
-    pub(super) fn expel_peer(&mut self, error: Error) {
+    pub(super) fn expel_peer(&mut self, error: Error, deaf: bool) {
+        let deaf = deaf || self.answers_pile_up();
         match self.state {
             ConnectionState::Opened | ConnectionState::CloseReceived => {
                 self.write_close(Some(&error));
@@ -396,7 +397,7 @@ impl Connection {
             | ConnectionState::Closed => {}
         }
         self.input = Vec::new();
-        if self.unread_bytes() > 0 {
+        if deaf {
             // Who does not read will not read this.
             self.out = Vec::new();
         }

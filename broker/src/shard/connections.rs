@@ -75,6 +75,7 @@ impl Shard {
             received_bytes: 0,
             unfinished_bytes: 0,
             sealed: None,
+            unread_since: None,
             unaccepted_bytes: 0,
             taking_bytes: 0,
             paused: false,
@@ -99,7 +100,8 @@ impl Shard {
     pub(super) fn received(&mut self, now: Instant, id: ConnId, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(id) else { return self.received_late(id, bytes) };
         conn.received_bytes += bytes.len() as u64;
-        conn.sealed = None;
+        // What there was has come whole; the host says what there is after it.
+        conn.sealed = conn.sealed.map(|(bytes, _)| (bytes, now));
         conn.amqp.handle_bytes(now, bytes);
         self.count_unfinished(now, id);
         self.pump(now, id);
@@ -636,6 +638,7 @@ impl Shard {
                 let mut buf = std::mem::take(&mut conn.spare);
                 if conn.amqp.poll_transmit(&mut buf) && !buf.is_empty() {
                     conn.sending = true;
+                    conn.unread_since = None;
                     self.actions.push_back(Action::Send { conn: id, buf });
                 } else {
                     conn.keep(buf);
@@ -651,6 +654,7 @@ impl Shard {
     /// Back-pressure, deadline and end of a connection, after anything happened to it.
     fn watch(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.time_unread(now);
         let finished = conn.amqp.is_finished() || (conn.over && conn.amqp.is_drained());
         if finished && !conn.sending {
             self.forget_connection(now, id);

@@ -54,6 +54,8 @@ pub(crate) struct Conn {
     pub(crate) unfinished_bytes: u64,
     /// Of those, what the host holds of records that are not whole, and since when.
     pub(crate) sealed: Option<(u64, Instant)>,
+    /// Where bytes wait for the peer to read: since when, or when it last took some.
+    pub(crate) unread_since: Option<Instant>,
     /// Bytes of transfers that wait to be accepted.
     pub(crate) unaccepted_bytes: u64,
     /// Bytes of messages that come in parts, on their way to the log.

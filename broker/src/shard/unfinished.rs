@@ -11,10 +11,11 @@
 //! is behind with what it has.
 //! A connection's own bounds (`max-message-size`, links, reassembly) do not bound what many hold
 //! together. Whoever takes longest to finish goes: a message that flows is done before its turn
-//! comes, and a peer that only keeps the bytes here cannot stay. Who waits for the log is not slow,
-//! and what it holds is no reason to close others. The same holds of who reads slowly: of what
-//! waits for it, as many bytes as messages alone may be do not count for [`READS_WITHIN`] after it
-//! has read. Between two looks at all connections peers must fill an eighth of the bound.
+//! comes, and a peer that only keeps the bytes here cannot stay. Who waits for the log, or is not
+//! read, is not slow: what it holds is no reason to close others. The same holds of who reads
+//! slowly: of what waits for it, as many bytes as messages alone may be do not count for
+//! [`READS_WITHIN`] after it has read. Between two looks at all connections peers must fill an
+//! eighth of the bound.
 //!
 //! What buffers keep when they are empty is not counted. So it is given back, by all connections,
 //! when peers have filled one of [`TRIM_SHARE`] parts of the bound; and by each once in its idle
@@ -34,7 +35,7 @@ use super::Shard;
 use super::link::Conn;
 use crate::event::{ConnId, earlier};
 use crate::limits::{
-    GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, READS_WITHIN, TRIM_SHARE,
+    GATHER_BYTES_MAX, PART_BYTES_MIN, PRESSURE_LOG_EVERY, READS_WITHIN, TRIM_EVERY, TRIM_SHARE,
     UNFINISHED_SHARE,
 };
 
@@ -47,6 +48,8 @@ pub(super) struct Unfinished {
     left: u64,
     /// What they have grown by, all together, since the connections were trimmed.
     grown: u64,
+    /// When that was.
+    trimmed: Option<Instant>,
     /// When all connections were last looked at.
     looked: Option<Instant>,
     /// When it was last told in the log that some had to go.
@@ -56,6 +59,18 @@ pub(super) struct Unfinished {
 impl Conn {
     fn unfinished(&self) -> u64 {
         self.amqp.unfinished_bytes() + self.sealed.map_or(0, |(bytes, _)| bytes)
+    }
+
+    /// Bytes may wait for the peer now, or no longer.
+    pub(super) fn time_unread(&mut self, now: Instant) {
+        let waits = self.amqp.unread_bytes() > 0;
+        self.unread_since = waits.then(|| self.unread_since.unwrap_or(now));
+    }
+
+    /// No more waits for the peer than messages alone may be, and it has read a moment ago.
+    fn reads(&self, now: Instant, window: usize) -> bool {
+        let lately = self.unread_since.is_none_or(|at| now < at + READS_WITHIN);
+        self.amqp.unread_bytes() <= window as u64 && lately
     }
 }
 
@@ -82,6 +97,7 @@ impl Shard {
     /// Counts what a connection holds after it has received.
     pub(super) fn count_unfinished(&mut self, now: Instant, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
+        conn.time_unread(now);
         let held = conn.unfinished();
         if held == conn.unfinished_bytes {
             return;
@@ -92,8 +108,9 @@ impl Shard {
         conn.unfinished_bytes = held;
         let bound = self.unfinished_bytes_max();
         self.unfinished.grown += growth;
-        if self.unfinished.grown > bound / TRIM_SHARE {
-            self.unfinished.grown = 0;
+        let trimmed = self.unfinished.trimmed.is_some_and(|at| now < at + TRIM_EVERY);
+        if self.unfinished.grown > bound / TRIM_SHARE && !trimmed {
+            (self.unfinished.grown, self.unfinished.trimmed) = (0, Some(now));
             self.conns.values_mut().for_each(|conn| conn.trim());
         }
         if growth > 0 && self.unfinished.bytes > bound.max(self.unfinished.left + bound / 8) {
@@ -126,7 +143,9 @@ impl Shard {
 
     /// Lets what has come of messages go into the log, most first, until there is room again.
     fn write_unfinished(&mut self, now: Instant, bytes_max: u64) {
-        let holders = self.conns.values().map(|conn| (conn.amqp.unfinished_bytes(), conn.id));
+        // What waits for a peer to read cannot be written.
+        let held = |conn: &Conn| conn.amqp.unfinished_bytes() - conn.amqp.unread_bytes();
+        let holders = self.conns.values().map(|conn| (held(conn), conn.id));
         let mut holders: Vec<(u64, ConnId)> = holders.collect();
         holders.sort_unstable();
         // However small they are, a message has fewer than can be numbered.
@@ -139,7 +158,7 @@ impl Shard {
             let Some(conn) = self.conns.get_mut(id) else { continue };
             if conn.taking_bytes == 0 {
                 conn.amqp.give_parts(bytes_min);
-                sum = sum.saturating_sub(before - conn.amqp.unfinished_bytes().min(before));
+                sum = sum.saturating_sub(before - held(conn).min(before));
                 self.pump(now, id);
             }
         }
@@ -150,28 +169,27 @@ impl Shard {
         let bound = self.unfinished_bytes_max();
         self.write_unfinished(now, bound - bound / 8);
         self.unfinished.looked = Some(now);
-        let window = self.config.amqp.transmit_bytes_max as u64;
-        let reads = |conn: &Conn| {
-            let since = conn.amqp.unread_since();
-            conn.amqp.unread_bytes() <= window && since.is_none_or(|at| now < at + READS_WITHIN)
-        };
+        let window = self.config.amqp.transmit_bytes_max;
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
         let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
+            conn.time_unread(now);
             conn.unfinished_bytes = conn.unfinished();
             sum += conn.unfinished_bytes;
-            if conn.taking_bytes > 0 {
-                exempt += conn.unfinished_bytes;
-                continue;
+            let mut since = None;
+            if conn.taking_bytes > 0 || conn.paused {
+                // Who is not read cannot finish anything.
+                exempt += conn.unfinished_bytes - conn.amqp.unread_bytes();
+            } else {
+                // Of one that is over nobody is at the record's end.
+                let sealed = conn.sealed.filter(|_| conn.amqp.wants_read());
+                let sealed_since = sealed.map(|(_, since)| since);
+                since = earlier(conn.amqp.unfinished_since(), sealed_since);
             }
-            // Who is not read cannot finish a record, nor is there anybody at its end.
-            let sealed = conn.sealed.filter(|_| conn.amqp.wants_read());
-            let sealed_since = sealed.map(|(_, since)| since);
-            let mut since = earlier(conn.amqp.unfinished_since(), sealed_since);
-            if reads(conn) {
+            if conn.reads(now, window) {
                 exempt += conn.amqp.unread_bytes();
             } else {
-                since = earlier(since, conn.amqp.unread_since());
+                since = earlier(since, conn.unread_since);
             }
             holders.extend(since.map(|since| (since, conn.id)));
         }
@@ -198,15 +216,20 @@ impl Shard {
     }
 
     fn expel(&mut self, now: Instant, id: ConnId) {
+        let window = self.config.amqp.transmit_bytes_max;
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.amqp.expel(Error::new(
+        let deaf = !conn.reads(now, window);
+        let error = Error::new(
             Condition::ResourceLimitExceeded,
             "unfinished messages and unread answers of all connections take too much memory; this \
              one took longest",
-        ));
+        );
+        conn.amqp.expel(error, deaf);
         conn.sealed = None;
-        let held = std::mem::take(&mut conn.unfinished_bytes);
-        self.forget_unfinished(held);
+        // Who reads is still owed what waits for it.
+        let left = conn.unfinished();
+        let held = std::mem::replace(&mut conn.unfinished_bytes, left);
+        self.forget_unfinished(held.saturating_sub(left));
         self.pump(now, id);
     }
 }

@@ -257,6 +257,32 @@ fn who_reads_slowly_stays_and_who_reads_nothing_goes_in_the_end() {
 }
 
 #[test]
+fn the_time_in_which_nothing_waited_for_a_reader_does_not_count() {
+    let wish = Wish { memory_bytes_max: 1 << 24, message_bytes_max: 1 << 16, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let askers: Vec<usize> = (0..8).map(|_| host.connect(0)).collect();
+    // Each has read all there was, and for long there is nothing more.
+    for at in &askers {
+        ask(&mut host, *at, 1);
+        assert_eq!(host.unread_bytes(*at), 0);
+    }
+    let heartbeat = [0, 0, 0, 8, 2, 0, 0, 0];
+    for _ in 0..10 {
+        host.pass(Duration::from_secs(20));
+        askers.iter().for_each(|at| hear(&mut host, *at, &heartbeat));
+    }
+    // Then comes more than all together may be owed, in one moment.
+    for at in &askers {
+        host.clients[*at].reads = false;
+        ask(&mut host, *at, 1);
+        let sent = host.unread_bytes(*at);
+        ask(&mut host, *at, (600 << 10) / sent);
+    }
+    host.pass(LAST_BYTES_WITHIN);
+    assert!(askers.iter().all(|at| !host.clients[*at].closed), "each has read a moment ago");
+}
+
+#[test]
 fn links_that_are_refused_and_never_detached_end_their_session() {
     let mut host = Host::new(Wish::default());
     let at = host.connect(0);

@@ -42,7 +42,7 @@ impl Core {
                 self.complaints.say_no_way(now, peer, "users log in over TLS alone");
                 return self.ring.close(socket);
             };
-            let conn = self.sockets.add_stranger(socket, shard, peer, None);
+            let conn = self.sockets.add_stranger(now, socket, shard, peer, None);
             let peer = peer.to_string();
             self.handle(now, shard, Event::Accepted { conn, peer, may_move: true, login });
         }
@@ -53,7 +53,7 @@ impl Core {
     fn make_room(&mut self, now: Instant) {
         let shards = &mut self.shards;
         let is_open = |Served { conn, shard }| shard_of(shards, shard).has_opened(conn);
-        match self.sockets.make_room(&mut self.ring, is_open) {
+        match self.sockets.make_room(&mut self.ring, now, is_open) {
             None => {}
             Some(Evicted::Handshake) => self.count_abandoned(1),
             Some(Evicted::Connection { socket, peer }) => {
