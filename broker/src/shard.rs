@@ -418,6 +418,7 @@ impl Shard {
         let pauses = earlier(self.pausing.first().map(|(at, _)| *at), self.idle_due());
         let steps = earlier(earlier(steps, self.next_due()), earlier(pauses, self.moves_due()));
         let steps = earlier(steps, earlier(self.point.due(), self.checkpointing.due()));
+        let steps = earlier(steps, self.unfinished.due().filter(|_| self.is_serving()));
         self.or_pair_timeout(earlier(earlier(self.recovery_due, steps), earlier(conns, journal)))
     }
 
@@ -456,6 +457,7 @@ impl Shard {
         self.step_shed(now);
         self.step_checkpoint(now);
         self.step_pressure(now);
+        self.step_trim(now);
         self.step_transmit(now);
         self.step_stop();
         self.step_disk(now);

@@ -818,7 +818,13 @@ fn connections_that_once_sent_a_large_frame_keep_no_room_for_it() {
             stream
         })
         .collect();
-    let growth = broker.memory_bytes("VmRSS").saturating_sub(before);
+    // The room of all is looked for once a second.
+    let asked = Instant::now();
+    let mut growth = u64::MAX;
+    while growth >= CONNECTIONS * MIB / 2 && asked.elapsed() < Duration::from_secs(5) {
+        thread::sleep(Duration::from_millis(200));
+        growth = broker.memory_bytes("VmRSS").saturating_sub(before);
+    }
     println!("hostile large frames: memory grew by {} KiB", growth / 1024);
     assert!(growth < CONNECTIONS * MIB / 2, "memory grew by {growth} bytes");
     drop(held);

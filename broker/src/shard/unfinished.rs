@@ -50,6 +50,8 @@ pub(super) struct Unfinished {
     grown: u64,
     /// When that was.
     trimmed: Option<Instant>,
+    /// When it is to be next, if they have grown enough for that.
+    trim_at: Option<Instant>,
     /// When all connections were last looked at.
     looked: Option<Instant>,
     /// When it was last told in the log that some had to go.
@@ -75,6 +77,11 @@ impl Conn {
 }
 
 impl Unfinished {
+    /// When all connections are trimmed next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.trim_at
+    }
+
     fn set(&mut self, bytes: u64) {
         self.bytes = bytes;
         self.left = self.left.min(bytes);
@@ -108,10 +115,9 @@ impl Shard {
         conn.unfinished_bytes = held;
         let bound = self.unfinished_bytes_max();
         self.unfinished.grown += growth;
-        let trimmed = self.unfinished.trimmed.is_some_and(|at| now < at + TRIM_EVERY);
-        if self.unfinished.grown > bound / TRIM_SHARE && !trimmed {
-            (self.unfinished.grown, self.unfinished.trimmed) = (0, Some(now));
-            self.conns.values_mut().for_each(|conn| conn.trim());
+        if self.unfinished.grown > bound / TRIM_SHARE && self.unfinished.trim_at.is_none() {
+            let rest = self.unfinished.trimmed.map(|at| at + TRIM_EVERY);
+            self.unfinished.trim_at = Some(rest.map_or(now, |at| at.max(now)));
         }
         if growth > 0 && self.unfinished.bytes > bound.max(self.unfinished.left + bound / 8) {
             self.shed_unfinished(now);
@@ -139,6 +145,15 @@ impl Shard {
         let gathered = amqp.max_message_size.min(GATHER_BYTES_MAX);
         let largest = gathered.saturating_add(2 * u64::from(amqp.max_frame_size));
         (self.config.memory_bytes_max / UNFINISHED_SHARE).max(largest)
+    }
+
+    /// Trims all connections, if it is time.
+    pub(super) fn step_trim(&mut self, now: Instant) {
+        if self.unfinished.trim_at.is_some_and(|at| at <= now) {
+            (self.unfinished.grown, self.unfinished.trim_at) = (0, None);
+            self.unfinished.trimmed = Some(now);
+            self.conns.values_mut().for_each(|conn| conn.trim());
+        }
     }
 
     /// Lets what has come of messages go into the log, most first, until there is room again.
