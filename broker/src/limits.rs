@@ -115,7 +115,7 @@ pub const READS_WITHIN: Duration = Duration::from_secs(30);
 /// its bound, all together.
 pub const TRIM_SHARE: u64 = 2;
 /// All connections are trimmed once in this time at the most.
-pub const TRIM_EVERY: Duration = Duration::from_secs(1);
+pub const TRIM_EVERY: Duration = Duration::from_millis(50);
 /// A connection keeps a buffer that came home, up to so many bytes of room.
 pub const SPARE_BYTES_MAX: usize = 2 * SEND_BYTES_MAX;
 /// And that is what is left of it when the connection is trimmed.

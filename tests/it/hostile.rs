@@ -818,7 +818,7 @@ fn connections_that_once_sent_a_large_frame_keep_no_room_for_it() {
             stream
         })
         .collect();
-    // The room of all is looked for once a second.
+    // Room is looked for twenty times a second.
     let asked = Instant::now();
     let mut growth = u64::MAX;
     while growth >= CONNECTIONS * MIB / 2 && asked.elapsed() < Duration::from_secs(5) {
