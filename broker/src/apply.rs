@@ -15,6 +15,8 @@
 //!   next queue id. Those are copied forward before the segment goes;
 //! - duplicate ids that are remembered (`duplicates.rs`): carried forward too.
 //!
+//! What dies without a record goes with a head that moved (`apply/head.rs`).
+//!
 //! A message that was moved here brings its origin. It is hidden (its slot stays reserved) until
 //! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
 //! until the shards have asked each other which origins still live.
@@ -49,6 +51,8 @@ use crate::halves::{Half, Halves};
 use crate::limits::{INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
 use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
+
+pub mod head;
 
 /// What happens to the state when a record is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,6 +312,7 @@ impl State {
     pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
+            RecordKind::Settle if head::is_told(record) => self.apply_head(lsn, record),
             RecordKind::Settle => {
                 // What was given up, a copy too, for that nothing more comes.
                 self.take_half((record.queue, record.sequence));

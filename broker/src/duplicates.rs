@@ -15,7 +15,8 @@
 //!
 //! Invariants: an id is remembered if and only if its message is in the log (a refused one never
 //! is); each id once, with the newest sequence; where its newest record stands follows from the log
-//! alone, so that a backup's segments go as the live's do. All ids of a shard together have a bound
+//! alone, and so does, in the end, which were forgotten (`apply/head.rs`), so that a
+//! backup's segments go as the live's do. All ids of a shard together have a bound
 //! in bytes, which count as memory: no consumer can make room there, so at the bound nothing is
 //! refused, but queues that hold more than an equal share forget their oldest ids. A record of a
 //! carried id that cannot be read is damage.
@@ -234,6 +235,13 @@ impl Ids {
         }
     }
 
+    /// Forgets those that stand before this segment.
+    fn forget_before(&mut self, segment: u64) {
+        let old = self.by_rank.iter().filter(|(_, known)| known.segment < segment);
+        let old: Vec<Rank> = old.map(|(rank, _)| *rank).collect();
+        old.into_iter().for_each(|rank| self.forget(rank));
+    }
+
     /// Forgets the oldest until so many are left, of so many bytes; how many went.
     fn trim(&mut self, count_max: usize, bytes_max: u64) -> u64 {
         let mut forgotten = 0;
@@ -294,6 +302,13 @@ impl Duplicates {
         self.queues.get(queue).map_or(0, |ids| ids.by_rank.len() as u64)
     }
 
+    /// The sequence of the oldest that a queue remembers: of older messages it has forgotten the
+    /// ids, if they had any.
+    pub fn oldest(&self, queue: QueueId) -> Option<Sequence> {
+        let ids = self.queues.get(queue)?;
+        ids.by_rank.first_key_value().map(|((sequence, _), _)| *sequence)
+    }
+
     /// Ids that went because all together had reached their bound.
     pub fn forgotten_early(&self) -> u64 {
         self.forgotten_early
@@ -327,6 +342,14 @@ impl Duplicates {
     /// A queue was deleted.
     pub fn forget_queue(&mut self, queue: QueueId) {
         self.limit(queue, 0);
+    }
+
+    /// Ids whose newest record stands before this segment are no longer remembered.
+    pub fn forget_before(&mut self, segment: u64) {
+        let Some(last) = segment.checked_sub(1) else { return };
+        for queue in self.queues_up_to(last).collect::<Vec<_>>() {
+            self.change(queue, |ids| ids.forget_before(segment));
+        }
     }
 
     /// Queues with ids whose newest record stands in this segment or before it.

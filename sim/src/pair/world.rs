@@ -89,7 +89,10 @@ impl World {
         voters: Voters,
         traffic: Option<Traffic>,
     ) -> Self {
-        let template = traffic.as_ref().map(Traffic::template);
+        let mut template = traffic.as_ref().map(Traffic::template);
+        if let Some(template) = &mut template {
+            template.canaries.broken = canary.and_then(Canary::broker);
+        }
         let node = |index| Node::new(seed, index, canary, base, lease, template.clone());
         Self {
             seed,
