@@ -615,6 +615,42 @@ mod samples {
         check(lock_url, "tests/clients/rhea/package-lock.json", bad, "\"integrity\": \"sha512-\"");
     }
 
+    /// Not the rules', but the runner's: what it says of a log.
+    #[test]
+    fn what_failed_in_a_step_is_named() {
+        let log = "
+failures:
+
+---- a::b stdout ----
+    said
+
+failures:
+    a::b
+    c
+
+test result: FAILED. 1 passed; 2 failed; 0 ignored
+
+failures:
+    broker/src/lib.rs - x (line 12)
+    broker/src/lib.rs - y (line 14) - compile
+
+test result: FAILED. 0 passed; 2 failed; 0 ignored
+test d ... ok
+error: test failed, to rerun pass `-p broker --lib`
+  process didn't exit successfully: `/t/deps/broker-0123abcd --quiet` (signal: 6, SIGABRT)
+  process didn't exit successfully: `/t/deps/it-0123abcd` (exit status: 101)
+";
+        let path = std::env::temp_dir().join(format!("laelaps-names-{}", std::process::id()));
+        fs::write(&path, log).expect("a scratch file");
+        let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run");
+        let said = std::process::Command::new(run).arg("--names").arg(&path).output();
+        fs::remove_file(&path).expect("it was written");
+        let said = String::from_utf8(said.expect("the runner runs").stdout).expect("UTF-8");
+        let names = "a::b c broker/src/lib.rs - x (line 12) broker/src/lib.rs - y (line 14) - \
+                     compile broker-0123abcd (signal: 6, SIGABRT)";
+        assert_eq!(said.trim(), names);
+    }
+
     #[test]
     fn code_of_blanks_literals_and_keeps_lines() {
         let text = "a /* x\n/* y */ */ \"q\\\"//\" r#\"\"z\"# 'b' '\"' '\\'' 'life c // d\ne";

@@ -197,18 +197,6 @@ pub struct Volume {
     pub free_bytes: u64,
 }
 
-impl Volume {
-    /// Whether a lock on a directory here keeps out every process that could write there: this
-    /// machine's kernel alone decides it. Of a file system that we don't know nothing is assumed.
-    #[must_use]
-    pub fn locks_are_local(&self) -> bool {
-        let is_local = |(_, kind, _, remote): &(u32, &str, bool, bool)| {
-            *kind == self.kind && !remote && *kind != "fuse"
-        };
-        FILE_SYSTEMS.iter().any(is_local)
-    }
-}
-
 /// What each file system's number stands for: kind, volatile, remote. From `linux/magic.h`.
 const FILE_SYSTEMS: [(u32, &str, bool, bool); 13] = [
     (0x0000_EF53, "ext4", false, false),
@@ -240,6 +228,13 @@ fn kind_number(file: BorrowedFd<'_>) -> io::Result<u32> {
     let stat = unsafe { stat.assume_init() };
     // The numbers are 32 bits wide; the field is wider and signed.
     Ok(stat.f_type as u32)
+}
+
+/// Whether this machine's kernel alone gives locks on files there. Of a file system that we don't
+/// know nothing is assumed.
+fn locks_are_local(number: u32) -> bool {
+    let known = FILE_SYSTEMS.iter().find(|(known, ..)| *known == number);
+    known.is_some_and(|(_, kind, _, remote)| !remote && *kind != "fuse")
 }
 
 /// Looks at the file system that holds `path`.
@@ -387,6 +382,13 @@ impl DirectoryLock {
         write_holder(&mut file).map_err(io_error)?;
         Ok(Self { file })
     }
+
+    /// Whether no other process can hold it, on whatever machine: this one's kernel alone gives it.
+    /// It is asked of the file that is locked; another one may be mounted over its path by now.
+    #[must_use]
+    pub fn is_sole(&self) -> bool {
+        kind_number(self.as_fd()).is_ok_and(locks_are_local)
+    }
 }
 
 fn holder(file: &mut File) -> String {
@@ -405,4 +407,24 @@ fn write_holder(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "process {}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_sole_only_where_this_kernel_alone_gives_it() {
+        for (number, is_local) in [
+            (0x0000_EF53, true),
+            (0x0102_1994, true),
+            (0x0000_6969, false),
+            (0xFF53_4D42, false),
+            (0xFE53_4D42, false),
+            (0x6573_5546, false),
+            (0x00C3_6400, false),
+        ] {
+            assert_eq!(locks_are_local(number), is_local, "{number:#x}");
+        }
+    }
 }

@@ -160,6 +160,10 @@ pub const NEAR_BYTES: u64 = LAG_WITHHOLD_BYTES / 2;
 /// How often a member tells the other one of itself, if nothing changes.
 pub const CARD_EVERY: Duration = Duration::from_millis(250);
 
+/// How long a member waits for the other one, or for what the voters should know, before its log
+/// says that somebody should look.
+pub const OTHERS_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long a write to the journal may be under way before its member gives the role away.
 pub const WRITE_AGE_MAX: Duration = Duration::from_secs(2);
 

@@ -101,7 +101,7 @@ impl Directory {
         let lock = lock(root, wait, waiting)?;
         let files = Files { root: root.to_owned() };
         let node = files.node_superblock()?;
-        Ok(Taken { files, node, lock, is_sole: volume.locks_are_local() })
+        Ok(Taken { files, node, lock })
     }
 
     /// Hold a directory that is there, for a tool that reads it; nothing but the lock is touched,
@@ -172,7 +172,6 @@ pub(crate) struct Taken {
     files: Files,
     node: Option<NodeSuperblock>,
     lock: DirectoryLock,
-    is_sole: bool,
 }
 
 impl Taken {
@@ -185,7 +184,7 @@ impl Taken {
     /// alone gives it. It says nothing of a copy, or of a block device that was taken away from a
     /// machine that still runs.
     pub(crate) fn is_sole(&self) -> bool {
-        self.is_sole
+        self.lock.is_sole()
     }
 
     /// Settle what is there, or format it.
@@ -193,7 +192,7 @@ impl Taken {
     /// # Errors
     /// As for [`Directory::open`].
     pub(crate) fn open(self, wanted: &Wanted) -> Result<Directory, Failure> {
-        let Self { files, node, lock, is_sole: _ } = self;
+        let Self { files, node, lock } = self;
         let root = &files.root;
         let formatted_now = node.is_none();
         let node = match node {

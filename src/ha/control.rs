@@ -99,7 +99,7 @@ struct Control {
     is_open: bool,
     told: Option<(Standing, bool)>,
     /// What it waits for, as the log says.
-    waits: Option<Waits>,
+    waiting: Waiting,
     is_stopping: bool,
     look_at: Instant,
     figures: Figures,
@@ -168,7 +168,7 @@ impl Control {
             following: Vec::new(),
             is_open: false,
             told: None,
-            waits: None,
+            waiting: Waiting::default(),
             is_stopping: false,
             look_at: now,
             figures: Figures::default(),
@@ -522,13 +522,10 @@ impl Control {
             self.told = Some(standing);
             self.tell(News::Standing(standing.0, standing.1));
         }
-        if self.waits != status.waits {
-            self.waits = status.waits;
-            match status.waits {
-                Some(waits) if waits.is_for_operator() => tracing::warn!("waits {waits}"),
-                Some(waits) => tracing::info!("waits {waits}"),
-                None => {}
-            }
+        match self.waiting.note(now, status.waits) {
+            Some(Told::Operator(waits)) => tracing::warn!("waits {waits}"),
+            Some(Told::Log(waits)) => tracing::info!("waits {waits}"),
+            None => {}
         }
         if self.is_stopping && self.member.may_end() {
             self.is_stopping = false;
@@ -546,9 +543,69 @@ impl Control {
     }
 }
 
+/// What a member waits for, and since when.
+#[derive(Debug, Default)]
+struct Waiting {
+    waits: Option<(Waits, Instant)>,
+    /// The operator was told.
+    is_told: bool,
+}
+
+/// A line for the log.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// That is how it is now.
+    Log(Waits),
+    /// It may stay so unless somebody looks.
+    Operator(Waits),
+}
+
+impl Waiting {
+    fn note(&mut self, now: Instant, waits: Option<Waits>) -> Option<Told> {
+        let is_new = self.waits.map(|(known, _)| known) != waits;
+        if is_new {
+            *self = Self { waits: waits.map(|waits| (waits, now)), is_told: false };
+        }
+        let (waits, since) = self.waits?;
+        let is_late = waits.patience().is_some_and(|patience| since + patience <= now);
+        if is_late && !self.is_told {
+            self.is_told = true;
+            return Some(Told::Operator(waits));
+        }
+        is_new.then_some(Told::Log(waits))
+    }
+}
+
 /// For the record and people only: nothing is decided by it.
 #[expect(clippy::disallowed_methods, reason = "an operator's act is dated")]
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use replica::limits::OTHERS_PATIENCE;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_long_tells_the_operator_once() {
+        let (start, mut waiting) = (crate::driver::clock(), Waiting::default());
+        let late = start + OTHERS_PATIENCE;
+        assert_eq!(waiting.note(start, None), None);
+        for waits in [Waits::NotInSync, Waits::VotersBehind] {
+            assert_eq!(waiting.note(start, Some(waits)), Some(Told::Log(waits)));
+            assert_eq!(waiting.note(late - Duration::from_millis(1), Some(waits)), None);
+            assert_eq!(waiting.note(late, Some(waits)), Some(Told::Operator(waits)));
+            assert_eq!(waiting.note(late + OTHERS_PATIENCE, Some(waits)), None);
+        }
+        // What ends by itself is a line; what does not is for the operator at once.
+        assert_eq!(waiting.note(late, Some(Waits::CatchUp)), Some(Told::Log(Waits::CatchUp)));
+        assert_eq!(waiting.note(late + OTHERS_PATIENCE, Some(Waits::CatchUp)), None);
+        let operator = Waits::Operator;
+        assert_eq!(waiting.note(late, Some(operator)), Some(Told::Operator(operator)));
+        assert_eq!(waiting.note(late, None), None);
+        assert_eq!(waiting.note(late, Some(operator)), Some(Told::Operator(operator)));
+    }
 }

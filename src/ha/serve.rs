@@ -6,7 +6,8 @@
 //!   News::GiveUp ─▶ exec: this program, these arguments, this process
 //!   a signal    ──▶ live: answer what was sent, give the role away, end
 //!                   backup: say that it goes, end
-//!   SwitchOver  ──▶ the same as for a live, then begin anew instead of the end
+//!   SwitchOver  ──▶ the same as for a live, then begin anew instead of the end: also where the
+//!                   other member could not be told in time
 //! ```
 //! Invariant: nobody can connect but between `Open` and `Closed`.
 //!
@@ -60,7 +61,7 @@ pub(crate) fn serve(ha: &Ha, served: &Served<'_>) -> Result<(), Failure> {
     ha.tell(Command::Cores(served.inboxes.to_vec(), served.shards));
     loop {
         select! {
-            recv(served.signals) -> _ => return member.leave(),
+            recv(served.signals) -> _ => return member.leave().map(drop),
             recv(served.driver.reports) -> report => {
                 member.handle_report(report.map_err(|_| cores_gone())?)?;
             }
@@ -68,11 +69,8 @@ pub(crate) fn serve(ha: &Ha, served: &Served<'_>) -> Result<(), Failure> {
                 News::Open => member.may_open = true,
                 News::Closed => member.close(),
                 News::Standing(standing, is_ready) => member.stand(standing, is_ready),
-                News::GiveUp => begin_anew()?,
-                News::SwitchOver => {
-                    member.leave()?;
-                    begin_anew()?;
-                }
+                News::GiveUp => begin_anew("its reign is over")?,
+                News::SwitchOver => begin_anew(after_switchover(member.leave()?))?,
                 News::Format(_) | News::MayEnd => {}
             },
         }
@@ -151,8 +149,9 @@ impl Member<'_> {
         self.served.node.enter(stage);
     }
 
-    /// Answers what was sent, then lets the other member know.
-    fn leave(&mut self) -> Result<(), Failure> {
+    /// Answers what was sent, then lets the other member know; whether nobody waits for this one
+    /// any more.
+    fn leave(&mut self) -> Result<bool, Failure> {
         let Served { config, node, driver, inboxes, shards, signals } = self.served;
         node.enter(Stage::Draining);
         tracing::info!("stopping: answering what was sent, for at most {}", config.drain);
@@ -192,13 +191,23 @@ impl Member<'_> {
                  what they accepted is safe"
             ),
         }
-        Ok(())
+        Ok(may_end)
+    }
+}
+
+/// What is known after a switchover: it may have run out of time with the role still here, given
+/// away and not confirmed, or taken.
+const fn after_switchover(is_over: bool) -> &'static str {
+    if is_over {
+        "the role is given away"
+    } else {
+        "the switchover ran out of time; the voters know who has the role, see `laelaps ha status`"
     }
 }
 
 /// The same program takes this process's place, and recovers as after a kill.
-fn begin_anew() -> Result<(), Failure> {
-    tracing::warn!("begins anew: the other member has the role");
+fn begin_anew(why: &str) -> Result<(), Failure> {
+    tracing::warn!("begins anew: {why}");
     log::flush();
     let error = Program::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
     Err(Failure::new(Cause::ResourceRefused, format!("the process cannot begin anew: {error}")))

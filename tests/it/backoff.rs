@@ -95,9 +95,19 @@ impl Watched {
     }
 
     pub(crate) fn finish(mut self) {
+        self.end().expect("it goes on for ever");
+    }
+
+    fn end(&mut self) -> thread::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("it is joined once");
-        thread.join().expect("it goes on for ever");
+        self.thread.take().map_or(Ok(()), JoinHandle::join)
+    }
+}
+
+/// A test that has failed leaves no library behind, which would try for ever.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        drop(self.end());
     }
 }
 

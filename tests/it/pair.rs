@@ -456,6 +456,7 @@ fn a_stop_and_a_switchover_give_the_role_away_at_once() {
     let gap = producer.first_accepted(pair.amqp[live], asked);
     println!("from switchover to the first accepted at the other: {} ms", gap.as_millis());
     assert_eq!(pair.wait_in_sync(), live);
+    assert!(pair.said().contains("begins anew: the role is given away"), "{}", pair.said());
     producer.check(pair.amqp[live]);
 }
 

@@ -11,6 +11,7 @@ use journal::{Epoch, Lsn, ShardId};
 use super::founding::{Founder, Side, founder};
 use super::{Fault, Membership, ShardReport, Stage};
 use crate::card::Standing;
+use crate::limits::OTHERS_PATIENCE;
 use crate::record::{Forced, NodeId};
 use crate::register::Version;
 use crate::wire::Reason;
@@ -65,21 +66,24 @@ pub enum Waits {
 }
 
 impl Waits {
-    /// Whether it may wait for ever unless an operator looks at it.
+    /// After how long an operator should look at it: at once where it may wait for ever; none where
+    /// it is over by itself, or the cause is told elsewhere.
     #[must_use]
-    pub const fn is_for_operator(&self) -> bool {
+    pub const fn patience(&self) -> Option<Duration> {
         match self {
-            Self::Operator | Self::PeerLog | Self::NoRecordToFollow | Self::OtherVoters => true,
+            Self::Operator | Self::PeerLog | Self::NoRecordToFollow | Self::OtherVoters => {
+                Some(Duration::ZERO)
+            }
+            // The other member, or the voters, may be on their way.
+            Self::VotersBehind | Self::NotInSync => Some(OTHERS_PATIENCE),
             Self::Voters
             | Self::Peer
             | Self::Log
             | Self::Recovery
             | Self::Install
-            | Self::VotersBehind
-            | Self::NotInSync
             | Self::CatchUp
             | Self::Refused(_)
-            | Self::Lease => false,
+            | Self::Lease => None,
         }
     }
 }
@@ -117,10 +121,11 @@ impl fmt::Display for Waits {
             ),
             Self::VotersBehind => f.write_str(
                 "for the voters: this log has seen a newer epoch than their record, which is late \
-                 or was lost",
+                 or was lost; if it does not come, were their disks set back to an older state?",
             ),
             Self::NotInSync => f.write_str(
-                "for the other member, which holds what was acknowledged while this one was away",
+                "for the other member, which holds what was acknowledged while this one was away: \
+                 start it, and only if it is lost `laelaps ha promote --force-data-loss` here",
             ),
             Self::CatchUp => f.write_str("to catch up with the live"),
             Self::Refused(reason) => write!(f, "the live does not take it: {reason}"),
