@@ -334,17 +334,21 @@ impl Config {
         self.address_settings()?;
         self.check_tls().map_err(invalid)?;
         let is_alone = self.pair()?.is_none();
-        match self.durability {
-            Durability::Async | Durability::Sync => {}
-            Durability::Replicated | Durability::ReplicatedSync if !is_alone => {}
-            Durability::Replicated | Durability::ReplicatedSync => {
-                return Err(Failure::new(
-                    Cause::ReplicationMissing,
-                    format!(
-                        "durability is {}, but no replica is configured (there is no [ha])",
-                        self.durability
-                    ),
-                ));
+        let by_address = self.address.iter().filter_map(address::AddressRule::durability);
+        let by_address = by_address.map(|(of, level)| (format!("address '{of}': "), level));
+        for (whose, durability) in by_address.chain([(String::new(), self.durability)]) {
+            match durability {
+                Durability::Async | Durability::Sync => {}
+                Durability::Replicated | Durability::ReplicatedSync if !is_alone => {}
+                Durability::Replicated | Durability::ReplicatedSync => {
+                    return Err(Failure::new(
+                        Cause::ReplicationMissing,
+                        format!(
+                            "{whose}durability is {durability}, but no replica is configured \
+                             (there is no [ha])"
+                        ),
+                    ));
+                }
             }
         }
         self.check_exposure()
@@ -539,6 +543,19 @@ mod tests {
     fn a_level_that_needs_a_replica_is_never_weakened() {
         assert_eq!(cause("durability = \"replicated\""), Cause::ReplicationMissing);
         assert_eq!(cause("durability = \"replicated-sync\""), Cause::ReplicationMissing);
+        let address = |level| format!("[[address]]\nmatch = \"a.#\"\ndurability = \"{level}\"\n");
+        let failure = parse(&address("replicated")).expect_err("alone");
+        assert_eq!(failure.cause, Cause::ReplicationMissing);
+        assert!(failure.message.contains("a.#"), "{failure}");
+        let pair = format!(
+            "{}[ha]\npair = \"p\"\nnode = \"a\"\nreplication = \"127.0.0.1:1\"\n\
+             peer = \"127.0.0.1:2\"\n\
+             voters = [\"127.0.0.1:3\", \"127.0.0.1:4\", \"127.0.0.1:5\"]\n",
+            address("replicated")
+        );
+        let settings = parse(&pair).and_then(|config| config.address_settings()).expect("a pair");
+        assert_eq!(settings.of("a.b").level, Some(journal::Level::Replicated));
+        assert_eq!(settings.of("b").level, None, "the broker's");
     }
 
     #[test]

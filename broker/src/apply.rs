@@ -599,12 +599,15 @@ impl State {
     }
 
     fn page_out_read(&mut self, effect: Effect) {
-        let (Effect::Visible(id, sequence) | Effect::Scheduled(id, sequence)) = effect else {
+        let (Effect::Visible(id, sequence)
+        | Effect::Scheduled(id, sequence)
+        | Effect::Arrived(id, sequence)) = effect
+        else {
             return;
         };
         let Some(queue) = self.queues.get_mut(id) else { return };
         let bytes = queue.message(sequence).map_or(0, Bytes::len) as u64;
-        if queue.page_out(Lsn(u64::MAX), sequence) {
+        if queue.page_out_read(Lsn(u64::MAX), sequence) {
             let one = PagedOut::one(bytes);
             self.paged_out.add(one);
             self.memory_bytes -= memory_won(one);
@@ -1149,6 +1152,26 @@ mod tests {
         assert_eq!(create(20, 2), [Fact::NextQueueId, first, second]);
         assert_eq!(create(2010, 1), [Fact::NextQueueId, second], "recycled, id 2 was given again");
         assert_eq!(create(2020, 3), [second], "the newest one tells it");
+    }
+
+    /// However many of them there are, and though each is hidden until its origin is asked for.
+    #[test]
+    fn copies_that_are_read_leave_their_bytes_on_the_disk() {
+        const MAX: u64 = 10_000;
+        let mut state = State::new(SEGMENT, Duplicates::default());
+        let payload = [7; 1000];
+        for n in 0..1000 {
+            let mut copy = message(n, &payload);
+            let (shard, queue) = (journal::ShardId(1), QueueId(2));
+            copy.parts.origin = Some(Origin { shard, queue, sequence: Sequence(n) });
+            let effect = state.apply(Lsn(n * 1100), &copy).unwrap();
+            assert_eq!(effect, Effect::Arrived(QueueId(1), Sequence(n)));
+            state.commit_read(effect, MAX);
+        }
+        let memory_bytes = state.memory_bytes();
+        assert!(memory_bytes <= MAX + 1000 * INDEX_BYTES, "{memory_bytes}");
+        state.land(QueueId(1), Sequence(999));
+        assert_eq!(state.queue(QueueId(1)).unwrap().count(SlotState::Available), 1);
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub const EXPIRY_BYTES: u64 = 72;
 pub const PLACE_BYTES: u64 = 56;
 /// Of one that a consumer has given back, while it lives: another, 16 to 21 bytes.
 pub const TOUCHED_BYTES: u64 = 24;
+/// Of one that has to go: why, and its turn.
+pub const DOOM_BYTES: u64 = 64;
+/// Of one that some consumers do not get again, beside their links.
+pub const EXCLUDED_BYTES: u64 = 96;
 /// What is left of a slot when the message's bytes are on the disk only.
 pub const INDEX_BYTES: u64 = 32;
 /// What a message in fragments takes beside that, in bytes, and counts against the memory bound.
@@ -167,11 +171,17 @@ pub const LINK_NAME_BYTES_MAX: usize = 1_024;
 pub const EXCLUSIONS_MAX: usize = 16;
 /// Bytes of annotations that consumers may add to one message (`modified`), encoded.
 pub const ADDED_BYTES_MAX: usize = 4_096;
+/// Bytes of the condition that a message was rejected with, as far as it is kept.
+pub const ERROR_BYTES_MAX: usize = 256;
+/// The same of the error's description.
+pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
 /// Messages that expire, and moves that begin, in one step of a shard; the next step is in the next
 /// turn.
 pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;
+/// Messages of a queue that are offered to consumers while they find no room where they go.
+pub const OFFERED_MAX: usize = 64;
 /// Bytes of a duplicate id.
 pub const DUPLICATE_ID_BYTES_MAX: usize = 1_024;
 /// Bookkeeping of one duplicate id in memory, in bytes; counted against the memory bound.
@@ -218,6 +228,8 @@ const _: () = {
     assert!(2 * CARRY_TIMES <= DUPLICATES_SHARE);
     // What is added to a message and why it goes fit into one fragment.
     assert!(ADDED_BYTES_MAX < CARRY_RECORD_BYTES);
+    // The error of a rejection leaves room for what was added before.
+    assert!(ERROR_BYTES_MAX + DESCRIPTION_BYTES_MAX <= ADDED_BYTES_MAX / 2);
     // An address, and as much again for what a client puts beside it.
     assert!(LINK_NAME_BYTES_MAX >= 2 * ADDRESS_BYTES_MAX);
     // A top-up happens at half, so there must be a half.

@@ -37,7 +37,7 @@
 //! ```text
 //!   source's home                           destination's home
 //!   -------------                           ------------------
-//!   (Provide ─▶ 0, if there is no such queue; Catalogued answers)
+//!   (Provide ─▶ 0, if there is no such queue; Catalogued or NotProvided answers)
 //!   Publish, with the origin ──────────────▶ append the copy, hidden
 //!           ◀─────────────────────────────── Moved          (committed), or NotMoved
 //!   append the settlement … commit ── Landed ▶ show the copy
@@ -286,7 +286,8 @@ pub enum Mail {
         /// Answer with `Settled` once it is committed.
         confirm: bool,
     },
-    /// The same with annotations to merge into the message's: an encoded map.
+    /// The same with annotations to merge into the message's, or with a rejection's error in their
+    /// form: an encoded map.
     Modify {
         /// The queue.
         queue: QueueId,
@@ -321,12 +322,19 @@ pub enum Mail {
         consumer: LinkRef,
     },
     /// Let there be a queue of this name, on the asker's shard if it is new. To shard 0;
-    /// `Catalogued` tells of it, and nothing tells of a failure: ask again.
+    /// `Catalogued` tells of it.
     Provide {
         /// The asker.
         shard: ShardId,
         /// The queue's name.
         name: String,
+    },
+    /// The answer to `Provide` where there can be no such queue now: ask again.
+    NotProvided {
+        /// The queue's name.
+        name: String,
+        /// Why.
+        refusal: Refusal,
     },
     /// The copy is committed, and hidden: settle the origin.
     Moved {

@@ -9,17 +9,24 @@
 //!   x-opt-DEATH-REASON      symbol   rejected, delivery-attempts or expired
 //!   x-opt-DEATH-TIME        timestamp
 //!   x-opt-DEATH-ATTEMPTS    uint     failed deliveries; only if there were any
+//!   x-opt-DEATH-ERROR       symbol   the condition that it was rejected with; only if there is one
+//!   x-opt-DEATH-DESCRIPTION string   and what was said of it; only if something was
 //! ```
 //! The first three are Artemis's names, in its types. An annotation of one of these names that the
-//! message has already, from an earlier move or from its sender, gives way to the newer.
+//! message has already, from an earlier move or from its sender, gives way to the newer. A rejection's
+//! error is kept until then with what consumers have added.
 //!
 //! Invariant: from the properties on, what comes out is what came in.
 
+use std::sync::Arc;
+
 use amqp::codec::{DecodeError, Symbol, Value, Writer};
 use amqp::definitions::Timestamp;
+use amqp::error::Error;
 use amqp::message::{Sections, write_header};
 use bytes::Bytes;
 
+use crate::limits::{DESCRIPTION_BYTES_MAX, ERROR_BYTES_MAX};
 use crate::setback::{Added, SECTION_ANNOTATIONS, behind_annotations, entries};
 
 /// Why a message leaves its queue for another. The codes are written to the log.
@@ -72,9 +79,32 @@ const ACTUAL_EXPIRY: &str = "x-opt-ACTUAL-EXPIRY";
 const REASON: &str = "x-opt-DEATH-REASON";
 const TIME: &str = "x-opt-DEATH-TIME";
 const ATTEMPTS: &str = "x-opt-DEATH-ATTEMPTS";
-const OURS: [&str; 6] = [ORIG_ADDRESS, ORIG_QUEUE, ACTUAL_EXPIRY, REASON, TIME, ATTEMPTS];
+const ERROR: &str = "x-opt-DEATH-ERROR";
+const DESCRIPTION: &str = "x-opt-DEATH-DESCRIPTION";
+const OURS: [&str; 8] =
+    [ORIG_ADDRESS, ORIG_QUEUE, ACTUAL_EXPIRY, REASON, TIME, ATTEMPTS, ERROR, DESCRIPTION];
 /// Room for what is added, but for the names of address and queue.
 const ADDED_BYTES: usize = 256;
+
+/// The annotations that say with which error a message was rejected, an encoded map: as much of it
+/// as is kept.
+pub fn rejection(error: &Error) -> Arc<[u8]> {
+    let condition = error.condition.as_str();
+    let condition = &condition[..condition.floor_char_boundary(ERROR_BYTES_MAX)];
+    let said = &error.description[..error.description.floor_char_boundary(DESCRIPTION_BYTES_MAX)];
+    let mut out = Vec::new();
+    Writer::new(&mut out).map_with(|map| {
+        if let Ok(condition) = Symbol::from_ascii(condition.as_bytes()) {
+            map.element().symbol(Symbol::new(ERROR));
+            map.element().symbol(condition);
+        }
+        if !said.is_empty() {
+            map.element().symbol(Symbol::new(DESCRIPTION));
+            map.element().string(said);
+        }
+    });
+    out.into()
+}
 
 /// The message as it goes to the other queue.
 ///
@@ -114,6 +144,13 @@ pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
             map.element().symbol(Symbol::new(ATTEMPTS));
             map.element().uint(death.delivery_count);
         }
+        let rejected = death.added.filter(|_| death.reason == Reason::Rejected);
+        for key in [ERROR, DESCRIPTION] {
+            if let Some(value) = rejected.and_then(|added| added.map().get(key)) {
+                map.element().symbol(Symbol::new(key));
+                map.element().value(&value);
+            }
+        }
     });
     out.extend_from_slice(&message[behind_annotations(&sections)..]);
     Ok(out.into())
@@ -121,6 +158,8 @@ pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use amqp::error::AnyCondition;
+
     use super::*;
 
     const HEADER: &[u8] = b"\x00\x53\x70\xc0\x09\x05\x41\x50\x07\x52\x09\x42\x52\x03";
@@ -173,6 +212,31 @@ mod tests {
         assert_eq!(map.get(ORIG_ADDRESS), Some(Value::String("DLQ")));
         assert_eq!(map.get(REASON), Some(Value::Symbol(Symbol::new("rejected"))));
         assert_eq!((map.get(ACTUAL_EXPIRY), map.get(ATTEMPTS), map.len()), (None, None, 4));
+    }
+
+    /// Kept as far as it is bounded, and only as long as it is why the message died.
+    #[test]
+    fn a_rejections_error_is_told_of_the_rejected_alone() {
+        let error = Error {
+            condition: AnyCondition::Other("c".repeat(ERROR_BYTES_MAX + 1).into()),
+            description: "é".repeat(DESCRIPTION_BYTES_MAX) + "!",
+            info: None,
+        };
+        let added = Added::merge(None, &rejection(&error)).unwrap();
+        let of = |reason| Death { added: Some(&added), ..death(reason) };
+        let once = moved(BARE, &of(Reason::Rejected)).unwrap();
+        let sections = Sections::scan(&once).unwrap();
+        let map = sections.message_annotations(&once).unwrap().unwrap();
+        let condition = "c".repeat(ERROR_BYTES_MAX);
+        assert_eq!(map.get(ERROR), Some(Value::Symbol(Symbol::new(&condition))));
+        let said = "é".repeat(DESCRIPTION_BYTES_MAX / 2);
+        assert_eq!(map.get(DESCRIPTION), Some(Value::String(&said)));
+        for message in [&once[..], BARE] {
+            let later = moved(message, &of(Reason::Attempts)).unwrap();
+            let sections = Sections::scan(&later).unwrap();
+            let map = sections.message_annotations(&later).unwrap().unwrap();
+            assert_eq!((map.get(ERROR), map.get(DESCRIPTION)), (None, None));
+        }
     }
 
     #[test]

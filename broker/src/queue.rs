@@ -43,7 +43,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use journal::{Lsn, QueueId, Sequence};
 
-use crate::limits::{PEEK_BYTES_MAX, PLACE_BYTES, SLOT_BYTES, TOUCHED_BYTES};
+use crate::limits::{EXCLUDED_BYTES, PEEK_BYTES_MAX, PLACE_BYTES, SLOT_BYTES, TOUCHED_BYTES};
 use crate::mail::LinkRef;
 use crate::settings::AddressSettings;
 
@@ -64,7 +64,7 @@ use chain::Chains;
 pub use chain::{Chain, Large};
 use consumers::Consumers;
 use death::Dying;
-pub use death::{Again, Leaving};
+pub use death::{Exit, Leaving};
 pub use depth::Admission;
 use depth::Entry;
 pub use dispatch::Dispatched;
@@ -292,13 +292,12 @@ impl Queue {
     }
 
     /// What its messages count against the memory bound beside [`Self::memory_bytes`] since they
-    /// expire, stand out of the order of sequences or came back: as was told last, and as it is
-    /// now.
+    /// expire, stand out of the order of sequences, came back or have to go: as was told last, and
+    /// as it is now.
     #[inline]
     pub fn recount(&mut self) -> (u64, u64) {
         let places = self.requeued.len() as u64 * PLACE_BYTES;
-        let touched = self.touched.len() as u64 * TOUCHED_BYTES;
-        let now = self.expiring.memory_bytes() + places + touched;
+        let now = self.expiring.memory_bytes() + places + self.dying.trouble_bytes();
         (std::mem::replace(&mut self.counted_bytes, now), now)
     }
 
@@ -425,8 +424,12 @@ impl Queue {
         self.payload_bytes -= message_bytes;
         let was_paged_out = message.is_none();
         self.paged.forget(sequence, &slot, was_paged_out);
-        self.touched.remove(&sequence);
-        self.excluded.remove(&sequence);
+        if self.touched.remove(&sequence) {
+            self.dying.relieved(TOUCHED_BYTES);
+        }
+        if let Some(links) = self.excluded.remove(&sequence) {
+            self.dying.relieved(excluded_bytes(links.len()));
+        }
         let is_large = slot.parts_bytes == IN_FRAGMENTS;
         let chain_bytes = if is_large { self.chains.forget(sequence) } else { 0 };
         let kept = self.dying.forget(sequence) + self.schedule.forget(sequence);
@@ -528,7 +531,7 @@ impl Queue {
     fn requeue(&mut self, sequence: Sequence) {
         let Some(slot) = self.index.get(sequence) else { return };
         let place = self.place(sequence, slot.rank);
-        self.touched.insert(sequence);
+        self.touch(sequence);
         // What was to be moved before it was ever handed out lies ahead of the cursor still.
         if sequence < self.cursor || place.rank != RANK_DEFAULT || place.time > 0 {
             self.requeued.insert(place);
@@ -536,6 +539,13 @@ impl Queue {
         }
         if self.expiring.is_overdue(sequence) {
             self.expire_one(sequence);
+        }
+    }
+
+    /// Somebody may have seen it.
+    fn touch(&mut self, sequence: Sequence) {
+        if self.touched.insert(sequence) {
+            self.dying.troubled(TOUCHED_BYTES);
         }
     }
 
@@ -550,6 +560,11 @@ impl Queue {
         };
         step(slot, &mut self.counts, to);
     }
+}
+
+/// What a message counts from which so many links are excluded.
+fn excluded_bytes(links: usize) -> u64 {
+    EXCLUDED_BYTES + links as u64 * size_of::<LinkRef>() as u64
 }
 
 /// The one place where a slot changes its state; the drawing at the top is this table.

@@ -559,7 +559,8 @@ impl Shard {
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.catalogued(now, record),
             Mail::Catalogue { queues, next_queue_id } => self.join(now, queues, next_queue_id),
-            Mail::Provide { shard, name } => self.provide(now, shard, &name),
+            Mail::Provide { shard, name } => self.provide(now, shard, name),
+            Mail::NotProvided { name, refusal } => self.not_provided(now, &name, &refusal),
             Mail::Publish { queue, whence, message, traits } => {
                 self.publish(now, ingress::Publish { queue, whence, message, traits });
             }

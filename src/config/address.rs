@@ -49,7 +49,7 @@ macro_rules! address_knobs {
 }
 
 address_knobs! {
-    "durability" durability: Durability = "that of the broker", "async, sync";
+    "durability" durability: Durability = "that of the broker", "async, sync, replicated, replicated-sync";
         "When a message counts as accepted, in queues created from now on";
     "dead-letter-address" dead_letter_address: String = "DLQ", "a queue, or empty: dropped";
         "Where messages go that were rejected, or failed too often";
@@ -85,6 +85,11 @@ address_knobs! {
 }
 
 impl AddressRule {
+    /// The level that its addresses have, if it says one, and what it fits.
+    pub(super) fn durability(&self) -> Option<(&str, Durability)> {
+        self.durability.map(|durability| (self.pattern.as_str(), durability))
+    }
+
     fn said(&self) -> Said {
         Said {
             level: self.durability.map(|durability| {
@@ -119,12 +124,6 @@ impl AddressRule {
 
     fn check(&self) -> Result<(), String> {
         let wrong = |what: String| Err(format!("address '{}': {what}", self.pattern));
-        match self.durability {
-            Some(level @ (Durability::Replicated | Durability::ReplicatedSync)) => {
-                return wrong(format!("durability is {level}, but no replica is configured"));
-            }
-            Some(Durability::Async | Durability::Sync) | None => {}
-        }
         if let Some(count @ 1_000_001..) = self.duplicate_ids {
             return wrong(format!("duplicate-ids is {count}, but must lie between 0 and 1000000"));
         }
@@ -243,7 +242,6 @@ mod tests {
         for wrong in [
             "match = 'a*'",
             "match = 'a'\nno-such-key = 1",
-            "match = 'a'\ndurability = 'replicated'",
             "match = 'a'\ndead-letter-address = 'x*'",
             "match = 'a'\nredelivery-multiplier = 0.5",
             "match = 'a'\nfull-policy = 'page'",

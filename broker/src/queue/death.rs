@@ -9,12 +9,15 @@
 //! told: after a restart it is on its way out again. A pause is not: after a restart the message is
 //! available at once.
 //!
+//! Where it goes nothing may be taken for now: then some of it is offered to consumers again, and
+//! called back when the next is tried.
+//!
 //! A queue that is its own dead-letter address is the end: failed deliveries are counted there and
 //! limit nothing, and what is rejected there is gone. A queue without a dead-letter address drops
 //! what dies.
 //!
 //! Invariants: what is Moving is in `leaving` or with the shard, once, and nothing else is;
-//! `doomed` knows the reason of each.
+//! `doomed` knows the reason of each, and of all that is `offered`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use bytes::Bytes;
 use journal::Sequence;
 
 use super::{Entry, Expiring, NotHeld, Queue, Slot, SlotState};
+use crate::limits::DOOM_BYTES;
 use crate::mail::LinkRef;
 use crate::moved::Reason;
 use crate::setback::{Added, Setback};
@@ -36,8 +40,10 @@ pub(super) struct Dying {
     doomed: BTreeMap<Sequence, Reason>,
     /// Moving, and not taken by the shard yet.
     leaving: BTreeSet<Sequence>,
-    /// The same by turns; what is not in `leaving` any more is passed over.
-    turns: VecDeque<Sequence>,
+    /// The same by turns and exits; what is not in `leaving` any more is passed over.
+    turns: [VecDeque<Sequence>; 2],
+    /// They have to go and find no room: consumers may have them meanwhile.
+    offered: BTreeSet<Sequence>,
     /// A failed delivery is being committed, and then a pause begins.
     pauses: BTreeMap<Sequence, Instant>,
     /// In a pause, by its end.
@@ -46,6 +52,8 @@ pub(super) struct Dying {
     added: BTreeMap<Sequence, Added>,
     /// What that counts against the memory bound.
     added_bytes: u64,
+    /// What the rest counts, and what is kept of messages that came back.
+    trouble_bytes: u64,
     /// The queue is its own dead-letter address.
     is_grave: bool,
     /// The queue is its own expiry address.
@@ -55,7 +63,39 @@ pub(super) struct Dying {
 impl Dying {
     /// This is why the message has to go.
     pub(super) fn doom(&mut self, sequence: Sequence, reason: Reason) {
-        self.doomed.insert(sequence, reason);
+        if self.doomed.insert(sequence, reason).is_none() {
+            self.troubled(DOOM_BYTES);
+        }
+    }
+
+    fn pardon(&mut self, sequence: Sequence) {
+        if self.doomed.remove(&sequence).is_some() {
+            self.relieved(DOOM_BYTES);
+            self.offered.remove(&sequence);
+        }
+    }
+
+    /// So much more is kept of some message.
+    pub(super) fn troubled(&mut self, bytes: u64) {
+        self.trouble_bytes += bytes;
+    }
+
+    /// So much less is.
+    pub(super) fn relieved(&mut self, bytes: u64) {
+        self.trouble_bytes -= bytes;
+    }
+
+    /// What is kept of messages that had trouble, in bytes, about; not the annotations.
+    #[inline(always)]
+    pub(super) fn trouble_bytes(&self) -> u64 {
+        self.trouble_bytes
+    }
+
+    fn exit_of(&self, sequence: Sequence) -> Exit {
+        match self.doomed.get(&sequence) {
+            Some(Reason::Expired) => Exit::Expired,
+            Some(Reason::Rejected | Reason::Attempts) | None => Exit::Dead,
+        }
     }
 
     /// Why the message has to go, as far as the log has been told: that one has expired, or has
@@ -66,7 +106,7 @@ impl Dying {
 
     fn leave(&mut self, sequence: Sequence) {
         if self.leaving.insert(sequence) {
-            self.turns.push_back(sequence);
+            self.turns[self.exit_of(sequence) as usize].push_back(sequence);
         }
     }
 
@@ -78,7 +118,7 @@ impl Dying {
     /// The message is gone. Gives what was kept of it and counted against the memory bound.
     pub(super) fn forget(&mut self, sequence: Sequence) -> u64 {
         if !self.doomed.is_empty() {
-            self.doomed.remove(&sequence);
+            self.pardon(sequence);
         }
         if self.added.is_empty() {
             return 0;
@@ -98,15 +138,13 @@ pub struct Leaving {
     pub reason: Reason,
 }
 
-/// What becomes of a message that nobody took, when its move is to be tried again.
+/// Where a message goes that has to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Again {
-    /// It leaves.
-    Leaves,
-    /// A consumer has it, and may settle it.
-    Held,
-    /// It is gone.
-    Gone,
+pub enum Exit {
+    /// To the dead-letter address.
+    Dead,
+    /// To the expiry address.
+    Expired,
 }
 
 impl Queue {
@@ -136,9 +174,9 @@ impl Queue {
         let Some(reason) = slot.and_then(|slot| self.reason_to_go(sequence, slot)) else { return };
         if self.dying.is_grave {
             // It has become the place for the dead meanwhile: there it lies.
-            self.dying.doomed.remove(&sequence);
+            self.dying.pardon(sequence);
         } else {
-            self.dying.doomed.insert(sequence, reason);
+            self.dying.doom(sequence, reason);
             self.leave(sequence);
         }
     }
@@ -209,7 +247,7 @@ impl Queue {
         let Some(slot) = self.index.get_mut(sequence) else { return };
         slot.delivery_count = setback.count;
         if let Some(reason) = setback.doom {
-            self.dying.doomed.insert(sequence, reason);
+            self.dying.doom(sequence, reason);
         }
         if let Some(added) = setback.added {
             self.dying.added_bytes += added.memory_bytes();
@@ -236,14 +274,14 @@ impl Queue {
         }
         let is_over = self.is_over(slot.delivery_count);
         let pause = self.dying.pauses.remove(&sequence);
-        if is_over {
-            self.dying.doomed.entry(sequence).or_insert(Reason::Attempts);
+        if is_over && !self.is_doomed(sequence) {
+            self.dying.doom(sequence, Reason::Attempts);
         }
         if self.dying.doomed.contains_key(&sequence) {
             self.leave(sequence);
         } else if let Some(until) = pause {
             self.change(sequence, SlotState::Delayed);
-            self.touched.insert(sequence);
+            self.touch(sequence);
             self.dying.delayed.insert((until, sequence));
         } else {
             self.make_available_again(sequence);
@@ -272,13 +310,23 @@ impl Queue {
 
     /// Whether anything waits to be moved.
     pub fn has_leaving(&self) -> bool {
-        !self.dying.leaving.is_empty()
+        !self.dying.leaving.is_empty() || !self.dying.offered.is_empty()
     }
 
-    /// The next message that has to be moved: the caller sees it through.
-    pub fn poll_leaving(&mut self) -> Option<Leaving> {
+    /// Whether anything may wait to be moved there.
+    pub fn has_leaving_by(&self, exit: Exit) -> bool {
+        let is_offered = exit == Exit::Dead && !self.dying.offered.is_empty();
+        is_offered || !self.dying.turns[exit as usize].is_empty()
+    }
+
+    /// The next message that has to be moved there: the caller sees it through. What was offered
+    /// to consumers meanwhile is offered no longer.
+    pub fn poll_leaving(&mut self, exit: Exit) -> Option<Leaving> {
+        if exit == Exit::Dead && !self.dying.offered.is_empty() {
+            self.call_back();
+        }
         let sequence = loop {
-            let sequence = self.dying.turns.pop_front()?;
+            let sequence = self.dying.turns[exit as usize].pop_front()?;
             if self.dying.leaving.remove(&sequence) {
                 break sequence;
             }
@@ -294,25 +342,26 @@ impl Queue {
         Some((self.index.payload(sequence), slot.delivery_count))
     }
 
-    /// Nobody took a moving message, and perhaps it was offered again: it is tried again, if no
-    /// consumer has it.
-    pub fn leave_again(&mut self, sequence: Sequence) -> Again {
-        match self.state(sequence) {
-            Some(SlotState::Moving) => {
-                self.dying.leave(sequence);
-                Again::Leaves
+    /// Nobody took a moving message: it waits for its next turn.
+    pub fn leave_again(&mut self, sequence: Sequence) {
+        if self.state(sequence) == Some(SlotState::Moving) {
+            self.dying.leave(sequence);
+        }
+    }
+
+    /// What was offered to consumers leaves, but for what they have.
+    fn call_back(&mut self) {
+        for sequence in std::mem::take(&mut self.dying.offered) {
+            match self.state(sequence) {
+                Some(SlotState::Available) => self.leave(sequence),
+                Some(
+                    SlotState::Reserved
+                    | SlotState::Acquired
+                    | SlotState::Counting
+                    | SlotState::Delayed,
+                ) => drop(self.dying.offered.insert(sequence)),
+                Some(SlotState::Moving | SlotState::Settling) | None => {}
             }
-            Some(SlotState::Available) => {
-                self.leave(sequence);
-                Again::Leaves
-            }
-            Some(
-                SlotState::Reserved
-                | SlotState::Acquired
-                | SlotState::Counting
-                | SlotState::Delayed,
-            ) => Again::Held,
-            Some(SlotState::Settling) | None => Again::Gone,
         }
     }
 
@@ -326,13 +375,21 @@ impl Queue {
     /// # Errors
     /// [`NotHeld`] as in [`Self::settle`].
     pub fn give_back(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
-        self.give_up(link, sequence, SlotState::Moving).map(|_| ())
+        self.give_up(link, sequence, SlotState::Moving)?;
+        self.dying.offered.remove(&sequence);
+        self.dying.leave(sequence);
+        Ok(())
     }
 
-    /// A message that nobody took goes for good: its settlement is to be appended. False if
-    /// consumers can get it, or have it.
-    pub fn take_refused(&mut self, sequence: Sequence) -> bool {
-        self.state(sequence) == Some(SlotState::Moving) && self.settle_moving(sequence)
+    /// Up to `count_max` messages before this one that wait to be moved go for good: their
+    /// settlements are to be appended (purge).
+    pub fn take_leaving(&mut self, below: Sequence, count_max: usize) -> Vec<Sequence> {
+        let leaving = self.dying.leaving.range(..below).take(count_max);
+        let taken: Vec<Sequence> = leaving.copied().collect();
+        for sequence in &taken {
+            self.settle_moving(*sequence);
+        }
+        taken
     }
 
     /// Nobody can take a moving message: consumers may have it meanwhile. False if its time is
@@ -340,6 +397,7 @@ impl Queue {
     pub fn offer_again(&mut self, sequence: Sequence) -> bool {
         let is_over = self.expiring.is_overdue(sequence);
         if !is_over && self.state(sequence) == Some(SlotState::Moving) {
+            self.dying.offered.insert(sequence);
             self.make_available_again(sequence);
         }
         !is_over
@@ -449,10 +507,10 @@ mod tests {
         }
         assert_eq!(fail(&mut queue, now), 3);
         assert_eq!(queue.dispatch(), None);
-        let leaving = queue.poll_leaving().unwrap();
+        let leaving = queue.poll_leaving(Exit::Dead).unwrap();
         assert_eq!(leaving.reason, Reason::Attempts);
         assert_eq!(queue.moving(ONE), Some((Some(&Bytes::from_static(b"m")), 3)));
-        assert_eq!(queue.poll_leaving(), None);
+        assert_eq!(queue.poll_leaving(Exit::Dead), None);
         assert!(queue.settle_moving(ONE));
         assert!(queue.archive(ONE).is_some());
         assert!(!queue.settle_moving(ONE));
@@ -464,18 +522,19 @@ mod tests {
         let count = queue.put_back(LINK, ONE).unwrap();
         queue.set_back(ONE, rejected(count));
         queue.counted(ONE);
-        queue.poll_leaving().unwrap();
+        queue.poll_leaving(Exit::Dead).unwrap();
         // Refused and offered, it expires; meanwhile its next try is due.
         queue.offer_again(ONE);
         queue.expire_one(ONE);
-        assert_eq!(queue.leave_again(ONE), Again::Leaves);
-        assert_eq!(queue.poll_leaving().map(|leaving| leaving.reason), Some(Reason::Expired));
-        assert_eq!(queue.poll_leaving(), None);
+        assert_eq!(queue.poll_leaving(Exit::Dead), None);
+        let leaving = queue.poll_leaving(Exit::Expired).map(|leaving| leaving.reason);
+        assert_eq!((leaving, queue.poll_leaving(Exit::Expired)), (Some(Reason::Expired), None));
         // Another try is due, and before its turn a purge takes it.
-        assert_eq!(queue.leave_again(ONE), Again::Leaves);
-        assert!(queue.take_refused(ONE));
-        assert_eq!((queue.has_leaving(), queue.poll_leaving()), (false, None));
-        assert_eq!(queue.leave_again(ONE), Again::Gone);
+        queue.leave_again(ONE);
+        assert_eq!((queue.take_leaving(ONE, 9), queue.has_leaving()), (vec![], true));
+        assert_eq!(queue.take_leaving(Sequence(1), 9), [ONE]);
+        queue.leave_again(ONE);
+        assert_eq!((queue.has_leaving(), queue.poll_leaving(Exit::Expired)), (false, None));
     }
 
     #[test]
@@ -519,7 +578,7 @@ mod tests {
         queue.set_back(Sequence(2), rejected(0));
         queue.end_recovery();
         queue.adopt("q", Arc::default());
-        let leaving = std::iter::from_fn(|| queue.poll_leaving());
+        let leaving = std::iter::from_fn(|| queue.poll_leaving(Exit::Dead));
         let leaving: Vec<_> = leaving.map(|leaving| (leaving.sequence.0, leaving.reason)).collect();
         assert_eq!(leaving, [(0, Reason::Attempts), (2, Reason::Rejected)]);
         // Offered again, each is back in its place.

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use journal::Sequence;
 
 use super::consumers::Served;
-use super::{NotHeld, Place, Queue, RANK_DEFAULT, Slot, SlotState, step};
+use super::{NotHeld, Place, Queue, RANK_DEFAULT, Slot, SlotState, excluded_bytes, step};
 use crate::limits::{EXCLUSIONS_MAX, GRADUAL_STEP};
 use crate::mail::LinkRef;
 use crate::setback::Added;
@@ -188,17 +188,24 @@ impl Queue {
         if links.contains(&link) {
             return;
         }
+        if !links.is_empty() {
+            self.dying.relieved(excluded_bytes(links.len()));
+        }
         if links.len() == EXCLUSIONS_MAX {
             let consumers = &self.consumers;
             links.retain(|link| consumers.find(*link).is_some());
         }
-        if links.len() == EXCLUSIONS_MAX {
+        let is_full = links.len() == EXCLUSIONS_MAX;
+        if is_full {
             links.remove(0);
+        }
+        links.push(link);
+        self.dying.troubled(excluded_bytes(links.len()));
+        if is_full {
             let rank = self.index.get(sequence).map_or(RANK_DEFAULT, |slot| slot.rank);
             let place = Place { rank, time: self.schedule.time_of(sequence), sequence };
             self.consumers.look_again(place);
         }
-        links.push(link);
     }
 
     /// The links that consume from it.

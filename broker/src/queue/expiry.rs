@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::mail::{LinkKey, LinkRef};
-    use crate::queue::{Again, Traits};
+    use crate::queue::{Exit, Traits};
     use crate::setback::Setback;
 
     const LINK: LinkRef = LinkRef { shard: ShardId(0), key: LinkKey { slot: 1, generation: 0 } };
@@ -120,7 +120,9 @@ mod tests {
     }
 
     fn leaving(queue: &mut Queue) -> Vec<(u64, Reason)> {
-        std::iter::from_fn(|| queue.poll_leaving()).map(|l| (l.sequence.0, l.reason)).collect()
+        let mut next =
+            || queue.poll_leaving(Exit::Dead).or_else(|| queue.poll_leaving(Exit::Expired));
+        std::iter::from_fn(&mut next).map(|l| (l.sequence.0, l.reason)).collect()
     }
 
     #[test]
@@ -176,8 +178,8 @@ mod tests {
                 assert!(!queue.offer_again(Sequence(0)));
             }
             assert_eq!(queue.dispatch(), None);
-            assert_eq!(queue.leave_again(Sequence(0)), Again::Leaves);
-            assert!(queue.take_refused(Sequence(0)));
+            queue.leave_again(Sequence(0));
+            assert_eq!(queue.take_leaving(Sequence(9), 9), [Sequence(0)]);
             queue.archive(Sequence(0)).unwrap();
             assert!(queue.expiring.overdue.is_empty() && queue.expiring.by_sequence.is_empty());
         }

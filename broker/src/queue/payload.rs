@@ -335,6 +335,13 @@ impl Queue {
 
     /// Drops the bytes of a message, if its record is committed and nobody else has them.
     pub fn page_out(&mut self, committed: Lsn, sequence: Sequence) -> bool {
+        let is_hidden = self.state(sequence) == Some(SlotState::Reserved);
+        !is_hidden && self.page_out_read(committed, sequence)
+    }
+
+    /// The same of one that was read from the log, which may be hidden though it is committed: a
+    /// copy, until it is known whether its origin still lives.
+    pub fn page_out_read(&mut self, committed: Lsn, sequence: Sequence) -> bool {
         let Self { index, chains, .. } = self;
         let Some((slot, Some(payload))) = index.get_whole(sequence) else { return false };
         let is_settled_in = match slot.state {
@@ -342,8 +349,9 @@ impl Queue {
             | SlotState::Acquired
             | SlotState::Counting
             | SlotState::Delayed
-            | SlotState::Moving => true,
-            SlotState::Reserved | SlotState::Settling => false,
+            | SlotState::Moving
+            | SlotState::Reserved => true,
+            SlotState::Settling => false,
         };
         let end = match slot.record_bytes() {
             Some(bytes) => Some(slot.lsn.plus(bytes as u64)),

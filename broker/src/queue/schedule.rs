@@ -121,8 +121,8 @@ mod tests {
 
     use super::*;
     use crate::moved::Reason;
-    use crate::queue::Traits;
     use crate::queue::tests::{drain_to, link};
+    use crate::queue::{Exit, Traits};
     use crate::setback::Setback;
 
     fn put(queue: &mut Queue, n: u64, traits: Traits, at: Option<u64>) {
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(queue.ripen(5, 99), 1);
         assert_eq!(out(&mut queue), [1]);
         assert_eq!(queue.expire(10, 99), 2);
-        assert_eq!(queue.poll_leaving().map(|l| (l.sequence, l.reason)), {
+        assert_eq!(queue.poll_leaving(Exit::Expired).map(|l| (l.sequence, l.reason)), {
             Some((Sequence(0), Reason::Expired))
         });
         queue.ripen(20, 99);
@@ -253,6 +253,7 @@ mod tests {
         queue.adopt("q", Arc::default());
         assert!(!queue.has_leaving());
         queue.ripen(7, 99);
-        assert_eq!(queue.poll_leaving().map(|leaving| leaving.reason), Some(Reason::Attempts));
+        let reason = queue.poll_leaving(Exit::Dead).map(|leaving| leaving.reason);
+        assert_eq!(reason, Some(Reason::Attempts));
     }
 }

@@ -5,7 +5,8 @@
 //!      └─▶ being created? wait with the others ──────────────────────┐
 //!      └─▶ append the creation … commit … ─▶ Open ─▶ Opened ─▶ Catalogued to all ─▶ Resolved
 //! ```
-//! `Provide` is the same for a shard that needs a queue itself; `Catalogued` is all that it hears.
+//! `Provide` is the same for a shard that needs a queue itself; `Catalogued` is all that it hears, or
+//! `NotProvided`.
 //!
 //! Invariants: no shard writes a record of a queue before its creation is committed, under the
 //! whole watermark whatever the queue's level; one name is one queue, however many ask at once; an
@@ -30,7 +31,15 @@ use crate::pending::{Answer, Waiting};
 pub(super) struct Creations {
     pub(super) by_name: BTreeMap<String, Creation>,
     /// The journal was behind, or the queue of this name is about to go: they ask again.
-    parked: VecDeque<(LinkRef, Wish)>,
+    parked: VecDeque<Parked>,
+}
+
+/// Who is to ask again.
+#[derive(Debug)]
+enum Parked {
+    Asker(LinkRef, Wish),
+    /// A shard, and the name of the queue that it needs itself.
+    Shard(ShardId, String),
 }
 
 impl Creations {
@@ -79,7 +88,7 @@ impl Shard {
         }
         let result = match self.state.catalogue.named(name) {
             Some(record) if self.state.is_deleting(record.id) => {
-                return self.creations.parked.push_back((asker, wish));
+                return self.creations.parked.push_back(Parked::Asker(asker, wish));
             }
             Some(record) => Ok(record.id),
             None if !wish.may_create && !is_temporary(name) => Err(Refusal::Unauthorized(format!(
@@ -87,30 +96,44 @@ impl Shard {
             ))),
             None => match self.create(now, asker.shard, Some(asker), name) {
                 Ok(()) => return,
-                Err(Uncreated::Busy) => return self.creations.parked.push_back((asker, wish)),
+                Err(Uncreated::Busy) => {
+                    return self.creations.parked.push_back(Parked::Asker(asker, wish));
+                }
                 Err(Uncreated::Refused(refusal)) => Err(refusal),
             },
         };
         self.post(asker.shard, Mail::Resolved { asker, name: wish.name, result });
     }
 
-    /// A shard needs a queue of this name. If it can't be had now, the shard asks again.
-    pub(super) fn provide(&mut self, now: Instant, shard: ShardId, name: &str) {
-        if self.creations.by_name.contains_key(name) {
+    /// A shard needs a queue of this name. If it can't be had, the shard asks again.
+    pub(super) fn provide(&mut self, now: Instant, shard: ShardId, name: String) {
+        // If it is known here, its letter to the asker is on its way.
+        let is_known = self.state.catalogue.named(&name).is_some();
+        if is_known || self.creations.by_name.contains_key(&name) {
             return;
         }
-        // If it is known here, its letter to the asker is on its way.
-        if self.state.catalogue.named(name).is_none()
-            && let Err(Uncreated::Refused(refusal)) = self.create(now, shard, None, name)
-        {
-            tracing::warn!(name, ?refusal, "a queue for dead letters could not be created");
+        match self.create(now, shard, None, &name) {
+            Ok(()) => {}
+            Err(Uncreated::Busy) => {
+                let waits = |parked: &Parked| matches!(parked, Parked::Shard(s, n) if *s == shard && *n == name);
+                if !self.creations.parked.iter().any(waits) {
+                    self.creations.parked.push_back(Parked::Shard(shard, name));
+                }
+            }
+            Err(Uncreated::Refused(refusal)) => {
+                tracing::warn!(name, ?refusal, "a queue for dead letters could not be created");
+                self.post(shard, Mail::NotProvided { name, refusal });
+            }
         }
     }
 
     /// The journal may take again the creations that it could not take before.
     pub(super) fn step_creations(&mut self, now: Instant) {
-        for (asker, wish) in std::mem::take(&mut self.creations.parked) {
-            self.resolve(now, asker, wish);
+        for parked in std::mem::take(&mut self.creations.parked) {
+            match parked {
+                Parked::Asker(asker, wish) => self.resolve(now, asker, wish),
+                Parked::Shard(shard, name) => self.provide(now, shard, name),
+            }
         }
     }
 

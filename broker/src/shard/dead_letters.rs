@@ -24,16 +24,22 @@
 //! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
 //! another message: a sequence that was lost with the tail of a log is given again.
 //!
-//! Who takes no copy says so, and the move is tried again, later and later. Where disk, memory or
-//! the other queue is full, the message is offered to consumers between two tries, who alone can
-//! make room (but one that has expired is not); that it fails again is neither counted nor written:
-//! the log knows already that it has to go. Where the other queue drops what it has no room for,
-//! the message is settled instead, for which the log has always room.
+//! Who takes no copy says so, and the way there is closed for a while, longer and longer. Then one
+//! message is tried; all others that go there wait in their queues, and when one is taken the way
+//! is open. To a queue that is not there yet one is on its way too. So what is stuck costs one
+//! read and one place among [`MOVES_MAX`] for each name that it goes to, and what goes elsewhere
+//! passes it; the queues take turns, message by message.
+//!
+//! Where disk, memory or the other queue is full, [`OFFERED_MAX`] messages of the queue are offered
+//! to consumers between two tries, who alone can make room (but one that has expired is not); that
+//! they fail again is neither counted nor written: the log knows already that they have to go.
+//! Where the other queue drops what it has no room for, the message is settled instead, for which
+//! the log has always room.
 //!
 //! Invariants: at most [`MOVES_MAX`] are under way; each is in `under_way` from 1 to 9 or until it
 //! is refused; a move is sent again only after a refusal, so there is never a second copy; copies
-//! count as memory until their destination has answered; what was refused is in `refused` until it
-//! is settled, and once in `retries` while it is not under way.
+//! count as memory until their destination has answered; a queue in which something waits to be
+//! moved is in `waiting` or in `hindered`, and nothing is hindered once no way is closed or tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -44,12 +50,13 @@ use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
 use crate::limits::{
-    EXPIRE_STEP, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, PRESSURE_LOG_EVERY,
+    EXPIRE_STEP, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, OFFERED_MAX,
+    PRESSURE_LOG_EVERY,
 };
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
-use crate::queue::{Again, Leaving, Queue, Traits};
+use crate::queue::{Exit, Leaving, Queue, Traits};
 use crate::settings::FullPolicy;
 
 /// What is on its way to other queues.
@@ -60,14 +67,16 @@ pub(super) struct Moves {
     ready: Vec<(QueueId, Sequence)>,
     /// Queues in which something waits to be moved.
     waiting: BTreeSet<QueueId>,
-    /// What was not taken, by the time of its next try.
-    retries: BTreeSet<(Instant, QueueId, Sequence)>,
+    /// Whose turn was last.
+    last: QueueId,
+    /// Queues in which it waits until a way is open.
+    hindered: BTreeSet<QueueId>,
+    /// The ways to queues that took nothing the last time, or are not there yet, by their names.
+    ways: BTreeMap<String, Way>,
     /// When the next may begin, if many have begun in one turn.
     begin_at: Option<Instant>,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
-    /// What was not taken, until it is or is gone.
-    refused: BTreeMap<(QueueId, Sequence), Refused>,
     /// When it was last told in the log that what has expired cannot go.
     logged: Option<Instant>,
     /// Hidden copies that the other shards have of ours, until we serve.
@@ -87,16 +96,21 @@ struct Move {
     to: String,
     reason: Reason,
     stage: Stage,
+    /// Nothing else goes there until it is known what becomes of it.
+    tries_way: bool,
     /// What the copy counts against the memory bound while it is sent.
     memory_bytes: u64,
 }
 
-/// A message that nobody took.
-#[derive(Clone, Copy, Debug)]
-struct Refused {
+/// Where nothing was taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
     /// How often in a row.
     times: u32,
-    retry_at: Instant,
+    /// Before that nothing is tried again.
+    closed_until: Option<Instant>,
+    /// Something is.
+    is_tried: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,22 +138,51 @@ impl Moves {
         found.map(|(place, _)| *place).collect()
     }
 
-    /// It is tried again now, or never.
-    fn cancel_retry(&mut self, place: (QueueId, Sequence)) {
-        if let Some(refused) = self.refused.get(&place) {
-            self.retries.remove(&(refused.retry_at, place.0, place.1));
+    /// Whether something may go to the queue of this name.
+    fn is_free(&self, to: &str) -> bool {
+        self.ways.get(to).is_none_or(|way| way.closed_until.is_none() && !way.is_tried)
+    }
+
+    /// It was not taken there. Gives how often in a row that was so, those aside that were under
+    /// way together.
+    fn close(&mut self, now: Instant, to: &str) -> u32 {
+        let way = self.ways.entry(to.to_owned()).or_default();
+        if way.closed_until.is_none() {
+            way.times = way.times.saturating_add(1);
+            way.closed_until = Some(now + retry_after(way.times));
+        }
+        way.times
+    }
+
+    /// It was taken there.
+    fn open(&mut self, to: &str) {
+        // What was under way when another was refused says nothing.
+        if self.ways.get(to).is_some_and(|way| way.closed_until.is_none()) {
+            self.ways.remove(to);
+            self.waiting.append(&mut self.hindered);
         }
     }
 
-    /// Nothing will be refused any more.
-    fn forgive(&mut self, place: (QueueId, Sequence)) {
-        self.cancel_retry(place);
-        self.refused.remove(&place);
+    /// Ways that are no longer closed may be tried.
+    fn try_ways(&mut self, now: Instant) {
+        for way in self.ways.values_mut() {
+            if way.closed_until.is_some_and(|until| until <= now) {
+                way.closed_until = None;
+                self.waiting.append(&mut self.hindered);
+            }
+        }
+    }
+
+    /// The queue whose turn it is.
+    fn next_waiting(&mut self) -> Option<QueueId> {
+        let behind = self.waiting.range(QueueId(self.last.0 + 1)..).next();
+        self.last = behind.or_else(|| self.waiting.first()).copied()?;
+        Some(self.last)
     }
 
     /// When something is to be tried again.
     fn due(&self) -> Option<Instant> {
-        let retry = self.retries.first().map(|(at, _, _)| *at);
+        let retry = self.ways.values().filter_map(|way| way.closed_until).min();
         earlier(earlier(retry, self.begin_at), self.asked.values().copied().min())
     }
 }
@@ -203,16 +246,7 @@ impl Shard {
         if !matches!(self.phase, Phase::Serving) {
             return;
         }
-        while let Some((at, id, sequence)) = self.moves.retries.first().copied()
-            && at <= now
-        {
-            self.moves.retries.pop_first();
-            match self.state.queue_mut(id).map(|queue| queue.leave_again(sequence)) {
-                Some(Again::Leaves) => drop(self.moves.waiting.insert(id)),
-                Some(Again::Held) => self.retry_later(now, (id, sequence)),
-                Some(Again::Gone) | None => drop(self.moves.refused.remove(&(id, sequence))),
-            }
-        }
+        self.moves.try_ways(now);
         self.give_up_waiting(now);
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
             self.set_off(now, id, sequence);
@@ -230,36 +264,60 @@ impl Shard {
             if self.moves.under_way.len() >= MOVES_MAX {
                 return;
             }
-            let Some(id) = self.moves.waiting.first().copied() else { return };
-            match self.state.queue_mut(id).and_then(Queue::poll_leaving) {
-                Some(leaving) => self.begin_move(now, id, leaving),
+            let Some(id) = self.moves.next_waiting() else { return };
+            match self.next_leaving(id) {
+                Some((leaving, to)) => self.begin_move(now, id, leaving, to),
                 None => drop(self.moves.waiting.remove(&id)),
             }
         }
         self.moves.begin_at = Some(now + GRADUAL_PAUSE);
     }
 
-    fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving) {
+    /// The next message of a queue that may go, and where; none to go to: it is dropped.
+    fn next_leaving(&mut self, id: QueueId) -> Option<(Leaving, Option<String>)> {
+        for exit in [Exit::Dead, Exit::Expired] {
+            let queue = self.state.queue(id)?;
+            if !queue.has_leaving_by(exit) {
+                continue;
+            }
+            let name = &self.state.catalogue.get(id)?.name;
+            let (to, is_dropped) = match exit {
+                Exit::Dead => (&queue.settings().dead_letter_address, false),
+                Exit::Expired => {
+                    let is_dropped = self.config.canaries.has(Canary::ExpiredDropped);
+                    (&queue.settings().expiry_address, is_dropped)
+                }
+            };
+            let to = (!to.is_empty() && to != name && !is_dropped).then(|| to.clone());
+            if to.as_ref().is_some_and(|to| !self.moves.is_free(to)) {
+                self.moves.hindered.insert(id);
+                continue;
+            }
+            if let Some(leaving) = self.state.queue_mut(id)?.poll_leaving(exit) {
+                return Some((leaving, to));
+            }
+        }
+        None
+    }
+
+    fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving, to: Option<String>) {
         let Leaving { sequence, reason } = leaving;
         if self.moves.under_way.contains_key(&(id, sequence)) {
             return;
         }
-        let Some(queue) = self.state.queue(id) else { return };
-        let to = match reason {
-            Reason::Rejected | Reason::Attempts => &queue.settings().dead_letter_address,
-            Reason::Expired => &queue.settings().expiry_address,
-        };
-        let Some(record) = self.state.catalogue.get(id) else { return };
-        let is_dropped =
-            reason == Reason::Expired && self.config.canaries.has(Canary::ExpiredDropped);
-        if to.is_empty() || *to == record.name || is_dropped {
+        let Some(to) = to else {
             self.counters.dropped_total += 1;
             self.settle_moved(now, id, sequence, Answer::Nobody);
             return;
+        };
+        if self.state.catalogue.named(&to).is_none() {
+            self.moves.ways.entry(to.clone()).or_default();
         }
-        let moving = Move { to: to.clone(), reason, stage: Stage::Committing, memory_bytes: 0 };
+        let way = self.moves.ways.get_mut(&to);
+        let tries_way = way.map(|way| way.is_tried = true).is_some();
+        let stage = Stage::Committing;
+        let moving = Move { to, reason, stage, tries_way, memory_bytes: 0 };
         self.moves.under_way.insert((id, sequence), moving);
-        self.moves.cancel_retry((id, sequence));
         let Some(journal) = &self.journal else { return };
         let (end, effect) = (journal.appended(), crate::apply::Effect::None);
         let answer = Answer::Movable(id, sequence);
@@ -298,18 +356,22 @@ impl Shard {
         self.post(ShardId(0), Mail::Provide { shard: self.config.shard, name });
     }
 
-    /// Nobody has provided these queues, as where the catalogue's log is full: what waits for them
-    /// was not taken.
+    /// Nobody has provided these queues, nor said why: what waits for them was not taken.
     fn give_up_waiting(&mut self, now: Instant) {
         let due = |(_, at): &(&String, &Instant)| **at <= now;
         let names: Vec<String> =
             self.moves.asked.iter().filter(due).map(|(name, _)| name.clone()).collect();
         for name in names {
-            self.moves.asked.remove(&name);
-            for (queue, sequence) in self.moves.waiting_for(&name) {
-                let origin = Origin { shard: self.config.shard, queue, sequence };
-                self.not_moved(now, origin, &Refusal::DiskFull);
-            }
+            self.not_provided(now, &name, &Refusal::NotFound(String::new()));
+        }
+    }
+
+    /// There is no such queue, and why.
+    pub(super) fn not_provided(&mut self, now: Instant, name: &str, refusal: &Refusal) {
+        self.moves.asked.remove(name);
+        for (queue, sequence) in self.moves.waiting_for(name) {
+            let origin = Origin { shard: self.config.shard, queue, sequence };
+            self.not_moved(now, origin, refusal);
         }
     }
 
@@ -364,6 +426,9 @@ impl Shard {
     /// The copy is there and committed.
     pub(super) fn copied(&mut self, now: Instant, origin: Origin, copy: CopyRef) {
         let Origin { queue, sequence, .. } = origin;
+        if let Some(moving) = self.end_move((queue, sequence)) {
+            self.moves.open(&moving.to);
+        }
         if !self.settle_moved(now, queue, sequence, Answer::Landed(copy)) {
             self.post(copy.shard, Mail::Landed(copy));
         }
@@ -378,7 +443,6 @@ impl Shard {
         answer: Answer,
     ) -> bool {
         self.end_move((id, sequence));
-        self.moves.forgive((id, sequence));
         let moving = self.state.queue_mut(id).is_some_and(|queue| queue.settle_moving(sequence));
         if moving {
             let level = Level::ReplicatedSync;
@@ -391,6 +455,12 @@ impl Shard {
     fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
         let moving = self.moves.under_way.remove(&place)?;
         self.aside_bytes -= moving.memory_bytes;
+        if moving.tries_way
+            && let Some(way) = self.moves.ways.get_mut(&moving.to)
+        {
+            way.is_tried = false;
+            self.moves.waiting.append(&mut self.moves.hindered);
+        }
         Some(moving)
     }
 
@@ -405,29 +475,31 @@ impl Shard {
             return;
         }
         self.counters.move_failures_total += 1;
-        let times = self.moves.refused.get(&place).map_or(0, |refused| refused.times) + 1;
-        self.moves.refused.insert(place, Refused { times, retry_at: now });
-        self.retry_later(now, place);
-        let is_expired = moving.reason == Reason::Expired;
-        if refusal.is_full()
-            && (is_expired || times > 1)
-            && let Some(queue) = self.state.queue_mut(place.0)
-        {
-            if is_expired || !queue.offer_again(place.1) {
-                self.log_stuck(now, place.0, &moving.to);
-            } else {
-                self.dirty_queues.insert(place.0);
-            }
+        let times = self.moves.close(now, &moving.to);
+        if !refusal.is_full() || times == 1 && moving.reason != Reason::Expired {
+            let Some(queue) = self.state.queue_mut(place.0) else { return };
+            queue.leave_again(place.1);
+        } else if !self.offer_again(place, moving.reason) {
+            self.log_stuck(now, place.0, &moving.to);
         }
-        let name = self.state.catalogue.get(place.0).map_or("", |record| &record.name);
-        tracing::debug!(queue = name, to = moving.to, ?refusal, "a message could not be moved");
+        self.may_leave(place.0);
     }
 
-    /// What was refused is tried again, the later the more often it was.
-    fn retry_later(&mut self, now: Instant, place: (QueueId, Sequence)) {
-        let Some(refused) = self.moves.refused.get_mut(&place) else { return };
-        refused.retry_at = now + retry_after(refused.times);
-        self.moves.retries.insert((refused.retry_at, place.0, place.1));
+    /// Messages that find no room are offered to consumers. False if this one may not be.
+    fn offer_again(&mut self, (id, sequence): (QueueId, Sequence), reason: Reason) -> bool {
+        let Some(queue) = self.state.queue_mut(id) else { return true };
+        if reason == Reason::Expired || !queue.offer_again(sequence) {
+            queue.leave_again(sequence);
+            return false;
+        }
+        for _ in 1..OFFERED_MAX {
+            let Some(Leaving { sequence, .. }) = queue.poll_leaving(Exit::Dead) else { break };
+            if !queue.offer_again(sequence) {
+                queue.leave_again(sequence);
+            }
+        }
+        self.dirty_queues.insert(id);
+        true
     }
 
     /// Says what an operator can do where nobody else can do anything.
@@ -443,25 +515,6 @@ impl Shard {
             "expired messages find no room where they go: consume other messages, purge this \
              queue, or give the broker more room"
         );
-    }
-
-    /// Messages that nobody takes leave the queue for their settlement (purge), at most so many.
-    pub(super) fn take_refused(
-        &mut self,
-        id: QueueId,
-        below: Sequence,
-        count_max: usize,
-    ) -> Vec<Sequence> {
-        let Moves { refused, under_way, .. } = &self.moves;
-        let of_queue = refused.range((id, Sequence(0))..(id, below)).map(|(place, _)| *place);
-        let idle: Vec<_> =
-            of_queue.filter(|place| !under_way.contains_key(place)).take(count_max).collect();
-        let Some(queue) = self.state.queue_mut(id) else { return Vec::new() };
-        let taken: Vec<_> = idle.into_iter().filter(|(_, s)| queue.take_refused(*s)).collect();
-        for (id, sequence) in &taken {
-            self.moves.forgive((*id, *sequence));
-        }
-        taken.into_iter().map(|(_, sequence)| sequence).collect()
     }
 }
 

@@ -35,7 +35,7 @@ use crate::canary::Canary;
 use crate::event::{ConnId, Fatal};
 use crate::limits::{BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
 use crate::mail::{LinkKey, LinkRef, Mail, Outcome, Refusal};
-use crate::moved::Reason;
+use crate::moved::{Reason, rejection};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Dispatched, Queue};
 use crate::setback::Setback;
@@ -137,8 +137,12 @@ impl Shard {
             AmqpOutcome::Modified { message_annotations: Some(annotations), .. } => {
                 self.post_modified(now, (home, queue), consumer_ref, verdict, annotations);
             }
+            AmqpOutcome::Rejected(Some(error)) => {
+                let annotations = rejection(&error);
+                self.post_modified(now, (home, queue), consumer_ref, verdict, annotations);
+            }
             AmqpOutcome::Accepted
-            | AmqpOutcome::Rejected(_)
+            | AmqpOutcome::Rejected(None)
             | AmqpOutcome::Released
             | AmqpOutcome::Modified { message_annotations: None, .. } => {
                 self.post_verdict(now, (home, queue), consumer_ref, verdict);

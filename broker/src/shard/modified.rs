@@ -1,4 +1,5 @@
-//! The outcome `modified` with annotations, which are merged into the message's [3.4.5].
+//! The outcome `modified` with annotations, which are merged into the message's [3.4.5], and
+//! `rejected` with an error [3.4.2], which is kept with them until the message is a dead letter.
 //!
 //! ```text
 //!   disposition ─▶ short? ─▶ Modify ─▶ home: merged with what was added before ─▶ fit? ─▶ setback
@@ -28,6 +29,7 @@ use super::Shard;
 use super::egress::Verdict;
 use crate::limits::ADDED_BYTES_MAX;
 use crate::mail::{LinkRef, Mail, Outcome};
+use crate::moved::Reason;
 use crate::pending::Answer;
 use crate::setback::{Added, Setback};
 
@@ -60,13 +62,21 @@ impl Shard {
         annotations: &[u8],
     ) {
         let Verdict { sequence, outcome, confirm } = verdict;
-        let Outcome::Modified { delivery_failed, undeliverable_here } = outcome else {
-            return self.settle(now, id, consumer, verdict);
-        };
         let room = self.config.memory_bytes_max.saturating_sub(self.memory_bytes());
         let level = self.state.catalogue.get(id).map(|record| record.level);
         let (Some(level), Some(queue)) = (level, self.state.queue_mut(id)) else {
             return self.settle(now, id, consumer, verdict);
+        };
+        let (doom, delivery_failed, undeliverable_here) = match outcome {
+            Outcome::Modified { delivery_failed, undeliverable_here } => {
+                (None, delivery_failed, undeliverable_here)
+            }
+            Outcome::Rejected if queue.buries_elsewhere() && !queue.is_doomed(sequence) => {
+                (Some(Reason::Rejected), false, false)
+            }
+            Outcome::Accepted | Outcome::Rejected | Outcome::Released => {
+                return self.settle(now, id, consumer, verdict);
+            }
         };
         let merged = Added::merge(queue.added(sequence).as_ref(), annotations);
         let added = match merged.ok().filter(|added| added.memory_bytes() <= room) {
@@ -85,14 +95,15 @@ impl Shard {
         if undeliverable_here && held.is_ok() {
             queue.exclude(consumer, sequence);
         }
-        self.dirty_queues.insert(id);
         let answer = if confirm { Answer::Settled(consumer, sequence) } else { Answer::Nobody };
         match held {
             Ok(count) => {
-                let setback = Setback { count, doom: None, added: Some(added) };
+                queue.counters.rejected += u64::from(doom.is_some());
+                let setback = Setback { count, doom, added: Some(added) };
                 self.append_setback(now, (id, level), sequence, setback, answer);
             }
             Err(_) => self.answer(answer),
         }
+        self.dirty_queues.insert(id);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A purge walks over its queue once, by sequence, a little at a time (`gradual.rs`), by turns with
 //! others, and is answered when the last of its settlements is committed. It takes what nobody held
-//! when it was asked for, what waits for its time, and what no other queue takes: messages at
-//! consumers and later ones stay. A crash leaves what was not settled yet.
+//! when it was asked for, what waits for its time, and what waits to be moved to another queue:
+//! messages at consumers and on their way, and later ones, stay. A crash leaves what was not settled yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -268,9 +268,9 @@ impl Shard {
         }
         let mut ended = from >= below;
         if ended {
-            let refused = self.take_refused(id, below, count_max);
-            ended = refused.len() < count_max;
-            taken.extend(refused);
+            let leaving = queue.take_leaving(below, count_max);
+            ended = leaving.len() < count_max;
+            taken.extend(leaving);
         }
         let Some(purge) = self.gradual.purges.by_queue.get_mut(&id) else { return 1 };
         purge.from = from;

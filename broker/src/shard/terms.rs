@@ -161,7 +161,7 @@ pub(super) fn annotates(source: Option<&LinkSource>) -> bool {
     matches!(default, Some(Outcome::Modified { message_annotations: Some(_), .. }))
 }
 
-/// Of a default outcome what is acted on: the error of `rejected` is read by nobody, and
+/// Of a default outcome what is acted on: the error of `rejected` says nothing of any message, and
 /// annotations that are too long are merged into nothing.
 fn acted_on(default: Outcome) -> Outcome {
     match default {

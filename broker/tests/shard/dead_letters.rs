@@ -562,3 +562,73 @@ fn a_higher_priority_overtakes_and_keeps_it_through_a_restart_and_among_the_dead
     let got: Vec<Option<u8>> = host.deliveries(other).into_iter().map(priority).collect();
     assert_eq!(got, [Some(9), Some(9), None, Some(0)]);
 }
+
+/// Of `a` many die, and of `b` one; where each goes is said by name. The shard's stats after this.
+fn many_dead(to_a: &str, count: usize, time: Duration) -> Host {
+    let mut settings = Settings::default();
+    for (name, to) in [("a", to_a), ("b", "DLQ")] {
+        let said = Said { dead_letter_address: Some(to.to_owned()), ..Said::default() };
+        settings.add(name, said).expect("a pattern");
+    }
+    let mut host = Host::new(Wish { settings, segments_max: 400, ..Wish::default() });
+    let at = host.connect(0);
+    for (name, count) in [("a", count), ("b", 1)] {
+        let sender = host.sender(at, name);
+        for _ in 0..count {
+            assert!(host.send(at, sender, 10, false));
+        }
+    }
+    for name in ["a", "b"] {
+        let other = host.connect(0);
+        host.receiver(other, name, 10_000);
+        for (link, delivery, _) in host.deliveries(other) {
+            host.clients[other].amqp.settle(link, delivery, rejected());
+        }
+        host.pass(time);
+    }
+    host
+}
+
+#[test]
+fn what_has_nowhere_to_go_holds_up_nothing_else_and_a_purge_takes_it() {
+    // A name that the broker gives nobody.
+    let mut host = many_dead("$temp.none", 1000, Duration::from_millis(500));
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1, "of the other queue");
+    assert_eq!(count(&host, "a", SlotState::Moving), 1000);
+    let failures = host.stats(0).move_failures_total;
+    host.pass(Duration::from_secs(60));
+    let tries = host.stats(0).move_failures_total - failures;
+    assert!(tries > 5 && tries < 30, "{tries} tries in a minute");
+    // Of all these the one on its way may stay.
+    host.ask(0, broker::admin::AdminRequest::Purge { queue: "a".to_owned() });
+    host.pass(Duration::from_secs(1));
+    assert!(count(&host, "a", SlotState::Moving) <= 1);
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+}
+
+#[test]
+fn what_died_goes_when_there_is_room_again() {
+    let mut host = many_dead("full", 0, Duration::ZERO);
+    let said =
+        Said { messages_max: Some(1), full_policy: Some(FullPolicy::Refuse), ..Said::default() };
+    host.wish.settings.add("DLQ", said).expect("a pattern");
+    host.crash();
+    let at = host.connect(0);
+    let sender = host.sender(at, "b");
+    for _ in 0..300 {
+        assert!(host.send(at, sender, 10, false));
+    }
+    host.receiver(at, "b", 10_000);
+    for (link, delivery, _) in host.deliveries(at) {
+        host.clients[at].amqp.settle(link, delivery, rejected());
+    }
+    host.lose(at);
+    host.pass(Duration::from_secs(10));
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+    assert_eq!(count(&host, "b", SlotState::Available) + count(&host, "b", SlotState::Moving), 300);
+    let other = host.connect(0);
+    host.receiver(other, "DLQ", 10_000);
+    host.settle_all(other, Duration::from_secs(6));
+    assert_eq!((host.messages(), host.deliveries(other).len()), (0, 301));
+    assert_eq!(host.stats(0).memory_bytes, 0, "nothing is kept of what had trouble");
+}

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use amqp::codec::{Symbol, Value, Writer};
 use amqp::delivery::Outcome;
+use amqp::error::{Condition, Error};
 use amqp::link::LinkId;
 use amqp::message::Sections;
 use broker::limits::ADDED_BYTES_MAX;
 use journal::{QueueId, Sequence};
 
 use crate::compaction::{Stream, small_log};
-use crate::host::{Host, Wish, message};
+use crate::host::{Host, Wish, Writes, message};
 
 /// An encoded map of symbols to strings.
 pub(crate) fn map(entries: &[(&str, &str)]) -> Arc<[u8]> {
@@ -185,4 +186,39 @@ fn item_34_added_annotations_are_copied_forward() {
     let consumer = host.connect(0);
     host.receiver(consumer, "q", 10);
     assert_eq!(last(&host, consumer, &["x-opt-why"]), (0, vec![some("slow")]));
+}
+
+#[test]
+fn item_34_a_rejections_error_is_kept_with_the_dead_letter() {
+    for (shards, crashes) in [(1, false), (2, false), (1, true)] {
+        let (mut host, at, _) = delivered(Wish { shards, ..Wish::default() });
+        judge(
+            &mut host,
+            at,
+            modified(true, &[("x-opt-why", "slow"), ("x-opt-DEATH-ERROR", "lie")]),
+        );
+        let error = Error::new(Condition::DecodeError, "no such größe");
+        if crashes {
+            host.writes = Writes::Held;
+        }
+        judge(&mut host, at, Outcome::Rejected(Some(Arc::new(error))));
+        if crashes {
+            // The rejection is in the log, and nothing of the move.
+            host.let_go_first();
+            host.crash();
+        }
+        host.pass(std::time::Duration::from_millis(10));
+        let dead = host.connect(0);
+        host.receiver(dead, "DLQ", 10);
+        let keys = ["x-opt-why", "x-opt-DEATH-DESCRIPTION"];
+        assert_eq!(last(&host, dead, &keys), (0, vec![some("slow"), some("no such größe")]));
+        let (_, _, got) = host.deliveries(dead).pop().expect("it is there");
+        let sections = Sections::scan(&got).expect("a message");
+        let map = sections.message_annotations(&got).expect("sound").expect("there");
+        assert_eq!(
+            map.get("x-opt-DEATH-ERROR"),
+            Some(Value::Symbol(Symbol::new("amqp:decode-error")))
+        );
+        assert_eq!(map.get("x-opt-DEATH-REASON"), Some(Value::Symbol(Symbol::new("rejected"))));
+    }
 }

@@ -226,3 +226,33 @@ fn what_comes_back_after_it_was_dropped_is_read_again() {
     host.lose(slow);
     assert_eq!(drain(&mut host, "q"), (1000..2000).collect::<Vec<_>>());
 }
+
+#[test]
+fn dead_letters_beyond_memory_stay_on_the_disk_when_a_start_reads_them() {
+    let mut host = Host::new(short(Level::Sync));
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    fill(&mut host, at, sender, 600);
+    let consumer = host.connect(0);
+    host.receiver(consumer, "q", 10_000);
+    let mut judged = 0;
+    while judged < 600 {
+        let came = host.deliveries(consumer);
+        for (link, delivery, _) in &came[judged..] {
+            host.clients[consumer].amqp.settle(*link, *delivery, Outcome::Rejected(None));
+        }
+        judged = came.len();
+        host.pass(Duration::from_millis(20));
+    }
+    host.lose(consumer);
+    host.pass(Duration::from_secs(10));
+    for _ in 0..2 {
+        host.crash();
+        let stats = host.stats(0);
+        assert!(stats.memory_bytes <= MEMORY / 16 * 10 && stats.paged_messages > 400, "{stats:?}");
+    }
+    let mut came = drain(&mut host, "DLQ");
+    came.sort_unstable();
+    assert_eq!(came, (1000..1600).collect::<Vec<_>>());
+    assert_eq!((host.messages(), host.stats(0).memory_bytes), (0, 0));
+}

@@ -348,6 +348,7 @@ impl World {
             | Mail::Delete(_)
             | Mail::Deleted(_)
             | Mail::Provide { .. }
+            | Mail::NotProvided { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)
             | Mail::Arrivals(_)
