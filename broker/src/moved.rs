@@ -94,7 +94,7 @@ pub fn rejection(error: &Error) -> Arc<[u8]> {
     let said = &error.description[..error.description.floor_char_boundary(DESCRIPTION_BYTES_MAX)];
     let mut out = Vec::new();
     Writer::new(&mut out).map_with(|map| {
-        if let Ok(condition) = Symbol::from_ascii(condition.as_bytes()) {
+        if let Some(condition) = Symbol::from_ascii(condition.as_bytes()) {
             map.element().symbol(Symbol::new(ERROR));
             map.element().symbol(condition);
         }

@@ -610,7 +610,7 @@ fn what_has_nowhere_to_go_holds_up_nothing_else_and_a_purge_takes_it() {
 fn what_died_goes_when_there_is_room_again() {
     let mut host = many_dead("full", 0, Duration::ZERO);
     let said =
-        Said { messages_max: Some(1), full_policy: Some(FullPolicy::Refuse), ..Said::default() };
+        Said { messages_max: Some(100), full_policy: Some(FullPolicy::Refuse), ..Said::default() };
     host.wish.settings.add("DLQ", said).expect("a pattern");
     host.crash();
     let at = host.connect(0);
@@ -622,10 +622,11 @@ fn what_died_goes_when_there_is_room_again() {
     for (link, delivery, _) in host.deliveries(at) {
         host.clients[at].amqp.settle(link, delivery, rejected());
     }
+    host.pass(Duration::from_millis(10));
     host.lose(at);
     host.pass(Duration::from_secs(10));
-    assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
-    assert_eq!(count(&host, "b", SlotState::Available) + count(&host, "b", SlotState::Moving), 300);
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 100);
+    assert_eq!(count(&host, "b", SlotState::Available) + count(&host, "b", SlotState::Moving), 201);
     let other = host.connect(0);
     host.receiver(other, "DLQ", 10_000);
     host.settle_all(other, Duration::from_secs(6));
