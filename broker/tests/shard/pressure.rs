@@ -8,6 +8,7 @@ use amqp::delivery::Outcome;
 use amqp::message::{Header, write_header};
 use broker::limits::{EXPIRY_BYTES, PLACE_BYTES, PRESSURE_HOLD, PRODUCER_CREDIT, TOUCHED_BYTES};
 use broker::queue::Queue;
+use broker::settings::{FullPolicy, Said, Settings};
 use journal::ShardId;
 
 use crate::host::{Host, Wish, Writes, message};
@@ -93,6 +94,45 @@ fn a_queue_can_be_created_while_the_journal_is_behind() {
     assert!(host.clients.iter().all(|client| !client.paused));
     let accepted: usize = clients.iter().map(|(at, _)| host.outcomes(*at).len()).sum();
     assert_eq!(accepted as u64, host.messages(), "everything was answered, nothing was dropped");
+}
+
+#[test]
+fn a_queue_for_the_dead_waits_for_a_journal_that_is_behind_and_nothing_is_dropped() {
+    let mut settings = Settings::default();
+    let drops = Said { full_policy: Some(FullPolicy::Drop), ..Said::default() };
+    settings.add("DLQ", drops).expect("a pattern");
+    let mut host = Host::new(Wish { shards: 2, segments_max: 600, settings, ..Wish::default() });
+    let other = host.connect(1);
+    let sender = host.sender(other, "q");
+    assert!(host.send(other, sender, 10, false));
+    host.receiver(other, "q", 1);
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let at = host.connect(0);
+            (at, host.sender(at, "busy"))
+        })
+        .collect();
+    // Shard 0 is asked for the queue when its log takes nothing for a while.
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    let (link, delivery, _) = host.deliveries(other).pop().expect("it came");
+    host.clients[other].amqp.settle(link, delivery, Outcome::Rejected(None));
+    host.pass(Duration::from_millis(10));
+    host.writes = Writes::Held;
+    for _ in 0..150 {
+        for (at, sender) in &clients {
+            host.send(*at, *sender, 60_000, false);
+        }
+    }
+    assert!(host.clients.iter().any(|client| client.paused), "reads are withheld");
+    host.mail_held = None;
+    host.pass(Duration::from_secs(10));
+    assert_eq!(host.stats(1).dropped_total, 0, "nothing is full");
+    host.let_go();
+    host.pass(Duration::from_secs(10));
+    assert_eq!((host.stats(1).dropped_total, host.stats(0).dropped_total), (0, 0));
+    let dead = host.connect(1);
+    host.receiver(dead, "DLQ", 1);
+    assert_eq!(host.deliveries(dead).len(), 1);
 }
 
 #[test]
