@@ -335,6 +335,39 @@ fn a_pair_begins_with_empty_directories_in_any_order() {
 }
 
 #[test]
+fn each_address_of_a_pair_waits_for_its_own_level() {
+    let mut pair = PairOf::new("pair-levels");
+    let levels = [("alone", "sync"), ("received", "replicated"), ("both", "replicated-sync")];
+    for lines in &mut pair.lines {
+        for (name, level) in levels {
+            lines.push_str(&format!("[[address]]\nmatch = {name:?}\ndurability = {level:?}\n"));
+        }
+    }
+    let live = pair.start_both();
+    let mut clients = levels.map(|(name, level)| {
+        let wait = Duration::from_millis(if level == "sync" { 2000 } else { 100 });
+        let mut client =
+            Client::connect(pair.amqp[live], name, Sasl::Anonymous, wait).expect("live");
+        let link = client.sender(name).expect("a link");
+        (client, link, level)
+    });
+    let (_, body) = pair.broker(live).http("/api/v1/queues").expect("it serves");
+    for (name, level) in levels {
+        let queues: Value = serde_json::from_str(&body).expect("JSON");
+        let mut queues = queues["queues"].as_array().expect("queues").iter();
+        let queue = queues.find(|queue| queue["name"] == name).expect("it was made");
+        assert_eq!(queue["durability"], level);
+    }
+    // While the backup sleeps and is in sync still, only who does not need it is answered.
+    pair.broker(1 - live).signal(Signal::STOP);
+    for (client, link, level) in clients.iter_mut().rev() {
+        client.send(*link, &durable_message(b"m")).expect("it is sent");
+        assert_eq!(client.next_outcome().is_ok(), *level == "sync", "{level}");
+    }
+    pair.broker(1 - live).signal(Signal::CONT);
+}
+
+#[test]
 fn what_was_acknowledged_survives_kill_9_of_the_live() {
     let (kills, seed) = (knob("LAELAPS_PAIR_KILLS", 3), knob("LAELAPS_SEED", 1));
     println!("LAELAPS_SEED={seed}, {kills} kills");
