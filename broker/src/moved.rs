@@ -13,8 +13,8 @@
 //!   x-opt-DEATH-DESCRIPTION string   and what was said of it; only if something was
 //! ```
 //! The first three are Artemis's names, in its types. An annotation of one of these names that the
-//! message has already, from an earlier move or from its sender, gives way to the newer. A rejection's
-//! error is kept until then with what consumers have added.
+//! message has already, from an earlier move or from its sender, gives way to the newer. The error
+//! of a rejection is kept until then with what consumers have added.
 //!
 //! Invariant: from the properties on, what comes out is what came in.
 

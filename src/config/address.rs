@@ -49,7 +49,8 @@ macro_rules! address_knobs {
 }
 
 address_knobs! {
-    "durability" durability: Durability = "that of the broker", "async, sync, replicated, replicated-sync";
+    "durability" durability: Durability =
+        "that of the broker", "async, sync, replicated, replicated-sync";
         "When a message counts as accepted, in queues created from now on";
     "dead-letter-address" dead_letter_address: String = "DLQ", "a queue, or empty: dropped";
         "Where messages go that were rejected, or failed too often";

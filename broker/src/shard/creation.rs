@@ -5,8 +5,8 @@
 //!      └─▶ being created? wait with the others ──────────────────────┐
 //!      └─▶ append the creation … commit … ─▶ Open ─▶ Opened ─▶ Catalogued to all ─▶ Resolved
 //! ```
-//! `Provide` is the same for a shard that needs a queue itself; `Catalogued` is all that it hears, or
-//! `NotProvided`.
+//! `Provide` is the same for a shard that needs a queue itself; `Catalogued` is all that it hears,
+//! or `NotProvided`.
 //!
 //! Invariants: no shard writes a record of a queue before its creation is committed, under the
 //! whole watermark whatever the queue's level; one name is one queue, however many ask at once; an
@@ -35,7 +35,7 @@ pub(super) struct Creations {
 }
 
 /// Who is to ask again.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Parked {
     Asker(LinkRef, Wish),
     /// A shard, and the name of the queue that it needs itself.
@@ -60,7 +60,7 @@ pub(super) struct Creation {
 }
 
 /// The queue that somebody asks for.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     pub(super) name: String,
     /// Its creation is not refused to who asks.
@@ -115,9 +115,9 @@ impl Shard {
         match self.create(now, shard, None, &name) {
             Ok(()) => {}
             Err(Uncreated::Busy) => {
-                let waits = |parked: &Parked| matches!(parked, Parked::Shard(s, n) if *s == shard && *n == name);
-                if !self.creations.parked.iter().any(waits) {
-                    self.creations.parked.push_back(Parked::Shard(shard, name));
+                let parked = Parked::Shard(shard, name);
+                if !self.creations.parked.contains(&parked) {
+                    self.creations.parked.push_back(parked);
                 }
             }
             Err(Uncreated::Refused(refusal)) => {

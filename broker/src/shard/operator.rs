@@ -3,7 +3,8 @@
 //! A purge walks over its queue once, by sequence, a little at a time (`gradual.rs`), by turns with
 //! others, and is answered when the last of its settlements is committed. It takes what nobody held
 //! when it was asked for, what waits for its time, and what waits to be moved to another queue:
-//! messages at consumers and on their way, and later ones, stay. A crash leaves what was not settled yet.
+//! messages at consumers and on their way, and later ones, stay. A crash leaves what was not
+//! settled yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
