@@ -101,6 +101,8 @@ hits! {
     Drained => "drains answered",
     /// A message that came a second time.
     Redelivered => "redeliveries",
+    /// A delivery failed since its connection broke off.
+    BrokenOff => "broken off and counted",
     /// A message that died came from the queue that it was moved to.
     Buried => "dead letters delivered",
     /// A message was sent from one shard's queue to another's.

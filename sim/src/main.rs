@@ -117,6 +117,7 @@ const SUITE: &[Hit] = &[
     Hit::Repeated,
     Hit::RepeatedTight,
     Hit::Forgotten,
+    Hit::BrokenOff,
     Hit::Buried,
     Hit::Browsed,
     Hit::Relayed,

@@ -55,6 +55,7 @@ impl Canary {
         ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
         ("attempts-forgotten", Self::Broker(broker::canary::Canary::AttemptsForgotten)),
+        ("parting-counted", Self::Broker(broker::canary::Canary::PartingCounted)),
         ("origin-dropped", Self::Broker(broker::canary::Canary::OriginDropped)),
         ("duplicates-forgotten", Self::Broker(broker::canary::Canary::DuplicatesForgotten)),
         ("duplicates-not-carried", Self::Broker(broker::canary::Canary::DuplicatesNotCarried)),

@@ -26,6 +26,7 @@ use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer, Tie}
 use super::terms::{self, Wanted};
 use super::{Phase, Shard};
 use crate::access::{LogIn, Right};
+use crate::canary::Canary;
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
     BROKEN_OFF_MAX, CONNECTIONS_MAX, INFLOW_BYTES_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX,
@@ -456,6 +457,7 @@ impl Shard {
         let (queue, home) = (link.queue, link.home);
         match (before, &link.end) {
             (LinkPhase::Open | LinkPhase::Asking, End::Consumer(end)) => {
+                let broke_off = broke_off || self.config.canaries.has(Canary::PartingCounted);
                 let count_max = if broke_off { BROKEN_OFF_MAX } else { 0 };
                 let failed = end.unsettled.first(count_max);
                 self.post(home, Mail::Unconsume { queue, consumer, failed });
