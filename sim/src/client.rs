@@ -139,7 +139,7 @@ pub struct Habits {
 const LAGGARDS: u32 = 15;
 
 /// Where what dies goes.
-const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
+pub(crate) const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
 
 impl Habits {
     /// It sends small letters, very many, and holds what it gets until it goes.

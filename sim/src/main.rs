@@ -118,6 +118,7 @@ const SUITE: &[Hit] = &[
     Hit::RepeatedTight,
     Hit::Forgotten,
     Hit::BrokenOff,
+    Hit::GraveFull,
     Hit::Buried,
     Hit::Browsed,
     Hit::Relayed,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::Level;
 
-use crate::client::Habits;
+use crate::client::{GRAVES, Habits};
 use crate::disk::{Crash, Profile};
 use crate::letter::{self, LetterId};
 use crate::rng::Rng;
@@ -132,6 +132,8 @@ pub struct Plan {
     pub purges: u32,
     /// The first queue drops what it has no room for.
     pub drops: bool,
+    /// The queues for what died may not get deep.
+    pub bounds_graves: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
     pub lags: bool,
 }
@@ -197,6 +199,7 @@ impl Plan {
             attempts_max,
             lags: true,
             drops: false,
+            bounds_graves: false,
             purges: 0,
         };
         if rng.chance(700) {
@@ -221,7 +224,24 @@ impl Plan {
         if !plan.is_tight() && rng.chance(700) {
             plan.clients[0].hoard();
         }
+        plan.bound_graves(&mut rng);
         plan
+    }
+
+    /// In some runs the queues for what died may not get deep either.
+    fn bound_graves(&mut self, rng: &mut Rng) {
+        self.bounds_graves = rng.chance(250);
+        if !self.bounds_graves {
+            return;
+        }
+        for name in GRAVES {
+            let said = Said {
+                messages_max: Some(rng.between(2, 20)),
+                full_policy: Some(*rng.pick(&[FullPolicy::Refuse, FullPolicy::Block])),
+                ..Said::default()
+            };
+            self.settings.add(name, said).expect("a pattern");
+        }
     }
 
     /// In some runs the first queue may not get deep.
@@ -239,12 +259,13 @@ impl Plan {
         self.drops = policy == FullPolicy::Drop;
     }
 
-    /// Whether log or memory may get full: then what dies may have to stay, what has expired waits
+    /// Whether log, memory or a queue for what died may get full: then what dies may have to stay, what has expired waits
     /// for a purge where nothing else makes room, and ids are forgotten before their time.
     pub fn is_tight(&self) -> bool {
         self.journal.segments_max < ROOMY
             || self.disk.bytes_max != u64::MAX
             || self.memory_bytes_max < AMPLE
+            || self.bounds_graves
     }
 }
 
