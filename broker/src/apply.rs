@@ -46,7 +46,7 @@ use crate::catalogue::{Catalogue, QueueRecord};
 use crate::duplicates::{self, DuplicateId, Duplicates, Told};
 use crate::flat_map::FlatMap;
 use crate::halves::{Half, Halves};
-use crate::limits::{INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
+use crate::limits::{ARRIVAL_BYTES, INDEX_BYTES, SCHEDULE_BYTES, SLOT_BYTES};
 use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, Traits, Wanted};
 use crate::setback::Setback;
 
@@ -220,7 +220,9 @@ impl State {
         let Some(queue) = self.queues.remove(id) else { return };
         self.duplicates.forget_queue(id);
         self.change_halves(|halves| halves.forget_queue(id));
+        let before = self.arrivals_bytes();
         self.arrivals.retain(|(queue, _), _| *queue != id);
+        self.memory_bytes -= before - self.arrivals_bytes();
         if let Some(at) = self.due_at.remove(&id) {
             self.due.remove(&(at, id));
         }
@@ -390,7 +392,9 @@ impl State {
             (None, None) => Effect::Visible(id, sequence),
             (None, Some(unix_ms)) => self.schedule(id, sequence, unix_ms),
             (Some(origin), _) => {
-                self.arrivals.insert((id, sequence), origin);
+                if self.arrivals.insert((id, sequence), origin).is_none() {
+                    self.memory_bytes += ARRIVAL_BYTES;
+                }
                 Effect::Arrived(id, sequence)
             }
         }
@@ -632,7 +636,8 @@ impl State {
     /// Bytes that what lives would take in the log, about; an id may count with its message too.
     pub fn log_bytes(&self) -> u64 {
         let in_memory = Queue::memory_bytes(0) - RECORD_HEADER_BYTES as u64;
-        let whole = self.memory_bytes - self.halves.memory_bytes() + memory_won(self.paged_out);
+        let beside = self.halves.memory_bytes() + self.arrivals_bytes();
+        let whole = self.memory_bytes - beside + memory_won(self.paged_out);
         let all_bytes = whole + self.halves.message_bytes();
         all_bytes - self.messages() * in_memory + self.duplicates.carried_bytes()
     }
@@ -687,9 +692,20 @@ impl State {
         self.arrivals.iter().map(|((id, sequence), origin)| (*id, *sequence, *origin))
     }
 
+    fn arrivals_bytes(&self) -> u64 {
+        self.arrivals.len() as u64 * ARRIVAL_BYTES
+    }
+
+    /// Whence a copy came is of no interest any more. False if it was not.
+    fn forget_arrival(&mut self, id: QueueId, sequence: Sequence) -> bool {
+        let was_hidden = self.arrivals.remove(&(id, sequence)).is_some();
+        self.memory_bytes -= if was_hidden { ARRIVAL_BYTES } else { 0 };
+        was_hidden
+    }
+
     /// The origin of a hidden copy is gone for good: consumers may see the copy.
     pub fn land(&mut self, id: QueueId, sequence: Sequence) {
-        if self.arrivals.remove(&(id, sequence)).is_some()
+        if self.forget_arrival(id, sequence)
             && let Some(queue) = self.queues.get_mut(id)
         {
             queue.commit(sequence);
@@ -699,7 +715,7 @@ impl State {
 
     /// A hidden copy is one too many: its settlement is to be appended. False if it is gone.
     pub fn drop_copy(&mut self, id: QueueId, sequence: Sequence) -> bool {
-        let was_hidden = self.arrivals.remove(&(id, sequence)).is_some();
+        let was_hidden = self.forget_arrival(id, sequence);
         was_hidden && self.queues.get_mut(id).is_some_and(|queue| queue.drop_copy(sequence))
     }
 
@@ -810,7 +826,7 @@ impl State {
                     count_anew(&mut self.order_bytes, queue);
                     self.let_go(archived);
                     if !self.arrivals.is_empty() {
-                        self.arrivals.remove(&(id, sequence));
+                        self.forget_arrival(id, sequence);
                     }
                 }
             }
@@ -1097,7 +1113,7 @@ mod tests {
         for sequence in [0, 7] {
             replay(&mut state, 3010 + sequence, &settle(sequence));
         }
-        assert_eq!(state.memory_bytes(), Queue::memory_bytes(5));
+        assert_eq!(state.memory_bytes(), Queue::memory_bytes(5) + ARRIVAL_BYTES);
     }
 
     #[test]
@@ -1169,8 +1185,10 @@ mod tests {
             state.commit_read(effect, MAX);
         }
         let memory_bytes = state.memory_bytes();
-        assert!(memory_bytes <= MAX + 1000 * INDEX_BYTES, "{memory_bytes}");
+        let index_bytes = 1000 * (INDEX_BYTES + ARRIVAL_BYTES);
+        assert!(memory_bytes > index_bytes && memory_bytes <= MAX + index_bytes, "{memory_bytes}");
         state.land(QueueId(1), Sequence(999));
+        assert_eq!(state.memory_bytes(), memory_bytes - ARRIVAL_BYTES);
         assert_eq!(state.queue(QueueId(1)).unwrap().count(SlotState::Available), 1);
     }
 

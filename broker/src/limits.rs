@@ -63,6 +63,8 @@ pub const TOUCHED_BYTES: u64 = 24;
 pub const DOOM_BYTES: u64 = 64;
 /// Of one that some consumers do not get again, beside their links.
 pub const EXCLUDED_BYTES: u64 = 96;
+/// Of a copy that is hidden since its origin may still live: whence it came.
+pub const ARRIVAL_BYTES: u64 = 64;
 /// What is left of a slot when the message's bytes are on the disk only.
 pub const INDEX_BYTES: u64 = 32;
 /// What a message in fragments takes beside that, in bytes, and counts against the memory bound.

@@ -353,8 +353,8 @@ pub enum Mail {
         /// Why.
         refusal: Refusal,
     },
-    /// The settlement of the origin is committed: show the copy.
-    Landed(CopyRef),
+    /// The settlements of their origins are committed: show these copies.
+    Landed(Vec<CopyRef>),
     /// After recovery, from every shard to every shard: hidden copies of yours.
     Arrivals(Vec<(Origin, CopyRef)>),
     /// A connection wants to be the only one of this name. To shard 0.

@@ -568,7 +568,7 @@ impl Shard {
             Mail::Taken { conn, bytes } => self.taken(conn, bytes),
             Mail::Moved { origin, copy } => self.copied(now, origin, copy),
             Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
-            Mail::Landed(copy) => self.landed(copy),
+            Mail::Landed(copies) => copies.into_iter().for_each(|copy| self.landed(copy)),
             Mail::Arrivals(copies) => self.heard_arrivals(now, copies),
             Mail::Published { link, token, result } => self.published(link, token, &result),
             Mail::Consume { queue, consumer, browses, asks } => {

@@ -66,7 +66,7 @@ impl Shard {
             Answer::IdsSetAside(end) => self.ids_set_aside(end),
             Answer::Movable(queue, sequence) => self.movable(queue, sequence),
             Answer::Moved(moved) => self.arrived(moved.0, moved.1),
-            Answer::Landed(copy) => self.post(copy.shard, Mail::Landed(copy)),
+            Answer::Landed(copy) => self.post(copy.shard, Mail::Landed(vec![copy])),
             Answer::HeadCopied => self.head_copied(),
         }
     }

@@ -430,7 +430,7 @@ impl Shard {
             self.moves.open(&moving.to);
         }
         if !self.settle_moved(now, queue, sequence, Answer::Landed(copy)) {
-            self.post(copy.shard, Mail::Landed(copy));
+            self.post(copy.shard, Mail::Landed(vec![copy]));
         }
     }
 
@@ -600,6 +600,7 @@ impl Shard {
             }
         }
         let copies = std::mem::take(&mut self.moves.arrivals);
+        let mut landed: BTreeMap<ShardId, Vec<CopyRef>> = BTreeMap::new();
         for (origin, copy) in copies {
             let Origin { queue, sequence, .. } = origin;
             let is_double = !self.config.canaries.has(Canary::DoubleKept)
@@ -607,8 +608,11 @@ impl Shard {
             if is_double {
                 self.copied(now, origin, copy);
             } else {
-                self.post(copy.shard, Mail::Landed(copy));
+                landed.entry(copy.shard).or_default().push(copy);
             }
+        }
+        for (shard, copies) in landed {
+            self.post(shard, Mail::Landed(copies));
         }
     }
 }
