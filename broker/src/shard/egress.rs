@@ -21,7 +21,7 @@
 //! Where a connection breaks off, each message that was sent on it and not settled counts as a
 //! failed delivery: it may be what ends its consumers. Nobody waits for that to be committed, and
 //! the messages are back in their places at once, but for those that have failed too often. Of one
-//! link the [`BROKEN_OFF_MAX`] that were sent first count, and what the log does not take at once
+//! link the first [`BROKEN_OFF_MAX`](crate::limits::BROKEN_OFF_MAX) count, and what the log does not take at once
 //! does not. Who detaches, ends or closes has given back what it did not settle.
 
 use std::time::Instant;
@@ -39,7 +39,7 @@ use super::link::{Consumer, Drain, End, LinkPhase, Stashed};
 use crate::apply::Effect;
 use crate::canary::Canary;
 use crate::event::{ConnId, Fatal};
-use crate::limits::{BROKEN_OFF_MAX, BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
+use crate::limits::{BROWSER_WINDOW, CONSUMER_WINDOW, TRANSMIT_BYTES_HIGH};
 use crate::mail::{LinkKey, LinkRef, Mail, Outcome, Refusal};
 use crate::moved::{Reason, rejection};
 use crate::pending::{Answer, Waiting};
