@@ -45,6 +45,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use broker::ConnId;
+use broker::access::Right;
 use broker::admin::{AdminReply, AdminRequest, ConnectionStat, QueueStat, ShardStats, Undeletable};
 use journal::ShardId;
 use serde_json::{Value, json};
@@ -379,7 +380,7 @@ async fn queue(
     name: InPath<String>,
 ) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
-    operator.must_manage(&name)?;
+    operator.must(Right::Manage, &name)?;
     let queues = desk.queues().await?;
     let found = queues.iter().find(|queue| queue.name == name).ok_or_else(|| no_queue(&name))?;
     Ok(Json(json::queue(found)))
@@ -405,7 +406,7 @@ async fn peek(
     query: Result<Query<Peek>, QueryRejection>,
 ) -> Result<Json<Value>, Refused> {
     let (Path(name), Query(Peek { count })) = (name?, query?);
-    operator.must_manage(&name)?;
+    operator.must(Right::Manage, &name)?;
     let count_max = count.clamp(1, broker::limits::PEEK_MESSAGES_MAX);
     for reply in desk.ask_all(AdminRequest::Peek { queue: name.clone(), count_max }).await? {
         let AdminReply::Peeked(messages) = reply else { return Err(confused("Peek")) };
@@ -423,7 +424,7 @@ async fn purge(
     name: InPath<String>,
 ) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
-    operator.must_manage(&name)?;
+    operator.must(Right::Manage, &name)?;
     let turn = Arc::clone(&desk.purges).acquire_owned().await.map_err(|_| closed())?;
     tracing::info!(queue = name, user = operator.user, "a purge was asked for by an operator");
     let purging = tokio::spawn(async move {
@@ -447,7 +448,7 @@ async fn delete_queue(
     name: InPath<String>,
 ) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
-    operator.must_delete(&name)?;
+    operator.must(Right::Delete, &name)?;
     let conflict = |why: String| Err(Refused(StatusCode::CONFLICT, why));
     for reply in desk.ask_all(AdminRequest::Delete { queue: name.clone() }).await? {
         let AdminReply::Deleted(deleted) = reply else { return Err(confused("Delete")) };

@@ -90,35 +90,30 @@ impl Operator {
 
     /// Whether it may manage this queue.
     pub(super) fn manages(&self, queue: &str) -> bool {
-        self.rights.as_ref().is_none_or(|rights| rights.has(Right::Manage, queue))
+        self.has(Right::Manage, queue)
     }
 
-    /// The same, with the refusal.
-    pub(super) fn must_manage(&self, queue: &str) -> Result<(), Refused> {
-        if self.manages(queue) { Ok(()) } else { Err(self.denied(queue)) }
+    fn has(&self, right: Right, queue: &str) -> bool {
+        self.rights.as_ref().is_none_or(|rights| rights.has(right, queue))
     }
 
-    /// Whether it may delete this queue, or the refusal.
-    pub(super) fn must_delete(&self, queue: &str) -> Result<(), Refused> {
-        match &self.rights {
-            Some(rights) if !rights.has(Right::Delete, queue) => {
-                let why = format!("the user '{}' may not delete '{queue}'", self.user);
-                Err(Refused(StatusCode::FORBIDDEN, why))
-            }
-            Some(_) | None => Ok(()),
-        }
+    /// Whether it has this right on this queue, or the refusal.
+    pub(super) fn must(&self, right: Right, queue: &str) -> Result<(), Refused> {
+        if self.has(right, queue) { Ok(()) } else { Err(self.denied(right, queue)) }
     }
 
     /// Whether it may manage everything, or the refusal.
     pub(super) fn must_manage_all(&self) -> Result<(), Refused> {
         match &self.rights {
-            Some(rights) if !rights.has_everywhere(Right::Manage) => Err(self.denied("#")),
+            Some(rights) if !rights.has_everywhere(Right::Manage) => {
+                Err(self.denied(Right::Manage, "#"))
+            }
             Some(_) | None => Ok(()),
         }
     }
 
-    fn denied(&self, what: &str) -> Refused {
-        let why = format!("the user '{}' may not manage '{what}'", self.user);
+    fn denied(&self, right: Right, what: &str) -> Refused {
+        let why = format!("the user '{}' may not {} '{what}'", self.user, right.name());
         Refused(StatusCode::FORBIDDEN, why)
     }
 }

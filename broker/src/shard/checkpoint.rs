@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use journal::{Journal, Lsn, Room};
 
 use super::compaction::Compaction;
-use super::{Phase, Shard};
+use super::{Phase, Shard, ShardConfig};
 use crate::apply::{Cursor, State};
 use crate::limits::{
     CHECKPOINT_MESSAGE_BYTES, CHECKPOINT_RETRY, CHECKPOINT_RETRY_DOUBLINGS, GRADUAL_PAUSE,
@@ -69,14 +69,8 @@ impl Shard {
             return;
         }
         let Some(journal) = &mut self.journal else { return };
-        if self.checkpointing.rests(journal) {
-            return;
-        }
-        let segment_bytes = self.config.segment_bytes;
-        self.checkpointing.go_on(now, journal, &self.state);
-        if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
-            let limit = told_by_log_from(&self.state, &self.compaction);
-            self.checkpointing.begin(now, journal, limit, self.config.clock.unix_ms(now));
+        if !self.checkpointing.rests(journal) {
+            self.checkpointing.step(now, journal, &self.state, &self.compaction, &self.config);
         }
     }
 
@@ -87,12 +81,7 @@ impl Shard {
             self.checkpointing.go_on_at = None;
             return;
         };
-        let segment_bytes = self.config.segment_bytes;
-        self.checkpointing.go_on(now, journal, &self.state);
-        if self.checkpointing.is_due(now, journal, &self.state, segment_bytes) {
-            let limit = told_by_log_from(&self.state, &self.compaction);
-            self.checkpointing.begin(now, journal, limit, self.config.clock.unix_ms(now));
-        }
+        self.checkpointing.step(now, journal, &self.state, &self.compaction, &self.config);
     }
 }
 
@@ -112,6 +101,22 @@ impl Checkpointing {
     #[inline(always)]
     fn rests(&self, journal: &Journal) -> bool {
         !self.is_begun && journal.appended() < self.not_before
+    }
+
+    /// One that is under way goes on; one that is due is begun.
+    fn step(
+        &mut self,
+        now: Instant,
+        journal: &mut Journal,
+        state: &State,
+        compaction: &Compaction,
+        config: &ShardConfig,
+    ) {
+        self.go_on(now, journal, state);
+        if self.is_due(now, journal, state, config.segment_bytes) {
+            let limit = told_by_log_from(state, compaction);
+            self.begin(now, journal, limit, config.clock.unix_ms(now));
+        }
     }
 
     /// The next page, if one is wanted; and what came of the last one.
