@@ -123,6 +123,15 @@ fn open(bytes: &[u8], last: Option<Section>) -> Result<(Section, usize, u64), De
         return Err(start.fail(Fault::UnexpectedType(code)));
     }
     let owed = reader.opening()?;
+    // The size of a list or a map covers its count. What is in a value is not looked at.
+    let count_bytes = match code {
+        code::LIST8 | code::MAP8 => 1,
+        code::LIST32 | code::MAP32 => 4,
+        _ => 0,
+    };
+    if section != Section::Value && owed < count_bytes {
+        return Err(start.fail(Fault::SizeMismatch));
+    }
     Ok((section, reader.position(), owed))
 }
 
@@ -195,6 +204,17 @@ mod tests {
         progress.go_on(b"").expect("nothing");
         let text = b"\x00\x53\x75\xa1\x01a";
         assert!(Progress::begin(text).is_err(), "a string is no data");
+        for no_count in [
+            &b"\x00\x53\x76\xc0\x00"[..],
+            b"\x00\x53\x76\xd0\x00\x00\x00\x03",
+            b"\x00\x53\x78\xc1\x00",
+            b"\x00\x53\x78\xd1\x00\x00\x00\x03",
+        ] {
+            let fault = Progress::begin(no_count).expect_err("its size leaves the count out").fault;
+            assert_eq!(fault, Fault::SizeMismatch, "{no_count:?}");
+            let message = [no_count, b"\x00\x53\x78\xc1\x01\x00"].concat();
+            assert!(check(&message).is_err(), "as of the whole: {no_count:?}");
+        }
         // The head has to be there, whole.
         for end in 0..HEAD.len() {
             let fault = Progress::begin(&message[..end]).expect_err("no body yet").fault;
