@@ -261,18 +261,40 @@ impl Desk {
         request: AdminRequest,
         within: Duration,
     ) -> Result<Vec<AdminReply>, Refused> {
-        match self.node.stage() {
-            Stage::Ready | Stage::Draining => {}
-            Stage::Locking | Stage::Recovering | Stage::Joining | Stage::Backup | Stage::Fenced => {
-                let why = self.node.stage().reason().to_owned();
-                return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why));
-            }
-        }
+        self.must_serve()?;
         let mut replies = Vec::new();
         for shard in 0..self.node.shards() {
             replies.push(self.ask(ShardId(shard), request.clone(), within).await?);
         }
         Ok(replies)
+    }
+
+    /// Asks one shard after the other, until one knows of what is asked for. What a command did is
+    /// not done again by the next shard.
+    async fn find<T>(
+        &self,
+        request: AdminRequest,
+        within: Duration,
+        known: impl Fn(AdminReply) -> Result<Option<T>, Refused>,
+    ) -> Result<Option<T>, Refused> {
+        self.must_serve()?;
+        for shard in 0..self.node.shards() {
+            let reply = self.ask(ShardId(shard), request.clone(), within).await?;
+            if let Some(found) = known(reply)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn must_serve(&self) -> Result<(), Refused> {
+        match self.node.stage() {
+            Stage::Ready | Stage::Draining => Ok(()),
+            Stage::Locking | Stage::Recovering | Stage::Joining | Stage::Backup | Stage::Fenced => {
+                let why = self.node.stage().reason().to_owned();
+                Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why))
+            }
+        }
     }
 
     async fn queues(&self) -> Result<Vec<QueueStat>, Refused> {
@@ -288,13 +310,41 @@ impl Desk {
     /// How many messages were removed.
     async fn purge(&self, name: &str) -> Result<u64, Refused> {
         let request = AdminRequest::Purge { queue: name.to_owned() };
-        for reply in self.ask_each(request, PURGE_WITHIN).await? {
+        let purged = self.find(request, PURGE_WITHIN, |reply| {
             let AdminReply::Purged(count) = reply else { return Err(confused("Purge")) };
-            if let Some(count) = count {
-                return Ok(count);
+            Ok(count)
+        });
+        purged.await?.ok_or_else(|| no_queue(name))
+    }
+
+    /// Deletes a queue that is empty.
+    async fn delete(&self, name: &str) -> Result<(), Refused> {
+        let _turn = self.turns.acquire().await.map_err(|_| closed())?;
+        let request = AdminRequest::Delete { queue: name.to_owned() };
+        let deleted = self.find(request, ANSWER_WITHIN, |reply| {
+            let AdminReply::Deleted(deleted) = reply else { return Err(confused("Delete")) };
+            Ok(deleted)
+        });
+        let conflict = |why: String| Err(Refused(StatusCode::CONFLICT, why));
+        match deleted.await {
+            Ok(Some(Ok(()))) => Ok(()),
+            Ok(Some(Err(Undeletable::HasMessages(count)))) => {
+                let why = "purge it first, or let its consumers settle what they hold";
+                conflict(format!("'{name}' holds {count} messages: {why}"))
             }
+            Ok(Some(Err(Undeletable::Temporary))) => {
+                conflict(format!("'{name}' goes with the link that asked for it"))
+            }
+            Ok(None) => Err(no_queue(name)),
+            // It may be on its way to the disk, or to the other member.
+            Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why)) => Err(Refused(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!(
+                    "{why}; '{name}' may be deleted later, or be gone: look before you ask again"
+                ),
+            )),
+            Err(other) => Err(other),
         }
-        Err(no_queue(name))
     }
 
     async fn connections(&self) -> Result<Vec<ConnectionStat>, Refused> {
@@ -408,14 +458,15 @@ async fn peek(
     let (Path(name), Query(Peek { count })) = (name?, query?);
     operator.must(Right::Manage, &name)?;
     let count_max = count.clamp(1, broker::limits::PEEK_MESSAGES_MAX);
-    for reply in desk.ask_all(AdminRequest::Peek { queue: name.clone(), count_max }).await? {
+    let _turn = desk.turns.acquire().await.map_err(|_| closed())?;
+    let request = AdminRequest::Peek { queue: name.clone(), count_max };
+    let peeked = desk.find(request, ANSWER_WITHIN, |reply| {
         let AdminReply::Peeked(messages) = reply else { return Err(confused("Peek")) };
-        if let Some(messages) = messages {
-            let messages: Vec<Value> = messages.iter().map(json::message).collect();
-            return Ok(Json(json!({ "queue": name, "messages": messages })));
-        }
-    }
-    Err(no_queue(&name))
+        Ok(messages)
+    });
+    let messages = peeked.await?.ok_or_else(|| no_queue(&name))?;
+    let messages: Vec<Value> = messages.iter().map(json::message).collect();
+    Ok(Json(json!({ "queue": name, "messages": messages })))
 }
 
 async fn purge(
@@ -449,25 +500,19 @@ async fn delete_queue(
 ) -> Result<Json<Value>, Refused> {
     let Path(name) = name?;
     operator.must(Right::Delete, &name)?;
-    let conflict = |why: String| Err(Refused(StatusCode::CONFLICT, why));
-    for reply in desk.ask_all(AdminRequest::Delete { queue: name.clone() }).await? {
-        let AdminReply::Deleted(deleted) = reply else { return Err(confused("Delete")) };
-        match deleted {
-            None => {}
-            Some(Ok(())) => {
-                tracing::info!(queue = name, user = operator.user, "deleted by an operator");
-                return Ok(Json(json!({ "queue": name, "deleted": true })));
-            }
-            Some(Err(Undeletable::HasMessages(count))) => {
-                let why = "purge it first, or let its consumers settle what they hold";
-                return conflict(format!("'{name}' holds {count} messages: {why}"));
-            }
-            Some(Err(Undeletable::Temporary)) => {
-                return conflict(format!("'{name}' goes with the link that asked for it"));
+    tracing::info!(queue = name, user = operator.user, "a deletion was asked for by an operator");
+    let deleting = tokio::spawn(async move {
+        let deleted = desk.delete(&name).await;
+        let user = operator.user;
+        match &deleted {
+            Ok(()) => tracing::info!(queue = name, user, "deleted by an operator"),
+            Err(Refused(_, why)) => {
+                tracing::warn!(queue = name, user, "an operator's deletion has no good end: {why}");
             }
         }
-    }
-    Err(no_queue(&name))
+        deleted.map(|()| Json(json!({ "queue": name, "deleted": true })))
+    });
+    deleting.await.map_err(|_| closed())?
 }
 
 async fn connections(

@@ -206,7 +206,7 @@ pub enum BeginError {
 }
 
 /// So many bytes may wait for the peer to read without counting as unread.
-const UNREAD_BYTES_FREE: usize = 64 << 10;
+pub const UNREAD_BYTES_FREE: usize = 64 << 10;
 
 /// A buffer keeps room for so many bytes, however few are in it.
 const BUFFER_BYTES_KEPT: usize = 64 << 10;

@@ -20,8 +20,6 @@ pub const BROWSER_WINDOW: u32 = 16;
 pub const UNACCEPTED_BYTES_MAX: u64 = 8 << 20;
 /// Bytes that wait in a connection's engine to be sent; above it, deliveries wait outside.
 pub const TRANSMIT_BYTES_HIGH: usize = 256 << 10;
-/// One send holds at most about this many bytes.
-pub const SEND_BYTES_MAX: usize = 256 << 10;
 /// How long a peer may take to read our last bytes when all else is over.
 pub const LAST_BYTES_WITHIN: Duration = Duration::from_secs(5);
 /// Share of the memory bound (in 1/16) above which producers' credit is withheld.
@@ -109,7 +107,7 @@ pub const KEPT_AT_START_SIXTEENTHS: u64 = 3;
 pub const SHED_STEP: usize = 1_024;
 /// Chunks of slots that are looked at in one step for that.
 pub const SHED_LOOKS: usize = 16_384;
-/// A peer that has read something within so long is slow, and not deaf.
+/// A peer that takes all of a send within so long is slow, and not deaf.
 pub const READS_WITHIN: Duration = Duration::from_secs(30);
 /// Room of buffers is looked for when what connections hold has grown by one of so many parts of
 /// its bound, all together.
@@ -117,7 +115,7 @@ pub const TRIM_SHARE: u64 = 2;
 /// All connections are trimmed once in this time at the most.
 pub const TRIM_EVERY: Duration = Duration::from_millis(50);
 /// A connection keeps a buffer that came home, up to so many bytes of room.
-pub const SPARE_BYTES_MAX: usize = 2 * SEND_BYTES_MAX;
+pub const SPARE_BYTES_MAX: usize = 512 << 10;
 /// And that is what is left of it when the connection is trimmed.
 pub const SPARE_BYTES_KEPT: usize = 64 << 10;
 /// When nothing can be dropped, it is tried again after this long.

@@ -358,7 +358,7 @@ impl Shard {
             Event::Moved { conn, moving } => self.moved(now, conn, *moving),
             Event::Received { conn, bytes } => self.received(now, conn, bytes),
             Event::Sent { conn, buf } => {
-                self.sent(conn, buf);
+                self.sent(now, conn, buf);
                 self.stirred |= !self.dirty_conns.is_empty();
             }
             Event::ConnectionLost { conn } => self.connection_lost(now, conn),

@@ -91,6 +91,10 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
         AdminRequest::Delete { queue } if queue == "full" && shard == ShardId(0) => {
             AdminReply::Deleted(Some(Err(Undeletable::HasMessages(3))))
         }
+        AdminRequest::Delete { queue } if queue == GONE => {
+            DELETES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            AdminReply::Deleted((shard == ShardId(0)).then_some(Ok(())))
+        }
         AdminRequest::Delete { queue } => AdminReply::Deleted(here(queue).then_some(Ok(()))),
         AdminRequest::Purge { queue } if queue == DEEP => {
             std::thread::sleep(Duration::from_millis(250));
@@ -117,6 +121,12 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
 
 /// A queue whose purge takes a while.
 const DEEP: &str = "deep";
+
+/// A queue that the first shard deletes.
+const GONE: &str = "gone";
+
+/// How many shards were asked to.
+static DELETES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 /// What was logged, by whichever test.
 static SAID: std::sync::Mutex<Vec<u8>> = std::sync::Mutex::new(Vec::new());
@@ -223,6 +233,9 @@ fn commands_reach_the_shard_that_knows_their_object() {
     assert_eq!(status, 409);
     assert!(why.contains("'full' holds 3 messages: purge it first"), "{why}");
     assert_eq!(delete("nowhere").0, 404);
+    assert_eq!(delete(GONE).0, 200);
+    let asked = DELETES.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(asked, 1, "a queue of that name may be made anew at the next");
 }
 
 #[test]
@@ -238,8 +251,13 @@ fn a_purge_whose_caller_hangs_up_is_told_of_from_its_beginning_to_its_end() {
         let said = String::from_utf8_lossy(&said);
         said.lines().any(|line| words.iter().all(|word| line.contains(word)))
     };
-    for words in [&["a purge was asked for", DEEP][..], &["purged by an operator", DEEP, "count=7"]]
-    {
+    agent().delete(format!("{url}/api/v1/queues/a%2Fb")).call().expect("an answer");
+    for words in [
+        &["a purge was asked for", DEEP][..],
+        &["purged by an operator", DEEP, "count=7"],
+        &["a deletion was asked for", "a/b"],
+        &["deleted by an operator", "a/b"],
+    ] {
         let in_time = (0..500).any(|_| {
             std::thread::sleep(Duration::from_millis(20));
             said(words)

@@ -6,8 +6,9 @@
 //!                     it has not two more than the newcomer's ──┘  (the newcomer)
 //!   next ─▶ the first of the address whose turn it is
 //! ```
-//! So a crowd of addresses that guess cannot keep a right password of another one out: that waits
-//! for one guess of each of them, not for all.
+//! So one address that guesses cannot keep a right password of another one out, however often it
+//! does: that waits for one guess of each address, not for all. As many addresses as there are
+//! places can: among those that have one each nobody makes room.
 //!
 //! Invariants: as many tokens as log-ins are queued; an address is in `turns` once while something
 //! of it is queued, and else not at all. The verifiers end when the last [`Line`] is gone.

@@ -14,11 +14,11 @@
 //! of connections whose handshake is not over; they cost an entry, and a session once bytes came.
 //!
 //! Invariants: of a connection at most one piece of work is under way; a core has at most
-//! [`HANDSHAKES_MAX`] handshakes, and fewer where it may hold few connections; where one more comes
-//! another one makes room (strangers.rs), so that peers who say nothing lock nobody out; each ends
-//! within [`HANDSHAKE_WITHIN`] and [`HANDSHAKE_BYTES_MAX`]. Later the shard counts what is kept of
-//! records that are not whole as unfinished. At most one buffer of the shard's is under way, and
-//! goes home when all records made of it are sent.
+//! [`HANDSHAKES_MAX`] handshakes, and fewer that have had their time where it may hold few
+//! connections; where one more comes another one makes room (strangers.rs), so that peers who say
+//! nothing lock nobody out; each ends within [`HANDSHAKE_WITHIN`] and [`HANDSHAKE_BYTES_MAX`].
+//! Later the shard counts what is kept of records that are not whole as unfinished. At most one
+//! buffer of the shard's is under way, and goes home when all records made of it are sent.
 //!
 //! Failure: the peer gets TLS's alert and an orderly end, the log the reason: at most
 //! [`COMPLAINTS_PER_SECOND`] a core, then their number.

@@ -132,7 +132,7 @@ impl Checkpointing {
             None => {}
         }
         if !journal.is_checkpointing() && std::mem::take(&mut self.is_begun) {
-            (self.under_way, self.begun_at) = (None, None);
+            (self.under_way, self.begun_at, self.go_on_at) = (None, None, None);
         }
         // One in a turn: the next one waits for its write, or for a moment if nothing is in it.
         if self.go_on_at.is_some_and(|at| now < at) {
@@ -163,6 +163,7 @@ impl Checkpointing {
 
     fn failed(&mut self, now: Instant, journal: &Journal, what: &str) {
         (self.under_way, self.begun_at, self.is_begun) = (None, None, false);
+        self.go_on_at = None;
         self.retry_at = Some(now + retry_after(self.failures));
         self.failures += 1;
         self.failures_total += 1;

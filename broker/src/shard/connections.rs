@@ -80,6 +80,7 @@ impl Shard {
             taking_bytes: 0,
             paused: false,
             sending: false,
+            sending_bytes: 0,
             spare: Vec::new(),
             stalled: false,
             flows: BTreeMap::new(),
@@ -107,14 +108,17 @@ impl Shard {
         self.pump(now, id);
     }
 
-    pub(super) fn sent(&mut self, id: ConnId, mut buf: Vec<u8>) {
+    pub(super) fn sent(&mut self, now: Instant, id: ConnId, mut buf: Vec<u8>) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        conn.sending = false;
+        let counts = conn.sends(0);
         buf.clear();
         conn.keep(buf);
         // Most often there is nothing more to say, and nothing that waited for this.
         if conn.stalled || conn.over || conn.close_wanted || conn.amqp.wants_transmit() {
             self.touch(id);
+        }
+        if counts {
+            self.count_unfinished(now, id);
         }
     }
 
@@ -637,9 +641,11 @@ impl Shard {
             if !conn.sending {
                 let mut buf = std::mem::take(&mut conn.spare);
                 if conn.amqp.poll_transmit(&mut buf) && !buf.is_empty() {
-                    conn.sending = true;
-                    conn.unread_since = None;
+                    let counts = conn.sends(buf.len());
                     self.actions.push_back(Action::Send { conn: id, buf });
+                    if counts {
+                        self.count_unfinished(now, id);
+                    }
                 } else {
                     conn.keep(buf);
                 }

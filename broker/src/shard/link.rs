@@ -63,6 +63,8 @@ pub(crate) struct Conn {
     pub(crate) paused: bool,
     /// A `Send` is under way.
     pub(crate) sending: bool,
+    /// Its bytes; 0 up to [`UNREAD_BYTES_FREE`].
+    pub(crate) sending_bytes: u64,
     /// A buffer that came home.
     pub(crate) spare: Vec<u8>,
     /// Some stash waits for the engine's bytes to be taken.

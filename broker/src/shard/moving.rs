@@ -95,7 +95,7 @@ impl Shard {
         assert!(matches!(link.phase, LinkPhase::Resolving) && conn.links.is_empty());
         // The host has waited for the last send, and reads again as soon as we are told.
         (conn.id, conn.sending, conn.paused) = (id, false, false);
-        conn.unread_since = None;
+        (conn.sending_bytes, conn.unread_since) = (0, None);
         link.conn = id;
         let of_engine = link.id;
         let key = self.links.insert(link);

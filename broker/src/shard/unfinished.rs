@@ -13,9 +13,9 @@
 //! together. Whoever takes longest to finish goes: a message that flows is done before its turn
 //! comes, and a peer that only keeps the bytes here cannot stay. Who waits for the log, or is not
 //! read, is not slow: what it holds is no reason to close others. The same holds of who reads
-//! slowly: of what waits for it, as many bytes as messages alone may be do not count for
-//! [`READS_WITHIN`] after it has read. Between two looks at all connections peers must fill an
-//! eighth of the bound.
+//! slowly: of what is being sent to it, and of what waits behind that, as many bytes as messages
+//! alone may be do not count for [`READS_WITHIN`] after it has taken all of a send. Between two
+//! looks at all connections peers must fill an eighth of the bound.
 //!
 //! What buffers keep when they are empty is not counted. So it is given back, by all connections,
 //! when peers have filled one of [`TRIM_SHARE`] parts of the bound; and by each once in its idle
@@ -29,6 +29,7 @@
 
 use std::time::Instant;
 
+use amqp::connection::UNREAD_BYTES_FREE;
 use amqp::error::{Condition, Error};
 
 use super::Shard;
@@ -60,19 +61,35 @@ pub(super) struct Unfinished {
 
 impl Conn {
     fn unfinished(&self) -> u64 {
-        self.amqp.unfinished_bytes() + self.sealed.map_or(0, |(bytes, _)| bytes)
+        self.amqp.unfinished_bytes()
+            + self.sending_bytes
+            + self.sealed.map_or(0, |(bytes, _)| bytes)
+    }
+
+    /// Bytes that wait for the peer to read: those that are being sent, and those behind them.
+    fn unread_bytes(&self) -> u64 {
+        self.amqp.unread_bytes() + self.sending_bytes
+    }
+
+    /// So many bytes are sent now, or all of them were taken: whether that is to be counted.
+    pub(super) fn sends(&mut self, bytes: usize) -> bool {
+        let counted = if bytes > UNREAD_BYTES_FREE { bytes as u64 } else { 0 };
+        let before = std::mem::replace(&mut self.sending_bytes, counted);
+        self.sending = bytes > 0;
+        self.unread_since = None;
+        before != counted
     }
 
     /// Bytes may wait for the peer now, or no longer.
     pub(super) fn time_unread(&mut self, now: Instant) {
-        let waits = self.amqp.unread_bytes() > 0;
+        let waits = self.unread_bytes() > 0;
         self.unread_since = waits.then(|| self.unread_since.unwrap_or(now));
     }
 
     /// No more waits for the peer than messages alone may be, and it has read a moment ago.
-    fn reads(&self, now: Instant, window: usize) -> bool {
+    fn reads(&self, now: Instant, window: u64) -> bool {
         let lately = self.unread_since.is_none_or(|at| now < at + READS_WITHIN);
-        self.amqp.unread_bytes() <= window as u64 && lately
+        self.amqp.unread_bytes().max(self.sending_bytes) <= window && lately
     }
 }
 
@@ -139,6 +156,13 @@ impl Shard {
         self.unfinished.set(self.unfinished.bytes.saturating_sub(bytes));
     }
 
+    /// So many bytes of messages wait in an engine at the most: another begins below the bound, and
+    /// the last frame may reach beyond.
+    fn messages_alone(&self) -> u64 {
+        let amqp = &self.config.amqp;
+        amqp.transmit_bytes_max as u64 + u64::from(amqp.max_frame_size)
+    }
+
     /// A share of what messages may take, and one of the longest that is gathered at the least.
     fn unfinished_bytes_max(&self) -> u64 {
         let amqp = &self.config.amqp;
@@ -184,7 +208,7 @@ impl Shard {
         let bound = self.unfinished_bytes_max();
         self.write_unfinished(now, bound - bound / 8);
         self.unfinished.looked = Some(now);
-        let window = self.config.amqp.transmit_bytes_max;
+        let window = self.messages_alone();
         let mut holders: Vec<(Instant, ConnId)> = Vec::new();
         let (mut sum, mut exempt) = (0, 0);
         for conn in self.conns.values_mut() {
@@ -194,7 +218,7 @@ impl Shard {
             let mut since = None;
             if conn.taking_bytes > 0 || conn.paused {
                 // Who is not read cannot finish anything.
-                exempt += conn.unfinished_bytes - conn.amqp.unread_bytes();
+                exempt += conn.unfinished_bytes - conn.unread_bytes();
             } else {
                 // Of one that is over nobody is at the record's end.
                 let sealed = conn.sealed.filter(|_| conn.amqp.wants_read());
@@ -202,7 +226,7 @@ impl Shard {
                 since = earlier(conn.amqp.unfinished_since(), sealed_since);
             }
             if conn.reads(now, window) {
-                exempt += conn.amqp.unread_bytes();
+                exempt += conn.unread_bytes();
             } else {
                 since = earlier(since, conn.unread_since);
             }
@@ -231,7 +255,7 @@ impl Shard {
     }
 
     fn expel(&mut self, now: Instant, id: ConnId) {
-        let window = self.config.amqp.transmit_bytes_max;
+        let window = self.messages_alone();
         let Some(conn) = self.conns.get_mut(id) else { return };
         let deaf = !conn.reads(now, window);
         let error = Error::new(
@@ -241,6 +265,10 @@ impl Shard {
         );
         conn.amqp.expel(error, deaf);
         conn.sealed = None;
+        if deaf {
+            // It goes with its socket, in a moment.
+            conn.sending_bytes = 0;
+        }
         // Who reads is still owed what waits for it.
         let left = conn.unfinished();
         let held = std::mem::replace(&mut conn.unfinished_bytes, left);

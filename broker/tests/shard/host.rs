@@ -539,10 +539,15 @@ impl Host {
 
     /// A client takes the bytes that were sent to it, and does nothing with them.
     pub(crate) fn skim(&mut self, at: usize) {
-        while let Some(buf) = self.clients[at].unread.pop_front() {
-            self.event(self.clients[at].shard, Event::Sent { conn: ConnId(at as u64), buf });
-            self.settle();
-        }
+        while self.skim_one(at) {}
+    }
+
+    /// The same with one send; whether there was one.
+    pub(crate) fn skim_one(&mut self, at: usize) -> bool {
+        let Some(buf) = self.clients[at].unread.pop_front() else { return false };
+        self.event(self.clients[at].shard, Event::Sent { conn: ConnId(at as u64), buf });
+        self.settle();
+        true
     }
 
     /// A client with a session, connected to this shard, where it stays.

@@ -227,12 +227,12 @@ fn who_stops_asking_just_before_it_is_no_longer_read_is_counted_as_well() {
     let mut askers = Vec::new();
     for _ in 0..4 {
         // More than messages alone may be, and far less than stops the reading.
-        askers.push(asker(&mut host, 5 << 18));
+        askers.push(asker(&mut host, 11 << 18));
         host.pass(Duration::from_secs(1));
     }
     host.pass(LAST_BYTES_WITHIN);
     let gone: Vec<bool> = askers.iter().map(|at| host.clients[*at].closed).collect();
-    assert_eq!(gone, [true, false, false, false], "the first makes room for the last");
+    assert_eq!(gone, [true, true, true, false], "each makes room for the next");
 }
 
 #[test]
@@ -254,6 +254,28 @@ fn who_reads_slowly_stays_and_who_reads_nothing_goes_in_the_end() {
     assert!(!host.clients[*slow].closed, "it reads");
     let gone = deaf.iter().filter(|at| host.clients[**at].closed).count();
     assert!((1..7).contains(&gone), "as many as it takes: {gone}");
+}
+
+#[test]
+fn who_stops_reading_in_the_middle_of_a_large_send_is_counted_with_it() {
+    let wish = Wish { memory_bytes_max: 1 << 24, message_bytes_max: 1 << 16, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let heartbeat = [0, 0, 0, 8, 2, 0, 0, 0];
+    let mut askers = Vec::new();
+    for _ in 0..20 {
+        let at = asker(&mut host, 9 << 18);
+        // It reads as much as makes all the rest one send, and then nothing more.
+        assert!(host.skim_one(at));
+        assert!(host.unread_bytes(at) >= 2 << 20);
+        askers.push(at);
+        for _ in 0..4 {
+            host.pass(Duration::from_secs(20));
+            askers.iter().for_each(|at| hear(&mut host, *at, &heartbeat));
+        }
+    }
+    host.pass(LAST_BYTES_WITHIN);
+    let stay = askers.iter().filter(|at| !host.clients[**at].closed).count();
+    assert_eq!(stay, 1, "each takes more than half of the 4 MiB");
 }
 
 #[test]

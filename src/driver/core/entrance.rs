@@ -31,9 +31,9 @@ impl Core {
             self.ring.close(socket);
             return;
         }
-        self.make_room(now);
-        let shard = self.shard_with_room();
         if tls {
+            self.make_room(now);
+            let shard = self.shard_with_room();
             let full = self.sockets.add_secure(&mut self.ring, now, socket, shard, peer);
             self.count_abandoned(usize::from(full));
         } else {
@@ -42,6 +42,8 @@ impl Core {
                 self.complaints.say_no_way(now, peer, "users log in over TLS alone");
                 return self.ring.close(socket);
             };
+            self.make_room(now);
+            let shard = self.shard_with_room();
             let conn = self.sockets.add_stranger(now, socket, shard, peer, None);
             let peer = peer.to_string();
             self.handle(now, shard, Event::Accepted { conn, peer, may_move: true, login });
