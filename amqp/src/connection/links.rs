@@ -135,6 +135,11 @@ impl Connection {
             }
         }
         if self.links.len() >= self.config.links_max {
+            // Those whose detach the host owes make room.
+            let owes = |link: &Link| link.state == LinkState::DetachReceived;
+            if self.links.iter().any(|(_, link)| owes(link)) {
+                return Ok(Handled::Stalled);
+            }
             return Err(LimitExceeded::Links.into());
         }
         if self.link_name_bytes + attach.name.len() > LINK_NAME_BYTES_MAX {

@@ -628,6 +628,28 @@ fn links_whose_detach_the_host_owes_are_bounded() {
 }
 
 #[test]
+fn a_link_beyond_what_there_may_be_waits_for_the_detaches_that_the_host_owes() {
+    let names = ["a", "b", "c", "d"];
+    let mut peer = Peer::in_session(Config { links_max: 4, ..config() });
+    let mut links = Vec::new();
+    for (handle, name) in (0..).zip(names) {
+        peer.say(0, Performative::Attach(receiver(name, handle)));
+        links.push(peer.attached());
+    }
+    peer.say(0, detach(1, true));
+    peer.events();
+    peer.say(0, Performative::Attach(receiver("e", 7)));
+    assert!(peer.events().is_empty() && !peer.engine.wants_read());
+    peer.engine.detach(links[1], true, None);
+    let link = peer.attached();
+    peer.accept(link);
+    // Where it owes none it is too much.
+    peer.hears();
+    peer.say(0, Performative::Attach(receiver("f", 8)));
+    assert_eq!(peer.hears(), ["end@0 amqp:resource-limit-exceeded"]);
+}
+
+#[test]
 fn links_that_were_refused_and_never_detached_are_bounded() {
     let mut peer = Peer::in_session(Config { links_max: 40, ..config() });
     peer.say(1, Performative::Begin(begin()));
