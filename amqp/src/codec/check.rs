@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
     fn skip_at(&mut self, depth_left: u32) -> Result<(), DecodeError> {
         let code = self.byte()?;
         if code == code::DESCRIBED {
-            let depth_left = depth_left.checked_sub(1).ok_or_else(|| self.fail(Fault::TooDeep))?;
+            let depth_left = self.deeper(depth_left)?;
             self.skip_at(depth_left)?;
             return self.skip_at(depth_left);
         }
@@ -52,21 +52,20 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// As [`Reader::skip`], but for the data.
     pub(crate) fn opening(&mut self) -> Result<u64, DecodeError> {
-        for _ in 0..=DEPTH_MAX {
-            let code = self.byte()?;
-            if code == code::DESCRIBED {
-                self.skip()?;
-                continue;
-            }
-            return Ok(match layout(code) {
-                Some(Layout::Fixed(width)) => width as u64,
-                Some(
-                    Layout::Variable(prefix) | Layout::Compound(prefix) | Layout::Array(prefix),
-                ) => u64::from(self.length(prefix)?),
-                None => return Err(self.unexpected(code)),
-            });
+        let mut depth_left = DEPTH_MAX;
+        let mut code = self.byte()?;
+        while code == code::DESCRIBED {
+            depth_left = self.deeper(depth_left)?;
+            self.skip_at(depth_left)?;
+            code = self.byte()?;
         }
-        Err(self.fail(Fault::TooDeep))
+        Ok(match layout(code) {
+            Some(Layout::Fixed(width)) => width as u64,
+            Some(Layout::Variable(prefix) | Layout::Compound(prefix) | Layout::Array(prefix)) => {
+                u64::from(self.length(prefix)?)
+            }
+            None => return Err(self.unexpected(code)),
+        })
     }
 
     /// Consumes a list by its size.

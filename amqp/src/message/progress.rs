@@ -139,6 +139,7 @@ fn open(bytes: &[u8], last: Option<Section>) -> Result<(Section, usize, u64), De
 mod tests {
     use super::super::check;
     use super::*;
+    use crate::codec::DEPTH_MAX;
 
     const HEAD: &[u8] = b"\x00\x53\x70\xc0\x02\x01\x41\x00\x53\x73\xc0\x04\x01\xa1\x01i";
     const BODIES: [&[u8]; 5] = [
@@ -190,6 +191,24 @@ mod tests {
         assert_eq!(progress.opening, data[4995..4998]);
         progress.go_on(&data[4998..]).expect("the rest of that");
         assert_eq!(progress.end(), Ok(()));
+    }
+
+    #[test]
+    fn descriptors_are_as_deep_in_parts_as_in_the_whole() {
+        let mut deepest = 0;
+        for (outside, inside) in (0..=DEPTH_MAX).flat_map(|o| (0..=DEPTH_MAX).map(move |i| (o, i)))
+        {
+            let (outside, inside) = (outside as usize, inside as usize);
+            let descriptor = [vec![0; inside], vec![code::TRUE; inside + 1]].concat();
+            let value =
+                [[0, code::TRUE].repeat(outside), vec![0], descriptor, vec![code::TRUE]].concat();
+            let message = [b"\x00\x53\x77", &value[..]].concat();
+            let whole = check(&message);
+            let cut = message.len() - 1;
+            assert_eq!(progress(&message, &[cut]).is_ok(), whole.is_ok(), "{outside} {inside}");
+            deepest = deepest.max(if whole.is_ok() { outside + inside } else { 0 });
+        }
+        assert_eq!(deepest, DEPTH_MAX as usize - 1);
     }
 
     #[test]
