@@ -35,6 +35,8 @@ pub enum Canary {
     DoubleKept,
     /// Recovery counts no failed deliveries.
     AttemptsForgotten,
+    /// Whoever goes in order leaves failed deliveries behind, as who breaks off.
+    PartingCounted,
     /// A copy's record does not say whence it came.
     OriginDropped,
     /// Recovery remembers no duplicate ids of messages.

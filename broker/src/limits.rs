@@ -191,6 +191,9 @@ pub const LINKS_PER_CONNECTION_MAX: usize = 4_096;
 pub const LINKS_WITH_REFUSED_MAX: usize = 2 * LINKS_PER_CONNECTION_MAX;
 /// Bytes of a link's name: clients make it of an id and an address.
 pub const LINK_NAME_BYTES_MAX: usize = 1_024;
+/// Messages of a link that count as failed when its connection breaks off: those that were sent
+/// first.
+pub const BROKEN_OFF_MAX: usize = 512;
 /// Links that one consumer excluded message remembers (`undeliverable-here`).
 pub const EXCLUSIONS_MAX: usize = 16;
 /// Bytes of annotations that consumers may add to one message (`modified`), encoded.

@@ -322,6 +322,9 @@ pub enum Mail {
         queue: QueueId,
         /// The consumer.
         consumer: LinkRef,
+        /// What it was sent first and had not settled when its connection broke off: that counts
+        /// as failed. Of one that goes in order nothing does.
+        failed: Box<[Sequence]>,
     },
     /// The consumer is gone, and each settlement that it sent before is committed.
     Unconsumed {

@@ -623,7 +623,9 @@ impl Shard {
                 self.modify(now, queue, consumer, verdict, &annotations);
             }
             Mail::Settled { consumer, sequence } => self.settled(consumer, sequence),
-            Mail::Unconsume { queue, consumer } => self.unconsume(now, queue, consumer),
+            Mail::Unconsume { queue, consumer, failed } => {
+                self.unconsume(now, queue, consumer, &failed);
+            }
             Mail::Unconsumed { consumer } => self.unconsumed(consumer),
             Mail::Claim { claim, name, closes_existing } => {
                 self.claim(now, claim, name, closes_existing);

@@ -143,6 +143,15 @@ impl From<QueueStat> for QueueView {
     }
 }
 
+/// A link that goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Parting {
+    /// Which.
+    pub link: LinkKey,
+    /// Its connection has broken off; said of one link of each.
+    pub broke_off: bool,
+}
+
 /// One thing that was seen.
 #[derive(Clone, Debug)]
 pub enum Seen {
@@ -214,7 +223,7 @@ pub enum Seen {
         verdict: Verdict,
     },
     /// A link is on its way out, or gone: what it holds goes back.
-    Parted(LinkKey),
+    Parted(Parting),
     /// An operator asks for a purge.
     Purging {
         /// Of which queue.

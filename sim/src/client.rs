@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use broker::settings::{DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS};
 
-use crate::check::{LinkKey, Seen};
+use crate::check::{LinkKey, Parting, Seen};
 use crate::hits::{Hit, Hits};
 use crate::letter::{self, Form, Later, LetterId};
 use crate::rng::Rng;
@@ -139,7 +139,7 @@ pub struct Habits {
 const LAGGARDS: u32 = 15;
 
 /// Where what dies goes.
-const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
+pub(crate) const GRAVES: [&str; 2] = [DEAD_LETTER_ADDRESS, EXPIRY_ADDRESS];
 
 impl Habits {
     /// It sends small letters, very many, and holds what it gets until it goes.
@@ -288,7 +288,11 @@ impl Client {
 
     /// The connection is gone: what was under way stays unknown.
     pub fn lost(&mut self, out: &mut Vec<Seen>) {
+        let before = out.len();
         self.part(out);
+        if let Some(Seen::Parted(parting)) = out.get_mut(before) {
+            parting.broke_off = true;
+        }
         self.endpoint = None;
         for link in std::mem::take(&mut self.links).into_values() {
             self.unanswered(&link);
@@ -297,7 +301,8 @@ impl Client {
 
     /// All links are on their way out.
     fn part(&self, out: &mut Vec<Seen>) {
-        out.extend(self.links.values().map(|link| Seen::Parted(link.key)));
+        let goes = |link: &Link| Seen::Parted(Parting { link: link.key, broke_off: false });
+        out.extend(self.links.values().map(goes));
     }
 
     /// A link is gone: of what it sent nobody knows what became.
@@ -372,7 +377,7 @@ impl Client {
             Heard::Detached { handle, answered, error } => {
                 permitted(error.as_deref())?;
                 if let Some(link) = self.links.remove(&handle) {
-                    out.push(Seen::Parted(link.key));
+                    out.push(Seen::Parted(Parting { link: link.key, broke_off: false }));
                     self.unanswered(&link);
                     if answered && error.is_none() {
                         confirm_all(link, hits, out);
@@ -634,7 +639,7 @@ impl Client {
     fn detach(&mut self, handle: u32, closed: bool, out: &mut Vec<Seen>) {
         let Some(link) = self.links.get_mut(&handle) else { return };
         link.detaching = true;
-        out.push(Seen::Parted(link.key));
+        out.push(Seen::Parted(Parting { link: link.key, broke_off: false }));
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.detach(handle, closed);
         }

@@ -101,6 +101,10 @@ hits! {
     Drained => "drains answered",
     /// A message that came a second time.
     Redelivered => "redeliveries",
+    /// A message was not moved since the queue for what died was as deep as it may be.
+    GraveFull => "queues for the dead full",
+    /// A delivery failed since its connection broke off.
+    BrokenOff => "broken off and counted",
     /// A message that died came from the queue that it was moved to.
     Buried => "dead letters delivered",
     /// A message was sent from one shard's queue to another's.

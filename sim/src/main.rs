@@ -117,6 +117,8 @@ const SUITE: &[Hit] = &[
     Hit::Repeated,
     Hit::RepeatedTight,
     Hit::Forgotten,
+    Hit::BrokenOff,
+    Hit::GraveFull,
     Hit::Buried,
     Hit::Browsed,
     Hit::Relayed,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::Level;
 
-use crate::client::Habits;
+use crate::client::{GRAVES, Habits};
 use crate::disk::{Crash, Profile};
 use crate::letter::{self, LetterId};
 use crate::rng::Rng;
@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 39] = [
+    pub const ALL: [(&'static str, Self); 40] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -55,6 +55,7 @@ impl Canary {
         ("copy-shown-early", Self::Broker(broker::canary::Canary::CopyShownEarly)),
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
         ("attempts-forgotten", Self::Broker(broker::canary::Canary::AttemptsForgotten)),
+        ("parting-counted", Self::Broker(broker::canary::Canary::PartingCounted)),
         ("origin-dropped", Self::Broker(broker::canary::Canary::OriginDropped)),
         ("duplicates-forgotten", Self::Broker(broker::canary::Canary::DuplicatesForgotten)),
         ("duplicates-not-carried", Self::Broker(broker::canary::Canary::DuplicatesNotCarried)),
@@ -135,6 +136,8 @@ pub struct Plan {
     pub reads_checkpoints: bool,
     /// The first queue drops what it has no room for.
     pub drops: bool,
+    /// The queues for what died may not get deep.
+    pub bounds_graves: bool,
     /// The last queue has no consumers while there is work, and few letters: each of them lags.
     pub lags: bool,
 }
@@ -147,12 +150,14 @@ impl Options {
 }
 
 impl Plan {
-    /// The plan of a seed, for a broker alone: in some runs windows get large.
+    /// The plan of a seed, for a broker alone: in some runs windows get large, or the queues for
+    /// what died may not get deep.
     pub fn draw_alone(seed: u64) -> Self {
         let (mut plan, mut rng) = Self::draw_with(seed);
         if rng.chance(80) {
             plan.grow_windows(&mut rng);
         }
+        plan.bound_graves(&mut Rng::stream(seed, "graves", 0));
         plan
     }
 
@@ -213,6 +218,7 @@ impl Plan {
             attempts_max,
             lags: true,
             drops: false,
+            bounds_graves: false,
             purges: 0,
             reads_checkpoints: false,
         };
@@ -253,6 +259,22 @@ impl Plan {
         (self.clients[0].links, self.clients[0].produces) = (6, 450);
     }
 
+    /// In some runs the queues for what died may not get deep either.
+    fn bound_graves(&mut self, rng: &mut Rng) {
+        self.bounds_graves = rng.chance(250);
+        if !self.bounds_graves {
+            return;
+        }
+        for name in GRAVES {
+            let said = Said {
+                messages_max: Some(rng.between(2, 20)),
+                full_policy: Some(*rng.pick(&[FullPolicy::Refuse, FullPolicy::Block])),
+                ..Said::default()
+            };
+            self.settings.add(name, said).expect("a pattern");
+        }
+    }
+
     /// In some runs the first queue may not get deep.
     fn bound_first_queue(&mut self, rng: &mut Rng) {
         if !rng.chance(400) {
@@ -268,12 +290,14 @@ impl Plan {
         self.drops = policy == FullPolicy::Drop;
     }
 
-    /// Whether log or memory may get full: then what dies may have to stay, what has expired waits
-    /// for a purge where nothing else makes room, and ids are forgotten before their time.
+    /// Whether log, memory or a queue for what died may get full: then what dies may have to stay,
+    /// what has expired waits for a purge where nothing else makes room, and ids are forgotten
+    /// before their time.
     pub fn is_tight(&self) -> bool {
         self.journal.segments_max < ROOMY
             || self.disk.bytes_max != u64::MAX
             || self.memory_bytes_max < AMPLE
+            || self.bounds_graves
     }
 }
 

@@ -14,7 +14,8 @@
 //!    those that nobody had before; and where one consumer that returns nothing has a queue to
 //!    itself, all of them, with none left out.
 //! 5. `first-acquirer` is true at most once a message, and never after a restart that followed it.
-//! 6. `delivery-count` counts `modified(delivery-failed)` and nothing else.
+//! 6. `delivery-count` counts `modified(delivery-failed)`, connections that broke off, and nothing
+//!    else.
 //! 7. No client was refused anything.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +84,8 @@ struct Ledger {
     incarnation_of: BTreeMap<String, u64>,
     /// The next number of a producer that a strict queue has to show.
     expected: BTreeMap<(String, String), BTreeSet<u64>>,
+    /// Consumers' connections to a queue that broke off, at any time: the broker may see it first.
+    broken_off: BTreeMap<String, u64>,
 }
 
 impl Verdict {
@@ -111,6 +114,9 @@ pub(crate) fn check(mut events: Vec<Event>, rules: &Rules<'_>) -> Verdict {
         {
             let (producer, number) = split(id);
             ledger.expected.entry((producer.into(), q.clone())).or_default().insert(number);
+        }
+        if let What::BrokenOff { q } = &event.what {
+            *ledger.broken_off.entry(q.clone()).or_default() += 1;
         }
     }
     for event in &events {
@@ -169,6 +175,7 @@ impl Ledger {
             | What::Up
             | What::Down
             | What::Detached
+            | What::BrokenOff { .. }
             | What::Drained
             | What::Done => {}
         }
@@ -205,8 +212,9 @@ impl Ledger {
             broken.push(format!("{id} went out twice with first-acquirer"));
         }
         let in_this_life = entry.failed.iter().filter(|failed| *failed == inc).count() as u64;
-        if !(in_this_life..=entry.failed.len() as u64).contains(dc) {
-            let failed = entry.failed.len();
+        let failed = entry.failed.len() as u64;
+        let broken_off = self.broken_off.get(q).copied().unwrap_or(0);
+        if !(in_this_life..=failed + broken_off).contains(dc) {
             broken
                 .push(format!("{id} on {link}: delivery-count {dc}, it was failed {failed} times"));
         }
@@ -272,7 +280,7 @@ mod tests {
     /// `s0@1` sent p-0 in incarnation 1, `a0@1` accepted, `L1@1` link 1 attached, `r0/1@1` received
     /// on link 1 (`!` first-acquirer, `+` delivery-count 1), `f0/1` failed, `o0/1` accepted
     /// outcome,
-    /// `c0/1` confirmed.
+    /// `c0/1` confirmed, `b0` a connection broke off.
     fn history(words: &str) -> Vec<Event> {
         let number = |text: &str| text.parse::<u64>().expect("a number");
         let event = |(t, word): (usize, &str)| {
@@ -289,6 +297,7 @@ mod tests {
                 "r" => What::Received(Received { id, q, inc, link, fa, dc, whole: true }),
                 "f" => What::Outcome { id, link, kind: Kind::Failed },
                 "o" => What::Outcome { id, link, kind: Kind::Accepted },
+                "b" => What::BrokenOff { q },
                 "c" => What::Confirmed { id, link, by: "detach".into() },
                 other => panic!("{other} is not in the notation"),
             };
@@ -365,6 +374,8 @@ mod tests {
         assert_broken("s0@1 L1@1 r0/1@1 f0/1 L2@1 r0/2@1", "delivery-count 0, it was failed 1");
         assert_eq!(broken("s0@1 L1@1 r0/1@1 f0/1 L2@1 r0/2+@1"), "");
         assert_eq!(broken("s0@1 L1@1 r0/1@1 f0/1 L2@2 r0/2@2"), "", "a crash may forget it");
+        assert_eq!(broken("s0@1 L1@1 r0/1@1 b0 L2@1 r0/2+@1"), "", "that counts too");
+        assert_eq!(broken("s0@1 L1@1 r0/1@1 b0 L2@1 r0/2@1"), "", "or found no room");
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub(crate) enum What {
     Refused { id: String, why: String },
     Attached { inc: u64, link: String },
     Detached,
+    BrokenOff { q: String },
     Received(Received),
     Outcome { id: String, link: String, kind: Kind },
     Confirmed { id: String, link: String, by: String },

@@ -343,7 +343,15 @@ impl Consumer {
 
     /// Takes messages until there are none for a while, or enough; whether there were none at all.
     fn visit(&self, address: SocketAddr) -> Result<bool, ClientError> {
-        let mut client = Client::connect(address, self.role.name, Sasl::Anonymous, SILENCE)?;
+        let client = Client::connect(address, self.role.name, Sasl::Anonymous, SILENCE)?;
+        let found = self.take(client);
+        if found.is_err() {
+            self.book.note(What::BrokenOff { q: self.role.queue.to_owned() });
+        }
+        found
+    }
+
+    fn take(&self, mut client: Client) -> Result<bool, ClientError> {
         let number = self.book.connections.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}/{number}", self.role.name);
         let link = client.receiver(self.role.queue, 50)?;

@@ -237,6 +237,22 @@ impl Queue {
         Ok(count)
     }
 
+    /// How many deliveries of a message have failed together with the one that this consumer holds;
+    /// none where it holds it not, or it has to go already.
+    pub fn count_with(&self, link: LinkRef, sequence: Sequence) -> Option<u32> {
+        let counts = self.holds(link, sequence) && !self.is_doomed(sequence);
+        let slot = self.index.get(sequence).filter(|_| counts)?;
+        Some(slot.delivery_count.saturating_add(1))
+    }
+
+    /// The consumer of a message has gone, and that counts. Whether it has failed too often: then
+    /// it is on its way out when that is committed.
+    pub fn end_if_over(&mut self, link: LinkRef, sequence: Sequence) -> bool {
+        let slot = self.index.get(sequence);
+        let is_over = slot.is_some_and(|slot| self.is_over(slot.delivery_count));
+        is_over && self.give_up(link, sequence, SlotState::Counting).is_ok()
+    }
+
     /// A consumer has rejected what it holds, or added to its annotations, which is to be appended;
     /// when that is committed, the message is on its way out, or available again. Gives its count,
     /// which stays.

@@ -114,9 +114,14 @@ impl Queue {
 
     /// Whether this consumer holds a message, or this browser is here to look at it.
     pub fn is_for(&self, link: LinkRef, sequence: Sequence) -> bool {
-        let Some(at) = self.consumers.find(link) else { return self.browser(link).is_some() };
-        let slot = self.index.get(sequence);
-        slot.is_some_and(|slot| self.consumers.held(at, slot.held_at) == Some(sequence))
+        self.holds(link, sequence) || self.browser(link).is_some()
+    }
+
+    /// Whether this consumer holds a message.
+    pub(super) fn holds(&self, link: LinkRef, sequence: Sequence) -> bool {
+        let held_at = self.index.get(sequence).map(|slot| slot.held_at);
+        let at = self.consumers.find(link).zip(held_at);
+        at.is_some_and(|(at, held_at)| self.consumers.held(at, held_at) == Some(sequence))
     }
 
     /// Whether some consumer could get something.

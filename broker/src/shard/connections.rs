@@ -26,9 +26,10 @@ use super::link::{Conn, Consumer, End, Farewell, Link, LinkPhase, Producer, Tie}
 use super::terms::{self, Wanted};
 use super::{Phase, Shard};
 use crate::access::{LogIn, Right};
+use crate::canary::Canary;
 use crate::event::{Action, Attempt, ConnId};
 use crate::limits::{
-    CONNECTIONS_MAX, INFLOW_BYTES_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX,
+    BROKEN_OFF_MAX, CONNECTIONS_MAX, INFLOW_BYTES_MAX, LAST_BYTES_WITHIN, LINK_NAME_BYTES_MAX,
     LINKS_PER_CONNECTION_MAX, LINKS_WITH_REFUSED_MAX, PRODUCER_CREDIT,
     TEMPORARY_QUEUES_PER_CONNECTION_MAX, UNACCEPTED_BYTES_MAX,
 };
@@ -456,14 +457,22 @@ impl Shard {
 
     /// A link goes; what the peer waits for is answered when its last answers are there.
     pub(super) fn retire(&mut self, key: LinkKey, farewell: Farewell) {
+        self.retire_as(key, farewell, false);
+    }
+
+    /// The same; of one that broke off, what it was sent and did not settle counts as failed.
+    fn retire_as(&mut self, key: LinkKey, farewell: Farewell, broke_off: bool) {
         let consumer = self.here(key);
         self.drop_inflow(key);
         let Some(link) = self.links.get_mut(key) else { return };
         let before = std::mem::replace(&mut link.phase, LinkPhase::Closing(farewell));
         let (queue, home) = (link.queue, link.home);
         match (before, &link.end) {
-            (LinkPhase::Open | LinkPhase::Asking, End::Consumer(_)) => {
-                self.post(home, Mail::Unconsume { queue, consumer });
+            (LinkPhase::Open | LinkPhase::Asking, End::Consumer(end)) => {
+                let broke_off = broke_off || self.config.canaries.has(Canary::PartingCounted);
+                let count_max = if broke_off { BROKEN_OFF_MAX } else { 0 };
+                let failed = end.unsettled.first(count_max);
+                self.post(home, Mail::Unconsume { queue, consumer, failed });
             }
             (LinkPhase::Open | LinkPhase::Asking, End::Producer(_)) | (LinkPhase::Resolving, _) => {
                 self.retired(key)
@@ -579,6 +588,8 @@ impl Shard {
 
     fn closed(&mut self, now: Instant, id: ConnId, reason: &CloseReason) {
         let Some(conn) = self.conns.get_mut(id) else { return };
+        let ends = conn.over || conn.goodbye || conn.close_wanted;
+        let broke_off = !ends && matches!(reason, CloseReason::Eof | CloseReason::IdleTimeout);
         conn.over = true;
         match reason {
             CloseReason::Closed(None) | CloseReason::Eof => {
@@ -605,8 +616,9 @@ impl Shard {
             }
         }
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
+        let broke_off = broke_off && self.is_serving();
         for key in links {
-            self.retire(key, Farewell::Gone);
+            self.retire_as(key, Farewell::Gone, broke_off);
         }
         self.unclaim(id);
         self.touch(id);

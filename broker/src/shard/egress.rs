@@ -18,6 +18,12 @@
 //! again, or on its way to the dead-letter address, when that is committed, and while the journal
 //! is behind, it waits. If the disk is too full even for that record, the message goes back as if
 //! it had been released.
+//!
+//! Where a connection breaks off, each message that was sent on it and not settled counts as a
+//! failed delivery: it may be what ends its consumers. Nobody waits for that to be committed, and
+//! the messages are back in their places at once, but for those that have failed too often. Of one
+//! link the first [`BROKEN_OFF_MAX`](crate::limits::BROKEN_OFF_MAX) count, and what the log does
+//! not take at once does not. Who detaches, ends or closes has given back what it did not settle.
 
 use std::time::Instant;
 
@@ -587,8 +593,17 @@ impl Shard {
 
     /// A consumer goes: what it held is requeued, and it is answered when everything that it
     /// settled before is committed.
-    pub(super) fn unconsume(&mut self, now: Instant, id: QueueId, consumer: LinkRef) {
+    pub(super) fn unconsume(
+        &mut self,
+        now: Instant,
+        id: QueueId,
+        consumer: LinkRef,
+        failed: &[Sequence],
+    ) {
         let level = self.state.catalogue.get(id).map(|record| record.level);
+        if let Some(level) = level.filter(|_| !failed.is_empty()) {
+            self.count_broken_off(now, (id, level), consumer, failed);
+        }
         if let Some(queue) = self.state.queue_mut(id) {
             queue.detach(consumer);
             self.dirty_queues.insert(id);
@@ -598,6 +613,32 @@ impl Shard {
         match level {
             Some(level) => self.answer_behind_all(level, answer),
             None => self.answer(answer),
+        }
+    }
+
+    /// What a consumer was sent whose connection broke off has failed, as far as the log takes it.
+    fn count_broken_off(
+        &mut self,
+        now: Instant,
+        (id, level): (QueueId, Level),
+        consumer: LinkRef,
+        failed: &[Sequence],
+    ) {
+        for sequence in failed.iter().copied() {
+            let Some(queue) = self.state.queue(id) else { return };
+            let Some(count) = queue.count_with(consumer, sequence) else { continue };
+            let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &[]);
+            record.level = level;
+            record.parts.delivery_count = Some(count);
+            let Some(journal) = &mut self.journal else { return };
+            let Ok(appended) = journal.append(now, &record, Urgency::Window) else { return };
+            let effect = self.state.apply_setback(id, sequence, Setback::failed(count));
+            let goes = self.state.queue_mut(id).is_some_and(|q| q.end_if_over(consumer, sequence));
+            if goes {
+                let level = appended.answered_at(level);
+                let (end, answer) = (appended.end, Answer::Nobody);
+                self.pending.push(level, Waiting { end, effect, answer });
+            }
         }
     }
 

@@ -29,6 +29,11 @@ impl Sent {
         self.unsettled += 1;
     }
 
+    /// The first messages that are not settled, in the order of sending, at most so many.
+    pub(crate) fn first(&self, count_max: usize) -> Box<[Sequence]> {
+        self.entries.iter().filter_map(|(_, sequence)| *sequence).take(count_max).collect()
+    }
+
     /// Which message a delivery was, once.
     pub(crate) fn take(&mut self, delivery: DeliveryId) -> Option<Sequence> {
         let first = self.entries.front()?.0;

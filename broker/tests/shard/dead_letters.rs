@@ -670,3 +670,86 @@ fn what_died_goes_when_there_is_room_again() {
     assert_eq!((host.messages(), host.deliveries(other).len()), (0, 301));
     assert_eq!(host.stats(0).memory_bytes, 0, "nothing is kept of what had trouble");
 }
+
+/// The failed deliveries that the last delivery tells of.
+fn failures(host: &Host, at: usize) -> u32 {
+    let (_, _, got) = host.deliveries(at).pop().expect("something was delivered");
+    Sections::scan(&got).expect("a message").header_fields.delivery_count.unwrap_or(0)
+}
+
+#[test]
+fn what_kills_its_consumers_is_dead_at_last_and_who_goes_in_order_counts_nothing() {
+    for shards in [1, 2] {
+        let said = Said { delivery_attempts_max: Some(4), ..Said::default() };
+        let wish = Wish { shards, settings: settings(said), ..Wish::default() };
+        let (mut host, owner, _) = delivered(wish, 10);
+        host.clients[owner].amqp.close(None);
+        host.settle();
+        let last = usize::from(shards) - 1;
+        let mut expected = 0;
+        for breaks_off in [true, false, true, false, true] {
+            let at = host.connect(last);
+            let link = host.receiver(at, "q", 10);
+            assert_eq!(failures(&host, at), expected, "{shards}");
+            if breaks_off {
+                host.lose(at);
+                expected += 1;
+            } else if expected == 1 {
+                host.clients[at].amqp.detach(link, true, None);
+            } else {
+                host.clients[at].amqp.close(None);
+            }
+            host.pass(Duration::from_millis(10));
+        }
+        // The log has counted too.
+        host.crash();
+        let at = host.connect(last);
+        host.receiver(at, "q", 10);
+        assert_eq!(failures(&host, at), 3);
+        host.lose(at);
+        host.pass(Duration::from_millis(10));
+        assert_eq!((count(&host, "DLQ", SlotState::Available), host.messages()), (1, 1));
+        let dead = host.connect(0);
+        host.receiver(dead, "DLQ", 10);
+        let (_, _, got) = host.deliveries(dead).pop().expect("it is there");
+        let sections = Sections::scan(&got).expect("a message");
+        let map = sections.message_annotations(&got).expect("sound").expect("there");
+        assert_eq!(map.get("x-opt-DEATH-ATTEMPTS"), Some(Value::Uint(4)));
+    }
+}
+
+/// Its order stays, though the first of them goes.
+#[test]
+fn what_breaks_off_with_much_in_hand_gives_it_back_in_order() {
+    let said = Said { delivery_attempts_max: Some(2), ..Said::default() };
+    let wish = Wish { settings: settings(said), segments_max: 400, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    for n in 0..700 {
+        assert!(host.send(at, sender, n, false));
+    }
+    let mut lost = Vec::new();
+    for credit in [1, 700] {
+        let other = host.connect(0);
+        host.receiver(other, "q", credit);
+        lost.push(host.deliveries(other).len());
+        host.lose(other);
+        host.pass(Duration::from_millis(20));
+    }
+    assert_eq!(lost, [1, 700]);
+    let other = host.connect(0);
+    host.receiver(other, "q", 1000);
+    host.pass(Duration::from_millis(100));
+    let got = host.deliveries(other);
+    assert_eq!(got.len(), 699);
+    for (n, (_, _, got)) in (1..700).zip(got) {
+        assert!(got.ends_with(&message(n)), "{n}");
+    }
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+    let counts = |n: usize| {
+        let (_, _, got) = &host.deliveries(other)[n];
+        Sections::scan(got).expect("a message").header_fields.delivery_count
+    };
+    assert_eq!((counts(0), counts(510), counts(511)), (Some(1), Some(1), None));
+}

@@ -173,7 +173,8 @@ fn item_34_added_annotations_are_copied_forward() {
     let consumer = host.connect(0);
     host.receiver(consumer, "q", 10);
     judge(&mut host, consumer, modified(false, &[("x-opt-why", "slow")]));
-    host.lose(consumer);
+    host.clients[consumer].amqp.close(None);
+    host.settle();
     let setback = host.shards[0].state().setback(QueueId(1), Sequence(0)).expect("it is logged");
     assert_eq!((setback.count, setback.added.is_some()), (0, true));
     for _ in 0..2 {

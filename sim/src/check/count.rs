@@ -1,15 +1,17 @@
 //! A delivery count comes from the log, and `first-acquirer` is said of nothing that was recovered.
 //!
 //! The count lies between the failed deliveries that are in the log and confirmed, and those that
-//! clients have told the broker of. A released message, a lost connection or a crash adds nothing.
-//! (A full disk may give a message back uncounted; what the log has counted stays counted.)
+//! clients have told the broker of, or may have had when their connections broke off. A released
+//! message, a link or connection that ends in order, or a crash adds nothing. (A full disk may give
+//! a message back uncounted; what the log has counted stays counted.)
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use journal::{Level, Lsn, QueueId, RecordKind, Sequence, ShardId};
 
 use super::{Check, Facts, Seen};
+use crate::hits::{Hit, Hits};
 use crate::letter::LetterId;
 use crate::wire::Verdict;
 
@@ -21,6 +23,9 @@ struct Logged {
     count: u32,
 }
 
+/// How long a connection may be broken off before its broker hears of it.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// What is known of each letter's failures.
 #[derive(Debug, Default)]
 pub(super) struct Count {
@@ -29,6 +34,11 @@ pub(super) struct Count {
     logged: BTreeMap<(QueueId, Sequence), Vec<Logged>>,
     /// When each failure that the log has was confirmed.
     confirmed: BTreeMap<LetterId, Vec<Instant>>,
+    /// When connections have broken off, and when letters were sent first.
+    broken: Vec<Instant>,
+    sent: BTreeMap<LetterId, Instant>,
+    /// Deliveries that failed since a connection had broken off.
+    counted: u64,
 }
 
 impl Check for Count {
@@ -68,14 +78,16 @@ impl Check for Count {
                     records.retain(|record| record.shard != *shard || record.end <= *end);
                 }
             }
-            Seen::Sent { .. }
-            | Seen::Accepted(_)
+            Seen::Sent { letter, .. } => {
+                self.sent.entry(*letter).or_insert(now);
+            }
+            Seen::Parted(parting) => self.broken.extend(parting.broke_off.then_some(now)),
+            Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }
             | Seen::Judged { .. }
             | Seen::Confirmed { .. }
             | Seen::Browsed { .. }
-            | Seen::Parted(_)
             | Seen::Purging { .. }
             | Seen::Purged(_)
             | Seen::Forgotten { .. }
@@ -87,11 +99,18 @@ impl Check for Count {
         }
         Ok(())
     }
+
+    fn finish(&mut self, _facts: &Facts, hits: &mut Hits) -> Result<(), String> {
+        if self.counted > 0 {
+            hits.add(Hit::BrokenOff);
+        }
+        Ok(())
+    }
 }
 
 impl Count {
     fn delivered(
-        &self,
+        &mut self,
         facts: &Facts,
         id: LetterId,
         count: u32,
@@ -110,12 +129,17 @@ impl Count {
         let known = |at: &&Instant| sent.is_none_or(|sent| **at < sent) && !excused(**at);
         let confirmed = self.confirmed.get(&id).map_or(0, |all| all.iter().filter(known).count());
         let confirmed = confirmed as u32;
-        if !(confirmed..=told).contains(&count) {
+        // A broker that hears late of it may have sent on that connection since.
+        let began = self.sent.get(&id).copied();
+        let earlier = |at: &Instant| began.is_some_and(|began| *at + HEARD_WITHIN < began);
+        let broken = (self.broken.len() - self.broken.partition_point(earlier)) as u32;
+        if !(confirmed..=told + broken).contains(&count) {
             return Err(format!(
                 "{id:?} came with delivery-count {count}; {confirmed} failures are confirmed, \
-                 {told} were told"
+                 {told} were told, and {broken} connections have broken off"
             ));
         }
+        self.counted += u64::from(count > told);
         let recovered = letter.written.is_some() && letter.incarnation < facts.incarnation;
         if recovered && first_acquirer {
             return Err(format!("{id:?} was recovered and came with first-acquirer=true"));

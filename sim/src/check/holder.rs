@@ -38,8 +38,8 @@ impl Check for Holder {
                 self.holders.remove(letter);
                 Ok(())
             }
-            Seen::Parted(link) => {
-                self.parted.insert(*link);
+            Seen::Parted(parting) => {
+                self.parted.insert(parting.link);
                 Ok(())
             }
             Seen::Sent { .. }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
 use broker::limits::MOVE_RETRY_MAX;
-use broker::mail::Whence;
+use broker::mail::{Refusal, Whence};
 use broker::pending::BackupMarks;
 use broker::{Action, ConnId, Event, Fatal, Mail};
 use journal::{DiskDone, DiskOp, Lsn, ShardId};
@@ -341,6 +341,7 @@ impl World {
                 }
             }
             Mail::Full { is_full: true, .. } => self.hits.add(Hit::QueueFull),
+            Mail::NotMoved { refusal: Refusal::QueueFull, .. } => self.hits.add(Hit::GraveFull),
             Mail::NotMoved { .. } => self.hits.add(Hit::NotMoved),
             Mail::Arrivals(copies) if !copies.is_empty() => self.hits.add(Hit::CopyFound),
             Mail::Resolved { .. }
