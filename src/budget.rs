@@ -5,7 +5,7 @@
 //!   └─ memory-max ─┬─ batch buffers   every shard's, from the start on, mostly pinned
 //!                  └─ messages        the rest, in equal parts for the shards
 //!   outside of it: connections; their unfinished messages, at most a quarter as much as messages
-//!   or one of the largest; the rings' own buffers; the program
+//!   or one of the largest; 192 KiB a shard for dead letters; the rings' own buffers; the program
 //! ```
 //! Invariant: each shard can hold a message of the smallest size that `max-message-size` may have.
 //!

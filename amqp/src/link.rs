@@ -127,7 +127,7 @@ pub(crate) struct Link {
     /// The peer refused our attach: its detach follows.
     pub(crate) refused: bool,
     pub(crate) delivery_count: u32,
-    /// Where that began.
+    /// What it would be without any delivery: where it began, and credit that was given back.
     pub(crate) first_count: u32,
     /// How often its name was stolen in a row before it got it, with no delivery in between.
     pub(crate) steals: u8,
@@ -296,6 +296,7 @@ impl Link {
             // Beyond the limit there is nothing to give back.
             let advanced = advanced.min(self.limit.wrapping_sub(self.delivery_count));
             self.delivery_count = self.delivery_count.wrapping_add(advanced);
+            self.first_count = self.first_count.wrapping_add(advanced);
             self.credit = self.credit.saturating_sub(advanced);
         }
         let drained = self.drain && self.credit == 0;
@@ -323,6 +324,7 @@ impl Link {
     /// drain set, as the receiver's had.
     pub(crate) fn give_back_credit(&mut self) {
         self.delivery_count = self.delivery_count.wrapping_add(self.credit);
+        self.first_count = self.first_count.wrapping_add(self.credit);
         self.credit = 0;
         self.drain_owed = false;
         self.drained = false;
@@ -407,6 +409,22 @@ mod tests {
         assert_eq!(receiver.count_delivery(), Err(PeerViolation::TransferLimitExceeded));
         receiver.grant(1);
         assert_eq!(receiver.count_delivery(), Ok(()));
+    }
+
+    #[test]
+    fn a_drain_is_no_use_of_a_link() {
+        let (mut sender, mut receiver) = (link(Role::Sender), link(Role::Receiver));
+        receiver.grant(10);
+        receiver.drain = true;
+        sender.receiver_flow(&Flow { drain: true, ..flow(0, 10) });
+        sender.give_back_credit();
+        assert!(receiver.sender_flow(&flow(10, 0)));
+        assert!(sender.is_unused() && receiver.is_unused());
+        receiver.grant(1);
+        sender.receiver_flow(&flow(10, 1));
+        sender.spend_credit();
+        receiver.count_delivery().unwrap();
+        assert!(!sender.is_unused() && !receiver.is_unused());
     }
 
     #[test]

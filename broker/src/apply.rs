@@ -38,7 +38,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU64;
-use std::ops::Range;
+use std::ops::{Bound, Range};
 
 use bytes::Bytes;
 use journal::limits::RECORD_HEADER_BYTES;
@@ -699,9 +699,13 @@ impl State {
         self.arrivals.get(&(id, sequence)).copied()
     }
 
-    /// Every hidden copy: its place, and whence it came.
-    pub fn arrivals(&self) -> impl Iterator<Item = (QueueId, Sequence, Origin)> {
-        self.arrivals.iter().map(|((id, sequence), origin)| (*id, *sequence, *origin))
+    /// Every hidden copy behind this place: where it is, and whence it came.
+    pub fn arrivals(
+        &self,
+        behind: Bound<(QueueId, Sequence)>,
+    ) -> impl Iterator<Item = (QueueId, Sequence, Origin)> {
+        let arrivals = self.arrivals.range((behind, Bound::Unbounded));
+        arrivals.map(|((id, sequence), origin)| (*id, *sequence, *origin))
     }
 
     fn arrivals_bytes(&self) -> u64 {
@@ -721,7 +725,6 @@ impl State {
             && let Some(queue) = self.queues.get_mut(id)
         {
             queue.commit(sequence);
-            queue.adopt_one(sequence);
         }
     }
 

@@ -37,6 +37,8 @@ pub enum Canary {
     AttemptsForgotten,
     /// Whoever goes in order leaves failed deliveries behind, as who breaks off.
     PartingCounted,
+    /// Queues get deeper than they may.
+    DepthIgnored,
     /// A copy's record does not say whence it came.
     OriginDropped,
     /// Recovery remembers no duplicate ids of messages.

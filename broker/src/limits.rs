@@ -207,8 +207,17 @@ pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
 pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;
+/// Of these so many are tries: of names that took nothing the last time, or are not there yet.
+pub const TRIES_MAX: usize = 64;
+/// Messages of a shard that found no memory where they go, and hold up no other.
+pub const ALONE_MAX: usize = 16;
+/// Bytes of one message that moves whether it fits into memory or not. It may be there three times:
+/// where it was, while it is sent, and where it goes.
+pub const MOVE_BEYOND_BYTES: u64 = 64 << 10;
 /// Messages of a queue that are offered to consumers while they find no room where they go.
 pub const OFFERED_MAX: usize = 64;
+/// Hidden copies that one letter tells of at a start; the next goes when it is answered.
+pub const ARRIVALS_STEP: usize = 1_024;
 /// Bytes of a duplicate id.
 pub const DUPLICATE_ID_BYTES_MAX: usize = 1_024;
 /// Bookkeeping of one duplicate id in memory, in bytes; counted against the memory bound.
@@ -263,5 +272,7 @@ const _: () = {
     assert!(PRODUCER_TOKENS_MAX > 2 * PRODUCER_CREDIT as usize);
     // Most queues are for those who ask.
     assert!(QUEUES_RESERVED < QUEUES_MAX / 2);
+    // What can go has places beside what is tried and what is stuck.
+    assert!(TRIES_MAX + ALONE_MAX <= MOVES_MAX / 2);
     assert!(PRODUCER_CREDIT >= 2 && CONSUMER_WINDOW >= 2);
 };

@@ -45,7 +45,8 @@
 //! One connection for a container (`shard/sole.rs`): Claim, Unclaim, Departed and Arrived go to
 //! shard 0, Claimed and GiveUp come from it.
 //!
-//! After recovery each shard tells every other, by `Arrivals`, which hidden copies it has.
+//! After recovery each shard tells every other, by `Arrivals`, which hidden copies it has, and
+//! hears which of them have landed.
 //!
 //! Invariants: mail between two shards keeps its order; a reference names a slot *and* its
 //! generation, so mail that comes after its object is gone is dropped; `Deliver` never exceeds
@@ -121,6 +122,17 @@ pub struct CopyRef {
     pub sequence: Sequence,
 }
 
+/// Some of the hidden copies that a shard has of another's messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrivals {
+    /// Who has them.
+    pub shard: ShardId,
+    /// Whence each came.
+    pub copies: Vec<(Origin, CopyRef)>,
+    /// There are more: they are told when these are answered.
+    pub more: bool,
+}
+
 /// One thing that a shard says to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mail {
@@ -173,8 +185,8 @@ pub enum Mail {
     Deleted {
         /// It.
         queue: QueueId,
-        /// It was in no log, and all links to it are listed.
-        temporary: bool,
+        /// It goes when nobody uses it, and all links to it are listed.
+        is_listed: bool,
     },
     /// Shard 0 to a queue's home: the creation is committed, hold the queue.
     Open(QueueRecord),
@@ -363,7 +375,14 @@ pub enum Mail {
     /// The settlements of their origins are committed: show these copies.
     Landed(Vec<CopyRef>),
     /// After recovery, from every shard to every shard: hidden copies of yours.
-    Arrivals(Vec<(Origin, CopyRef)>),
+    Arrivals(Arrivals),
+    /// The answer, if there are more, or some have landed.
+    ArrivalsHeard {
+        /// Who has heard them.
+        by: ShardId,
+        /// The origins of these are gone: show them.
+        landed: Vec<CopyRef>,
+    },
     /// A connection wants to be the only one of this name. To shard 0.
     Claim {
         /// Its claim.

@@ -13,8 +13,8 @@
 //!   x-opt-DEATH-DESCRIPTION string   and what was said of it; only if something was
 //! ```
 //! The first three are Artemis's names, in its types. An annotation of one of these names that the
-//! message has already, from an earlier move or from its sender, gives way to the newer. The error
-//! of a rejection is kept until then with what consumers have added.
+//! message has already, from an earlier move or from its sender, gives way to the newer; consumers
+//! can add none. The error of a rejection is kept until then with what they have added.
 //!
 //! Invariant: from the properties on, what comes out is what came in.
 
@@ -27,7 +27,7 @@ use amqp::message::{Sections, write_header};
 use bytes::Bytes;
 
 use crate::limits::{DESCRIPTION_BYTES_MAX, ERROR_BYTES_MAX};
-use crate::setback::{Added, SECTION_ANNOTATIONS, behind_annotations, entries};
+use crate::setback::{Added, Counts, SECTION_ANNOTATIONS, behind_annotations, entries, is_any};
 
 /// Why a message leaves its queue for another. The codes are written to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,14 @@ const ERROR: &str = "x-opt-DEATH-ERROR";
 const DESCRIPTION: &str = "x-opt-DEATH-DESCRIPTION";
 const OURS: [&str; 8] =
     [ORIG_ADDRESS, ORIG_QUEUE, ACTUAL_EXPIRY, REASON, TIME, ATTEMPTS, ERROR, DESCRIPTION];
+/// Whether an annotation of this key is the broker's own: those above, and all like them.
+pub(crate) fn is_reserved(key: &Value<'_>) -> bool {
+    let Value::Symbol(key) = key else { return false };
+    let key = key.as_str();
+    ["x-opt-DEATH-", "x-opt-ORIG-"].iter().any(|family| key.starts_with(family))
+        || OURS.contains(&key)
+}
+
 /// Room for what is added, but for the names of address and queue.
 const ADDED_BYTES: usize = 256;
 
@@ -121,7 +129,9 @@ pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
     let mut writer = Writer::new(&mut out);
     writer.descriptor(SECTION_ANNOTATIONS);
     writer.map_with(|map| {
-        for (key, value) in entries(before, death.added.map(Added::map)) {
+        for (key, value) in
+            entries(before, death.added.map(|added| (added.map(), is_any as Counts)))
+        {
             if !matches!(&key, Value::Symbol(key) if OURS.contains(&key.as_str())) {
                 map.element().value(&key);
                 map.element().value(&value);
@@ -222,7 +232,7 @@ mod tests {
             description: "é".repeat(DESCRIPTION_BYTES_MAX) + "!",
             info: None,
         };
-        let added = Added::merge(None, &rejection(&error)).unwrap();
+        let added = Added::with_error(None, &rejection(&error)).unwrap();
         let of = |reason| Death { added: Some(&added), ..death(reason) };
         let once = moved(BARE, &of(Reason::Rejected)).unwrap();
         let sections = Sections::scan(&once).unwrap();

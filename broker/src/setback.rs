@@ -12,6 +12,9 @@
 //! newest record tells all that consumers have added, so compaction writes one and no more, and a
 //! record without a map takes nothing away.
 //!
+//! Keys of the broker's own are not a consumer's to add: under these the error of a rejection is
+//! kept until the message goes, and no consumer is shown it before.
+//!
 //! Invariants: where two maps have a key, the later one's value stands [3.4.5]; keys are symbols or
 //! ulongs [3.2.10]; what is added to one message is [`ADDED_BYTES_MAX`] at most. What is not such a
 //! map, or would be too long, is not merged, and the rest of the outcome holds.
@@ -23,7 +26,7 @@ use amqp::codec::{DecodeError, Map, Reader, Value, Writer};
 use amqp::message::Sections;
 
 use crate::limits::ADDED_BYTES_MAX;
-use crate::moved::Reason;
+use crate::moved::{Reason, is_reserved};
 
 /// What a record says of a message that came back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,8 +56,8 @@ impl Setback {
         if map.is_empty() {
             return Ok(Self { count, doom, added: None });
         }
-        let map = read_map(map).map_err(|_| "its annotations are none")?;
-        Ok(Self { count, doom, added: Some(Added::of(None, map)) })
+        read_map(map).map_err(|_| "its annotations are none")?;
+        Ok(Self { count, doom, added: Some(Added(Arc::new(map.to_vec()))) })
     }
 
     /// The payload of its record.
@@ -77,22 +80,31 @@ pub struct Added(Arc<Vec<u8>>);
 pub struct Unfit;
 
 impl Added {
-    /// What was added before and what is added now, a map as it came.
+    /// What was added before and what a consumer adds now, a map as it came: what is not the
+    /// broker's own of it.
     ///
     /// # Errors
     /// That is no map of annotations or too long as it came, or both are too long together.
     pub fn merge(before: Option<&Self>, map: &[u8]) -> Result<Self, Unfit> {
+        Self::of(before, map, is_a_consumers)
+    }
+
+    /// What was added before, and the error of a rejection: a map of the broker's own annotations.
+    ///
+    /// # Errors
+    /// As of [`Self::merge`].
+    pub fn with_error(before: Option<&Self>, map: &[u8]) -> Result<Self, Unfit> {
+        Self::of(before, map, is_any)
+    }
+
+    fn of(before: Option<&Self>, map: &[u8], counts: Counts) -> Result<Self, Unfit> {
         if map.len() > ADDED_BYTES_MAX {
             return Err(Unfit);
         }
-        let all = Self::of(before, read_map(map)?);
-        if all.bytes().len() > ADDED_BYTES_MAX { Err(Unfit) } else { Ok(all) }
-    }
-
-    fn of(before: Option<&Self>, map: Map<'_>) -> Self {
         let mut out = Vec::new();
-        write_entries(&mut Writer::new(&mut out), before.map(Self::map), map);
-        Self(Arc::new(out))
+        let later = (read_map(map)?, counts);
+        write_entries(&mut Writer::new(&mut out), before.map(Self::map), later);
+        if out.len() > ADDED_BYTES_MAX { Err(Unfit) } else { Ok(Self(Arc::new(out))) }
     }
 
     /// The encoded map.
@@ -120,7 +132,7 @@ impl Added {
         let own = sections.message_annotations(message)?;
         let mut writer = Writer::new(out);
         writer.descriptor(SECTION_ANNOTATIONS);
-        write_entries(&mut writer, own, self.map());
+        write_entries(&mut writer, own, (self.map(), is_a_consumers));
         Ok(behind_annotations(&sections))
     }
 }
@@ -142,7 +154,18 @@ fn read_map(encoded: &[u8]) -> Result<Map<'_>, Unfit> {
     if is_sound && reader.is_empty() { Ok(map) } else { Err(Unfit) }
 }
 
-fn write_entries(writer: &mut Writer<'_>, before: Option<Map<'_>>, later: Map<'_>) {
+/// Whether an annotation of this key is taken.
+pub(crate) type Counts = fn(&Value<'_>) -> bool;
+
+pub(crate) fn is_any(_key: &Value<'_>) -> bool {
+    true
+}
+
+fn is_a_consumers(key: &Value<'_>) -> bool {
+    !is_reserved(key)
+}
+
+fn write_entries(writer: &mut Writer<'_>, before: Option<Map<'_>>, later: (Map<'_>, Counts)) {
     writer.map_with(|map| {
         for (key, value) in entries(before, Some(later)) {
             map.element().value(&key);
@@ -151,18 +174,23 @@ fn write_entries(writer: &mut Writer<'_>, before: Option<Map<'_>>, later: Map<'_
     });
 }
 
-/// The entries of both maps; where both have a key, those of the later.
+/// The entries of both maps, of the later those that count; where both have a key, those of the
+/// later.
 pub(crate) fn entries<'a>(
     before: Option<Map<'a>>,
-    later: Option<Map<'a>>,
+    later: Option<(Map<'a>, Counts)>,
 ) -> impl Iterator<Item = (Value<'a>, Value<'a>)> {
-    let replaced: BTreeSet<Key<'a>> =
-        later.iter().flat_map(|map| map.iter()).filter_map(|(key, _)| Key::of(&key)).collect();
+    let counted = move || {
+        let counting =
+            |(map, counts): (Map<'a>, Counts)| map.iter().filter(move |(key, _)| counts(key));
+        later.into_iter().flat_map(counting)
+    };
+    let replaced: BTreeSet<Key<'a>> = counted().filter_map(|(key, _)| Key::of(&key)).collect();
     let stays = move |(key, _): &(Value<'a>, Value<'a>)| {
         replaced.is_empty() || Key::of(key).is_none_or(|key| !replaced.contains(&key))
     };
     let before = before.into_iter().flat_map(|map| map.iter());
-    before.filter(stays).chain(later.into_iter().flat_map(|map| map.iter()))
+    before.filter(stays).chain(counted())
 }
 
 /// The key of an annotation [3.2.10].
@@ -225,6 +253,31 @@ mod tests {
         let half = Added::merge(None, &long('a', ADDED_BYTES_MAX / 2)).unwrap();
         assert!(Added::merge(Some(&half), &long('a', ADDED_BYTES_MAX / 2)).is_ok());
         assert_eq!(Added::merge(Some(&half), &long('b', ADDED_BYTES_MAX / 2)), Err(Unfit));
+    }
+
+    #[test]
+    fn the_brokers_own_annotations_are_no_consumers_and_are_not_shown_before_the_end() {
+        let mut map = Vec::new();
+        Writer::new(&mut map).map_with(|map| {
+            for key in ["x-opt-DEATH-ERROR", "x-opt-ORIG-ANY", "x-opt-ACTUAL-EXPIRY", "x-opt-k"] {
+                map.element().symbol(amqp::codec::Symbol::new(key));
+                map.element().string("said");
+            }
+        });
+        let of_consumer = Added::merge(None, &map).unwrap();
+        assert_eq!(shown(&of_consumer.map()).len(), 1);
+        assert!(of_consumer.map().get("x-opt-k").is_some());
+        let told = Added::with_error(Some(&of_consumer), &map).unwrap();
+        assert_eq!(told.map().len(), 4);
+        // Nor does it hide what the message says itself.
+        let own = [b"\x00\x53\x72", &map[..], BARE].concat();
+        for (message, count) in [(BARE, 1), (&own, 4)] {
+            let mut out = Vec::new();
+            let from = told.write_section(message, &mut out).unwrap();
+            out.extend_from_slice(&message[from..]);
+            let sections = Sections::scan(&out).unwrap();
+            assert_eq!(sections.message_annotations(&out).unwrap().unwrap().len(), count);
+        }
     }
 
     #[test]

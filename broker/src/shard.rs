@@ -552,7 +552,10 @@ impl Shard {
     fn takes(&self, mail: &Mail) -> bool {
         match self.phase {
             Phase::Recovering(_) | Phase::Standing(_) => false,
-            Phase::Joining => matches!(mail, Mail::Catalogue { .. } | Mail::Arrivals(_)),
+            Phase::Joining => matches!(
+                mail,
+                Mail::Catalogue { .. } | Mail::Arrivals(_) | Mail::ArrivalsHeard { .. }
+            ),
             Phase::Serving | Phase::Stopping | Phase::Stopped => true,
         }
     }
@@ -568,7 +571,7 @@ impl Shard {
             Mail::Tied(queue) => self.tied(queue),
             Mail::Untied { queue, maker } => self.untied(now, queue, maker),
             Mail::Delete(queue) => self.delete_queue(now, queue),
-            Mail::Deleted { queue, temporary } => self.deleted(now, queue, temporary),
+            Mail::Deleted { queue, is_listed } => self.deleted(now, queue, is_listed),
             Mail::Open(record) => self.open_queue(now, record),
             Mail::Opened(queue) => self.opened(queue),
             Mail::Catalogued(record) => self.catalogued(now, record),
@@ -583,7 +586,8 @@ impl Shard {
             Mail::Moved { origin, copy } => self.copied(now, origin, copy),
             Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
             Mail::Landed(copies) => copies.into_iter().for_each(|copy| self.landed(copy)),
-            Mail::Arrivals(copies) => self.heard_arrivals(now, copies),
+            Mail::Arrivals(arrivals) => self.heard_arrivals(now, arrivals),
+            Mail::ArrivalsHeard { by, landed } => self.arrivals_heard(by, landed),
             Mail::Published { link, token, result } => self.published(link, token, &result),
             Mail::Consume { queue, consumer, browses, asks } => {
                 self.consume(queue, consumer, browses, asks);

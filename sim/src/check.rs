@@ -148,8 +148,9 @@ impl From<QueueStat> for QueueView {
 pub struct Parting {
     /// Which.
     pub link: LinkKey,
-    /// Its connection has broken off; said of one link of each.
-    pub broke_off: bool,
+    /// The queue that it consumed, if its connection has broken off while the broker lived; said
+    /// of one link of each.
+    pub broke_off: Option<usize>,
 }
 
 /// One thing that was seen.
@@ -392,8 +393,10 @@ pub struct Facts {
     pub vague: BTreeMap<QueueId, Sequence>,
     /// Queues that drop what they have no room for, in the clients' numbering.
     pub dropping: BTreeSet<usize>,
-    /// The log may get full: what dies may have to stay.
+    /// Log, disk or memory may get full.
     pub tight: bool,
+    /// Shards that could not move a message: what died there may be offered again.
+    pub stuck: BTreeSet<ShardId>,
     /// The queues are drained although something was still on its way to another.
     pub disordered: bool,
     /// Failed deliveries after which a message goes to the dead letters.
@@ -417,6 +420,11 @@ impl Facts {
             let is_there = letter.written.is_some() && !letter.repeated;
             !is_there && self.dropping.contains(&letter.queue)
         })
+    }
+
+    /// Whether a letter that has to go may be offered to consumers meanwhile.
+    pub fn may_be_offered(&self, letter: &Letter) -> bool {
+        letter.written.as_ref().is_some_and(|written| self.stuck.contains(&written.shard))
     }
 
     /// Whether the id of the message at this place may be forgotten before its time.
@@ -649,6 +657,10 @@ impl Checks {
                     && let Some(letter) = facts.letters.get_mut(id)
                 {
                     letter.is_settled(written.clone());
+                }
+                if written.kind == RecordKind::QueueDelete {
+                    // What comes to a new queue of that name is known to nobody.
+                    facts.vague.insert(written.queue, Sequence(u64::MAX));
                 }
                 if written.kind == RecordKind::QueueCreate && written.name.is_some() {
                     facts.queues.entry(written.queue).or_insert_with(|| written.clone());

@@ -286,12 +286,14 @@ impl Client {
         self.links.clear();
     }
 
-    /// The connection is gone: what was under way stays unknown.
-    pub fn lost(&mut self, out: &mut Vec<Seen>) {
-        let before = out.len();
-        self.part(out);
-        if let Some(Seen::Parted(parting)) = out.get_mut(before) {
-            parting.broke_off = true;
+    /// The connection is gone: what was under way stays unknown. The broker lives and finds it
+    /// broken off, or has ended it, or ends itself.
+    pub fn lost(&mut self, breaks_off: bool, out: &mut Vec<Seen>) {
+        let mut queues = BTreeSet::new();
+        for link in self.links.values() {
+            let counts = breaks_off && link.job == Job::Consume && queues.insert(link.queue);
+            let broke_off = counts.then_some(link.queue);
+            out.push(Seen::Parted(Parting { link: link.key, broke_off }));
         }
         self.endpoint = None;
         for link in std::mem::take(&mut self.links).into_values() {
@@ -301,7 +303,7 @@ impl Client {
 
     /// All links are on their way out.
     fn part(&self, out: &mut Vec<Seen>) {
-        let goes = |link: &Link| Seen::Parted(Parting { link: link.key, broke_off: false });
+        let goes = |link: &Link| Seen::Parted(Parting { link: link.key, broke_off: None });
         out.extend(self.links.values().map(goes));
     }
 
@@ -377,7 +379,7 @@ impl Client {
             Heard::Detached { handle, answered, error } => {
                 permitted(error.as_deref())?;
                 if let Some(link) = self.links.remove(&handle) {
-                    out.push(Seen::Parted(Parting { link: link.key, broke_off: false }));
+                    out.push(Seen::Parted(Parting { link: link.key, broke_off: None }));
                     self.unanswered(&link);
                     if answered && error.is_none() {
                         confirm_all(link, hits, out);
@@ -639,7 +641,7 @@ impl Client {
     fn detach(&mut self, handle: u32, closed: bool, out: &mut Vec<Seen>) {
         let Some(link) = self.links.get_mut(&handle) else { return };
         link.detaching = true;
-        out.push(Seen::Parted(Parting { link: link.key, broke_off: false }));
+        out.push(Seen::Parted(Parting { link: link.key, broke_off: None }));
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.detach(handle, closed);
         }
@@ -851,7 +853,8 @@ fn confirm_all(link: Link, hits: &mut Hits, out: &mut Vec<Seen>) {
 
 /// Errors that a broker may give to a client that did nothing wrong.
 fn permitted(error: Option<&str>) -> Result<(), String> {
-    let permitted = ["amqp:connection:forced", "amqp:resource-limit-exceeded"];
+    let permitted =
+        ["amqp:connection:forced", "amqp:resource-limit-exceeded", "amqp:resource-deleted"];
     match error {
         Some(error) if !permitted.iter().any(|condition| error.starts_with(condition)) => {
             Err(format!("the broker gave an error without cause: {error}"))

@@ -101,6 +101,8 @@ hits! {
     Drained => "drains answered",
     /// A message that came a second time.
     Redelivered => "redeliveries",
+    /// A shard hears that a queue was deleted, which nobody used.
+    QueueDeleted => "queues deleted when idle",
     /// A message was not moved since the queue for what died was as deep as it may be.
     GraveFull => "queues for the dead full",
     /// A delivery failed since its connection broke off.

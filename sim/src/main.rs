@@ -119,6 +119,7 @@ const SUITE: &[Hit] = &[
     Hit::Forgotten,
     Hit::BrokenOff,
     Hit::GraveFull,
+    Hit::QueueDeleted,
     Hit::Buried,
     Hit::Browsed,
     Hit::Relayed,

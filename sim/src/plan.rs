@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 40] = [
+    pub const ALL: [(&'static str, Self); 41] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -56,6 +56,7 @@ impl Canary {
         ("double-kept", Self::Broker(broker::canary::Canary::DoubleKept)),
         ("attempts-forgotten", Self::Broker(broker::canary::Canary::AttemptsForgotten)),
         ("parting-counted", Self::Broker(broker::canary::Canary::PartingCounted)),
+        ("depth-ignored", Self::Broker(broker::canary::Canary::DepthIgnored)),
         ("origin-dropped", Self::Broker(broker::canary::Canary::OriginDropped)),
         ("duplicates-forgotten", Self::Broker(broker::canary::Canary::DuplicatesForgotten)),
         ("duplicates-not-carried", Self::Broker(broker::canary::Canary::DuplicatesNotCarried)),
@@ -158,6 +159,7 @@ impl Plan {
             plan.grow_windows(&mut rng);
         }
         plan.bound_graves(&mut Rng::stream(seed, "graves", 0));
+        plan.delete_idle(&mut Rng::stream(seed, "idle", 0));
         plan
     }
 
@@ -259,6 +261,28 @@ impl Plan {
         (self.clients[0].links, self.clients[0].produces) = (6, 450);
     }
 
+    /// In some runs the second queue goes when it is empty and nobody uses it: where the next of
+    /// its name has the same level.
+    fn delete_idle(&mut self, rng: &mut Rng) {
+        if self.levels.len() == 1 && rng.chance(300) {
+            let after = Duration::from_millis(rng.between(1, 30));
+            let said = Said { auto_delete_after: Some(after), ..Said::default() };
+            self.settings.add(&letter::queue_name(1), said).expect("a pattern");
+        }
+    }
+
+    /// The queues that may hold so many messages and never more: one that blocks its producers
+    /// takes what they had credit for.
+    pub fn bounded(&self) -> impl Iterator<Item = (String, u64)> + '_ {
+        let names = self.queues.iter().map(String::as_str).chain(GRAVES);
+        names.filter_map(|name| {
+            let settings = self.settings.of(name);
+            let blocks = settings.full_policy == FullPolicy::Block && !GRAVES.contains(&name);
+            let is_bounded = settings.messages_max > 0 && !blocks;
+            is_bounded.then(|| (name.to_owned(), settings.messages_max))
+        })
+    }
+
     /// In some runs the queues for what died may not get deep either.
     fn bound_graves(&mut self, rng: &mut Rng) {
         self.bounds_graves = rng.chance(250);
@@ -290,14 +314,17 @@ impl Plan {
         self.drops = policy == FullPolicy::Drop;
     }
 
-    /// Whether log, memory or a queue for what died may get full: then what dies may have to stay,
-    /// what has expired waits for a purge where nothing else makes room, and ids are forgotten
-    /// before their time.
+    /// Whether what dies may have to stay, and what has expired waits for a purge where nothing
+    /// else makes room: there log, memory or a queue for what died may get full.
+    pub fn may_stick(&self) -> bool {
+        self.is_tight() || self.bounds_graves
+    }
+
+    /// Whether log or memory may get full: then ids are forgotten before their time, too.
     pub fn is_tight(&self) -> bool {
         self.journal.segments_max < ROOMY
             || self.disk.bytes_max != u64::MAX
             || self.memory_bytes_max < AMPLE
-            || self.bounds_graves
     }
 }
 

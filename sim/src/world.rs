@@ -161,6 +161,8 @@ pub struct World {
     events: u64,
     trace: u64,
     backup: Vec<BackupMarks>,
+    /// Queues that may hold so many messages.
+    bounded: Vec<(String, u64)>,
     /// Duplicate ids that each shard has forgotten before their time, since its process began.
     forgotten: Vec<u64>,
     /// When the queues were purged last of what finds no room where it has to go.
@@ -253,6 +255,7 @@ impl World {
             events: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             backup: vec![BackupMarks::default(); usize::from(plan.shards)],
+            bounded: plan.bounded().collect(),
             forgotten: vec![0; usize::from(plan.shards)],
             relieved: None,
             purges: BTreeMap::new(),
@@ -437,7 +440,7 @@ impl World {
                 // What still waits for the log is not at its place in the order yet.
                 // With a full disk a move may wait for those who come to drain.
                 let patience = self.phase_since + Duration::from_secs(10);
-                let stuck = self.plan.is_tight() && self.now > patience;
+                let stuck = self.plan.may_stick() && self.now > patience;
                 self.checks.facts.disordered |= stuck;
                 let is_back =
                     |queue: &QueueView| stuck || queue.uncommitted == 0 && queue.away == 0;

@@ -17,7 +17,7 @@
 //! what dies.
 //!
 //! Invariants: what is Moving is in `leaving` or with the shard, once, and nothing else is;
-//! `doomed` knows the reason of each, and of all that is `offered`.
+//! `doomed` knows the reason of each, and of all that is `offered` or `lent`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -42,10 +42,13 @@ pub(super) struct Dying {
     rejected: BTreeSet<Sequence>,
     /// Moving, and not taken by the shard yet.
     leaving: BTreeSet<Sequence>,
-    /// The same by turns and exits; what is not in `leaving` any more is passed over.
+    /// The same by turns and exits, but for what waits for a turn; what is not in `leaving` any
+    /// more is passed over.
     turns: [VecDeque<Sequence>; 2],
     /// They have to go and find no room: consumers may have them meanwhile.
     offered: BTreeSet<Sequence>,
+    /// So do these, each until its own turn.
+    lent: BTreeSet<Sequence>,
     /// A failed delivery is being committed, and then a pause begins.
     pauses: BTreeMap<Sequence, Instant>,
     /// In a pause, by its end.
@@ -74,6 +77,7 @@ impl Dying {
         if self.doomed.remove(&sequence).is_some() {
             self.relieved(DOOM_BYTES);
             self.offered.remove(&sequence);
+            self.lent.remove(&sequence);
         }
     }
 
@@ -378,6 +382,40 @@ impl Queue {
         }
     }
 
+    /// Nobody took a moving message: it waits, and has no turn until [`Self::turn_again`].
+    pub fn leave_later(&mut self, sequence: Sequence) {
+        if self.state(sequence) == Some(SlotState::Moving) {
+            self.dying.leaving.insert(sequence);
+        }
+    }
+
+    /// The same, and consumers may have it meanwhile. False if its time is over.
+    pub fn lend(&mut self, sequence: Sequence) -> bool {
+        let is_lent = self.offer_again(sequence);
+        if self.dying.offered.remove(&sequence) {
+            self.dying.lent.insert(sequence);
+        }
+        is_lent
+    }
+
+    /// Whether a message waits to be moved, or is offered meanwhile.
+    pub fn waits_to_leave(&self, sequence: Sequence) -> bool {
+        let Dying { leaving, offered, lent, .. } = &self.dying;
+        [leaving, offered, lent].iter().any(|waiting| waiting.contains(&sequence))
+    }
+
+    /// What waits without a turn gets one. False if it waits no longer.
+    pub fn turn_again(&mut self, sequence: Sequence) -> bool {
+        if self.dying.lent.remove(&sequence) {
+            return self.dying.offered.insert(sequence);
+        }
+        let waits = self.dying.leaving.contains(&sequence);
+        if waits {
+            self.dying.turns[self.dying.exit_of(sequence) as usize].push_back(sequence);
+        }
+        waits
+    }
+
     /// What was offered to consumers leaves, but for what they have.
     fn call_back(&mut self) {
         for sequence in std::mem::take(&mut self.dying.offered) {
@@ -405,8 +443,12 @@ impl Queue {
     /// [`NotHeld`] as in [`Self::settle`].
     pub fn give_back(&mut self, link: LinkRef, sequence: Sequence) -> Result<(), NotHeld> {
         self.give_up(link, sequence, SlotState::Moving)?;
-        self.dying.offered.remove(&sequence);
-        self.dying.leave(sequence);
+        if self.dying.lent.remove(&sequence) {
+            self.leave_later(sequence);
+        } else {
+            self.dying.offered.remove(&sequence);
+            self.dying.leave(sequence);
+        }
         Ok(())
     }
 

@@ -38,7 +38,8 @@ impl Shard {
                 }
                 Effect::Created(queue) => self.created(queue),
                 Effect::Deleted(queue) => {
-                    self.post_all(&Mail::Deleted { queue, temporary: false });
+                    let is_listed = self.idle.is_listed(queue);
+                    self.post_all(&Mail::Deleted { queue, is_listed });
                 }
                 Effect::None | Effect::Arrived(..) | Effect::Copied(..) => {}
             }

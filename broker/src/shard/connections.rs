@@ -616,7 +616,8 @@ impl Shard {
             }
         }
         let links: Vec<LinkKey> = conn.links.values().copied().collect();
-        let broke_off = broke_off && self.is_serving();
+        // Where a role ends, the host ends the connections.
+        let broke_off = broke_off && self.is_serving() && self.may_work();
         for key in links {
             self.retire_as(key, Farewell::Gone, broke_off);
         }

@@ -19,16 +19,22 @@
 //! | 9 | live | hidden | each shard tells the others its hidden copies: the source is settled, 8 |
 //! | 10 | gone | hidden | the source's home knows no such message: shown, 10 |
 //!
-//! The questions are asked before any shard serves, so no consumer has the source while its copy
-//! waits. A copy is shown only when its source can't come back, and a source is settled only when
-//! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
-//! another message: a sequence that was lost with the tail of a log is given again.
+//! The questions are asked before any shard serves, [`ARRIVALS_STEP`] copies at a time and the next
+//! when these are answered, so no consumer has the source while its copy waits. A copy is shown
+//! only when its source can't come back, and a source is settled only when its copy can't be lost:
+//! the message is in exactly one place. Step 2 is why an origin never names another message: a
+//! sequence that was lost with the tail of a log is given again.
 //!
 //! Who takes no copy says so, and the way there is closed for a while, longer and longer. Then one
 //! message is tried; all others that go there wait in their queues, and when one is taken the way
 //! is open. To a queue that is not there yet one is on its way too. So what is stuck costs one
-//! read and one place among [`MOVES_MAX`] for each name that it goes to, and what goes elsewhere
-//! passes it; the queues take turns, message by message.
+//! read and one place among [`MOVES_MAX`] for each name that it goes to, [`TRIES_MAX`] in all, and
+//! what goes elsewhere passes it; the queues take turns, message by message.
+//!
+//! What finds no memory may be larger than others: it waits by itself, longer and longer, from the
+//! second refusal on at consumers' disposal, and the way stays open. Only where [`ALONE_MAX`] do so
+//! already is the way closed. One message of up to [`MOVE_BEYOND_BYTES`] at a time is sent whether
+//! it fits in or not, and taken so too: it may be the one that makes room.
 //!
 //! Where disk, memory or the other queue is full, [`OFFERED_MAX`] messages of the queue are offered
 //! to consumers between two tries, who alone can make room (but one that has expired is not); that
@@ -42,6 +48,7 @@
 //! moved is in `waiting` or in `hindered`, and nothing is hindered once no way is closed or tried.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
@@ -50,10 +57,10 @@ use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
 use crate::limits::{
-    EXPIRE_STEP, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, OFFERED_MAX,
-    PRESSURE_LOG_EVERY,
+    ALONE_MAX, ARRIVAL_BYTES, ARRIVALS_STEP, EXPIRE_STEP, GRADUAL_PAUSE, MOVE_BEYOND_BYTES,
+    MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, OFFERED_MAX, PRESSURE_LOG_EVERY, TRIES_MAX,
 };
-use crate::mail::{CopyRef, Mail, Refusal, Whence};
+use crate::mail::{Arrivals, CopyRef, Mail, Refusal, Whence};
 use crate::moved::{Death, Reason, moved};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Exit, Leaving, Queue, Traits};
@@ -73,18 +80,24 @@ pub(super) struct Moves {
     hindered: BTreeSet<QueueId>,
     /// The ways to queues that took nothing the last time, or are not there yet, by their names.
     ways: BTreeMap<String, Way>,
+    /// How many messages are on their way to find out.
+    tries: usize,
+    /// What found no memory: others pass it.
+    alone: BTreeMap<(QueueId, Sequence), Alone>,
     /// When the next may begin, if many have begun in one turn.
     begin_at: Option<Instant>,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
     /// When it was last told in the log that what has expired cannot go.
     logged: Option<Instant>,
-    /// Hidden copies that the other shards have of ours, until we serve.
-    arrivals: Vec<(Origin, CopyRef)>,
-    /// Hidden copies here whose origin has another one: they go when we serve.
-    doubles: Vec<CopyRef>,
-    /// Shards that have told them.
+    /// Hidden copies that the other shards have of ours, until we can look for their origins.
+    arrivals: Vec<Arrivals>,
+    /// Hidden copies here whose origin has another one: they go before we serve.
+    doubles: BTreeSet<(QueueId, Sequence)>,
+    /// Shards that have told all of them.
     told: u16,
+    /// The last that was told of ours, of shards that have not heard all.
+    telling: BTreeMap<ShardId, (QueueId, Sequence)>,
     /// We have not told ours.
     untold: bool,
 }
@@ -111,6 +124,15 @@ struct Way {
     closed_until: Option<Instant>,
     /// Something is.
     is_tried: bool,
+}
+
+/// A message that waits for memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Alone {
+    /// How often it was refused.
+    times: u32,
+    /// When it has its turn; none: it has had it.
+    until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +163,26 @@ impl Moves {
     /// Whether something may go to the queue of this name.
     fn is_free(&self, to: &str) -> bool {
         self.ways.get(to).is_none_or(|way| way.closed_until.is_none() && !way.is_tried)
+    }
+
+    /// A message found no memory: it waits by itself, unless too many do. How often it has found
+    /// none.
+    fn wait_alone(&mut self, now: Instant, place: (QueueId, Sequence)) -> Option<u32> {
+        if self.alone.len() >= ALONE_MAX && !self.alone.contains_key(&place) {
+            return None;
+        }
+        let alone = self.alone.entry(place).or_default();
+        alone.times = alone.times.saturating_add(1);
+        alone.until = Some(now + retry_after(alone.times));
+        Some(alone.times)
+    }
+
+    /// What has waited for memory long enough.
+    fn poll_alone(&mut self, now: Instant) -> Option<(QueueId, Sequence)> {
+        let due = |alone: &Alone| alone.until.is_some_and(|until| until <= now);
+        let (place, alone) = self.alone.iter_mut().find(|(_, alone)| due(alone))?;
+        alone.until = None;
+        Some(*place)
     }
 
     /// It was not taken there. Gives how often in a row that was so, those aside that were under
@@ -182,8 +224,14 @@ impl Moves {
 
     /// When something is to be tried again.
     fn due(&self) -> Option<Instant> {
+        // Most of the time there is nothing.
+        if self.ways.is_empty() && self.alone.is_empty() && self.asked.is_empty() {
+            return self.begin_at;
+        }
         let retry = self.ways.values().filter_map(|way| way.closed_until).min();
-        earlier(earlier(retry, self.begin_at), self.asked.values().copied().min())
+        let alone = self.alone.values().filter_map(|alone| alone.until).min();
+        let asked = self.asked.values().copied().min();
+        earlier(earlier(retry, alone), earlier(self.begin_at, asked))
     }
 }
 
@@ -248,6 +296,13 @@ impl Shard {
         }
         self.moves.try_ways(now);
         self.give_up_waiting(now);
+        while let Some((id, sequence)) = self.moves.poll_alone(now) {
+            if self.state.queue_mut(id).is_some_and(|queue| queue.turn_again(sequence)) {
+                self.moves.waiting.insert(id);
+            } else {
+                self.moves.alone.remove(&(id, sequence));
+            }
+        }
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
             self.set_off(now, id, sequence);
         }
@@ -289,7 +344,7 @@ impl Shard {
                 }
             };
             let to = (!to.is_empty() && to != name && !is_dropped).then(|| to.clone());
-            if to.as_ref().is_some_and(|to| !self.moves.is_free(to)) {
+            if to.as_ref().is_some_and(|to| !self.is_free(to)) {
                 self.moves.hindered.insert(id);
                 continue;
             }
@@ -298,6 +353,14 @@ impl Shard {
             }
         }
         None
+    }
+
+    /// Whether something may go to the queue of this name: of those of which that is not known, to
+    /// so many at a time.
+    fn is_free(&self, to: &str) -> bool {
+        let is_known =
+            !self.moves.ways.contains_key(to) && self.state.catalogue.named(to).is_some();
+        is_known || self.moves.tries < TRIES_MAX && self.moves.is_free(to)
     }
 
     fn begin_move(&mut self, now: Instant, id: QueueId, leaving: Leaving, to: Option<String>) {
@@ -315,6 +378,7 @@ impl Shard {
         }
         let way = self.moves.ways.get_mut(&to);
         let tries_way = way.map(|way| way.is_tried = true).is_some();
+        self.moves.tries += usize::from(tries_way);
         let stage = Stage::Committing;
         let moving = Move { to, reason, stage, tries_way, memory_bytes: 0 };
         self.moves.under_way.insert((id, sequence), moving);
@@ -385,9 +449,7 @@ impl Shard {
     }
 
     fn send_move(&mut self, now: Instant, (id, sequence): (QueueId, Sequence)) {
-        // What is on its way has to fit in at its end too.
-        let taken = self.memory_bytes() + self.aside_bytes;
-        let room = self.config.memory_bytes_max.saturating_sub(taken);
+        let room = self.room_to_send();
         let Some(moving) = self.moves.under_way.get_mut(&(id, sequence)) else { return };
         let Some(record) = self.state.catalogue.named(&moving.to) else { return };
         let (to, home) = (record.id, record.home);
@@ -423,6 +485,18 @@ impl Shard {
         }
     }
 
+    /// Bytes that a message may have which goes. What is on its way has to fit in at its end too;
+    /// but one always goes.
+    fn room_to_send(&self) -> u64 {
+        let taken = self.memory_bytes() + self.aside_bytes;
+        let room = self.config.memory_bytes_max.saturating_sub(taken);
+        let is_sent = |moving: &Move| moving.memory_bytes > 0;
+        if room < MOVE_BEYOND_BYTES && !self.moves.under_way.values().any(is_sent) {
+            return MOVE_BEYOND_BYTES;
+        }
+        room
+    }
+
     /// The copy is there and committed.
     pub(super) fn copied(&mut self, now: Instant, origin: Origin, copy: CopyRef) {
         let Origin { queue, sequence, .. } = origin;
@@ -443,6 +517,7 @@ impl Shard {
         answer: Answer,
     ) -> bool {
         self.end_move((id, sequence));
+        self.moves.alone.remove(&(id, sequence));
         let moving = self.state.queue_mut(id).is_some_and(|queue| queue.settle_moving(sequence));
         if moving {
             let level = Level::ReplicatedSync;
@@ -455,10 +530,11 @@ impl Shard {
     fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
         let moving = self.moves.under_way.remove(&place)?;
         self.aside_bytes -= moving.memory_bytes;
-        if moving.tries_way
-            && let Some(way) = self.moves.ways.get_mut(&moving.to)
-        {
-            way.is_tried = false;
+        if moving.tries_way {
+            self.moves.tries -= 1;
+            if let Some(way) = self.moves.ways.get_mut(&moving.to) {
+                way.is_tried = false;
+            }
             self.moves.waiting.append(&mut self.moves.hindered);
         }
         Some(moving)
@@ -473,6 +549,7 @@ impl Shard {
         for place in places {
             drop(self.end_move(place));
         }
+        self.moves.alone.retain(|(queue, _), _| *queue != id);
     }
 
     /// The copy was not taken.
@@ -486,6 +563,10 @@ impl Shard {
             return;
         }
         self.counters.move_failures_total += 1;
+        if *refusal == Refusal::MemoryFull && self.wait_alone(now, place, &moving) {
+            return self.may_leave(place.0);
+        }
+        self.moves.alone.remove(&place);
         let times = self.moves.close(now, &moving.to);
         if !refusal.is_full() || times == 1 && moving.reason != Reason::Expired {
             let Some(queue) = self.state.queue_mut(place.0) else { return };
@@ -494,6 +575,32 @@ impl Shard {
             self.log_stuck(now, place.0, &moving.to);
         }
         self.may_leave(place.0);
+    }
+
+    /// A message found no memory: it waits by itself, from the second time on at consumers'
+    /// disposal, unless too many do.
+    fn wait_alone(&mut self, now: Instant, place: (QueueId, Sequence), moving: &Move) -> bool {
+        if self.moves.alone.len() >= ALONE_MAX {
+            // Some had their turn, and were purged or consumed before it came.
+            let Moves { alone, under_way, .. } = &mut self.moves;
+            let queue = |id| self.state.queue(id);
+            alone.retain(|place, _| {
+                let waits = queue(place.0).is_some_and(|queue| queue.waits_to_leave(place.1));
+                waits || under_way.contains_key(place)
+            });
+        }
+        let Some(times) = self.moves.wait_alone(now, place) else { return false };
+        let is_expired = moving.reason == Reason::Expired;
+        let Some(queue) = self.state.queue_mut(place.0) else { return true };
+        if times > 1 && !is_expired && queue.lend(place.1) {
+            self.dirty_queues.insert(place.0);
+            return true;
+        }
+        queue.leave_later(place.1);
+        if times > 1 {
+            self.log_stuck(now, place.0, &moving.to);
+        }
+        true
     }
 
     /// Messages that find no room are offered to consumers. False if this one may not be.
@@ -537,6 +644,12 @@ impl Shard {
     /// Its origin is gone for good.
     pub(super) fn landed(&mut self, copy: CopyRef) {
         self.state.land(copy.queue, copy.sequence);
+        // What holds for a queue is known when the shard serves: until then nothing leaves it.
+        if !self.is_joining()
+            && let Some(queue) = self.state.queue_mut(copy.queue)
+        {
+            queue.adopt_one(copy.sequence);
+        }
         self.counters.moved_in_total += 1;
         self.dirty_queues.insert(copy.queue);
         self.may_leave(copy.queue);
@@ -560,34 +673,62 @@ impl Shard {
         }
     }
 
-    /// Tells every shard which hidden copies of its messages are here.
+    /// Tells every shard which hidden copies of its messages are here: a letter of them to each.
     fn tell_arrivals(&mut self) {
+        let here = self.config.shard;
         let mut of: Vec<Vec<(Origin, CopyRef)>> = vec![Vec::new(); usize::from(self.config.shards)];
         let mut strangers = Vec::new();
         let mut origins = BTreeSet::new();
-        for (queue, sequence, origin) in self.state.arrivals() {
-            let copy = CopyRef { shard: self.config.shard, queue, sequence };
+        for (queue, sequence, origin) in self.state.arrivals(Bound::Unbounded) {
+            let copy = CopyRef { shard: here, queue, sequence };
             // An earlier version could send a message twice.
             if !origins.insert((origin.shard, origin.queue, origin.sequence)) {
-                self.moves.doubles.push(copy);
+                self.moves.doubles.insert((queue, sequence));
                 continue;
             }
             match of.get_mut(usize::from(origin.shard.0)) {
-                Some(copies) => copies.push((origin, copy)),
+                Some(copies) if copies.len() < ARRIVALS_STEP => copies.push((origin, copy)),
+                Some(_) => {}
                 // There is no such shard (any more): nothing there can come back.
                 None => strangers.push(copy),
             }
         }
         strangers.into_iter().for_each(|copy| self.landed(copy));
         for (shard, copies) in (0..).map(ShardId).zip(of) {
-            self.post(shard, Mail::Arrivals(copies));
+            self.tell(shard, copies);
         }
     }
 
-    /// A shard has told its hidden copies of our messages.
-    pub(super) fn heard_arrivals(&mut self, now: Instant, copies: Vec<(Origin, CopyRef)>) {
-        self.moves.arrivals.extend(copies);
-        self.moves.told += 1;
+    fn tell(&mut self, to: ShardId, copies: Vec<(Origin, CopyRef)>) {
+        let more = copies.len() == ARRIVALS_STEP;
+        if let Some((_, last)) = copies.last().filter(|_| more) {
+            self.moves.telling.insert(to, (last.queue, last.sequence));
+        }
+        self.post(to, Mail::Arrivals(Arrivals { shard: self.config.shard, copies, more }));
+    }
+
+    /// A shard has heard of some hidden copies: these may be shown, and the next be told.
+    pub(super) fn arrivals_heard(&mut self, by: ShardId, landed: Vec<CopyRef>) {
+        landed.into_iter().for_each(|copy| self.landed(copy));
+        let Some(last) = self.moves.telling.remove(&by) else { return };
+        let shard = self.config.shard;
+        let doubles = &self.moves.doubles;
+        let is_told = |(queue, sequence, origin): &(QueueId, Sequence, Origin)| {
+            origin.shard == by && !doubles.contains(&(*queue, *sequence))
+        };
+        let behind = self.state.arrivals(Bound::Excluded(last)).filter(is_told);
+        let copies = behind
+            .map(|(queue, sequence, origin)| (origin, CopyRef { shard, queue, sequence }))
+            .take(ARRIVALS_STEP);
+        let copies = copies.collect();
+        self.tell(by, copies);
+    }
+
+    /// A shard tells hidden copies of our messages.
+    pub(super) fn heard_arrivals(&mut self, now: Instant, arrivals: Arrivals) {
+        self.aside_bytes += arrivals.copies.len() as u64 * ARRIVAL_BYTES;
+        self.moves.arrivals.push(arrivals);
+        self.settle_arrivals(now);
         self.serve_if_complete(now);
     }
 
@@ -596,29 +737,38 @@ impl Shard {
         self.moves.told >= self.config.shards
     }
 
-    /// Settles what has a copy elsewhere; copies of what is gone are shown.
+    /// Settles what has a copy elsewhere; copies of what is gone may be shown. What is gone is
+    /// known when the queues are, and nothing can take back what the log held at its start: that
+    /// is when we have told others of ours, ourselves too.
     pub(super) fn settle_arrivals(&mut self, now: Instant) {
-        for CopyRef { queue, sequence, .. } in std::mem::take(&mut self.moves.doubles) {
+        if !self.is_joining() || !self.catalogue_seen || self.moves.untold {
+            return;
+        }
+        for (queue, sequence) in std::mem::take(&mut self.moves.doubles) {
             tracing::warn!(?queue, ?sequence, "a second copy of a dead letter is dropped");
             if self.state.drop_copy(queue, sequence) {
                 let (level, answer) = (Level::ReplicatedSync, Answer::Nobody);
                 self.append_settle(now, queue, level, sequence, answer, Urgency::Now);
             }
         }
-        let copies = std::mem::take(&mut self.moves.arrivals);
-        let mut landed: BTreeMap<ShardId, Vec<CopyRef>> = BTreeMap::new();
-        for (origin, copy) in copies {
-            let Origin { queue, sequence, .. } = origin;
-            let is_double = !self.config.canaries.has(Canary::DoubleKept)
-                && self.state.queue_mut(queue).is_some_and(|q| q.has_copy(sequence));
-            if is_double {
-                self.copied(now, origin, copy);
-            } else {
-                landed.entry(copy.shard).or_default().push(copy);
+        for Arrivals { shard, copies, more } in std::mem::take(&mut self.moves.arrivals) {
+            self.aside_bytes -= copies.len() as u64 * ARRIVAL_BYTES;
+            let mut landed = Vec::new();
+            for (origin, copy) in copies {
+                let Origin { queue, sequence, .. } = origin;
+                let is_double = !self.config.canaries.has(Canary::DoubleKept)
+                    && self.state.queue_mut(queue).is_some_and(|q| q.has_copy(sequence));
+                if is_double {
+                    self.copied(now, origin, copy);
+                } else {
+                    landed.push(copy);
+                }
             }
-        }
-        for (shard, copies) in landed {
-            self.post(shard, Mail::Landed(copies));
+            self.moves.told += u16::from(!more);
+            if more || !landed.is_empty() {
+                let by = self.config.shard;
+                self.post(shard, Mail::ArrivalsHeard { by, landed });
+            }
         }
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Idle {
     due: BTreeSet<(Instant, QueueId)>,
     /// Deletions that the journal could not take yet.
     parked: Vec<QueueId>,
+    /// Those under way to which all links are listed.
+    listed: BTreeSet<QueueId>,
     /// Operators that wait for the end of a queue.
     askers: BTreeMap<QueueId, Vec<AdminId>>,
 }
@@ -62,6 +64,11 @@ impl Idle {
     /// Whether nothing waits for the journal.
     pub(super) fn is_quiet(&self) -> bool {
         self.parked.is_empty()
+    }
+
+    /// The deletion of a queue is over: whether all links to it are listed.
+    pub(super) fn is_listed(&mut self, queue: QueueId) -> bool {
+        self.listed.remove(&queue)
     }
 
     /// One more link to a queue.
@@ -191,6 +198,9 @@ impl Shard {
         record.level = Level::Sync;
         match journal.append(now, &record, Urgency::Now) {
             Ok(appended) => {
+                if self.state.catalogue.get(queue).is_some_and(|record| self.goes_unused(record)) {
+                    self.idle.listed.insert(queue);
+                }
                 let effect = self.state.apply_delete(queue);
                 let waiting = Waiting { end: appended.end, effect, answer: Answer::Nobody };
                 self.pending.push(Level::ReplicatedSync, waiting);

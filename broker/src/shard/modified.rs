@@ -15,6 +15,9 @@
 //! One disposition may speak of thousands of messages, and its annotations fill a frame: what is
 //! longer as it came than [`ADDED_BYTES_MAX`] is not looked into.
 //!
+//! Annotations of the broker's own names (`moved.rs`) are left out: the error of a rejection is the
+//! broker's to tell, of the dead alone.
+//!
 //! What is not fit: that, keys that no annotation has, more than so many bytes in all, no memory
 //! left, or a message that has to go already. It is counted (`annotations_refused_total`), and the
 //! rest of the outcome holds: a link that was detached instead would get the message again, its
@@ -85,7 +88,8 @@ impl Shard {
                 return self.settle(now, id, consumer, verdict);
             }
         };
-        let merged = Added::merge(queue.added(sequence).as_ref(), annotations);
+        let merge = if doom.is_some() { Added::with_error } else { Added::merge };
+        let merged = merge(queue.added(sequence).as_ref(), annotations);
         let added = match merged.ok().filter(|added| added.memory_bytes() <= room) {
             // What has to go is on its way, and the log has been told all about it.
             Some(added) if !queue.is_doomed(sequence) => added,

@@ -167,6 +167,11 @@ impl Shard {
             .collect()
     }
 
+    /// Messages that were not moved, since the process began.
+    pub fn move_failures(&self) -> u64 {
+        self.counters.move_failures_total
+    }
+
     fn stats(&self, now: Instant) -> ShardStats {
         let mut stats = ShardStats {
             shard: self.config.shard.0,

@@ -144,10 +144,15 @@ impl Shard {
         self.mail.extend(now_due);
     }
 
+    /// Whether its log is read, and it does not serve yet.
+    pub(super) fn is_joining(&self) -> bool {
+        matches!(self.phase, Phase::Joining)
+    }
+
     /// Shard 0's log is read: the catalogue is known.
     pub(super) fn join(&mut self, now: Instant, queues: Vec<QueueRecord>, next_queue_id: QueueId) {
         // A shard that was stopped before it served does not begin to.
-        if self.catalogue_seen || !matches!(self.phase, Phase::Joining) {
+        if self.catalogue_seen || !self.is_joining() {
             return;
         }
         self.catalogue_seen = true;
@@ -185,17 +190,16 @@ impl Shard {
         // Nobody waits for anything else yet.
         self.state.clear(usize::MAX);
         self.report.messages = self.state.messages();
+        self.settle_arrivals(now);
         self.serve_if_complete(now);
     }
 
     /// Serves, once the catalogue is known and so is what was moved from here.
     pub(super) fn serve_if_complete(&mut self, now: Instant) {
-        let is_joining = matches!(self.phase, Phase::Joining);
-        if !is_joining || !self.catalogue_seen || !self.knows_arrivals() {
+        if !self.is_joining() || !self.catalogue_seen || !self.knows_arrivals() {
             return;
         }
         self.phase = Phase::Serving;
-        self.settle_arrivals(now);
         let here = |record: &&QueueRecord| record.home == self.config.shard;
         let names: Vec<(QueueId, String)> = self
             .state

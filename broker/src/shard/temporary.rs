@@ -165,18 +165,19 @@ impl Shard {
 
     /// A link is about to open: its queue's home hears of it, if the queue goes with its users.
     pub(super) fn tie(&mut self, key: LinkKey) {
-        let Some(link) = self.links.get_mut(key) else { return };
+        let Some(link) = self.links.get(key) else { return };
         let (home, queue) = (link.home, link.queue);
-        let record = self.state.catalogue.get(queue);
-        let goes = |record: &QueueRecord| {
-            let is_temporary = record.temporary.is_some();
-            is_temporary || !self.config.settings.of(&record.name).auto_delete_after.is_zero()
-        };
-        if record.is_some_and(goes) {
-            link.tie = Tie::Guest;
+        if self.state.catalogue.get(queue).is_some_and(|record| self.goes_unused(record)) {
+            self.links.get_mut(key).expect("it was just looked at").tie = Tie::Guest;
             self.temporaries.links.insert((queue, key));
             self.post(home, Mail::Tied(queue));
         }
+    }
+
+    /// Whether a queue goes when nobody uses it: then the links to it are listed.
+    pub(super) fn goes_unused(&self, record: &QueueRecord) -> bool {
+        let settings = || self.config.settings.of(&record.name);
+        record.temporary.is_some() || !settings().auto_delete_after.is_zero()
     }
 
     /// A link is gone.
@@ -191,15 +192,15 @@ impl Shard {
     }
 
     /// A queue is gone: nobody finds it any more, and links to it are detached.
-    pub(super) fn deleted(&mut self, now: Instant, queue: QueueId, temporary: bool) {
+    pub(super) fn deleted(&mut self, now: Instant, queue: QueueId, is_listed: bool) {
         self.state.catalogue.remove(queue);
         self.full_queues.remove(&queue);
         self.bury(now, queue);
         let first = LinkKey { slot: 0, generation: 0 };
         let links = self.temporaries.links.range((queue, first)..);
         let of_queue = links.map_while(|(of, key)| (*of == queue).then_some(*key));
-        // An operator may delete any queue, and the links to most are not listed.
-        let of_queue: Vec<_> = if temporary {
+        // An operator may delete any queue, and the links to some are not listed.
+        let of_queue: Vec<_> = if is_listed {
             of_queue.collect()
         } else {
             let all = self.links.iter().filter(|(_, link)| link.queue == queue);
@@ -305,7 +306,7 @@ impl Shard {
             return self.append_deletion(now, queue);
         }
         self.state.catalogue.remove(queue);
-        self.post_all(&Mail::Deleted { queue, temporary: true });
+        self.post_all(&Mail::Deleted { queue, is_listed: true });
     }
 }
 

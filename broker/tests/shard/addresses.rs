@@ -311,6 +311,7 @@ fn an_idle_queue_goes_and_one_with_a_link_or_a_message_stays() {
         assert_eq!((exists(&host, "q"), live(&host, "q")), (true, 1));
         host.pass(Duration::from_secs(5));
         assert!(exists(&host, "q"));
+        assert_eq!(host.unlisted_letters, 0, "no shard looks at all its links");
     }
 }
 

@@ -1,10 +1,12 @@
 //! Dead letters: from where they died to where they are kept, through every crash.
 
+use std::ops::Bound;
 use std::time::Duration;
 
 use amqp::codec::Value;
 use amqp::delivery::Outcome;
 use amqp::message::{Header, Sections, write_header};
+use broker::limits::ARRIVALS_STEP;
 use broker::queue::SlotState;
 use broker::settings::{FullPolicy, Said, Settings};
 use journal::{Level, ShardId};
@@ -340,7 +342,7 @@ fn of_two_copies_in_the_log_one_is_kept() {
     host.pass(Duration::from_millis(10));
     let state = host.shards[1].state();
     let queue = state.catalogue.named("DLQ").expect("it was made").id;
-    let (_, _, origin) = state.arrivals().next().expect("a hidden copy");
+    let (_, _, origin) = state.arrivals(Bound::Unbounded).next().expect("a hidden copy");
     let again = broker::Mail::Publish {
         queue,
         whence: broker::mail::Whence::Moved(origin),
@@ -752,4 +754,164 @@ fn what_breaks_off_with_much_in_hand_gives_it_back_in_order() {
         Sections::scan(got).expect("a message").header_fields.delivery_count
     };
     assert_eq!((counts(0), counts(510), counts(511)), (Some(1), Some(1), None));
+}
+
+/// Memory holds it once and no more.
+#[test]
+fn one_message_at_a_time_moves_however_short_memory_is() {
+    for shards in [1, 2] {
+        let wish = Wish { shards, memory_bytes_max: 70_000, ..Wish::default() };
+        let (mut host, at, _) = delivered(wish, 40_000);
+        let other = host.connect(usize::from(shards) - 1);
+        host.sender(other, "DLQ");
+        judge(&mut host, at, rejected());
+        host.pass(Duration::from_millis(10));
+        assert_eq!(count(&host, "DLQ", SlotState::Available), 1, "{shards}");
+        assert_eq!((host.messages(), host.stats(0).move_failures_total), (1, 0), "{shards}");
+    }
+}
+
+#[test]
+fn what_finds_no_memory_waits_alone_and_a_purge_takes_it() {
+    for purge in [false, true] {
+        let wish = Wish { shards: 2, memory_bytes_max: 200_000, ..Wish::default() };
+        let mut host = Host::new(wish);
+        let at = host.connect(0);
+        let sender = host.sender(at, "q");
+        for bytes in [40_000, 40_000, 10] {
+            assert!(host.send(at, sender, bytes, false));
+        }
+        let other = host.connect(1);
+        host.sender(other, "DLQ");
+        host.receiver(at, "q", 10);
+        host.mail_held = Some((ShardId(0), ShardId(1)));
+        for (link, delivery, _) in host.deliveries(at) {
+            host.clients[at].amqp.settle(link, delivery, rejected());
+            host.settle();
+        }
+        assert_eq!(host.stats(0).move_failures_total, 1, "the second of the large ones");
+        host.mail_held = None;
+        host.settle();
+        let counts = |host: &Host| {
+            (count(host, "q", SlotState::Moving), count(host, "DLQ", SlotState::Available))
+        };
+        assert_eq!(counts(&host), (1, 2), "the small one has passed it, at once");
+        if purge {
+            host.ask(0, broker::admin::AdminRequest::Purge { queue: "q".to_owned() });
+            host.settle();
+            assert_eq!(counts(&host), (0, 2));
+        }
+        host.pass(Duration::from_millis(60));
+        assert_eq!(counts(&host), (0, if purge { 2 } else { 3 }), "its turn comes");
+        assert_eq!(host.stats(0).memory_bytes, 0, "nothing is kept of it");
+    }
+}
+
+/// One that does not fit in is offered where it is from the second time on, and goes at last.
+#[test]
+fn what_is_too_large_for_memory_is_offered_and_passed_by_others() {
+    let wish = Wish { shards: 2, memory_bytes_max: 400_000, ..Wish::default() };
+    let mut host = Host::new(wish);
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    for bytes in [10, 200_000] {
+        assert!(host.send(at, sender, bytes, false));
+    }
+    let other = host.connect(1);
+    host.sender(other, "DLQ");
+    host.receiver(at, "q", 10);
+    let large = host.deliveries(at).pop().expect("it was delivered");
+    host.clients[at].amqp.settle(large.0, large.1, rejected());
+    host.pass(Duration::from_millis(10));
+    // Not yet offered; then it is, again and again, and is rejected again.
+    assert_eq!(count(&host, "q", SlotState::Moving), 1);
+    for tries in [2, 3, 4] {
+        host.pass(Duration::from_millis(1000));
+        assert_eq!(host.deliveries(at).len(), tries + 1, "it is offered");
+        judge(&mut host, at, rejected());
+    }
+    let failures = host.stats(0).move_failures_total;
+    assert!((4..8).contains(&failures), "{failures} tries in three seconds");
+    let (link, delivery, _) = host.deliveries(at).swap_remove(0);
+    host.clients[at].amqp.settle(link, delivery, rejected());
+    host.settle();
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1, "the small one passes");
+    host.pass(Duration::from_secs(6));
+    judge(&mut host, at, Outcome::Accepted);
+    host.pass(Duration::from_secs(6));
+    assert_eq!((host.messages(), host.stats(0).memory_bytes), (1, 0));
+}
+
+/// As many names as may be under way, which the broker gives nobody.
+#[test]
+fn names_that_cannot_be_had_leave_room_for_others() {
+    let mut settings = Settings::default();
+    let names: Vec<String> = (0..300).map(|n| format!("a{n}")).collect();
+    for (n, name) in names.iter().enumerate() {
+        let dead_letter_address = Some(format!("$temp.none{n}"));
+        let said = Said { dead_letter_address, ..Said::default() };
+        settings.add(name, said).expect("a pattern");
+    }
+    let mut host = Host::new(Wish { shards: 2, settings, segments_max: 400, ..Wish::default() });
+    let mut holders = Vec::new();
+    for name in names.iter().map(String::as_str).chain(["b"]) {
+        let at = host.connect(1);
+        let sender = host.sender(at, name);
+        assert!(host.send(at, sender, 10, false));
+        host.receiver(at, name, 1);
+        holders.push(at);
+    }
+    host.sender(holders[0], "DLQ");
+    // Nobody hears why there is no such queue.
+    host.mail_held = Some((ShardId(0), ShardId(1)));
+    for at in holders {
+        judge(&mut host, at, rejected());
+    }
+    host.pass(Duration::from_millis(100));
+    assert_eq!(count(&host, "DLQ", SlotState::Available), 1);
+}
+
+/// What has moved keeps its origin in the log, and each start asks for it.
+#[test]
+fn a_start_asks_for_many_copies_a_letter_at_a_time() {
+    let said = Said { dead_letter_address: Some("grave".to_owned()), ..Said::default() };
+    let mut host = Host::new(Wish {
+        shards: 2,
+        settings: settings(said),
+        segments_max: 400,
+        ..Wish::default()
+    });
+    // A checkpoint knows what has landed.
+    host.no_checkpoint_space = true;
+    let other = host.connect(1);
+    host.sender(other, "grave");
+    let at = host.connect(0);
+    let sender = host.sender(at, "q");
+    let many = 2 * ARRIVALS_STEP + 100;
+    for _ in 0..many {
+        assert!(host.send(at, sender, 10, false));
+    }
+    host.receiver(at, "q", 10_000);
+    for (link, delivery, _) in host.deliveries(at) {
+        host.clients[at].amqp.settle(link, delivery, rejected());
+    }
+    host.pass(Duration::from_secs(1));
+    assert_eq!(count(&host, "grave", SlotState::Available), many as u64);
+    // One more is copied, and its origin not settled.
+    assert!(host.send(at, sender, 10, false));
+    host.mail_held = Some((ShardId(1), ShardId(0)));
+    judge(&mut host, at, rejected());
+    assert_eq!(count(&host, "grave", SlotState::Reserved), 1);
+    host.mail_held = None;
+    host.crash();
+    assert_eq!(host.copies_told_max, ARRIVALS_STEP);
+    host.pass(Duration::from_millis(10));
+    let counts = ["q", "grave"].map(|name| count(&host, name, SlotState::Available));
+    assert_eq!((counts, host.messages()), ([0, many as u64 + 1], many as u64 + 1));
+    let at = host.connect(0);
+    host.receiver(at, "grave", 10_000);
+    host.settle_all(at, Duration::from_secs(6));
+    assert_eq!((host.messages(), host.deliveries(at).len()), (0, many + 1));
+    let memory = [0, 1].map(|shard| host.stats(shard).memory_bytes);
+    assert_eq!(memory, [0, 0], "nothing is kept of the questions");
 }

@@ -196,6 +196,10 @@ pub(crate) struct Host {
     pub(crate) drops_moving: bool,
     /// How often a shard has told another of its pressure.
     pub(crate) pressure_letters: usize,
+    /// How many copies one letter has told of at a start, at most.
+    pub(crate) copies_told_max: usize,
+    /// How often links to a queue that went had to be looked for.
+    pub(crate) unlisted_letters: usize,
     moved: bool,
 }
 
@@ -236,6 +240,8 @@ impl Host {
             letters: VecDeque::new(),
             drops_moving: false,
             pressure_letters: 0,
+            copies_told_max: 0,
+            unlisted_letters: 0,
             moved: false,
         }
     }
@@ -452,6 +458,11 @@ impl Host {
             Action::Authenticate { .. } => panic!("nobody logs in here"),
             Action::Mail { to, mail } => {
                 self.pressure_letters += usize::from(matches!(mail, Mail::Pressure(_)));
+                if let Mail::Arrivals(arrivals) = &mail {
+                    self.copies_told_max = self.copies_told_max.max(arrivals.copies.len());
+                }
+                let is_unlisted = matches!(mail, Mail::Deleted { is_listed: false, .. });
+                self.unlisted_letters += usize::from(is_unlisted);
                 let from = self.shards[shard].id();
                 self.letters.push_back((from, to, mail));
             }

@@ -8,6 +8,7 @@ use amqp::error::{Condition, Error};
 use amqp::link::LinkId;
 use amqp::message::Sections;
 use broker::limits::ADDED_BYTES_MAX;
+use broker::settings::{Said, Settings};
 use journal::{QueueId, Sequence};
 
 use crate::compaction::{Stream, small_log};
@@ -196,7 +197,12 @@ fn item_34_a_rejections_error_is_kept_with_the_dead_letter() {
         judge(
             &mut host,
             at,
-            modified(true, &[("x-opt-why", "slow"), ("x-opt-DEATH-ERROR", "lie")]),
+            modified(true, &[("x-opt-why", "slow"), ("x-opt-DEATH-DESCRIPTION", "lie")]),
+        );
+        // It is not a consumer's to say.
+        assert_eq!(
+            last(&host, at, &["x-opt-why", "x-opt-DEATH-DESCRIPTION"]).1,
+            [some("slow"), None]
         );
         let error = Error::new(Condition::DecodeError, "no such größe");
         if crashes {
@@ -222,4 +228,27 @@ fn item_34_a_rejections_error_is_kept_with_the_dead_letter() {
         );
         assert_eq!(map.get("x-opt-DEATH-REASON"), Some(Value::Symbol(Symbol::new("rejected"))));
     }
+}
+
+#[test]
+fn item_34_an_error_is_told_of_the_dead_alone() {
+    let mut settings = Settings::default();
+    let full = Said { messages_max: Some(1), ..Said::default() };
+    settings.add("DLQ", full).expect("a pattern");
+    let (mut host, at, _) = delivered(Wish { settings, ..Wish::default() });
+    let dead = host.connect(0);
+    let sender = host.sender(dead, "DLQ");
+    assert!(host.send(dead, sender, 10, false));
+    judge(&mut host, at, modified(false, &[("x-opt-why", "slow")]));
+    let error = Error::new(Condition::DecodeError, "what");
+    judge(&mut host, at, Outcome::Rejected(Some(Arc::new(error))));
+    host.pass(std::time::Duration::from_secs(1));
+    assert_eq!(host.deliveries(at).len(), 3, "it finds no room and is offered again");
+    let keys = ["x-opt-why", "x-opt-DEATH-DESCRIPTION"];
+    assert_eq!(last(&host, at, &keys).1, [some("slow"), None]);
+    host.receiver(dead, "DLQ", 10);
+    judge(&mut host, dead, Outcome::Accepted);
+    judge(&mut host, at, Outcome::Rejected(None));
+    host.pass(std::time::Duration::from_secs(10));
+    assert_eq!(last(&host, dead, &keys).1, [some("slow"), some("what")]);
 }

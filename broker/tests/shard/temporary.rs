@@ -360,7 +360,7 @@ fn who_asks_leaves_the_broker_queues_for_the_dead() {
     assert!(exists(&host, "DLQ"), "the dead find their queue");
     // Two queues less: one for the dead took a reserved place.
     for number in [there, there + 1] {
-        let gone = Mail::Deleted { queue: QueueId(10_000 + number as u64), temporary: true };
+        let gone = Mail::Deleted { queue: QueueId(10_000 + number as u64), is_listed: true };
         host.event(0, Event::Mail { from: ShardId(0), mail: gone });
     }
     host.settle();

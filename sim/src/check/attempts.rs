@@ -1,7 +1,7 @@
 //! A message is not delivered again when its delivery has failed too often.
 //!
-//! With a full log the dead have to stay where they are, and are offered: nothing is said of those
-//! runs.
+//! Where nothing more can be moved the dead have to stay, and are offered: nothing is said of what
+//! a shard delivers once it could not move a message.
 
 use std::time::Instant;
 
@@ -19,7 +19,8 @@ impl Check for Attempts {
         let Seen::Delivered { letter, delivery_count, grave: false, .. } = seen else {
             return Ok(());
         };
-        if facts.tight || *delivery_count < facts.attempts_max {
+        let may_be_offered = || facts.letter(*letter).map(|letter| facts.may_be_offered(letter));
+        if *delivery_count < facts.attempts_max || may_be_offered()? {
             return Ok(());
         }
         Err(format!(

@@ -1,7 +1,8 @@
 //! A delivery count comes from the log, and `first-acquirer` is said of nothing that was recovered.
 //!
 //! The count lies between the failed deliveries that are in the log and confirmed, and those that
-//! clients have told the broker of, or may have had when their connections broke off. A released
+//! clients have told the broker of, or may have had when their connections to its queue broke off
+//! while the broker lived. A released
 //! message, a link or connection that ends in order, or a crash adds nothing. (A full disk may give
 //! a message back uncounted; what the log has counted stays counted.)
 
@@ -34,9 +35,10 @@ pub(super) struct Count {
     logged: BTreeMap<(QueueId, Sequence), Vec<Logged>>,
     /// When each failure that the log has was confirmed.
     confirmed: BTreeMap<LetterId, Vec<Instant>>,
-    /// When connections have broken off, and when letters were sent first.
-    broken: Vec<Instant>,
-    sent: BTreeMap<LetterId, Instant>,
+    /// When connections have broken off that consumed a queue.
+    broken: BTreeMap<usize, Vec<Instant>>,
+    /// Where letters were sent, and when first.
+    sent: BTreeMap<LetterId, (usize, Instant)>,
     /// Deliveries that failed since a connection had broken off.
     counted: u64,
 }
@@ -78,10 +80,14 @@ impl Check for Count {
                     records.retain(|record| record.shard != *shard || record.end <= *end);
                 }
             }
-            Seen::Sent { letter, .. } => {
-                self.sent.entry(*letter).or_insert(now);
+            Seen::Sent { letter, queue, .. } => {
+                self.sent.entry(*letter).or_insert((*queue, now));
             }
-            Seen::Parted(parting) => self.broken.extend(parting.broke_off.then_some(now)),
+            Seen::Parted(parting) => {
+                if let Some(queue) = parting.broke_off {
+                    self.broken.entry(queue).or_default().push(now);
+                }
+            }
             Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }
@@ -130,13 +136,15 @@ impl Count {
         let confirmed = self.confirmed.get(&id).map_or(0, |all| all.iter().filter(known).count());
         let confirmed = confirmed as u32;
         // A broker that hears late of it may have sent on that connection since.
-        let began = self.sent.get(&id).copied();
-        let earlier = |at: &Instant| began.is_some_and(|began| *at + HEARD_WITHIN < began);
-        let broken = (self.broken.len() - self.broken.partition_point(earlier)) as u32;
+        let broken = self.sent.get(&id).map_or(0, |(queue, began)| {
+            let broken = self.broken.get(queue).map_or(&[][..], Vec::as_slice);
+            let since = broken.partition_point(|at| *at + HEARD_WITHIN < *began);
+            (broken.len() - since) as u32
+        });
         if !(confirmed..=told + broken).contains(&count) {
             return Err(format!(
                 "{id:?} came with delivery-count {count}; {confirmed} failures are confirmed, \
-                 {told} were told, and {broken} connections have broken off"
+                 {told} were told, and {broken} consumers have broken off"
             ));
         }
         self.counted += u64::from(count > told);

@@ -1,4 +1,5 @@
-//! One name is one queue, and no message is written for a queue before its creation is committed.
+//! One name is one queue, until that is deleted, and no message is written for a queue before its
+//! creation is committed.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -66,6 +67,10 @@ impl Creation {
             if known != written.queue {
                 return Err(format!("'{name}' is queue {} and {}", known.0, written.queue.0));
             }
+        }
+        if written.kind == RecordKind::QueueDelete {
+            // Its name may be another queue's from now on.
+            self.names.retain(|_, queue| *queue != written.queue);
         }
         if written.kind != RecordKind::Message || written.found {
             return Ok(());

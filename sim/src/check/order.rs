@@ -40,7 +40,8 @@ impl Check for Order {
             return Ok(());
         }
         let key = (*link, sent.link, sent.priority);
-        let alone = *alone && !facts.disordered && !(facts.tight && sent.doomed);
+        let may_stay = sent.doomed && (facts.tight || facts.may_be_offered(sent));
+        let alone = *alone && !facts.disordered && !may_stay;
         if alone {
             let lowest = self.lowest.entry(*link).or_insert(sent.priority);
             if sent.priority > *lowest {

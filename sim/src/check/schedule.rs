@@ -42,7 +42,7 @@ impl Check for Schedule {
             return Ok(());
         };
         self.waited += 1;
-        let may_stay = facts.tight && sent.doomed;
+        let may_stay = sent.doomed && (facts.tight || facts.may_be_offered(sent));
         if *alone && !facts.disordered && !sent.repeated && !may_stay {
             let before = self.alone.insert((*link, sent.priority), (time, *letter));
             if let Some((before, other)) = before

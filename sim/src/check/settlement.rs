@@ -40,7 +40,8 @@ impl Check for Settlement {
                 self.rejected.entry(*letter).or_insert((at, facts.level(*letter)));
             }
             Seen::Delivered { letter, grave, .. } => {
-                let rejected = self.rejected.get(letter).filter(|_| !grave);
+                let stays = *grave || facts.may_be_offered(facts.letter(*letter)?);
+                let rejected = self.rejected.get(letter).filter(|_| !stays);
                 let known = self.confirmed.get(letter).or(rejected);
                 let Some((at, level)) = known else { return Ok(()) };
                 // Sent before the confirmation, to a link that was on its way out: it crossed it.

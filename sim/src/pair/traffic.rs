@@ -126,6 +126,9 @@ impl Traffic {
         let mut checks = Checks::default();
         (checks.facts.backup, checks.facts.pair) = (true, true);
         checks.facts.tight = plan.is_tight();
+        if plan.is_tight() {
+            checks.facts.stuck = (0..SHARDS).map(ShardId).collect();
+        }
         checks.facts.dropping = plan.drops.then_some(0).into_iter().collect();
         checks.facts.clock = Some(WallClock { at: base, unix_ms: UNIX_MS });
         checks.facts.attempts_max = plan.attempts_max;
@@ -238,7 +241,7 @@ impl Traffic {
         let conns: Vec<ConnId> =
             self.pipes.iter().filter(|(_, pipe)| gone(pipe)).map(|(conn, _)| *conn).collect();
         for conn in conns {
-            self.hang_up(now, conn)?;
+            self.hang_up(now, conn, false)?;
         }
         self.mail.retain(|at, _| at.node != node);
         if self.reign.as_ref().is_some_and(|reign| reign.node == node) {
@@ -253,7 +256,7 @@ impl Traffic {
     }
 
     /// A socket dies: what had been sent may arrive all the same, or not.
-    fn hang_up(&mut self, now: Instant, conn: ConnId) -> Result<(), String> {
+    fn hang_up(&mut self, now: Instant, conn: ConnId, breaks_off: bool) -> Result<(), String> {
         let Some(pipe) = self.pipes.remove(&conn) else { return Ok(()) };
         let arrive = self.rng.below(pipe.to_client.len() as u64 + 1) as usize;
         for (bytes, stamp) in pipe.to_client.into_iter().take(arrive) {
@@ -265,7 +268,7 @@ impl Traffic {
             heard?;
         }
         let mut seen = Vec::new();
-        self.clients[pipe.client].lost(&mut seen);
+        self.clients[pipe.client].lost(breaks_off, &mut seen);
         seen.iter().try_for_each(|seen| self.see(now, seen))
     }
 
@@ -633,11 +636,12 @@ impl Traffic {
 
     fn cut(&mut self, around: &Around<'_>, conn: ConnId) -> Result<(), String> {
         let Some(pipe) = self.pipes.get(&conn) else { return Ok(()) };
-        if pipe.accepted && !pipe.closing && !pipe.moving {
+        let is_missed = pipe.accepted && !pipe.closing && !pipe.moving;
+        if is_missed {
             let (at, delay) = (pipe.at, Duration::from_micros(300));
             self.after(around.now, delay, Due::Lost(conn, at));
         }
-        self.hang_up(around.now, conn)
+        self.hang_up(around.now, conn, is_missed)
     }
 
     fn flush_client(&mut self, around: &mut Around<'_>, client: usize) -> Result<(), String> {
@@ -689,7 +693,7 @@ impl Traffic {
         pipe.to_client_due = false;
         let client = pipe.client;
         let Some((mut bytes, stamp)) = pipe.to_client.pop_front() else {
-            return if pipe.closing { self.hang_up(around.now, conn) } else { Ok(()) };
+            return if pipe.closing { self.hang_up(around.now, conn, false) } else { Ok(()) };
         };
         if self.rng.chance(200) && bytes.len() > 1 {
             let rest = bytes.split_off(self.rng.between(1, bytes.len() as u64 - 1) as usize);

@@ -235,6 +235,25 @@ impl Node {
         shard.map_or(0, |shard| shard.state().duplicates.forgotten_early())
     }
 
+    /// A queue of this shard that is deeper than it may be, of these, and how deep.
+    pub(super) fn too_deep<'a>(
+        &self,
+        shard: ShardId,
+        bounded: &'a [(String, u64)],
+    ) -> Option<(&'a str, u64)> {
+        let state = self.shards.get(usize::from(shard.0))?.state();
+        bounded.iter().find_map(|(name, messages_max)| {
+            let depth = state.queue(state.catalogue.named(name)?.id)?.live();
+            (depth > *messages_max).then_some((name.as_str(), depth))
+        })
+    }
+
+    /// Whether a shard could not move a message.
+    pub(super) fn is_stuck(&self, shard: ShardId) -> bool {
+        let shard = self.shards.get(usize::from(shard.0));
+        shard.is_some_and(|shard| shard.move_failures() > 0)
+    }
+
     /// The next sequence of each queue of a shard.
     pub(super) fn next_sequences(&self, shard: ShardId) -> Vec<(QueueId, Sequence)> {
         let queues = self.shards.get(usize::from(shard.0)).map(|shard| shard.state().queues());

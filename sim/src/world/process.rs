@@ -164,7 +164,7 @@ impl World {
             }
         }
         if let Some(pipe) = self.pipes.remove(&conn) {
-            self.lost(pipe.client)?;
+            self.lost(pipe.client, false)?;
         }
         Ok(())
     }
@@ -222,6 +222,14 @@ impl World {
 
     pub(super) fn act(&mut self, shard: ShardId, action: Action) -> Result<(), String> {
         self.note_forgotten(shard)?;
+        if let Some(node) = &self.node {
+            if node.is_stuck(shard) {
+                self.checks.facts.stuck.insert(shard);
+            }
+            if let Some((name, depth)) = node.too_deep(shard, &self.bounded) {
+                return Err(format!("{name} may not hold {depth} messages"));
+            }
+        }
         match action {
             Action::Send { conn, buf } => self.send_to_client(conn, buf),
             Action::PauseReceive(conn) => {
@@ -291,7 +299,7 @@ impl World {
     /// patient: its next try comes within `MOVE_RETRY_MAX`.
     pub(super) fn relieve(&mut self) -> Result<(), String> {
         let since = self.relieved.map_or(self.phase_since, |at| at.max(self.phase_since));
-        if !self.plan.is_tight() || self.now < since + 2 * MOVE_RETRY_MAX {
+        if !self.plan.may_stick() || self.now < since + 2 * MOVE_RETRY_MAX {
             return Ok(());
         }
         self.relieved = Some(self.now);
@@ -343,19 +351,22 @@ impl World {
             Mail::Full { is_full: true, .. } => self.hits.add(Hit::QueueFull),
             Mail::NotMoved { refusal: Refusal::QueueFull, .. } => self.hits.add(Hit::GraveFull),
             Mail::NotMoved { .. } => self.hits.add(Hit::NotMoved),
-            Mail::Arrivals(copies) if !copies.is_empty() => self.hits.add(Hit::CopyFound),
+            Mail::Deleted { .. } => self.hits.add(Hit::QueueDeleted),
+            Mail::Arrivals(arrivals) if !arrivals.copies.is_empty() => {
+                self.hits.add(Hit::CopyFound);
+            }
             Mail::Resolved { .. }
             | Mail::Make { .. }
             | Mail::Made { .. }
             | Mail::Tied(_)
             | Mail::Untied { .. }
             | Mail::Delete(_)
-            | Mail::Deleted { .. }
             | Mail::Provide { .. }
             | Mail::NotProvided { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)
             | Mail::Arrivals(_)
+            | Mail::ArrivalsHeard { .. }
             | Mail::Open(_)
             | Mail::Opened(_)
             | Mail::Catalogued(_)

@@ -71,9 +71,10 @@ impl World {
             }
         }
         if let Some(pipe) = self.pipes.remove(&conn) {
-            self.lost(pipe.client)?;
             // Who is between two shards is missed by nobody.
-            if pipe.accepted && !pipe.closing && !pipe.moving {
+            let is_missed = pipe.accepted && !pipe.closing && !pipe.moving;
+            self.lost(pipe.client, is_missed)?;
+            if is_missed {
                 let delay = self.delay();
                 self.after(delay, Due::Lost(conn, pipe.at));
             }
@@ -86,10 +87,10 @@ impl World {
         self.pipes.get(&conn).is_some_and(|pipe| !pipe.to_broker.is_empty() && pipe.is_read())
     }
 
-    /// A client's connection is gone.
-    pub(super) fn lost(&mut self, client: usize) -> Result<(), String> {
+    /// A client's connection is gone; it broke off, or the broker's end did.
+    pub(super) fn lost(&mut self, client: usize, breaks_off: bool) -> Result<(), String> {
         let mut seen = Vec::new();
-        self.clients[client].lost(&mut seen);
+        self.clients[client].lost(breaks_off, &mut seen);
         self.see_all(&seen, None)
     }
 
@@ -200,7 +201,7 @@ impl World {
         let Some((mut bytes, stamp)) = pipe.to_client.pop_front() else {
             if pipe.closing {
                 self.pipes.remove(&conn);
-                self.lost(client)?;
+                self.lost(client, false)?;
             }
             return Ok(());
         };
