@@ -27,6 +27,7 @@ use amqp::connection::{Password, Sasl};
 use amqp::delivery::Outcome;
 use amqp::link::LinkId;
 use amqp::message::Sections;
+use broker::apply::head;
 use broker::catalogue::QueueRecord;
 use bytes::Bytes;
 use clap::Args;
@@ -226,6 +227,8 @@ impl Export {
                     self.messages.retain(|message| message.name != name);
                 }
             }
+            // Where the log begins: no message's settlement.
+            RecordKind::Settle if head::is_told(record) => {}
             RecordKind::Settle => {
                 let before = self.messages.len();
                 self.messages.retain(|message| message.name != name);
@@ -502,6 +505,8 @@ mod tests {
         let settled = [(200, &first), (2000, &settle)];
         assert_eq!(taken(&settled), (vec![], 0, 0), "it was given up");
         assert_eq!(taken(&[(200, &settle), (2000, &settle)]), (vec![], 0, 1));
+        let mut payload = [0; 8];
+        assert_eq!(taken(&[(2000, &head::moved_to(Lsn(900), &mut payload))]), (vec![], 0, 0));
     }
 
     #[test]

@@ -17,6 +17,8 @@
 //!   next queue id. Those are copied forward before the segment goes;
 //! - duplicate ids that are remembered (`duplicates.rs`): carried forward too.
 //!
+//! What dies without a record goes with a head that moved (`apply/head.rs`).
+//!
 //! A message that was moved here brings its origin. It is hidden (its slot stays reserved) until
 //! the settlement of its origin is committed: `land` shows it. What recovery finds is hidden too,
 //! until the shards have asked each other which origins still live.
@@ -53,6 +55,7 @@ use crate::queue::{Archived, Chain, Filled, Hand, Large, PagedOut, Queue, Shed, 
 use crate::setback::Setback;
 
 mod checkpoint;
+pub mod head;
 
 pub use checkpoint::{Cursor, Load};
 
@@ -136,6 +139,7 @@ pub struct State {
     pub duplicates: Duplicates,
     /// The log is not read to its end yet: settings of queues are not known.
     recovering: bool,
+    heads: head::Heads,
 }
 
 /// A message that is in the log, and where.
@@ -188,6 +192,7 @@ impl State {
             paged_out: PagedOut::default(),
             duplicates,
             recovering: true,
+            heads: head::Heads::default(),
         }
     }
 
@@ -226,9 +231,10 @@ impl State {
         let Some(queue) = self.queues.remove(id) else { return };
         self.duplicates.forget_queue(id);
         self.change_halves(|halves| halves.forget_queue(id));
-        let before = self.arrivals_bytes();
-        self.arrivals.retain(|(queue, _), _| *queue != id);
-        self.memory_bytes -= before - self.arrivals_bytes();
+        let its = self.arrivals.range((id, Sequence(0))..=(id, Sequence(u64::MAX)));
+        for (_, sequence) in its.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.forget_arrival(id, sequence);
+        }
         if let Some(at) = self.due_at.remove(&id) {
             self.due.remove(&(at, id));
         }
@@ -316,6 +322,7 @@ impl State {
     pub fn apply(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         match record.kind {
             RecordKind::Message => self.apply_fragment(lsn, record),
+            RecordKind::Settle if head::is_told(record) => self.apply_head(lsn, record),
             RecordKind::Settle => {
                 // What was given up, a copy too, for that nothing more comes.
                 self.take_half((record.queue, record.sequence));
@@ -437,13 +444,13 @@ impl State {
         }
         self.memory_bytes += Queue::memory_bytes(large.message_bytes) + large.chain.memory_bytes();
         let outside = large.message.is_none().then_some(large.message_bytes as u64);
-        let is_newest = sequence >= queue.next_sequence();
+        let is_last = sequence.0 + 1 >= queue.next_sequence().0;
         queue.take_large(sequence, large, traits);
         if let Some(message_bytes) = outside {
             self.count_outside(message_bytes);
         }
         self.pin(lsn);
-        if is_newest {
+        if is_last {
             self.witnessed(lsn, Fact::NextSequence(id));
         }
         Ok(self.applied((id, sequence), traits, origin))
@@ -470,7 +477,8 @@ impl State {
     /// Nothing more comes of chains that begin before `lsn`: who wrote them ended there.
     pub fn forget_chains_before(&mut self, lsn: Lsn) {
         if self.has_chain_before(lsn) {
-            self.change_halves(|halves| halves.forget_before(lsn));
+            let queues = self.change_halves(|halves| halves.forget_before(lsn));
+            self.heads.ended(queues);
         }
     }
 
@@ -527,7 +535,8 @@ impl State {
         id: &DuplicateId,
     ) {
         let segment = place.start.0 / self.segment_bytes;
-        self.remember(queue, Told { sequence, id: id.as_bytes(), segment, end: place.end });
+        let (id, named, end) = (id.as_bytes(), segment, place.end);
+        self.remember(queue, Told { sequence, id, segment, named, end });
     }
 
     fn remember(&mut self, id: QueueId, told: Told<'_>) {
@@ -547,8 +556,13 @@ impl State {
             None => {}
         }
         self.memory_bytes += Queue::memory_bytes(message.len());
+        // The copy of the last message tells the next sequence, as it does where that is known.
+        let is_last = sequence.0 + 1 == queue.next_sequence().0;
         queue.restore(sequence, lsn, message, traits);
         self.pin(lsn);
+        if is_last {
+            self.witnessed(lsn, Fact::NextSequence(id));
+        }
         Ok(self.applied((id, sequence), traits, origin))
     }
 
@@ -852,7 +866,7 @@ impl State {
     /// have been delivered before.
     pub fn end_recovery(&mut self) {
         self.change_halves(Halves::clear);
-        self.recovering = false;
+        (self.recovering, self.heads) = (false, head::Heads::default());
         for queue in self.queues.values_mut() {
             queue.end_recovery();
         }

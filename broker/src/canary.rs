@@ -45,6 +45,10 @@ pub enum Canary {
     DuplicatesForgotten,
     /// The head is recycled without carrying its duplicate ids forward.
     DuplicatesNotCarried,
+    /// The log says of more than the head that nothing in it counts any more.
+    HeadToldEarly,
+    /// The log does not say where its head is.
+    HeadUntold,
     /// A duplicate is answered at once, though its first copy may not be durable.
     DuplicateAnsweredEarly,
     /// A compaction copies what it has found, settled since or not.

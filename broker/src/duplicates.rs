@@ -15,7 +15,8 @@
 //!
 //! Invariants: an id is remembered if and only if its message is in the log (a refused one never
 //! is); each id once, with the newest sequence; where its newest record stands follows from the log
-//! alone, so that a backup's segments go as the live's do. All ids of a shard together have a bound
+//! alone, and so does, in the end, which were forgotten (`apply/head.rs`), so that a
+//! backup's segments go as the live's do. All ids of a shard together have a bound
 //! in bytes, which count as memory: no consumer can make room there, so at the bound nothing is
 //! refused, but queues that hold more than an equal share forget their oldest ids. A record of a
 //! carried id that cannot be read is damage.
@@ -112,6 +113,8 @@ pub struct Told<'a> {
     pub id: &'a [u8],
     /// The record's segment.
     pub segment: u64,
+    /// The newest segment with a record that names it: this one, mostly.
+    pub named: u64,
     /// Where the message's record ends, if it may not be durable yet.
     pub end: Lsn,
 }
@@ -151,6 +154,9 @@ struct Ids {
     bytes: u64,
     /// How many stand in which segment.
     segments: BTreeMap<u64, u32>,
+    /// The newest segment that names an id with a lower rank than is known, if that is further on:
+    /// a copy of a message that came in parts, for the most part. Few have one.
+    named: BTreeMap<Rank, u64>,
     /// How far the last record went that carries ids of this segment forward.
     carried_to: Option<(u64, Rank)>,
 }
@@ -199,21 +205,38 @@ impl Ids {
         Piece { payload, ends_before: None }
     }
 
+    /// From now on its newest record stands in this segment, unless it does further on.
+    fn move_to(&mut self, rank: Rank, segment: u64) {
+        if let Some(known) = self.by_rank.get_mut(&rank)
+            && segment > known.segment
+        {
+            let before = std::mem::replace(&mut known.segment, segment);
+            self.stands_no_more_in(before);
+            self.stands_in(segment);
+        }
+    }
+
+    /// A record in this segment names it.
+    fn name_in(&mut self, rank: Rank, segment: u64) {
+        if self.by_rank.get(&rank).is_some_and(|known| segment > known.segment) {
+            let named = self.named.entry(rank).or_default();
+            *named = segment.max(*named);
+        }
+    }
+
     fn learn(&mut self, told: Told<'_>) {
-        let Told { sequence, id, segment, end } = told;
+        let Told { sequence, id, segment, named, end } = told;
+        let mut named = named;
         match self.by_id.get(id).copied() {
             Some(rank) if rank.0 == sequence => {
-                if let Some(known) = self.by_rank.get_mut(&rank)
-                    && segment > known.segment
-                {
-                    let before = std::mem::replace(&mut known.segment, segment);
-                    self.stands_no_more_in(before);
-                    self.stands_in(segment);
-                }
-                return;
+                self.move_to(rank, segment);
+                return self.name_in(rank, named);
             }
-            Some(rank) if rank.0 > sequence => return,
-            Some(rank) => self.forget(rank),
+            Some(rank) if rank.0 > sequence => return self.name_in(rank, named),
+            Some(rank) => {
+                named = named.max(self.named.get(&rank).copied().unwrap_or_default());
+                self.forget(rank);
+            }
             None => {}
         }
         // Nearly always it is the only one.
@@ -224,14 +247,28 @@ impl Ids {
         self.stands_in(segment);
         self.by_id.insert(id.clone(), rank);
         self.by_rank.insert(rank, Known { id, segment, end });
+        self.name_in(rank, named);
     }
 
     fn forget(&mut self, rank: Rank) {
+        self.named.remove(&rank);
         if let Some(known) = self.by_rank.remove(&rank) {
             self.bytes -= known.id.memory_bytes();
             self.by_id.remove(&known.id);
             self.stands_no_more_in(known.segment);
         }
+    }
+
+    /// Of the first from there on nothing counts before this segment; where to go on.
+    fn forget_before(&mut self, segment: u64, from: Rank) -> Option<Rank> {
+        let (rank, known) = self.by_rank.range(from..).next()?;
+        let (rank, is_old) = (*rank, known.segment < segment);
+        match self.named.get(&rank).copied().filter(|named| *named >= segment) {
+            Some(named) if is_old => self.move_to(rank, named),
+            None if is_old => self.forget(rank),
+            Some(_) | None => {}
+        }
+        Some((rank.0, rank.1 + 1))
     }
 
     /// Forgets the oldest until so many are left, of so many bytes; how many went.
@@ -294,6 +331,13 @@ impl Duplicates {
         self.queues.get(queue).map_or(0, |ids| ids.by_rank.len() as u64)
     }
 
+    /// The sequence of the oldest that a queue remembers: of older messages it has forgotten the
+    /// ids, if they had any.
+    pub fn oldest(&self, queue: QueueId) -> Option<Sequence> {
+        let ids = self.queues.get(queue)?;
+        ids.by_rank.first_key_value().map(|((sequence, _), _)| *sequence)
+    }
+
     /// Ids that went because all together had reached their bound.
     pub fn forgotten_early(&self) -> u64 {
         self.forgotten_early
@@ -301,11 +345,14 @@ impl Duplicates {
 
     /// What is known of a queue's ids, from this rank on.
     pub fn told_from(&self, queue: QueueId, from: Rank) -> impl Iterator<Item = (Rank, Told<'_>)> {
-        let ids = self.queues.get(queue).into_iter();
-        let known = ids.flat_map(move |ids| ids.by_rank.range(from..));
-        known.map(|(rank, known)| {
+        let ids = self.queues.get(queue);
+        let known = ids.into_iter().flat_map(move |ids| ids.by_rank.range(from..));
+        known.map(move |(rank, known)| {
             let Known { id, segment, end } = known;
-            (*rank, Told { sequence: rank.0, id: id.as_bytes(), segment: *segment, end: *end })
+            let named = ids.and_then(|ids| ids.named.get(rank)).copied();
+            let (sequence, id, segment, end) = (rank.0, id.as_bytes(), *segment, *end);
+            let named = named.unwrap_or_default().max(segment);
+            (*rank, Told { sequence, id, segment, named, end })
         })
     }
 
@@ -337,6 +384,17 @@ impl Duplicates {
     /// A queue was deleted.
     pub fn forget_queue(&mut self, queue: QueueId) {
         self.limit(queue, 0);
+    }
+
+    /// Looks at a queue's first id from this rank on: if no record in this segment or behind it
+    /// names that, it is no longer remembered. Gives where to go on; none: that was the last.
+    pub fn forget_before(&mut self, queue: QueueId, segment: u64, from: Rank) -> Option<Rank> {
+        self.change(queue, |ids| ids.forget_before(segment, from))
+    }
+
+    /// Whether a queue has ids whose newest record stands before this segment.
+    pub fn stands_before(&self, queue: QueueId, segment: u64) -> bool {
+        self.queues.get(queue).and_then(Ids::place).is_some_and(|place| place < segment)
     }
 
     /// Queues with ids whose newest record stands in this segment or before it.
@@ -440,7 +498,7 @@ fn read_carried<'a>(rest: &mut &'a [u8], segment: u64) -> Option<Told<'a>> {
     let (id, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
     *rest = after;
     let sequence = Sequence(u64::from_le_bytes(*sequence));
-    Some(Told { sequence, id, segment, end: Lsn::ZERO })
+    Some(Told { sequence, id, segment, named: segment, end: Lsn::ZERO })
 }
 
 #[cfg(test)]
@@ -450,7 +508,7 @@ mod tests {
     const Q: QueueId = QueueId(1);
 
     fn told(sequence: u64, id: &[u8], segment: u64) -> Told<'_> {
-        Told { sequence: Sequence(sequence), id, segment, end: Lsn::ZERO }
+        Told { sequence: Sequence(sequence), id, segment, named: segment, end: Lsn::ZERO }
     }
 
     fn knows(duplicates: &Duplicates, queue: QueueId, id: &[u8]) -> bool {
@@ -552,6 +610,42 @@ mod tests {
         backup.limit(Q, 1);
         assert_eq!(backup.queues_up_to(11).count(), 0);
         count(&backup);
+    }
+
+    /// Members may rank the id of a message in parts differently: where a record names it, it is
+    /// known, whatever rank that says.
+    #[test]
+    fn an_id_is_not_forgotten_while_a_record_further_on_names_it() {
+        let mut ids = Duplicates::default();
+        let forget_before = |ids: &mut Duplicates, segment: u64| {
+            let mut from = Some((Sequence(0), 0));
+            while let Some(next) = from {
+                from = ids.forget_before(Q, segment, next);
+                count(ids);
+            }
+            assert!(!ids.stands_before(Q, segment));
+        };
+        for (sequence, id, segment) in [(22, b"a", 2), (30, b"b", 2), (6, b"a", 3), (5, b"a", 4)] {
+            ids.remember(Q, told(sequence, id, segment), 100);
+        }
+        let known = |ids: &Duplicates| {
+            let told = ids.told_from(Q, (Sequence(0), 0));
+            told.map(|(rank, told)| (rank.0.0, told.segment, told.named)).collect::<Vec<_>>()
+        };
+        assert_eq!(known(&ids), [(22, 2, 4), (30, 2, 2)]);
+        forget_before(&mut ids, 2);
+        assert_eq!(known(&ids), [(22, 2, 4), (30, 2, 2)]);
+        forget_before(&mut ids, 3);
+        assert_eq!(known(&ids), [(22, 4, 4)]);
+        forget_before(&mut ids, 5);
+        assert_eq!((known(&ids), ids.memory_bytes()), (vec![], 0));
+        // A message that has it anew has its own place; what was further on is further on still.
+        for (sequence, segment) in [(40, 6), (39, 9), (41, 7)] {
+            ids.remember(Q, told(sequence, b"a", segment), 100);
+        }
+        assert_eq!(known(&ids), [(41, 7, 9)]);
+        ids.forget_queue(Q);
+        assert!(ids.queues.get(Q).is_none());
     }
 
     /// Each goes on where the one before ended; what was not appended is carried after all.

@@ -135,11 +135,14 @@ impl Halves {
         its.into_iter().for_each(|sequence| drop(self.take((id, sequence))));
     }
 
-    /// Those that begin before `lsn` never end.
-    pub(crate) fn forget_before(&mut self, lsn: Lsn) {
+    /// Those that begin before `lsn` never end; gives their queues.
+    pub(crate) fn forget_before(&mut self, lsn: Lsn) -> Vec<QueueId> {
+        let mut queues = Vec::new();
         while let Some((_, queue, sequence)) = self.oldest().filter(|(at, ..)| *at < lsn) {
             self.take((queue, sequence));
+            queues.push(queue);
         }
+        queues
     }
 
     /// None of them ever ends.

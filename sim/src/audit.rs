@@ -31,6 +31,8 @@ struct Log {
     mark: Mark,
     unfinished: BTreeMap<(u64, u64), Written>,
     held: Held,
+    /// Where it begins.
+    head: Lsn,
 }
 
 /// The batches of a log, by their ends.
@@ -67,6 +69,7 @@ impl Audit {
             mark: Mark::default(),
             unfinished: BTreeMap::new(),
             held: Held::new(),
+            head: Lsn::ZERO,
         };
         Self { logs: (0..shards).map(log).collect() }
     }
@@ -79,6 +82,11 @@ impl Audit {
     /// What a log holds, as far as it was submitted.
     pub fn held(&self, shard: ShardId) -> &Held {
         &self.logs[usize::from(shard.0)].held
+    }
+
+    /// Where a log begins, by its superblock as it was submitted last.
+    pub fn log_head(&self, shard: ShardId) -> Lsn {
+        self.logs[usize::from(shard.0)].head
     }
 
     /// The second member's marks move.
@@ -155,6 +163,9 @@ impl Audit {
     /// A write is submitted; what is in it.
     pub fn submit(&mut self, op: &DiskOp) -> Vec<Seen> {
         if let Some(headed) = self.head(op) {
+            if let Seen::Headed { shard, head, .. } = &headed {
+                self.logs[usize::from(shard.0)].head = *head;
+            }
             return vec![headed];
         }
         let mut records = Vec::new();

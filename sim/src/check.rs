@@ -234,9 +234,10 @@ pub enum Seen {
     },
     /// The operator was told that what was asked of this queue is over.
     Purged(QueueId),
-    /// Duplicate ids were forgotten before their time: of messages below these, nobody knows which.
+    /// Duplicate ids were forgotten before their time: all of messages below these.
     Forgotten {
-        /// The next sequences of the queues of the shard that did.
+        /// The oldest sequences whose ids the queues of a shard remember; the next ones, where they
+        /// remember none.
         below: Vec<(QueueId, Sequence)>,
     },
     /// A record was submitted to the disk.
@@ -389,7 +390,7 @@ pub struct Facts {
     pub pair: bool,
     /// Queues of which a purge was asked for.
     pub purged: BTreeSet<QueueId>,
-    /// Ids of messages before these may be forgotten.
+    /// Ids of messages before these were forgotten, some time.
     pub vague: BTreeMap<QueueId, Sequence>,
     /// Queues that drop what they have no room for, in the clients' numbering.
     pub dropping: BTreeSet<usize>,
@@ -427,7 +428,7 @@ impl Facts {
         letter.written.as_ref().is_some_and(|written| self.stuck.contains(&written.shard))
     }
 
-    /// Whether the id of the message at this place may be forgotten before its time.
+    /// Whether the id of the message at this place was forgotten before its time.
     pub fn is_vague(&self, (queue, sequence): (QueueId, Sequence)) -> bool {
         self.vague.get(&queue).is_some_and(|below| sequence < *below)
     }
@@ -678,7 +679,13 @@ impl Checks {
             }
             Seen::Ready { .. } => facts.incarnation += 1,
             Seen::Purging { queue, .. } => drop(facts.purged.insert(*queue)),
-            Seen::Forgotten { below } => facts.vague.extend(below.iter().copied()),
+            Seen::Forgotten { below } => {
+                for (queue, below) in below {
+                    // What a start finds in the log again may have been stored twice by then.
+                    let known = facts.vague.entry(*queue).or_default();
+                    *known = (*known).max(*below);
+                }
+            }
             Seen::Accepted(_)
             | Seen::Refused(_)
             | Seen::Delivered { .. }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Work    links come and go; letters, credit, drains, every outcome, some of them waiting for
-//!           the broker's settlement
+//!           the broker's settlement; a queue of its own, for replies, that goes with its link
 //!   Drain   the only consumer of every queue: accepts everything, and waits for each settlement
 //!   Leave   ends or closes in order, and waits for the answer
 //! ```
@@ -133,6 +133,23 @@ pub struct Habits {
     pub relays: u32,
     /// Of a thousand links that consume, so many only look.
     pub browses: u32,
+    /// Of a thousand ticks, so many go on with a queue for replies: it is made, filled, left.
+    pub replies: u32,
+}
+
+/// The links of the queue for replies: from it, and to it.
+const REPLIES: [u32; 2] = [40, 41];
+
+/// How far a queue for replies is. Nobody takes what is in it, and it is none of the checks'
+/// business: nothing is promised beyond the connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Replies {
+    #[default]
+    None,
+    Asked,
+    Made(String),
+    Used,
+    Left,
 }
 
 /// Of a thousand turns of a producer to the queue that lags, so many bring letters.
@@ -233,6 +250,7 @@ pub struct Client {
     links: BTreeMap<u32, Link>,
     /// What went without an answer, and where it went.
     unknown: Vec<(usize, LetterId)>,
+    replies: Replies,
 }
 
 impl Client {
@@ -249,6 +267,7 @@ impl Client {
             over: false,
             links: BTreeMap::new(),
             unknown: Vec::new(),
+            replies: Replies::None,
         }
     }
 
@@ -284,6 +303,7 @@ impl Client {
         self.leaving = false;
         self.over = false;
         self.links.clear();
+        self.replies = Replies::None;
     }
 
     /// The connection is gone: what was under way stays unknown. The broker lives and finds it
@@ -353,6 +373,7 @@ impl Client {
                     link.up = true;
                 }
             }
+            Heard::Made { address, .. } => self.replies = Replies::Made(address),
             Heard::Credit { .. } => {}
             Heard::Delivery { handle, id, settled, message } => {
                 self.delivered(handle, id, settled, &message, desk, hits, out)?;
@@ -374,6 +395,11 @@ impl Client {
                 if let Some(link) = self.links.get_mut(&handle) {
                     link.draining = false;
                     link.credit = 0;
+                }
+            }
+            Heard::Detached { handle, .. } if REPLIES.contains(&handle) => {
+                if handle == REPLIES[0] {
+                    self.replies = Replies::None;
                 }
             }
             Heard::Detached { handle, answered, error } => {
@@ -546,6 +572,9 @@ impl Client {
             return Wish::Cut;
         }
         self.dawdle(hits);
+        if self.habits.replies > 0 && self.rng.chance(self.habits.replies) {
+            self.tick_replies(hits);
+        }
         let waits = |endpoint: &Endpoint| endpoint.is_waiting() && !endpoint.is_held();
         let waiting = self.endpoint.as_ref().is_some_and(waits);
         if self.rng.chance(self.habits.closes) && !waiting {
@@ -591,6 +620,34 @@ impl Client {
             }
         }
         Wish::None
+    }
+
+    /// Goes on with the queue for replies.
+    fn tick_replies(&mut self, hits: &mut Hits) {
+        let Some(endpoint) = &mut self.endpoint else { return };
+        let [from, to] = REPLIES;
+        self.replies = match std::mem::take(&mut self.replies) {
+            Replies::None => {
+                endpoint.attach_dynamic(from, &format!("{}-replies", self.name));
+                Replies::Asked
+            }
+            Replies::Made(address) => {
+                endpoint.attach_sender(to, &format!("{}-to-replies", self.name), Some(&address));
+                Replies::Used
+            }
+            Replies::Used if self.rng.chance(800) || endpoint.is_waiting() => {
+                while endpoint.can_send(to) && self.rng.chance(700) {
+                    endpoint.send(to, filler(self.rng.between(10, 3000) as usize), true);
+                }
+                Replies::Used
+            }
+            Replies::Used => {
+                hits.add(Hit::RepliesLeft);
+                endpoint.detach(from, true);
+                Replies::Left
+            }
+            waits @ (Replies::Asked | Replies::Left) => waits,
+        };
     }
 
     /// Goes on with what is sent slowly, or gives it up.
@@ -838,6 +895,12 @@ impl Client {
             endpoint.dispose(first, last, verdict, settled);
         }
     }
+}
+
+/// A message that is no letter.
+fn filler(bytes: usize) -> Vec<u8> {
+    let len = u32::try_from(bytes).expect("it is short").to_be_bytes();
+    [&[0, 0x53, 0x75, 0xb0][..], &len, &vec![0; bytes]].concat()
 }
 
 fn confirm(letter: LetterId, verdict: Verdict, hits: &mut Hits, out: &mut Vec<Seen>) {

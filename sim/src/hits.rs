@@ -149,6 +149,8 @@ hits! {
     GivingBackCut => "large windows cut on their way back",
     /// A settlement that the broker confirmed.
     Confirmed => "settlements confirmed",
+    /// A queue that was made for a link went, with what was in it.
+    RepliesLeft => "queues for replies left",
     /// A message accepted.
     Accepted => "messages accepted",
     /// A message that was sent before, with its duplicate id.

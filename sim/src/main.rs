@@ -20,7 +20,7 @@ use clap::Parser;
 
 use sim::hits::{Hit, Hits};
 use sim::letter::LetterId;
-use sim::pair;
+use sim::pair::{self, Cast};
 use sim::plan::{Canary, Options, Plan};
 use sim::voters;
 use sim::world::{Failure, Report, run};
@@ -49,6 +49,9 @@ struct Args {
     /// Whole brokers' shards with clients in the pair, not logs alone.
     #[arg(long, requires = "pair")]
     served: bool,
+    /// What goes wrong in this order and not by chance, in each seed.
+    #[arg(long, requires = "pair")]
+    scene: Option<String>,
     /// Every seed of a pair that fails, not only the first.
     #[arg(long, requires = "pair")]
     every: bool,
@@ -63,13 +66,13 @@ struct Args {
     plan: bool,
 }
 
-/// The canary of this name among these.
-fn canary<C: Copy>(name: Option<&str>, all: &[(&str, C)]) -> Result<Option<C>, String> {
+/// The canary, or whatever it is, of this name among these.
+fn named<C: Copy>(what: &str, name: Option<&str>, all: &[(&str, C)]) -> Result<Option<C>, String> {
     let Some(name) = name else { return Ok(None) };
     let found = all.iter().find(|(known, _)| *known == name).map(|(_, canary)| *canary);
     found.map(Some).ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-        format!("there is no canary of that name; there are {}", names.join(", "))
+        format!("there is no {what} of that name; there are {}", names.join(", "))
     })
 }
 
@@ -160,7 +163,7 @@ fn main() -> ExitCode {
 }
 
 fn run_brokers(args: &Args, base: Instant) -> Result<ExitCode, String> {
-    let broken = canary(args.canary.as_deref(), &Canary::ALL)?;
+    let broken = named("canary", args.canary.as_deref(), &Canary::ALL)?;
     if args.plan {
         println!("{:#?}", Plan::draw_alone(args.seed));
     }
@@ -208,7 +211,9 @@ fn caught(seed: u64, what: &str) -> ExitCode {
 
 /// Seeds of two members and their voters.
 fn run_pairs(args: &Args, base: Instant) -> Result<ExitCode, String> {
-    let broken = canary(args.canary.as_deref(), &pair::Canary::ALL)?;
+    let broken = named("canary", args.canary.as_deref(), &pair::Canary::ALL)?;
+    let scenes = pair::SCENES.map(|(name, scene, _)| (name, scene));
+    let scene = named("scene", args.scene.as_deref(), &scenes)?;
     let next = AtomicU64::new(args.seed);
     let end = args.seed + args.seeds;
     let worker = || {
@@ -220,7 +225,9 @@ fn run_pairs(args: &Args, base: Instant) -> Result<ExitCode, String> {
             if seed >= end {
                 return (counts, runs, trace, took, failures);
             }
-            let ran = if args.served {
+            let ran = if let Some(scene) = scene {
+                pair::play(scene, seed, Cast { canary: broken, is_served: args.served }, base)
+            } else if args.served {
                 pair::run_served(seed, broken, args.follow.map(LetterId), base)
             } else {
                 pair::run(seed, broken, base)
@@ -266,8 +273,10 @@ fn run_pairs(args: &Args, base: Instant) -> Result<ExitCode, String> {
                 eprintln!("{failure}");
                 failure.story.iter().for_each(|line| eprintln!("  {line}"));
             }
+            let scene = args.scene.as_ref().map(|scene| format!(" --scene {scene}"));
+            let scene = scene.unwrap_or_default();
             let served = if args.served { " --served" } else { "" };
-            eprintln!("cargo run --release -p sim -- --pair{served} --seed {}", first.seed);
+            eprintln!("cargo run --release -p sim -- --pair{served}{scene} --seed {}", first.seed);
             return Ok(ExitCode::FAILURE);
         }
         (None, false) => {}
@@ -282,7 +291,7 @@ fn run_pairs(args: &Args, base: Instant) -> Result<ExitCode, String> {
 
 /// Seeds of ensembles of voters, one after the other.
 fn run_voters(args: &Args, base: Instant) -> Result<ExitCode, String> {
-    let broken = canary(args.canary.as_deref(), voters::CANARIES)?;
+    let broken = named("canary", args.canary.as_deref(), voters::CANARIES)?;
     if args.plan {
         println!("{:#?}", voters::Plan::draw(args.seed));
     }

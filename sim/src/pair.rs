@@ -65,14 +65,16 @@ pub enum Canary {
     Journal(journal::Canary),
     /// One of the pair's.
     Replica(replica::Canary),
+    /// One of the broker's.
+    Broker(broker::canary::Canary),
     /// R14: what a rejoin cuts off is not exported.
     TailDropped,
 }
 
 impl Canary {
-    /// Those that seeds catch, by name; the last one rarely. For it and the others there is a
-    /// scene: see [`SCENES`].
-    pub const ALL: [(&'static str, Self); 5] = {
+    /// Those that can be named. Seeds catch the first ones; `tail-dropped` rarely, the last two
+    /// with brokers' shards: for these and all others there is a scene, see [`SCENES`].
+    pub const ALL: [(&'static str, Self); 7] = {
         use journal::Canary as J;
         use replica::Canary as R;
         [
@@ -81,20 +83,29 @@ impl Canary {
             ("epoch-table-unread", Self::Journal(J::EpochTableUnread)),
             ("follower-never-holds-back", Self::Journal(J::FollowerNeverHoldsBack)),
             ("tail-dropped", Self::TailDropped),
+            ("head-untold", Self::Broker(broker::canary::Canary::HeadUntold)),
+            ("head-told-early", Self::Broker(broker::canary::Canary::HeadToldEarly)),
         ]
     };
 
     const fn journal(self) -> Option<journal::Canary> {
         match self {
             Self::Journal(canary) => Some(canary),
-            Self::Replica(_) | Self::TailDropped => None,
+            Self::Replica(_) | Self::Broker(_) | Self::TailDropped => None,
+        }
+    }
+
+    const fn broker(self) -> Option<broker::canary::Canary> {
+        match self {
+            Self::Broker(canary) => Some(canary),
+            Self::Journal(_) | Self::Replica(_) | Self::TailDropped => None,
         }
     }
 
     const fn replica(self) -> Option<replica::Canary> {
         match self {
             Self::Replica(canary) => Some(canary),
-            Self::Journal(_) | Self::TailDropped => None,
+            Self::Journal(_) | Self::Broker(_) | Self::TailDropped => None,
         }
     }
 }

@@ -404,6 +404,7 @@ fn habits(rng: &mut Rng, queues: &[String], starved: bool) -> Habits {
         notes: *rng.pick(&[0, 500]),
         relays: *rng.pick(&[0, 150]),
         browses: *rng.pick(&[0, 150]),
+        replies: 0,
     }
 }
 

@@ -89,6 +89,10 @@ fn read(mut recovery: Recovery, disk: &Disk, segment_bytes: u64) -> Option<Read>
             None => {}
         }
     }
+    // As a member that goes on to follow does.
+    while state.is_forgetting() {
+        state.forget_on(usize::MAX);
+    }
     state.end_recovery();
     Some(Read { state, recovery, tellers })
 }

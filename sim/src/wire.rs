@@ -76,6 +76,13 @@ pub enum Heard {
         /// Which.
         handle: u32,
     },
+    /// A queue was made for this link, and is there as long as the link.
+    Made {
+        /// Which.
+        handle: u32,
+        /// Its name.
+        address: String,
+    },
     /// We send on this link, and there is credit.
     Credit {
         /// Which.
@@ -283,6 +290,11 @@ impl Endpoint {
         self.attach(handle, name, Role::Receiver, Some(address), None);
     }
 
+    /// Asks for a link on which we receive from a queue that is made for it.
+    pub fn attach_dynamic(&mut self, handle: u32, name: &str) {
+        self.attach(handle, name, Role::Receiver, None, None);
+    }
+
     /// Asks for a link on which we are shown what there is.
     pub fn attach_browser(&mut self, handle: u32, name: &str, address: &str) {
         self.attach(handle, name, Role::Receiver, Some(address), Some(Symbol::new("copy")));
@@ -308,6 +320,7 @@ impl Endpoint {
                 address,
                 outcomes: Multiple::from(&outcomes[..]),
                 distribution_mode,
+                dynamic: role == Role::Receiver && address.is_none(),
                 ..Source::default()
             })),
             target: Some(AnyTarget::Target(Target { address, ..Target::default() })),
@@ -664,6 +677,10 @@ impl Endpoint {
         if !refused {
             let handle = *handle;
             self.heard.push_back(Heard::Attached { handle });
+            if let Some(AnySource::Source(Source { dynamic: true, address, .. })) = &attach.source {
+                let address = address.ok_or("a queue was made, and has no name")?.to_owned();
+                self.heard.push_back(Heard::Made { handle, address });
+            }
         }
         Ok(())
     }

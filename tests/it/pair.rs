@@ -7,6 +7,7 @@
 //!   two of three voters gone          nobody serves; back, somebody does
 //!   both gone                         who was left behind waits for who went on alone
 //!   SIGTERM, switchover               the other serves at once, nothing lost
+//!   queues that come and go            the backup's log stays as short as the live's
 //!   away for several laps, or empty   brought up whole, with no command; then the live is killed
 //!   the live lost for good            promote --force-data-loss; back, its own is kept, replayed
 //!   the voters lost everything        ha bootstrap
@@ -504,6 +505,61 @@ fn churn(addr: SocketAddr) {
         client.grant(receiver, 1);
     }
     client.close().expect("settled");
+}
+
+/// Segments that a member's logs were given.
+fn segments(pair: &PairOf, at: usize) -> usize {
+    let mut count = 0;
+    let mut directories = vec![pair.data[at].clone()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("its directory") {
+            let path = entry.expect("an entry").path();
+            let is_segment = |meta: fs::Metadata| meta.len() == pair.segment_bytes;
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.metadata().is_ok_and(is_segment) {
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
+/// Of a queue that goes with its last user its home's log says nothing.
+#[test]
+fn a_backups_log_stays_short_where_queues_come_and_go() {
+    let mut pair = PairOf::new("pair-short");
+    for lines in &mut pair.lines {
+        lines.push_str("[[address]]\nmatch = 'reply.#'\nauto-delete-after = '100ms'\n");
+    }
+    let live = pair.start_both();
+    let queues = |pair: &PairOf| pair.broker(live).http("/api/v1/queues").expect("it answers").1;
+    for number in 0..8 {
+        let name = format!("reply.{number}");
+        // Each is perhaps on another shard.
+        let mut client =
+            Client::connect(pair.amqp[live], &name, Sasl::Anonymous, WITHIN).expect("live");
+        let (sender, receiver) = (client.sender(&name), client.receiver(&name, 1));
+        receiver.expect("a link");
+        client.send(sender.expect("a link"), &durable_message(b"reply")).expect("sent");
+        let received = client.receive().expect("it comes back");
+        client.accept(&received);
+        client.close().expect("settled");
+    }
+    assert!(queues(&pair).contains("reply."), "{}", queues(&pair));
+    pair.wait("without replies", |pair| !queues(pair).contains("reply."));
+    churn(pair.amqp[live]);
+    churn(pair.amqp[live]);
+    assert_eq!(pair.wait_in_sync(), live);
+    let counts = [segments(&pair, live), segments(&pair, 1 - live)];
+    println!("segments of the live and of its backup: {counts:?}");
+    assert!(counts[1] <= counts[0] + 3, "{counts:?}");
+    // Who was told to forget so much has what counts.
+    let mut producer = Producer::new();
+    producer.send(pair.amqp[live], 100).expect("accepted by both");
+    pair.kill(live);
+    pair.wait_live(1 - live);
+    producer.check(pair.amqp[1 - live]);
 }
 
 #[test]

@@ -11,10 +11,11 @@
 //!   7  delivered later zero 7 │ unix ms 8
 //!   8  came back       zero 1 │ length 2 │ count 4 │ what its record said
 //!   9  came from       zero 1 │ shard 2 │ zero 4 │ queue 8 │ sequence 8
-//!  10  duplicate id    zero 5 │ length 2 │ sequence 8 │ segment 8 │ id
+//!  10  duplicate id    zero 1 │ named 2 │ zero 2 │ length 2 │ sequence 8 │ segment 8 │ id
 //! ```
 //! Items 6 to 9 belong to the message before them, in the same page. A *segment* is that of the
-//! newest record of a fact; all ones: there is none.
+//! newest record of a fact; all ones: there is none. An id is *named* by a record with a lower rank
+//! so many segments further on.
 //!
 //! Pages are told one at a time while the state goes on, so each is true of its own moment. What
 //! begins in the log at `from` or behind it is left out: a start reads that there. All else that
@@ -214,13 +215,14 @@ impl State {
         page: &mut Vec<u8>,
     ) -> Cursor {
         let known = self.duplicates.told_from(id, from).take_while(|(rank, _)| rank.0 <= end);
-        for (rank, Told { sequence, id: bytes, segment, .. }) in known {
+        for (rank, Told { sequence, id: bytes, segment, named, .. }) in known {
             if page.len() >= CHECKPOINT_PAGE_BYTES {
                 return Cursor::Duplicates(id, (rank, end));
             }
             let length = u16::try_from(bytes.len()).expect("bounded when it was read");
             let [low, high] = length.to_le_bytes();
-            put(page, [10, 0, 0, 0, 0, 0, low, high]);
+            let further = u16::try_from(named - segment).unwrap_or(u16::MAX).to_le_bytes();
+            put(page, [10, 0, further[0], further[1], 0, 0, low, high]);
             put(page, sequence.0.to_le_bytes());
             put(page, segment.to_le_bytes());
             page.extend_from_slice(bytes);
@@ -255,11 +257,15 @@ impl State {
                 }
                 3 => {
                     let (id, next) = (QueueId(items.long()?), Sequence(items.long()?));
-                    self.open_queue(id);
-                    if let Some(queue) = self.queue_mut(id) {
-                        queue.skip_to(next);
+                    let segment = items.long()?;
+                    // One that never had a message is there if the catalogue says so.
+                    if next > Sequence(0) || segment != NONE {
+                        self.open_queue(id);
+                        if let Some(queue) = self.queue_mut(id) {
+                            queue.skip_to(next);
+                        }
+                        self.load_fact(Fact::NextSequence(id), segment);
                     }
-                    self.load_fact(Fact::NextSequence(id), items.long()?);
                     load.queue = Some(id);
                 }
                 4 | 5 => {
@@ -271,9 +277,11 @@ impl State {
                     let id = load.queue.ok_or("an id has no queue")?;
                     let (sequence, segment) = (Sequence(items.long()?), items.long()?);
                     let bytes = items.bytes(length)?;
-                    if segment >= head.0 / self.segment_bytes {
-                        let end = Lsn::ZERO;
-                        self.remember(id, Told { sequence, id: bytes, segment, end });
+                    let (first, end) = (head.0 / self.segment_bytes, Lsn::ZERO);
+                    let named = segment.saturating_add(half.into());
+                    let segment = if segment < first { named } else { segment };
+                    if segment >= first {
+                        self.remember(id, Told { sequence, id: bytes, segment, named, end });
                     }
                 }
                 _ => return Err("an item is of no known kind"),
@@ -328,7 +336,7 @@ impl State {
     pub fn told_by_log_from(&self) -> Lsn {
         let half = self.oldest_half().map(|(begins, ..)| begins);
         let copies = self.copies.iter().map(|(lsn, _)| *lsn);
-        half.into_iter().chain(copies).min().unwrap_or(Lsn(u64::MAX))
+        half.into_iter().chain(copies).chain(self.heads.told_at()).min().unwrap_or(Lsn(u64::MAX))
     }
 }
 

@@ -7,6 +7,8 @@
 //!                      (`operator.rs`)                        committed
 //!   a queue is gone    its messages count no more             nobody finds the queue any more, and
 //!                      (`apply.rs`)                           a start forgets what is left of it
+//!   a head was told    what the live forgot goes here too     the log is kept for so long; who is
+//!                      (`apply/head.rs`)                      live then forgets as a start does
 //! ```
 //! Each step looks at [`GRADUAL_STEP`] messages in all, in this order. The next one is in the next
 //! turn of the host, or a little later where nobody waits for it. What is few is done at once.
@@ -63,6 +65,15 @@ impl Shard {
             (false, true) => Some(now + GRADUAL_PAUSE),
             (false, false) => None,
         };
+    }
+
+    /// A step of a member that follows.
+    pub(super) fn forget_standing(&mut self, now: Instant) {
+        if self.gradual.due.is_some_and(|due| now < due) {
+            return;
+        }
+        self.state.forget_on(GRADUAL_STEP);
+        self.gradual.due = self.state.is_forgetting().then(|| now + GRADUAL_PAUSE);
     }
 
     /// A consumer of this queue has gone: what it held is back, or goes back from now on.

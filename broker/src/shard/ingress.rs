@@ -25,7 +25,7 @@ use amqp::message::{self, Sections, Survey};
 use bytes::Bytes;
 use journal::limits::{BACKLOG_BYTES_MAX, RECORD_HEADER_BYTES};
 use journal::{
-    AppendError, Journal, Level, Lsn, QueueId, Record, RecordKind, Room, ShardId, Urgency,
+    AppendError, Journal, Level, Lsn, QueueId, Record, RecordKind, Room, Sequence, ShardId, Urgency,
 };
 
 use super::connections::error_of;
@@ -421,7 +421,9 @@ impl Shard {
         let effect = applied.map_err(|error| Refusal::Malformed(format!("{error:?}")))?;
         if let Some(duplicate_id) = duplicate_id {
             let place = appended.lsn..appended.end;
-            self.state.apply_duplicate_id(place, id, sequence, duplicate_id);
+            // One in fragments is remembered from its end on, as who reads the log does.
+            let rank = if is_whole { sequence } else { Sequence(sequence.0 + 1) };
+            self.state.apply_duplicate_id(place, id, rank, duplicate_id);
         }
         let answer = match whence {
             Whence::Producer(link, token) => Answer::Published(link, token),

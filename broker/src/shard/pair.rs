@@ -394,6 +394,7 @@ impl Shard {
         }
         self.go_on_exporting();
         self.apply_committed();
+        self.forget_standing(now);
         self.recycle_standing();
         self.checkpoint_standing(now);
         let Phase::Standing(standing) = &mut self.phase else { return false };

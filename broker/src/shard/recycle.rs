@@ -10,11 +10,17 @@
 //!   facts whose newest record is in it? ── yes ──▶ append copies, wait for their commit ──┐
 //!        │ no  ◀──────────────────────────────────────────────────────────────────────────┘
 //!   journal.recycle_head(): what freed it is durable, then the superblock, then the slot is free
+//!        └─ in a pair: a record says where the log begins now
 //! ```
 //! Invariants: a copy is committed under the whole watermark before the segment that it replaces
 //! goes; a message counts as gone only when its settlement is committed. At level `async` that is
 //! before it is durable: the journal waits for that. A log too full for a copy tries again when
 //! something moves.
+//!
+//! The last one is for who follows, and recycles by what the log says (`apply/head.rs`). There is
+//! one for all segments that went at once, and none where nothing went, so it costs a block a
+//! segment at most, and one a reign: what the one before had no time to say. One that finds no room
+//! is tried again.
 //!
 //! Duplicate ids live longer than their messages. In a log that is short beside them they would be
 //! carried round and round, so a segment with nothing else stays until the log behind it has grown
@@ -25,10 +31,10 @@
 use std::time::Instant;
 
 use journal::limits::RESERVE_SEGMENTS;
-use journal::{AppendError, Journal, Level, Record, RecordKind, Room, Sequence};
+use journal::{AppendError, Journal, Level, Lsn, Record, RecordKind, Room, Sequence};
 
 use super::{Phase, Shard};
-use crate::apply::{Effect, Fact};
+use crate::apply::{Effect, Fact, head};
 use crate::canary::Canary;
 use crate::limits::{
     CARRY_RECORD_BYTES, CARRY_ROOM_SEGMENTS, CARRY_STEP_BYTES, CARRY_TIMES, COPY_STEP,
@@ -39,6 +45,8 @@ use crate::pending::{Answer, Waiting};
 #[derive(Debug, Default)]
 pub(super) struct Recycling {
     uncommitted: u64,
+    /// The head that this reign has told of.
+    told: Lsn,
 }
 
 impl Shard {
@@ -49,6 +57,11 @@ impl Shard {
         if self.is_log_held(now) {
             return;
         }
+        self.recycle_heads(now);
+        self.tell_head(now);
+    }
+
+    fn recycle_heads(&mut self, now: Instant) {
         while self.recycling.uncommitted == 0 {
             let Some(head) = self.journal.as_ref().and_then(Journal::head_segment) else {
                 return;
@@ -104,6 +117,21 @@ impl Shard {
                     break;
                 }
             }
+        }
+    }
+
+    /// Who follows may keep its log up to the head that is here now.
+    fn tell_head(&mut self, now: Instant) {
+        let Some(journal) = self.journal.as_mut().filter(|_| self.member.is_some()) else { return };
+        let first = journal.first_kept();
+        if self.recycling.told == first || self.config.canaries.has(Canary::HeadUntold) {
+            return;
+        }
+        let is_early = self.config.canaries.has(Canary::HeadToldEarly);
+        let next = Lsn(first.0 + self.config.segment_bytes).min(journal.durable());
+        let told = if is_early { next } else { first };
+        if journal.append_copy(now, &head::moved_to(told, &mut [0; 8])).is_ok() {
+            self.recycling.told = first;
         }
     }
 

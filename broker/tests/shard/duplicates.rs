@@ -126,6 +126,25 @@ fn ids_of_any_kind_count_by_queue_and_a_large_message_has_one_too() {
     assert_eq!(host.messages(), 2 * (5 + 4 * 2));
 }
 
+/// Or a backup holds for needed what its live has carried forward.
+#[test]
+fn who_reads_the_log_knows_an_id_by_the_place_that_its_writer_gave_it() {
+    for bytes in [10, 200_000] {
+        let mut host = Host::new(Wish::default());
+        let at = host.connect(0);
+        let sender = host.sender(at, "q");
+        send(&mut host, at, sender, &with(|id| id.string("7"), bytes));
+        let oldest = |host: &Host| {
+            let state = host.shards[0].state();
+            state.duplicates.oldest(state.catalogue.named("q").expect("it was made").id)
+        };
+        let written = oldest(&host);
+        assert!(written.is_some());
+        host.crash();
+        assert_eq!(oldest(&host), written, "{bytes} bytes");
+    }
+}
+
 #[test]
 fn a_duplicate_is_answered_when_the_first_is_durable_and_not_before() {
     for level in [Level::Sync, Level::Async] {

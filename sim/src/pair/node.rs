@@ -188,6 +188,11 @@ impl Node {
         self.audit.as_ref().map_or(vec![Mark::default(); usize::from(SHARDS)], Audit::marks)
     }
 
+    /// Where a log of a broker's begins.
+    pub(crate) fn log_head(&self, shard: ShardId) -> Lsn {
+        self.audit.as_ref().map_or(Lsn::ZERO, |audit| audit.log_head(shard))
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.member.is_some()
     }

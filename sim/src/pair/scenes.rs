@@ -5,13 +5,14 @@
 
 use std::time::{Duration, Instant};
 
+use journal::ShardId;
 use replica::Canary as Rule;
 use replica::limits::{ACK_PATIENCE, WRITE_AGE_MAX};
 
-use super::node::Ailment;
+use super::node::{Ailment, SEGMENT_BYTES};
 use super::traffic::Traffic;
 use super::world::World;
-use super::{Broken, Canary, Report};
+use super::{Broken, Canary, Report, SHARDS};
 use crate::disk::{Crash, Fate};
 
 /// Something that is played instead of chance.
@@ -40,14 +41,17 @@ pub enum Scene {
     /// The backup's disk is slow, and at the live's queues, which do not wait for it, messages come
     /// and go. Only brokers' logs are recycled: it is played with those.
     BackupLags,
+    /// Queues come and go without a record, and the live dies. It is played with brokers' logs too.
+    RepliesGo,
 }
 
 /// Each scene, by name, with the rules for which it is there.
-pub const SCENES: [(&str, Scene, &[Canary]); 11] = {
+pub const SCENES: [(&str, Scene, &[Canary]); 12] = {
     const fn of(rule: Rule) -> Canary {
         Canary::Replica(rule)
     }
     use Rule as R;
+    use broker::canary::Canary as B;
     [
         ("backup-loses-power", Scene::BackupLosesPower, &[of(R::BackupAnswersBeforeFlush)]),
         ("cut-off", Scene::CutOff, &[of(R::ShrinkAtOnce)]),
@@ -67,6 +71,11 @@ pub const SCENES: [(&str, Scene, &[Canary]); 11] = {
             "backup-lags",
             Scene::BackupLags,
             &[Canary::Journal(journal::Canary::RecycledPastWatermark)],
+        ),
+        (
+            "replies-go",
+            Scene::RepliesGo,
+            &[Canary::Broker(B::HeadToldEarly), Canary::Broker(B::HeadUntold)],
         ),
     ]
 };
@@ -101,10 +110,13 @@ pub fn play(scene: Scene, seed: u64, cast: Cast, base: Instant) -> Result<Report
         | Scene::HandOverUnheard
         | Scene::LeftOut
         | Scene::TailLeft
-        | Scene::BackupLags => Duration::from_millis(500),
+        | Scene::BackupLags
+        | Scene::RepliesGo => Duration::from_millis(500),
     };
     let traffic = if scene == Scene::BackupLags {
         Some(Traffic::of_live_alone(seed, base))
+    } else if scene == Scene::RepliesGo {
+        Some(Traffic::of_replies(seed, base))
     } else {
         cast.is_served.then(|| Traffic::new(seed, base))
     };
@@ -125,6 +137,7 @@ pub fn play(scene: Scene, seed: u64, cast: Cast, base: Instant) -> Result<Report
             Scene::LeftOut => world.left_out(live)?,
             Scene::TailLeft => world.tail_left(live)?,
             Scene::BackupLags => world.backup_lags(live)?,
+            Scene::RepliesGo => world.replies_go(live)?,
         }
         world.come_to_rest()
     })
@@ -226,6 +239,17 @@ impl World {
         self.go_on(Duration::from_secs(5))?;
         self.nodes[1 - live].slow_disk(Duration::from_micros(200));
         Ok(())
+    }
+
+    fn replies_go(&mut self, live: usize) -> Result<(), String> {
+        let moves = |world: &Self| {
+            let head = |shard| world.nodes[live].log_head(shard);
+            (0..SHARDS).all(|shard| head(ShardId(shard)).0 >= 8 * SEGMENT_BYTES)
+        };
+        self.until("the live's logs are recycled", LONG * 5, moves)?;
+        self.until_short(Duration::from_secs(1))?;
+        self.crash(live, Crash::Kill(Fate::Seeded), LONG)?;
+        self.taken_over(live, LONG)
     }
 
     fn tail_left(&mut self, live: usize) -> Result<(), String> {

@@ -303,7 +303,13 @@ impl Served {
         match action {
             Action::Disk(op) => {
                 self.in_flight += 1;
-                let written = ground.audit.as_mut().map_or(Vec::new(), |audit| audit.submit(&op));
+                let mut written = Vec::new();
+                if let Some(audit) = &mut ground.audit {
+                    let before = audit.log_head(self.config.shard);
+                    written = audit.submit(&op);
+                    let has_moved = audit.log_head(self.config.shard) > before;
+                    ground.counts.heads_followed += u64::from(has_moved && !self.reigned);
+                }
                 if self.reigned && !written.is_empty() {
                     self.told.push_back(Told::Written(written));
                 }

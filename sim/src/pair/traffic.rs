@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use broker::admin::{AdminReply, AdminRequest};
 use broker::clock::WallClock;
 use broker::{Action, ConnId, Event, Mail, Moving, ShardConfig};
-use journal::{Level, Lsn, ShardId};
+use journal::{Level, Lsn, RecordKind, ShardId};
 
 use super::history::{History, agreed};
 use super::node::{Node, SEGMENT_BYTES};
@@ -119,6 +119,13 @@ impl Traffic {
         // There is room enough: what is asked here is who holds it.
         (plan.memory_bytes_max, plan.disk.bytes_max) = (MEMORY_BYTES_MAX, u64::MAX);
         plan.journal.segments_max = SEGMENTS_MAX;
+        if Rng::stream(seed, "replies", 0).chance(500) {
+            plan.clients.iter_mut().for_each(|client| client.replies = 100);
+        }
+        Self::with(seed, base, plan)
+    }
+
+    fn with(seed: u64, base: Instant, plan: Plan) -> Self {
         let client = |(index, habits): (usize, &crate::client::Habits)| {
             Client::new(index, Rng::stream(seed, "client", index as u64), habits.clone())
         };
@@ -159,6 +166,20 @@ impl Traffic {
             traffic.after(base, Duration::from_millis(1), Due::Tick(client));
         }
         traffic
+    }
+
+    /// Letters that soon go, and queues for replies that come and go all the time: nothing stays in
+    /// the log.
+    pub(crate) fn of_replies(seed: u64, base: Instant) -> Self {
+        let mut plan = Self::new(seed, base).plan;
+        (plan.tick_max, plan.purges, plan.lags) = (Duration::from_millis(4), 0, false);
+        for (index, habits) in plan.clients.iter_mut().enumerate() {
+            (habits.lags, habits.delays, habits.identified, habits.repeats) = (false, 0, 0, 0);
+            (habits.large, habits.slow, habits.replies) = (0, 0, 300);
+            habits.links = if index == 0 { 0 } else { habits.links.max(3) };
+            (habits.produces, habits.diligence, habits.closes) = (400, 900, 2);
+        }
+        Self::with(seed, base, plan)
     }
 
     /// Clients that are told when the live alone has what they sent, and do not pause.
@@ -355,6 +376,12 @@ impl Traffic {
     }
 
     fn see(&mut self, now: Instant, seen: &Seen) -> Result<(), String> {
+        // What is in a temporary queue is promised to nobody.
+        if let Seen::Written(record) = seen
+            && (record.kind, record.level) == (RecordKind::Message, Level::Async)
+        {
+            return Ok(());
+        }
         if self.followed.is_some_and(|letter| self.checks.facts.concerns(seen, letter)) {
             let reign = self.reign.as_ref().map(|reign| (reign.node, reign.boot));
             self.story.push(format!("{:?} reign {reign:?}: {seen:?}", now - self.base));

@@ -13,7 +13,7 @@ use replica::card::Standing;
 
 use super::faults::Habits;
 use super::ledger::Ledger;
-use super::node::Node;
+use super::node::{Node, SEGMENT_BYTES};
 use super::traffic::{Around, Traffic};
 use super::voters::Voters;
 use super::wires::Wires;
@@ -28,6 +28,8 @@ const WORK_LASTS: Duration = Duration::from_millis(12_300);
 /// After the faults.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(1);
+/// Segments by which a backup's log may begin before its live's, at rest.
+const HEADS_APART: u64 = 2;
 
 #[derive(Debug)]
 pub(super) struct World {
@@ -89,7 +91,10 @@ impl World {
         voters: Voters,
         traffic: Option<Traffic>,
     ) -> Self {
-        let template = traffic.as_ref().map(Traffic::template);
+        let mut template = traffic.as_ref().map(Traffic::template);
+        if let Some(template) = &mut template {
+            template.canaries.broken = canary.and_then(Canary::broker);
+        }
         let node = |index| Node::new(seed, index, canary, base, lease, template.clone());
         Self {
             seed,
@@ -164,7 +169,21 @@ impl World {
         self.until("the pair comes in sync", PATIENCE, rests)?;
         self.counts.stranded += u64::from(!self.is_settled());
         self.drain()?;
+        self.until_short(PATIENCE)?;
         self.finish()
+    }
+
+    /// A backup's logs, where they are recycled, begin where the live's do, about.
+    pub(super) fn until_short(&mut self, patience: Duration) -> Result<(), String> {
+        let is_short = |world: &Self| {
+            let Some(live) = world.live() else { return false };
+            (0..SHARDS).map(ShardId).all(|shard| {
+                let head = |node: usize| world.nodes[node].log_head(shard).0 / SEGMENT_BYTES;
+                head(1 - live) + HEADS_APART >= head(live)
+            })
+        };
+        let rests = |world: &Self| is_short(world) || world.is_stranded();
+        self.until("the backup's logs are as short as the live's", patience, rests)
     }
 
     /// What the queues hold is there, and is taken: every promise to the clients is kept then.

@@ -254,10 +254,15 @@ impl Node {
         shard.is_some_and(|shard| shard.move_failures() > 0)
     }
 
-    /// The next sequence of each queue of a shard.
-    pub(super) fn next_sequences(&self, shard: ShardId) -> Vec<(QueueId, Sequence)> {
-        let queues = self.shards.get(usize::from(shard.0)).map(|shard| shard.state().queues());
-        queues.into_iter().flatten().map(|queue| (queue.id(), queue.next_sequence())).collect()
+    /// Of each queue of a shard the sequence below which it remembers no ids.
+    pub(super) fn forgotten_below(&self, shard: ShardId) -> Vec<(QueueId, Sequence)> {
+        let Some(shard) = self.shards.get(usize::from(shard.0)) else { return Vec::new() };
+        let state = shard.state();
+        let below = |queue: &Queue| {
+            let oldest = state.duplicates.oldest(queue.id());
+            (queue.id(), oldest.unwrap_or(queue.next_sequence()))
+        };
+        state.queues().map(below).collect()
     }
 
     /// Whether a large window goes back to a queue of this shard.

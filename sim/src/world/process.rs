@@ -537,7 +537,7 @@ impl World {
         if total == *known {
             return Ok(());
         }
-        let below = node.next_sequences(shard);
+        let below = node.forgotten_below(shard);
         self.hits.add_many(Hit::Forgotten, total - *known);
         *known = total;
         self.see_now(&Seen::Forgotten { below })
