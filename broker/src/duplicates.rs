@@ -247,7 +247,9 @@ impl Ids {
         self.stands_in(segment);
         self.by_id.insert(id.clone(), rank);
         self.by_rank.insert(rank, Known { id, segment, end });
-        self.name_in(rank, named);
+        if named > segment {
+            self.named.insert(rank, named);
+        }
     }
 
     fn forget(&mut self, rank: Rank) {
