@@ -164,7 +164,8 @@ impl World {
     fn cut_off(&mut self, live: usize) -> Result<(), String> {
         self.wires.cut(self.now + LONG, 3);
         // Whatever is still asked of the voters then counts as perhaps done (R6).
-        self.go_on(ACK_PATIENCE - Duration::from_millis(3))?;
+        // Of what is on its way when the wires are cut some has waited already.
+        self.go_on(ACK_PATIENCE - Duration::from_millis(40))?;
         self.voters.cut(live, self.now + LONG, 3);
         self.taken_over(live, LONG)
     }
