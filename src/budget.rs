@@ -4,10 +4,11 @@
 //!   machine or container
 //!   └─ memory-max ─┬─ batch buffers   every shard's, from the start on, mostly pinned
 //!                  └─ messages        the rest, in equal parts for the shards
-//!   outside of it: connections; their unfinished messages, at most a quarter as much as messages
-//!   or one of the largest; the rings' own buffers; the program
+//!   outside of it: connections; their unfinished messages, at most a quarter as much as messages;
+//!   the rings' own buffers; the program
 //! ```
-//! Invariant: each shard can hold a message of the smallest size that `max-message-size` may have.
+//! Invariant: each shard can hold a part of a message on its way into the log, and so a message of
+//! the smallest size that `max-message-size` may have.
 //!
 //! Failure: a bound that leaves less is refused, since nothing could be accepted under it.
 
@@ -51,11 +52,6 @@ impl Budget {
         }
         Ok(Self { whole, buffers, shard_messages })
     }
-
-    /// Whether a shard can hold a message as large as the configuration allows.
-    pub(crate) fn holds_the_largest(&self, config: &Config) -> bool {
-        self.shard_messages >= config.max_message_size.0
-    }
 }
 
 #[cfg(test)]
@@ -72,7 +68,6 @@ mod tests {
         assert_eq!(budget.whole, (4_u64 << 30) / 100 * 25);
         assert_eq!(budget.buffers, 2 * BUFFERS);
         assert_eq!(2 * budget.shard_messages, budget.whole - budget.buffers);
-        assert!(budget.holds_the_largest(&config));
     }
 
     #[test]
@@ -81,7 +76,7 @@ mod tests {
         let least = |shards: u16| 4 * u64::from(shards) * (BUFFERS + MESSAGE_BYTES_LEAST) + 400;
         for shards in [1, 8, 256] {
             let budget = Budget::new(&config, least(shards), shards).expect("just enough");
-            assert!(!budget.holds_the_largest(&config));
+            assert!(budget.shard_messages <= MESSAGE_BYTES_LEAST + 100);
             let failure = Budget::new(&config, least(shards) - 800, shards).expect_err("too small");
             assert_eq!(failure.cause, Cause::ConfigInvalid);
         }

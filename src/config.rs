@@ -220,7 +220,7 @@ knobs! {
         Start; arg(value_name = "SHARE");
         "Bound of all journals: bytes, or a part of what is free with what they have already";
         "A volume that is quite full is slow, and something else always needs a little.";
-    "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes, at least max-message-size";
+    "memory-max" memory_max: Share = "25%" like "1% to 90%, or bytes, at least 1 MiB";
         Start; arg(value_name = "SHARE");
         "Bound of messages and journal buffers in memory: bytes, or a part of machine or container";
         "Connections and the kernel's sockets need room beside the messages.";
@@ -232,10 +232,10 @@ knobs! {
         Start; arg(value_name = "N");
         "Journal writes that a shard may have under way";
         "Four gave 2.5 times the throughput of one on the disks measured; more gave little.";
-    "max-message-size" max_message_size: Bytes = "16 MiB" in "64 KiB" ..= "16 MiB";
+    "max-message-size" max_message_size: Bytes = "256 MiB" in "64 KiB" ..= "2047 MiB";
         Start; arg(value_name = "BYTES");
         "The largest message that is taken";
-        "What moves to another queue is in memory whole on its way.";
+        "What is long goes into the log as it comes: its length takes disk, not memory.";
     "idle-timeout" idle_timeout: Span = "60s" in "1s" ..= "10m";
         Start; arg(value_name = "TIME");
         "A connection that is silent for so long is closed; the peer is told half of it";
@@ -322,12 +322,10 @@ impl Config {
             )));
         }
         if let Share::Bytes(bytes) = self.memory_max
-            && bytes < self.max_message_size
+            && bytes < MEMORY_LEAST
         {
-            let largest = self.max_message_size;
             return Err(invalid(format!(
-                "memory-max is {bytes}, but must hold at least a message of max-message-size \
-                 ({largest})"
+                "memory-max is {bytes}, but must be at least {MEMORY_LEAST}"
             )));
         }
         self.check_users().map_err(invalid)?;
@@ -433,6 +431,8 @@ impl Config {
 
 /// The journal's block; a segment is made of whole ones.
 const BLOCK_BYTES: u64 = 4096;
+/// The least `memory-max`, in bytes; a start asks for more where there are many shards.
+const MEMORY_LEAST: Bytes = Bytes(1 << 20);
 
 /// Read a file into a layer.
 fn read(path: &Path) -> Result<Layer, Failure> {

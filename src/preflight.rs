@@ -198,16 +198,7 @@ fn memory(config: &Config, memory: &Memory, shards: u16) -> Check {
                 rounded(budget.shard_messages),
                 shards
             );
-            if budget.holds_the_largest(config) {
-                ok("memory", found)
-            } else {
-                warn(
-                    "memory",
-                    found,
-                    "Messages of max-message-size will be refused: give it more memory, or take \
-                     fewer shards for a new directory.",
-                )
-            }
+            ok("memory", found)
         }
     }
 }
@@ -349,7 +340,7 @@ mod tests {
             memory(&Config::default(), &Memory { bytes, limited_by }, 8)
         };
         assert_eq!(of(8 << 30).verdict, Verdict::Ok);
-        assert_eq!(of(256 << 20).verdict, Verdict::Warn);
+        assert_eq!(of(256 << 20).verdict, Verdict::Ok);
         let small = of(16 << 20);
         assert_eq!(small.verdict, Verdict::Bad(Cause::ConfigInvalid));
         assert!(small.found.contains("memory.max"), "{}", small.found);

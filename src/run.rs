@@ -339,26 +339,13 @@ fn journal_config(config: &Config, directory: &Directory) -> journal::Config {
     }
 }
 
-/// What each shard may hold in memory; said where that is less than a message may have.
-fn budget(config: &Config, shards: u16) -> Result<Budget, Failure> {
-    let budget = Budget::new(config, Memory::detect().bytes, shards)?;
-    if !budget.holds_the_largest(config) {
-        tracing::warn!(
-            "memory-max leaves the messages of each of {shards} shards {} bytes, less than \
-             max-message-size: larger ones are refused",
-            budget.shard_messages
-        );
-    }
-    Ok(budget)
-}
-
 fn shard_configs(
     config: &Config,
     directory: &Directory,
     access: &Access,
 ) -> Result<Vec<ShardConfig>, Failure> {
     let geometry = directory.node().geometry;
-    let budget = budget(config, geometry.shards)?;
+    let budget = Budget::new(config, Memory::detect().bytes, geometry.shards)?;
     let tag_seed = getrandom::u64().map_err(|error| {
         Failure::new(Cause::ResourceRefused, format!("the system gives no randomness: {error}"))
     })?;

@@ -152,14 +152,18 @@ pub struct PeekedMessage {
     pub acquired: bool,
     /// Failed deliveries so far.
     pub delivery_count: u32,
-    /// The message as it was received.
+    /// How long it is.
+    pub message_bytes: usize,
+    /// The message as it was received; nothing of one that is longer than
+    /// `limits::PEEK_BYTES_MAX`.
     pub message: Bytes,
 }
 
 impl From<Peeked> for PeekedMessage {
-    fn from(Peeked { sequence, state, delivery_count, message }: Peeked) -> Self {
+    fn from(peeked: Peeked) -> Self {
+        let Peeked { sequence, state, delivery_count, message_bytes, message } = peeked;
         let acquired = state != SlotState::Available;
-        Self { sequence, acquired, delivery_count, message }
+        Self { sequence, acquired, delivery_count, message_bytes, message }
     }
 }
 

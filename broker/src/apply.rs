@@ -132,6 +132,8 @@ pub struct State {
     order_bytes: u64,
     /// Messages whose bytes are on the disk only.
     paged_out: PagedOut,
+    /// Of messages in fragments that were taken in, how long the longest was.
+    longest_bytes: u64,
     /// What was here before, by the ids that producers gave it.
     pub duplicates: Duplicates,
     /// The log is not read to its end yet: settings of queues are not known.
@@ -186,6 +188,7 @@ impl State {
             memory_bytes: 0,
             order_bytes: 0,
             paged_out: PagedOut::default(),
+            longest_bytes: 0,
             duplicates,
             recovering: true,
         }
@@ -436,6 +439,7 @@ impl State {
             None => {}
         }
         self.memory_bytes += Queue::memory_bytes(large.message_bytes) + large.chain.memory_bytes();
+        self.longest_bytes = self.longest_bytes.max(large.message_bytes as u64);
         let outside = large.message.is_none().then_some(large.message_bytes as u64);
         let is_newest = sequence >= queue.next_sequence();
         queue.take_large(sequence, large, traits);
@@ -454,6 +458,11 @@ impl State {
         let outside = PagedOut::one(message_bytes);
         self.paged_out.add(outside);
         self.memory_bytes -= memory_won(outside);
+    }
+
+    /// How long the longest message in fragments was, in bytes, of all since the start.
+    pub fn longest_bytes(&self) -> u64 {
+        self.longest_bytes
     }
 
     /// Where the oldest message begins whose last fragment may yet come, and which it is: the log
@@ -899,11 +908,15 @@ impl State {
         let chain = Chain::new(chain);
         let place = chain.lsn()..chain.end();
         let large = Large { chain, message: None, message_bytes };
+        let is_copy = self.queue(key.0).is_some_and(|queue| queue.message_bytes(key.1).is_some());
         let effect = self.apply_large(key, large, traits, origin)?;
         if let Some(id) = duplicate_id {
-            // It is remembered from its end on, like one that came whole then.
+            // It is remembered from its end on, like one that came whole then. Where a checkpoint
+            // has told what came next, its sequence is no news.
+            let is_known = || is_copy || self.duplicates.known(key.0, &id).is_some();
+            let is_new = is_original || (self.recovering && !is_known());
             let next = self.queues.get(key.0).map_or(key.1, |queue| queue.next_sequence());
-            let rank = if is_original { next } else { key.1 };
+            let rank = if is_new { next } else { key.1 };
             self.apply_duplicate_id(place, key.0, rank, &id);
         }
         Ok(effect)

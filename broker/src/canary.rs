@@ -29,6 +29,8 @@ pub enum Canary {
     PriorityIgnored,
     /// A message is settled when its move is sent, not when its copy is committed.
     SettledBeforeMoved,
+    /// A part in the middle of a message that moves is left out.
+    PartLeftOut,
     /// A copy is shown when it is committed, not when its origin is settled.
     CopyShownEarly,
     /// Recovery keeps a message whose copy stands elsewhere.

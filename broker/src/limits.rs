@@ -143,7 +143,7 @@ pub const HEAD_BYTES_MAX: usize = 48 << 10;
 pub const READ_BACKS_MAX: usize = 32;
 /// Messages that one peek shows.
 pub const PEEK_MESSAGES_MAX: usize = 100;
-/// Bytes of messages that one peek shows, and one message at the least.
+/// Bytes of messages that one peek shows; of one that is longer, nothing but its length.
 pub const PEEK_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a log that are put into an export at once, a batch more or less.
 pub const EXPORT_PIECE_BYTES: usize = 1 << 20;
@@ -204,6 +204,8 @@ pub const DESCRIPTION_BYTES_MAX: usize = 1_024;
 pub const EXPIRE_STEP: usize = 256;
 /// Messages that one shard has on their way to other queues; the rest wait in theirs.
 pub const MOVES_MAX: usize = 256;
+/// Of those, messages in fragments that are read and written at once; the rest wait for that.
+pub const FLOWS_MAX: usize = 8;
 /// Messages of a queue that are offered to consumers while they find no room where they go.
 pub const OFFERED_MAX: usize = 64;
 /// Bytes of a duplicate id.

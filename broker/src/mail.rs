@@ -39,6 +39,7 @@
 //!   -------------                           ------------------
 //!   (Provide ─▶ 0, if there is no such queue; Catalogued or NotProvided answers)
 //!   Publish, with the origin ──────────────▶ append the copy, hidden
+//!    (Part … ◀── MovedOn ── where it is long: one at a time)
 //!           ◀─────────────────────────────── Moved          (committed), or NotMoved
 //!   append the settlement … commit ── Landed ▶ show the copy
 //! ```
@@ -102,7 +103,7 @@ pub struct SoleName {
 pub struct Token(pub u64);
 
 /// Who sent a message, and is told what becomes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whence {
     /// A client; the answer is `Published`.
     Producer(LinkRef, Token),
@@ -343,6 +344,8 @@ pub enum Mail {
         /// Why.
         refusal: Refusal,
     },
+    /// A part of what moves is in the log: the next may come.
+    MovedOn(Origin),
     /// The copy is committed, and hidden: settle the origin.
     Moved {
         /// Whence.
@@ -410,12 +413,10 @@ pub enum Mail {
 pub struct Part {
     /// The queue.
     pub queue: QueueId,
-    /// The connection that it came by, which may outlive its link.
-    pub conn: ConnId,
-    /// Who gets the answer, after the last.
-    pub link: LinkRef,
-    /// Which transfer: the same in all parts of a message.
-    pub token: Token,
+    /// Who gets the answer, after the last: the same in all parts of a message.
+    pub whence: Whence,
+    /// The connection that it came by, which may outlive its link; none of what moves.
+    pub conn: Option<ConnId>,
     /// Which part it is.
     pub share: Share,
     /// Its sender waits for no answer.
@@ -434,8 +435,13 @@ impl Part {
 /// Which part of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
-    /// The first; what the queue has to know of the message.
-    First(Traits),
+    /// The first.
+    First {
+        /// What the queue has to know of the message.
+        traits: Traits,
+        /// How long that is, as far as it is known by now.
+        message_bytes: u64,
+    },
     /// Any other but the last.
     Next,
     /// The last: with it the message is one.

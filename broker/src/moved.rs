@@ -106,12 +106,12 @@ pub fn rejection(error: &Error) -> Arc<[u8]> {
     out.into()
 }
 
-/// The message as it goes to the other queue.
+/// The message as it goes to the other queue; or so much of it as holds all before its properties.
 ///
 /// # Errors
-/// The message cannot be decoded, which was checked when it came in.
+/// That cannot be decoded, which was checked when it came in.
 pub fn moved(message: &[u8], death: &Death<'_>) -> Result<Bytes, DecodeError> {
-    let sections = Sections::scan(message)?;
+    let sections = Sections::scan_annotations(message)?;
     let before = sections.message_annotations(message)?;
     let mut header = sections.header_fields;
     (header.ttl, header.delivery_count, header.first_acquirer) = (None, None, None);

@@ -173,7 +173,9 @@ pub struct Peeked {
     pub state: SlotState,
     /// Failed deliveries so far.
     pub delivery_count: u32,
-    /// The message as it was received.
+    /// How long it is.
+    pub message_bytes: usize,
+    /// The message as it was received; nothing of one that is too long to be shown.
     pub message: Bytes,
 }
 
@@ -442,20 +444,25 @@ impl Queue {
     }
 
     /// The oldest live messages, for an operator's eyes, and those that have to be read first; at
-    /// most so many, and none beyond [`PEEK_BYTES_MAX`] but the first.
+    /// most so many, of [`PEEK_BYTES_MAX`] together. One that is longer is shown without its bytes.
     pub fn peek(&self, count_max: usize) -> (Vec<Peeked>, Vec<Sequence>) {
         let (mut shown, mut missing) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         let visible = self.index.iter().filter(|(_, slot)| slot.state.is_visible());
         for (sequence, slot) in visible.take(count_max) {
-            bytes += slot.message_bytes as usize;
-            if bytes > PEEK_BYTES_MAX && bytes > slot.message_bytes as usize {
+            let Slot { state, delivery_count, .. } = *slot;
+            let message_bytes = slot.message_bytes as usize;
+            let is_shown = message_bytes <= PEEK_BYTES_MAX;
+            bytes += if is_shown { message_bytes } else { 0 };
+            if bytes > PEEK_BYTES_MAX {
                 break;
             }
-            match self.index.payload(sequence).cloned() {
+            let message =
+                if is_shown { self.index.payload(sequence).cloned() } else { Some(Bytes::new()) };
+            match message {
                 Some(message) => {
-                    let Slot { state, delivery_count, .. } = *slot;
-                    shown.push(Peeked { sequence, state, delivery_count, message });
+                    let peeked = Peeked { sequence, state, delivery_count, message_bytes, message };
+                    shown.push(peeked);
                 }
                 None => missing.push(sequence),
             }

@@ -60,6 +60,7 @@ mod inflow;
 mod ingress;
 mod link;
 mod modified;
+mod move_flow;
 mod moving;
 mod operator;
 mod outflow;
@@ -580,6 +581,7 @@ impl Shard {
             }
             Mail::Part(part) => self.publish_part(now, *part),
             Mail::Taken { conn, bytes } => self.taken(conn, bytes),
+            Mail::MovedOn(origin) => self.moved_on(origin),
             Mail::Moved { origin, copy } => self.copied(now, origin, copy),
             Mail::NotMoved { origin, refusal } => self.not_moved(now, origin, &refusal),
             Mail::Landed(copies) => copies.into_iter().for_each(|copy| self.landed(copy)),
@@ -612,7 +614,7 @@ impl Shard {
                 };
                 self.deliver(now, consumer, stashed);
             }
-            Mail::Fetch(fetch) => self.fetch(fetch),
+            Mail::Fetch(fetch) => self.fetch(outflow::Asks::Consumer(fetch)),
             Mail::Fetched { fetch, fragment } => self.fetched(now, fetch, fragment),
             Mail::Drained { consumer, unused } => self.drained(now, consumer, unused),
             Mail::Settle { queue, consumer, sequence, outcome, confirm } => {

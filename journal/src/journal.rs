@@ -38,7 +38,7 @@ use crate::limits::{
 };
 use crate::lsn::{Lsn, ShardId, Slot, Term};
 use crate::reads::Reads;
-use crate::record::{Level, Record, RecordKind};
+use crate::record::{Level, Record, RecordFlags, RecordKind};
 use crate::sealed::SealedBatch;
 use crate::space::{Claim, Making, Room, Space};
 use crate::superblock::ShardSuperblock;
@@ -730,7 +730,8 @@ impl Journal {
         }
         // One that is answered before it is written goes to others that were.
         let vouched = record.level == Level::Async;
-        if vouched && (is_settle || !self.commit.open_vouches(now)) {
+        let is_fragment = || !record.flags.has(RecordFlags::WHOLE);
+        if vouched && (is_settle || is_fragment() || !self.commit.open_vouches(now)) {
             return None;
         }
         let (lsn, end) = self.commit.push(record, bytes, Wish { due, forced: vouched });
@@ -982,9 +983,11 @@ impl Journal {
     }
 }
 
-/// Whether a record is answered before it is written.
+/// Whether a record is answered before it is written: nobody waits for a fragment.
 fn is_early(record: &Record<'_>, claim: Claim) -> bool {
-    record.level == Level::Async && matches!(claim, Claim::Grow { .. })
+    record.level == Level::Async
+        && matches!(claim, Claim::Grow { .. })
+        && record.flags.has(RecordFlags::WHOLE)
 }
 
 fn written_whole(done: &DiskDone, bytes: u32) -> Result<(), DiskError> {

@@ -151,7 +151,7 @@ impl RecordFlags {
 }
 
 /// Where a copied or moved message came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     /// Its shard then.
     pub shard: ShardId,

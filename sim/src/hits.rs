@@ -105,6 +105,8 @@ hits! {
     Buried => "dead letters delivered",
     /// A message was sent from one shard's queue to another's.
     MovedAcross => "moves to another shard",
+    /// The same of one in fragments, to its end.
+    MovedInParts => "moves in parts to another shard",
     /// A start found copies whose origin another shard may still have.
     CopyFound => "hidden copies found by a start",
     /// A queue did not take a message that was moved to it.

@@ -118,6 +118,7 @@ const SUITE: &[Hit] = &[
     Hit::RepeatedTight,
     Hit::Forgotten,
     Hit::Buried,
+    Hit::MovedInParts,
     Hit::Browsed,
     Hit::Relayed,
     Hit::Prioritised,

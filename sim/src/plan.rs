@@ -30,7 +30,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 39] = [
+    pub const ALL: [(&'static str, Self); 40] = [
         ("acknowledged-before-durable", Self::Journal(journal::Canary::AckBeforeDurable)),
         ("prefix-not-contiguous", Self::Journal(journal::Canary::PrefixNotContiguous)),
         ("chain-unchecked", Self::Journal(journal::Canary::ChainUnchecked)),
@@ -65,6 +65,7 @@ impl Canary {
         ("checkpoint-past-watermark", Self::Journal(journal::Canary::CheckpointPastWatermark)),
         ("copied-after-settlement", Self::Broker(broker::canary::Canary::CopiedAfterSettlement)),
         ("fragment-chain-cut", Self::Broker(broker::canary::Canary::FragmentChainCut)),
+        ("part-left-out", Self::Broker(broker::canary::Canary::PartLeftOut)),
         ("half-shown", Self::Broker(broker::canary::Canary::HalfShown)),
         ("half-recycled", Self::Broker(broker::canary::Canary::HalfRecycled)),
         ("read-back-unchecked", Self::Broker(broker::canary::Canary::ReadBackUnchecked)),

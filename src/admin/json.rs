@@ -32,7 +32,7 @@ pub(super) fn message(peeked: &PeekedMessage) -> Value {
         "sequence": peeked.sequence.0,
         "acquired": peeked.acquired,
         "delivery_count": peeked.delivery_count,
-        "bytes": peeked.message.len(),
+        "bytes": peeked.message_bytes,
         "encoded_hex": hex(&peeked.message),
     })
 }

@@ -85,6 +85,7 @@ fn reply(shard: ShardId, request: &AdminRequest) -> AdminReply {
                 sequence: Sequence(0),
                 acquired: false,
                 delivery_count: 0,
+                message_bytes: 2,
                 message: Bytes::from_static(b"\x00\x53"),
             }]
         })),

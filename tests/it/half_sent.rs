@@ -1,9 +1,12 @@
-//! Messages that stop half way, thousands of them: what that costs the process.
+//! Messages that stop half way, thousands of them, and a few that are longer than the memory: what
+//! that costs the process.
 //!
 //! ```text
 //!   memory-max 64 MiB  ◀── LAELAPS_HALF_SENT messages of 1 MiB, half of each (10,000: 5 GiB)
 //!   resident            printed, and bounded; nobody is closed
 //!   the newest 50       are sent to their end, and come whole; the others' connections break
+//!   LAELAPS_LARGE_SENDERS at once, each with one of LAELAPS_LARGE_MIB: in; kill -9; out again,
+//!                       every byte looked at
 //! ```
 
 use std::collections::VecDeque;
@@ -57,6 +60,9 @@ impl Peer {
 
     /// Sends what there is to send, and takes what there is to take.
     fn exchange(&mut self) {
+        if self.amqp.poll_timeout().is_some_and(|at| at <= now()) {
+            self.amqp.handle_timeout(now());
+        }
         loop {
             while self.amqp.poll_transmit(&mut self.out) {}
             self.stream.write_all(&self.out).expect("the broker reads");
@@ -177,12 +183,7 @@ pub(crate) fn begin(peer: &mut Peer, link: LinkId, number: usize, len: usize, se
 }
 
 /// Takes a message in, and looks at every byte of it.
-pub(crate) fn receive(
-    peer: &mut Peer,
-    link: LinkId,
-    len: usize,
-    mut seen: impl FnMut(usize),
-) -> usize {
+pub(crate) fn receive(peer: &mut Peer, link: LinkId, len: usize) -> usize {
     let of_link = |event: &Event| {
         matches!(event, Event::Part { link: it, .. } | Event::Transfer { link: it, .. }
             if *it == link)
@@ -208,7 +209,6 @@ pub(crate) fn receive(
         let number = number.expect("it is one of ours");
         assert!(bytes_of(number, at, part.len()) == part, "byte {at} of {number} and on");
         at += part.len();
-        seen(at);
         if is_last {
             assert_eq!(at, len, "behind a head of {skip} bytes");
             peer.amqp.settle(link, delivery, Outcome::Accepted);
@@ -263,7 +263,69 @@ fn thousands_that_stop_half_way_take_little_memory_and_those_that_end_come_whole
     let link = peer.link(session, "half", "all".to_owned(), true);
     peer.amqp.grant_credit(link, ended as u32 + 1);
     for number in numbers {
-        assert_eq!(receive(&mut peer, link, MESSAGE_BYTES, |_| {}), number);
+        assert_eq!(receive(&mut peer, link, MESSAGE_BYTES), number);
     }
+    assert!(broker.stop().success());
+}
+
+/// Bytes that are sent at once.
+const PIECE: usize = 512 << 10;
+
+/// Sends one long message to its end.
+fn send_long(broker: SocketAddr, number: usize, len: usize) {
+    let mut peer = Peer::connect(broker, 1 << 20);
+    let session = peer.session();
+    let link = peer.link(session, &format!("large-{number}"), "in".to_owned(), false);
+    begin(&mut peer, link, number, len, PIECE);
+    let mut sent = PIECE;
+    while sent < len {
+        let bytes = PIECE.min(len - sent);
+        let part = Bytes::from(bytes_of(number, sent, bytes));
+        peer.send_on(link, &part, sent + bytes == len);
+        sent += bytes;
+    }
+    assert_eq!(peer.outcome(), Outcome::Accepted);
+}
+
+/// And takes it.
+fn receive_long(broker: SocketAddr, number: usize, len: usize) {
+    let mut peer = Peer::connect(broker, 1 << 20);
+    let session = peer.session();
+    let link = peer.link(session, &format!("large-{number}"), "out".to_owned(), true);
+    peer.amqp.grant_credit(link, 1);
+    assert_eq!(receive(&mut peer, link, len), number);
+}
+
+/// Does it so many times at once; the seconds that it took.
+fn at_once(count: usize, what: impl Fn(usize) + Sync) -> u64 {
+    let began = now();
+    std::thread::scope(|scope| {
+        for number in 0..count {
+            let what = &what;
+            scope.spawn(move || what(number));
+        }
+    });
+    (now() - began).as_secs()
+}
+
+#[test]
+fn those_that_are_longer_than_the_memory_go_in_and_come_out_several_at_once() {
+    let scratch = Scratch::new("large");
+    let len = (knob("LAELAPS_LARGE_MIB", 96) << 20) as usize;
+    let count = knob("LAELAPS_LARGE_SENDERS", 3) as usize;
+    let largest = len as u64 + 1024;
+    let broker = start(&scratch, largest).ready();
+    let address = broker.amqp;
+    let took = at_once(count, |number| send_long(address, number, len));
+    let most = broker.memory_bytes("VmHWM");
+    println!("{count} messages of {} MiB: in, {took} s, {} MiB resident", len >> 20, most >> 20);
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident");
+    broker.kill();
+    let broker = start(&scratch, largest).ready();
+    let address = broker.amqp;
+    let took = at_once(count, |number| receive_long(address, number, len));
+    let most = broker.memory_bytes("VmHWM");
+    println!("a start, and out: {took} s, {} MiB resident", most >> 20);
+    assert!(most <= MEMORY_MAX + BESIDE, "{most} bytes resident");
     assert!(broker.stop().success());
 }

@@ -296,7 +296,11 @@ fn an_answer_finds_its_way_through_relay_and_temporary_queue() {
 #[test]
 #[ignore = "needs the foreign clients: tests/run interop"]
 fn a_message_too_large_ends_its_link_only() {
-    let world = world("large");
+    let scratch = Scratch::new("large");
+    let directory = scratch.join("data");
+    let mut start = Start::new(&directory);
+    start.args.extend(["--max-message-size".into(), (16 << 20).to_string()]);
+    let world = World { broker: start.ready(), scratch };
     let mut remote = Remote::connected(Client::Proton, &world.broker);
     remote.sender("s", "large");
     let largest = remote.ok(json!({"do": "sender", "name": "m", "to": "large"}));

@@ -621,8 +621,8 @@ fn what_a_forced_promotion_overrules_is_kept_and_can_be_replayed() {
     let session = peer.session();
     let link = peer.link(session, "long", "all".to_owned(), true);
     peer.amqp.grant_credit(link, 9);
-    assert_eq!(half_sent::receive(&mut peer, link, 200, |_| {}), 4);
-    assert_eq!(half_sent::receive(&mut peer, link, LONG, |_| {}), 3);
+    assert_eq!(half_sent::receive(&mut peer, link, 200), 4);
+    assert_eq!(half_sent::receive(&mut peer, link, LONG), 3);
 }
 
 #[test]

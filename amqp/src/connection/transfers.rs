@@ -36,6 +36,9 @@ use crate::shortcuts;
 /// A part that is given because memory is short has so many bytes at least.
 const PART_BYTES_MIN: usize = 4 << 10;
 
+/// Parts of a message, about, however small they are: a host may number them with 16 bits.
+const PARTS_MAX: u64 = 1 << 15;
+
 /// The largest message that `send` takes, in bytes: what fits one frame of any peer's.
 const SEND_BYTES_MAX: u64 = i32::MAX as u64;
 
@@ -335,7 +338,9 @@ impl Connection {
         if self.reassembly_bytes > self.config.reassembly_bytes_max
             && std::mem::take(&mut self.may_give)
         {
-            self.give_unfinished(PART_BYTES_MIN);
+            let least = self.config.max_message_size / PARTS_MAX;
+            let least = usize::try_from(least).unwrap_or(usize::MAX).max(PART_BYTES_MIN);
+            self.give_unfinished(least.min(self.config.part_bytes));
         }
         if self.reassembly_bytes > self.config.reassembly_bytes_max {
             return Err(LimitExceeded::Reassembly.into());

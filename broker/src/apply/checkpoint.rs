@@ -676,6 +676,46 @@ mod tests {
         assert_eq!(back.duplicates.count(QueueId(1)), count);
     }
 
+    /// Whichever of its parts were in the log when the page was told.
+    #[test]
+    fn an_id_of_a_message_in_parts_is_as_new_as_its_end() {
+        let part = |fragment, flags| {
+            let mut part = message(1, 0, b"part");
+            (part.flags, part.fragment) = (flags, fragment);
+            part.parts.duplicate_id = (fragment == 0).then_some(&b"\x03parts"[..]);
+            part
+        };
+        let whole = |sequence, id: &'static [u8]| {
+            let mut whole = message(1, sequence, b"whole");
+            whole.parts.duplicate_id = Some(id);
+            whole
+        };
+        let log = [
+            (100, part(0, RecordFlags::FIRST)),
+            (200, whole(1, b"\x03a")),
+            (300, whole(2, b"\x03b")),
+            (400, part(1, RecordFlags::LAST)),
+            (500, whole(3, b"\x03c")),
+        ];
+        for told_before in 0..=log.len() {
+            let mut state = empty();
+            for (lsn, record) in &log[..told_before] {
+                replay(&mut state, *lsn, record);
+            }
+            let mut back = load(&pages(&state, Lsn(100)), Lsn::ZERO);
+            for (lsn, record) in &log {
+                replay(&mut back, *lsn, record);
+            }
+            back.duplicates.limit(QueueId(1), 2);
+            let is_known = |id: &[u8]| {
+                let id = DuplicateId::from_record(id);
+                back.duplicates.known(QueueId(1), &id).is_some()
+            };
+            let known = [&b"\x03parts"[..], b"\x03a", b"\x03b", b"\x03c"].map(is_known);
+            assert_eq!(known, [true, false, false, true], "{told_before}");
+        }
+    }
+
     /// A chain that goes on is told by the log alone, from its first fragment on.
     #[test]
     fn what_is_under_way_is_the_logs_to_tell() {

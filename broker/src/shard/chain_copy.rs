@@ -30,6 +30,9 @@ pub(super) struct ChainCopies {
     /// Asked for, perhaps for a copy that was given up.
     reading: Option<(ReadId, Span)>,
     read: Option<(Lsn, Vec<u8>)>,
+    /// Which message found no room, and how much there was, beside what is set aside for so many
+    /// settlements: its fragments may be very many to be asked for again.
+    no_room: Option<(QueueId, Sequence, (u64, u64))>,
 }
 
 #[derive(Debug)]
@@ -99,7 +102,17 @@ impl Shard {
         if from.end() > journal.committed() {
             return Err(AppendError::Busy);
         }
-        journal.admits_copies(from.fragments().iter().map(|at| at.record_bytes as usize))?;
+        let usage = journal.usage();
+        let looked = Some((queue, sequence, (usage.free_bytes, usage.unsettled)));
+        if self.compaction.chains.no_room == looked {
+            return Err(AppendError::Full);
+        }
+        let admitted =
+            journal.admits_copies(from.fragments().iter().map(|at| at.record_bytes as usize));
+        if let Err(error) = admitted {
+            self.compaction.chains.no_room = looked.filter(|_| error == AppendError::Full);
+            return Err(error);
+        }
         let to = Vec::with_capacity(from.fragments().len());
         let copy = Copy { queue, sequence, from, to, duplicate_id: None };
         self.compaction.chains.copy = Some(copy);
@@ -109,7 +122,8 @@ impl Shard {
     /// Copies the next fragment, unless its message goes. False: it is being read.
     pub(super) fn append_fragment(&mut self, now: Instant) -> Result<bool, AppendError> {
         let Some(journal) = &mut self.journal else { return Err(AppendError::Closed) };
-        let ChainCopies { copy: Some(copy), reading, read } = &mut self.compaction.chains else {
+        let ChainCopies { copy: Some(copy), reading, read, .. } = &mut self.compaction.chains
+        else {
             return Ok(true);
         };
         if !self.state.lives_at(copy.queue, copy.sequence, copy.from.lsn()) {

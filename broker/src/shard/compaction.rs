@@ -246,10 +246,10 @@ impl Shard {
     }
 
     /// Whether room is short: then copies are worth more, and wait for less. What is kept has room
-    /// for a copy of the largest message, where that is not half of the log.
+    /// for a copy of the longest message that was seen, where that is not half of the log.
     fn is_short(&self, usage: &Usage) -> bool {
         let most = self.config.segments_max;
-        let largest = self.config.amqp.max_message_size / self.config.segment_bytes;
+        let largest = self.state.longest_bytes() / self.config.segment_bytes;
         let kept = u64::from(RESERVE_SEGMENTS) + (most / 8).max(2) + largest.min(most / 2);
         usage.room != Room::Plenty || most.saturating_sub(usage.segments_live) <= kept
     }

@@ -24,6 +24,8 @@
 //! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
 //! another message: a sequence that was lost with the tail of a log is given again.
 //!
+//! A message in fragments goes in parts (`move_flow.rs`), of which the last makes the copy.
+//!
 //! Who takes no copy says so, and the way there is closed for a while, longer and longer. Then one
 //! message is tried; all others that go there wait in their queues, and when one is taken the way
 //! is open. To a queue that is not there yet one is on its way too. So what is stuck costs one
@@ -41,16 +43,17 @@
 //! count as memory until their destination has answered; a queue in which something waits to be
 //! moved is in `waiting` or in `hindered`, and nothing is hindered once no way is closed or tried.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
 
+use super::move_flow::Flow;
 use super::{Phase, Shard};
 use crate::canary::Canary;
 use crate::event::earlier;
 use crate::limits::{
-    EXPIRE_STEP, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, OFFERED_MAX,
+    EXPIRE_STEP, FLOWS_MAX, GRADUAL_PAUSE, MOVE_RETRY_MAX, MOVE_RETRY_MIN, MOVES_MAX, OFFERED_MAX,
     PRESSURE_LOG_EVERY,
 };
 use crate::mail::{CopyRef, Mail, Refusal, Whence};
@@ -75,6 +78,10 @@ pub(super) struct Moves {
     ways: BTreeMap<String, Way>,
     /// When the next may begin, if many have begun in one turn.
     begin_at: Option<Instant>,
+    /// Messages in fragments that wait until fewer of them are read and written.
+    line: VecDeque<(QueueId, Sequence)>,
+    /// Those that are.
+    flows: usize,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
     /// When it was last told in the log that what has expired cannot go.
@@ -91,15 +98,17 @@ pub(super) struct Moves {
 
 /// One message on its way.
 #[derive(Debug)]
-struct Move {
+pub(super) struct Move {
     /// The name of the queue that it goes to.
     to: String,
-    reason: Reason,
+    pub(super) reason: Reason,
     stage: Stage,
     /// Nothing else goes there until it is known what becomes of it.
     tries_way: bool,
     /// What the copy counts against the memory bound while it is sent.
-    memory_bytes: u64,
+    pub(super) memory_bytes: u64,
+    /// It goes fragment by fragment.
+    pub(super) flow: Option<Flow>,
 }
 
 /// Where nothing was taken.
@@ -121,6 +130,8 @@ enum Stage {
     Provided,
     /// 4: its bytes are on the disk only.
     Read,
+    /// 4: in `line`.
+    Line,
     /// 4 to 9.
     Sent,
 }
@@ -129,6 +140,40 @@ impl Moves {
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
+    }
+
+    /// Whether there is nothing to do: mostly.
+    #[inline]
+    fn rests(&self) -> bool {
+        self.under_way.is_empty()
+            && self.waiting.is_empty()
+            && self.ways.is_empty()
+            && self.asked.is_empty()
+            && self.line.is_empty()
+            && self.begin_at.is_none()
+    }
+
+    pub(super) fn get_mut(&mut self, place: (QueueId, Sequence)) -> Option<&mut Move> {
+        self.under_way.get_mut(&place)
+    }
+
+    /// A message in fragments is on its way from now on, unless as many are as may be.
+    pub(super) fn begin_flow(&mut self, place: (QueueId, Sequence), flow: Flow) -> bool {
+        let may_go = self.flows < FLOWS_MAX;
+        let Some(moving) = self.under_way.get_mut(&place) else { return false };
+        if may_go {
+            (moving.stage, moving.flow) = (Stage::Sent, Some(flow));
+            self.flows += 1;
+        } else {
+            moving.stage = Stage::Line;
+            self.line.push_back(place);
+        }
+        may_go
+    }
+
+    /// The next of those that wait in line, if it may go.
+    fn poll_line(&mut self) -> Option<(QueueId, Sequence)> {
+        if self.flows < FLOWS_MAX { self.line.pop_front() } else { None }
     }
 
     /// What waits until there is a queue of this name.
@@ -211,8 +256,12 @@ impl Shard {
 
     /// Whether something may be sent on its way at once.
     pub(super) fn has_to_move(&self) -> bool {
-        let room = self.moves.under_way.len() < MOVES_MAX && self.moves.begin_at.is_none();
-        room && !self.moves.waiting.is_empty() && matches!(self.phase, Phase::Serving)
+        let moves = &self.moves;
+        let begins = !moves.waiting.is_empty()
+            && moves.under_way.len() < MOVES_MAX
+            && moves.begin_at.is_none();
+        let flows = !moves.line.is_empty() && moves.flows < FLOWS_MAX;
+        (begins || flows) && matches!(self.phase, Phase::Serving)
     }
 
     /// What is over goes, before anything is dispatched, and what is to be delivered from now on is
@@ -243,12 +292,15 @@ impl Shard {
     }
 
     pub(super) fn step_moves(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Serving) {
+        if self.moves.rests() || !matches!(self.phase, Phase::Serving) {
             return;
         }
         self.moves.try_ways(now);
         self.give_up_waiting(now);
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
+            self.set_off(now, id, sequence);
+        }
+        while let Some((id, sequence)) = self.moves.poll_line() {
             self.set_off(now, id, sequence);
         }
         self.begin_moves(now);
@@ -315,8 +367,8 @@ impl Shard {
         }
         let way = self.moves.ways.get_mut(&to);
         let tries_way = way.map(|way| way.is_tried = true).is_some();
-        let stage = Stage::Committing;
-        let moving = Move { to, reason, stage, tries_way, memory_bytes: 0 };
+        let (stage, memory_bytes, flow) = (Stage::Committing, 0, None);
+        let moving = Move { to, reason, stage, tries_way, memory_bytes, flow };
         self.moves.under_way.insert((id, sequence), moving);
         let Some(journal) = &self.journal else { return };
         let (end, effect) = (journal.appended(), crate::apply::Effect::None);
@@ -396,6 +448,9 @@ impl Shard {
         let Some((message, delivery_count)) = queue.moving(sequence) else {
             return drop(self.end_move((id, sequence)));
         };
+        if queue.chain(sequence).is_some() {
+            return self.begin_flow(now, (id, sequence), (to, home));
+        }
         let Some(message) = message else {
             moving.stage = Stage::Read;
             return self.want_bytes(id, sequence);
@@ -452,9 +507,12 @@ impl Shard {
     }
 
     /// A message is not on its way any more, and what its copy took is free.
-    fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
+    pub(super) fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
         let moving = self.moves.under_way.remove(&place)?;
         self.aside_bytes -= moving.memory_bytes;
+        if moving.flow.is_some() {
+            self.moves.flows -= 1;
+        }
         if moving.tries_way
             && let Some(way) = self.moves.ways.get_mut(&moving.to)
         {

@@ -31,6 +31,9 @@
 //! messages of a link theirs: both wait in one line for a log that is behind.
 //!
 //! At `async` it waits for the disk, as every message that takes several batches does.
+//!
+//! A long message that moves from another queue comes the same way (`move_flow.rs`); who moves it
+//! hears at once that it is not taken.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -52,13 +55,14 @@ use super::ingress::{
 use super::link::{End, Link, LinkPhase, Producer};
 use super::{Phase, Shard};
 use crate::apply::Effect;
+use crate::canary::Canary;
 use crate::duplicates::DuplicateId;
 use crate::event::ConnId;
 use crate::limits::{
     GATHER_BYTES_MAX, HALF_IDLE, HALF_IDLE_SEGMENTS, HALF_SLOW, HALF_TIMES, PART_BYTES,
     PRESSURE_LOG_EVERY,
 };
-use crate::mail::{LinkKey, LinkRef, Mail, Part, Refusal, Share, Token, Whence};
+use crate::mail::{CopyRef, LinkKey, Mail, Part, Refusal, Share, Token, Whence};
 use crate::pending::{Answer, Waiting};
 use crate::queue::{Admission, PRIORITY_DEFAULT, Traits};
 
@@ -143,7 +147,7 @@ impl Shard {
         }
         let (settled, delivery) = (part.settled, part.delivery);
         let share = match inflow.traits.take() {
-            Some(traits) => Share::First(traits),
+            Some(traits) => Share::First { traits, message_bytes: part.message.len() as u64 },
             None if is_last => Share::Last,
             None => Share::Next,
         };
@@ -218,8 +222,8 @@ impl Shard {
         if let Some(conn) = self.conns.get_mut(conn) {
             conn.taking_bytes += bytes;
         }
-        let settled = part.settled;
-        let part = Part { queue, conn, link, token, share, settled, bytes: part.message };
+        let (settled, whence, conn) = (part.settled, Whence::Producer(link, token), Some(conn));
+        let part = Part { queue, whence, conn, share, settled, bytes: part.message };
         match to {
             None => self.part_to(now, home, part),
             Some(to) => self.relay_part(now, key, to, part),
@@ -289,7 +293,8 @@ impl Shard {
         let End::Producer(producer) = &mut found.end else { return };
         producer.take(token);
         let (share, settled, bytes) = (Share::Abandoned, true, Bytes::new());
-        let part = Part { queue, conn, link, token, share, settled, bytes };
+        let (whence, conn) = (Whence::Producer(link, token), Some(conn));
+        let part = Part { queue, whence, conn, share, settled, bytes };
         match inflow.to.take().filter(|_| inflow.went.is_none()) {
             None => self.post(home, Mail::Part(Box::new(part))),
             Some(to) => self.relay_abandoned(key, &to, part),
@@ -307,7 +312,7 @@ impl Shard {
 /// Messages that come in parts, at the home of their queues.
 #[derive(Debug, Default)]
 pub(super) struct Inflows {
-    coming: BTreeMap<(LinkRef, Token), Coming>,
+    coming: BTreeMap<Whence, Coming>,
     /// Given up, and the log could not be told yet.
     ended: Vec<(QueueId, Sequence, Level)>,
     /// When it was last looked at whether the oldest is idle.
@@ -361,6 +366,9 @@ impl Shard {
         let bytes = part.memory_bytes();
         if self.memory_bytes() + bytes > self.config.memory_bytes_max && !part.bytes.is_empty() {
             self.swallow(now, &part, Verdict::Refused(Refusal::MemoryFull));
+            if matches!(part.whence, Whence::Moved(_)) {
+                return;
+            }
             // Its place in the line is all that is kept.
             self.acknowledge(&part);
             part.bytes = Bytes::new();
@@ -375,8 +383,22 @@ impl Shard {
     /// Takes a part in, or drops it if it is of a message that goes nowhere; false where it has to
     /// wait.
     pub(super) fn take_in(&mut self, now: Instant, part: &Part) -> bool {
-        let key = (part.link, part.token);
+        let key = part.whence;
         let coming = self.inflows.coming.remove(&key);
+        let moves = matches!(key, Whence::Moved(_));
+        let is_first = matches!(part.share, Share::First { .. });
+        if moves && coming.is_none() && !is_first {
+            // That it goes nowhere was said, and has crossed this.
+            return true;
+        }
+        let coming = match coming {
+            // It begins anew.
+            Some(Coming::Open(open)) if moves && is_first => {
+                self.end_half(now, &open);
+                None
+            }
+            coming => coming,
+        };
         let gone = || Coming::Swallowed(Verdict::Refused(Refusal::QueueGone));
         let next = match (part.share, coming) {
             (Share::Abandoned, Some(Coming::Open(open))) => {
@@ -384,12 +406,14 @@ impl Shard {
                 return true;
             }
             (Share::Abandoned, Some(Coming::Swallowed(_)) | None) => return true,
-            (Share::First(traits), None) => match self.begin_half(now, part, &traits) {
-                Ok(coming) => coming,
-                Err(Untaken::Busy) => return false,
-                Err(Untaken::Dropped) => Coming::Swallowed(Verdict::Dropped),
-                Err(Untaken::Refused(refusal)) => self.refused_half(now, refusal),
-            },
+            (Share::First { traits, message_bytes }, None) => {
+                match self.begin_half(now, part, &traits, message_bytes) {
+                    Ok(coming) => coming,
+                    Err(Untaken::Busy) => return false,
+                    Err(Untaken::Dropped) => Coming::Swallowed(Verdict::Dropped),
+                    Err(Untaken::Refused(refusal)) => self.refused_half(now, refusal),
+                }
+            }
             (Share::Next, Some(Coming::Open(mut open))) => {
                 match self.append_part(now, &open, part, RecordFlags::default(), Urgency::Window) {
                     Ok(_) => {
@@ -435,16 +459,23 @@ impl Shard {
                     },
                 };
                 if let Some(verdict) = verdict {
-                    self.tell_verdict(part, verdict);
+                    self.tell_verdict(key, verdict);
                 }
-                self.acknowledge(part);
+                if !moves {
+                    self.acknowledge(part);
+                }
                 return true;
             }
-            (Share::First(_), Some(coming)) => coming,
+            (Share::First { .. }, Some(coming)) => coming,
             (Share::Next, coming) => coming.unwrap_or_else(gone),
         };
-        self.inflows.coming.insert(key, next);
-        self.acknowledge(part);
+        match next {
+            Coming::Swallowed(verdict) if moves => self.tell_verdict(key, verdict),
+            next @ (Coming::Open(_) | Coming::Swallowed(_)) => {
+                self.inflows.coming.insert(key, next);
+                self.acknowledge(part);
+            }
+        }
         true
     }
 
@@ -454,41 +485,55 @@ impl Shard {
     }
 
     fn acknowledge(&mut self, part: &Part) {
-        let (conn, shard, bytes) = (part.conn, part.link.shard, part.bytes.len() as u64);
-        if shard == self.config.shard {
-            self.taken(conn, bytes);
-        } else if bytes > 0 {
-            self.post(shard, Mail::Taken { conn, bytes });
+        let bytes = part.bytes.len() as u64;
+        match (part.whence, part.conn) {
+            (Whence::Producer(link, _), Some(conn)) if link.shard == self.config.shard => {
+                self.taken(conn, bytes);
+            }
+            (Whence::Producer(link, _), Some(conn)) if bytes > 0 => {
+                self.post(link.shard, Mail::Taken { conn, bytes });
+            }
+            (Whence::Producer(..), _) => {}
+            (Whence::Moved(origin), _) => self.post(origin.shard, Mail::MovedOn(origin)),
         }
     }
 
     /// The rest of this message goes nowhere.
     fn swallow(&mut self, now: Instant, part: &Part, verdict: Verdict) {
-        let key = (part.link, part.token);
-        match self.inflows.coming.remove(&key) {
+        match self.inflows.coming.remove(&part.whence) {
             Some(Coming::Open(open)) => self.end_half(now, &open),
             Some(swallowed @ Coming::Swallowed(_)) => {
-                self.inflows.coming.insert(key, swallowed);
+                self.inflows.coming.insert(part.whence, swallowed);
                 return;
             }
             None => {}
         }
-        self.inflows.coming.insert(key, Coming::Swallowed(verdict));
+        self.keep_verdict(part.whence, verdict);
     }
 
-    fn tell_verdict(&mut self, part: &Part, verdict: Verdict) {
-        let (link, token) = (part.link, part.token);
-        match verdict {
-            Verdict::Refused(refusal) => {
-                self.refuse_publish(Whence::Producer(link, token), refusal);
+    /// A client hears at the end of its message why that is not taken; who moves one, at once.
+    fn keep_verdict(&mut self, whence: Whence, verdict: Verdict) {
+        match whence {
+            Whence::Producer(..) => {
+                self.inflows.coming.insert(whence, Coming::Swallowed(verdict));
             }
-            Verdict::Dropped => {
+            Whence::Moved(_) => self.tell_verdict(whence, verdict),
+        }
+    }
+
+    fn tell_verdict(&mut self, whence: Whence, verdict: Verdict) {
+        match (verdict, whence) {
+            // Others need the room: for who moves a message that is a full log.
+            (Verdict::Refused(Refusal::TooSlow), Whence::Moved(_)) => {
+                self.refuse_publish(whence, Refusal::DiskFull);
+            }
+            (Verdict::Refused(refusal), _) => self.refuse_publish(whence, refusal),
+            (Verdict::Dropped, Whence::Producer(link, token)) => {
                 self.counters.dropped_total += 1;
                 self.post(link.shard, Mail::Published { link, token, result: Ok(()) });
             }
-            Verdict::Duplicate(level, end) => {
-                self.append_nothing(level, Whence::Producer(link, token), end);
-            }
+            (Verdict::Dropped, Whence::Moved(_)) => self.refuse_publish(whence, Refusal::QueueFull),
+            (Verdict::Duplicate(level, end), _) => self.append_nothing(level, whence, end),
         }
     }
 
@@ -498,9 +543,19 @@ impl Shard {
         now: Instant,
         part: &Part,
         traits: &Traits,
+        message_bytes: u64,
     ) -> Result<Coming, Untaken> {
         let id = part.queue;
         let level = self.state.catalogue.get(id).ok_or(Refusal::QueueGone)?.level;
+        let (level, origin) = match part.whence {
+            Whence::Producer(..) => (level, None),
+            // It is not begun in vain; that there is no room for it holds up nobody else.
+            Whence::Moved(_) if !self.has_room_for(message_bytes) => {
+                return Ok(Coming::Swallowed(Verdict::Refused(Refusal::DiskFull)));
+            }
+            // As of one that moves whole (`ingress.rs`).
+            Whence::Moved(origin) => (Level::ReplicatedSync, Some(origin)),
+        };
         let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
         let mut duplicate_id = None;
         if let Some(at) = traits.duplicate_id_at
@@ -512,7 +567,7 @@ impl Shard {
             }
             duplicate_id = Some(found);
         }
-        let is_counted = self.is_admitted(id, part, part.bytes.len())?;
+        let is_counted = self.is_admitted(id, part.whence, message_bytes as usize)?;
         let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
         let sequence = queue.next_sequence();
         let priority = traits.priority.unwrap_or(queue.priority_default());
@@ -523,6 +578,7 @@ impl Shard {
         record.parts.priority = (priority != PRIORITY_DEFAULT).then_some(priority);
         record.parts.expiry_unix_ms = traits.expiry_unix_ms.filter(|_| !queue.keeps_expired());
         record.parts.delivery_unix_ms = traits.delivery_unix_ms.map(NonZeroU64::get);
+        record.parts.origin = origin.filter(|_| !self.config.canaries.has(Canary::OriginDropped));
         self.append_fragment_of(now, &record, Urgency::Window)?;
         if is_counted {
             self.tell_depth(id);
@@ -534,14 +590,12 @@ impl Shard {
     }
 
     /// Whether a queue takes a message that is so long by now; and whether it is bounded.
-    fn is_admitted(&self, id: QueueId, part: &Part, bytes: usize) -> Result<bool, Untaken> {
+    fn is_admitted(&self, id: QueueId, whence: Whence, bytes: usize) -> Result<bool, Untaken> {
         let queue = self.state.queue(id).ok_or(Refusal::QueueGone)?;
         match queue.admits(bytes) {
             Admission::Free => Ok(false),
             Admission::Counted => Ok(true),
-            Admission::Full(policy) => {
-                is_let_in(policy, Whence::Producer(part.link, part.token)).map(|()| true)
-            }
+            Admission::Full(policy) => is_let_in(policy, whence).map(|()| true),
             Admission::Closed => Err(Refusal::QueueGone.into()),
         }
     }
@@ -594,9 +648,15 @@ impl Shard {
             return Ok(Some(Verdict::Duplicate(open.level, end)));
         }
         let bytes = open.bytes as usize + part.bytes.len();
-        let is_counted = self.is_admitted(id, part, bytes)?;
+        let is_counted = self.is_admitted(id, part.whence, bytes)?;
         let (end, effect) = self.append_part(now, open, part, RecordFlags::LAST, Urgency::Now)?;
-        let answer = Answer::Published(part.link, part.token);
+        let answer = match part.whence {
+            Whence::Producer(link, token) => Answer::Published(link, token),
+            Whence::Moved(origin) => {
+                let copy = CopyRef { shard: self.config.shard, queue: id, sequence: open.sequence };
+                Answer::Moved(Box::new((origin, copy)))
+            }
+        };
         // It takes several batches, and is read back from the disk.
         self.pending.push(open.level.max(Level::Sync), Waiting { end, effect, answer });
         if open.level == Level::Async
@@ -640,9 +700,12 @@ impl Shard {
     pub(super) fn end_inflows(&mut self, now: Instant, id: QueueId) {
         let is_its = |coming: &Coming| matches!(coming, Coming::Open(open) if open.queue == id);
         let its = self.inflows.coming.extract_if(.., |_, coming| is_its(coming));
-        for (_, coming) in its.collect::<Vec<_>>() {
+        for (whence, coming) in its.collect::<Vec<_>>() {
             if let Coming::Open(open) = coming {
                 self.end_half(now, &open);
+            }
+            if matches!(whence, Whence::Moved(_)) {
+                self.refuse_publish(whence, Refusal::QueueGone);
             }
         }
     }
@@ -695,11 +758,11 @@ impl Shard {
             Coming::Open(open) if is_it(open) => Some(*key),
             Coming::Open(_) | Coming::Swallowed(_) => None,
         });
-        for key in found.collect::<Vec<_>>() {
-            let swallowed = Coming::Swallowed(Verdict::Refused(why.clone()));
-            if let Some(Coming::Open(open)) = self.inflows.coming.insert(key, swallowed) {
+        for whence in found.collect::<Vec<_>>() {
+            if let Some(Coming::Open(open)) = self.inflows.coming.remove(&whence) {
                 self.end_half(now, &open);
             }
+            self.keep_verdict(whence, Verdict::Refused(why.clone()));
         }
     }
 }

@@ -37,7 +37,7 @@ use amqp::link::LinkId;
 use amqp::session::SessionId;
 use bytes::Bytes;
 use journal::limits::BLOCK_BYTES;
-use journal::{BlockBuf, FragmentAt, Lsn, ReadId, Record, RecordKind, Sequence, Span};
+use journal::{BlockBuf, FragmentAt, Lsn, QueueId, ReadId, Record, RecordKind, Sequence, Span};
 
 use super::Shard;
 use super::egress::{Verdict, write_head};
@@ -46,6 +46,7 @@ use crate::clock::WallClock;
 use crate::event::ConnId;
 use crate::limits::{OUTFLOW_FRAGMENTS, READ_BACKS_MAX, TRANSMIT_BYTES_HIGH};
 use crate::mail::{Fetch, Fetched, LinkKey, Mail, Outcome};
+use crate::queue::Queue;
 
 /// A message that is fetched and sent.
 #[derive(Debug)]
@@ -354,15 +355,42 @@ fn give(flow: &mut Outflow, conn: &mut Conn, id: LinkId) -> Flowed {
 /// Fragments that are wanted, in the order in which they were asked for, and those being read.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
-    wanted: VecDeque<Fetch>,
+    wanted: VecDeque<Asks>,
     reading: Vec<Reading>,
+}
+
+/// Who asks for a fragment.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asks {
+    /// The connection of a consumer.
+    Consumer(Fetch),
+    /// The message moves to another queue (`move_flow.rs`).
+    Move { queue: QueueId, sequence: Sequence, fragment: u16 },
+}
+
+impl Asks {
+    /// The queue, the sequence, and which fragment.
+    fn what(self) -> (QueueId, Sequence, u16) {
+        match self {
+            Self::Consumer(fetch) => (fetch.queue, fetch.sequence, fetch.fragment),
+            Self::Move { queue, sequence, fragment } => (queue, sequence, fragment),
+        }
+    }
+
+    /// Whether the message is still there for who asks.
+    fn is_for(self, queue: &Queue) -> bool {
+        match self {
+            Self::Consumer(fetch) => queue.is_for(fetch.consumer, fetch.sequence),
+            Self::Move { sequence, .. } => queue.moving(sequence).is_some(),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Reading {
     id: ReadId,
     span: Span,
-    fetch: Fetch,
+    asks: Asks,
     at: FragmentAt,
     fragments: u16,
     message_bytes: u64,
@@ -371,23 +399,35 @@ struct Reading {
 /// The queue's side.
 impl Shard {
     /// A fragment is wanted.
-    pub(super) fn fetch(&mut self, fetch: Fetch) {
-        self.fetches.wanted.push_back(fetch);
+    pub(super) fn fetch(&mut self, asks: Asks) {
+        self.fetches.wanted.push_back(asks);
+    }
+
+    /// A fragment was read; or there is no such message for who asked.
+    fn tell_fetched(&mut self, asks: Asks, fragment: Option<Fetched>) {
+        match asks {
+            Asks::Consumer(fetch) => {
+                self.post(fetch.consumer.shard, Mail::Fetched { fetch, fragment });
+            }
+            Asks::Move { queue, sequence, fragment: number } => {
+                self.move_fragment((queue, sequence), number, fragment);
+            }
+        }
     }
 
     /// Begins the reads of what is wanted, as many as there may be at once.
     pub(super) fn step_fetch(&mut self) {
         while self.fetches.reading.len() < READ_BACKS_MAX
-            && let Some(fetch) = self.fetches.wanted.pop_front()
+            && let Some(asks) = self.fetches.wanted.pop_front()
         {
-            let queue = self.state.queue(fetch.queue);
+            let (queue, sequence, fragment) = asks.what();
             // Who has given it back needs nothing of it.
-            let queue = queue.filter(|queue| queue.is_for(fetch.consumer, fetch.sequence));
-            let chain = queue.and_then(|queue| queue.chain(fetch.sequence));
-            let at = chain.and_then(|chain| chain.fragments().get(usize::from(fetch.fragment)));
-            let bytes = queue.and_then(|queue| queue.message_bytes(fetch.sequence));
+            let queue = self.state.queue(queue).filter(|queue| asks.is_for(queue));
+            let chain = queue.and_then(|queue| queue.chain(sequence));
+            let at = chain.and_then(|chain| chain.fragments().get(usize::from(fragment)));
+            let bytes = queue.and_then(|queue| queue.message_bytes(sequence));
             let (Some(chain), Some(at), Some(bytes)) = (chain, at.copied(), bytes) else {
-                self.post(fetch.consumer.shard, Mail::Fetched { fetch, fragment: None });
+                self.tell_fetched(asks, None);
                 continue;
             };
             let Some(journal) = &mut self.journal else { return };
@@ -397,7 +437,7 @@ impl Shard {
             let span = Span { lsn: Lsn(begin), bytes: (end - begin) as usize };
             let fragments = u16::try_from(chain.fragments().len()).unwrap_or(u16::MAX);
             let (id, message_bytes) = (journal.read_back(span), bytes as u64);
-            let reading = Reading { id, span, fetch, at, fragments, message_bytes };
+            let reading = Reading { id, span, asks, at, fragments, message_bytes };
             self.fetches.reading.push(reading);
             self.paging.counters.reads_total += 1;
             self.paging.counters.read_bytes_total += span.bytes as u64;
@@ -410,24 +450,25 @@ impl Shard {
         let Some(found) = reading.iter().position(|reading| reading.id == id) else {
             return false;
         };
-        let Reading { span, fetch, at, fragments, message_bytes, .. } = reading.swap_remove(found);
+        let Reading { span, asks, at, fragments, message_bytes, .. } = reading.swap_remove(found);
+        let (queue, sequence, fragment) = asks.what();
         let Some(journal) = &self.journal else { return true };
         let start = at.lsn.since(span.lsn) as usize;
         let bytes = &buf.as_slice()[start..start + at.record_bytes as usize];
         let record = Record::decode(journal.seed(), at.lsn, bytes).ok().map(|(record, _)| record);
         let is_it = |record: &Record<'_>| {
             record.kind == RecordKind::Message
-                && (record.queue, record.sequence) == (fetch.queue, fetch.sequence)
-                && record.fragment == fetch.fragment
+                && (record.queue, record.sequence) == (queue, sequence)
+                && record.fragment == fragment
         };
         match record.filter(is_it) {
             Some(record) => {
                 self.paging.counters.fetched_total += 1;
                 let payload = Bytes::copy_from_slice(record.payload);
                 let fragment = Some(Fetched { payload, fragments, message_bytes });
-                self.post(fetch.consumer.shard, Mail::Fetched { fetch, fragment });
+                self.tell_fetched(asks, fragment);
             }
-            None => self.damaged(fetch.queue, fetch.sequence, at.lsn),
+            None => self.damaged(queue, sequence, at.lsn),
         }
         true
     }

@@ -25,7 +25,7 @@
 use std::time::Instant;
 
 use journal::limits::RESERVE_SEGMENTS;
-use journal::{AppendError, Journal, Level, Record, RecordKind, Room, Sequence};
+use journal::{AppendError, Journal, Level, Record, RecordKind, Room, Sequence, Usage};
 
 use super::{Phase, Shard};
 use crate::apply::{Effect, Fact};
@@ -127,11 +127,31 @@ impl Shard {
         if behind_head > self.state.duplicates.carried_bytes() * CARRY_TIMES {
             return Some(true);
         }
-        let segments_left = self.config.segments_max.saturating_sub(usage.segments_made.into());
-        let free_bytes = usage.free_bytes + segments_left * segment_bytes;
-        let room = CARRY_ROOM_SEGMENTS * segment_bytes + self.config.amqp.max_message_size;
+        // The largest message has room too, but never more than an eighth of the log.
+        let log_bytes_max = self.config.segments_max * segment_bytes;
+        let largest = self.config.amqp.max_message_size.min(log_bytes_max / 8);
+        let room = CARRY_ROOM_SEGMENTS * segment_bytes + largest;
         // The file system may have less than its share for us: then messages find that first.
-        (free_bytes > room && !self.pressing.full).then_some(false)
+        (self.room_bytes(&usage) > room && !self.pressing.full).then_some(false)
+    }
+
+    /// Bytes that the log could still take, made or not.
+    fn room_bytes(&self, usage: &Usage) -> u64 {
+        let segments_left = self.config.segments_max.saturating_sub(usage.segments_made.into());
+        usage.free_bytes + segments_left * self.config.segment_bytes
+    }
+
+    /// Whether the log could take a message of so many bytes, and what is kept beside it. One that
+    /// is short finds out.
+    pub(super) fn has_room_for(&self, message_bytes: u64) -> bool {
+        if message_bytes < self.config.segment_bytes {
+            return true;
+        }
+        let Some(usage) = self.journal.as_ref().map(Journal::usage) else { return false };
+        // Its records have headers, and what is left over at the end of each segment is lost.
+        let room = CARRY_ROOM_SEGMENTS * self.config.segment_bytes;
+        usage.room == Room::Plenty
+            && self.room_bytes(&usage) > room + message_bytes + message_bytes / 8
     }
 
     /// Appends what is to be known of a fact when the head is gone; the bytes that this took.

@@ -204,8 +204,8 @@ impl Shard {
         (queue, home): (QueueId, ShardId),
         part: Part,
     ) {
-        if matches!(part.share, Share::First(_)) {
-            self.note_home(key, part.token, (queue, home));
+        if let (Share::First { .. }, Whence::Producer(_, token)) = (part.share, part.whence) {
+            self.note_home(key, token, (queue, home));
         }
         self.part_to(now, home, Part { queue, ..part });
     }
@@ -220,13 +220,15 @@ impl Shard {
     /// Whether a queue takes a message of which this is the beginning. Credit is for all of the
     /// link's queues: it can't be withheld for one.
     fn may_begin(&self, queue: QueueId, part: &Part) -> Result<(), Refusal> {
-        let is_full = matches!(part.share, Share::First(_)) && self.full_queues.contains(&queue);
+        let is_full =
+            matches!(part.share, Share::First { .. }) && self.full_queues.contains(&queue);
         if is_full { Err(Refusal::QueueFull) } else { Ok(()) }
     }
 
     /// There is no queue for a part of a message: the message is refused at its end.
     fn unroutable_part(&mut self, key: LinkKey, part: &Part, refusal: &Refusal) {
-        self.taken(part.conn, part.bytes.len() as u64);
+        let (Whence::Producer(link, token), Some(conn)) = (part.whence, part.conn) else { return };
+        self.taken(conn, part.bytes.len() as u64);
         match part.share {
             // Its end came while its queue was looked up.
             Share::Last if part.settled => {
@@ -234,12 +236,11 @@ impl Shard {
                 self.expel_link(key, refusal);
             }
             Share::Last => {
-                let (link, token) = (part.link, part.token);
                 self.counters.refused_total += 1;
                 let result = Err(refusal.clone());
                 self.post(link.shard, Mail::Published { link, token, result });
             }
-            Share::First(_) | Share::Next => self.refuse_relayed(key, part.token, refusal),
+            Share::First { .. } | Share::Next => self.refuse_relayed(key, token, refusal),
             Share::Abandoned => {}
         }
     }
@@ -255,7 +256,7 @@ impl Shard {
         let messages = self.relay_mut(key).map(|relay| relay.take(name)).unwrap_or_default();
         // The end of a message may wait behind its beginning, and is answered by what became of
         // that.
-        let mut refused: BTreeMap<Token, Refusal> = BTreeMap::new();
+        let mut refused: BTreeMap<Whence, Refusal> = BTreeMap::new();
         for waits in messages {
             self.aside_bytes -= waits.memory_bytes();
             match waits {
@@ -264,7 +265,7 @@ impl Shard {
                     Err(refusal) => self.unroutable(key, &relayed, refusal.clone()),
                 },
                 Waits::Part(part) => {
-                    let known = refused.get(&part.token).cloned().map_or(Ok(()), Err);
+                    let known = refused.get(&part.whence).cloned().map_or(Ok(()), Err);
                     let may_go = known.and_then(|()| result.clone()).and_then(|(queue, home)| {
                         self.may_begin(queue, &part).map(|()| (queue, home))
                     });
@@ -272,7 +273,7 @@ impl Shard {
                         Ok(queue) => self.relay_part_to(now, key, queue, part),
                         Err(refusal) => {
                             self.unroutable_part(key, &part, &refusal);
-                            refused.insert(part.token, refusal);
+                            refused.insert(part.whence, refusal);
                         }
                     }
                 }

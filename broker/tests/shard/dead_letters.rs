@@ -28,7 +28,7 @@ fn rejected() -> Outcome {
 }
 
 /// Messages in a queue, by state, wherever it lives.
-fn count(host: &Host, name: &str, state: SlotState) -> u64 {
+pub(crate) fn count(host: &Host, name: &str, state: SlotState) -> u64 {
     let of = |shard: &broker::Shard| {
         let record = shard.state().catalogue.named(name)?;
         Some(shard.state().queue(record.id)?.count(state))

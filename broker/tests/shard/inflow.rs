@@ -19,12 +19,12 @@ use crate::relay::{conditions, detached, relay};
 
 const PART: usize = 4096;
 
-fn parts() -> Wish {
+pub(crate) fn parts() -> Wish {
     Wish { part_bytes: PART, segments_max: 60, ..Wish::default() }
 }
 
 /// A message of so many bytes; each depends on its place and on the number.
-fn message(head: &[u8], number: usize, len: usize) -> Vec<u8> {
+pub(crate) fn message(head: &[u8], number: usize, len: usize) -> Vec<u8> {
     let mut message = head.to_vec();
     message.extend_from_slice(b"\x00\x53\x75\xb0");
     message.extend_from_slice(&(len as u32).to_be_bytes());
@@ -33,7 +33,13 @@ fn message(head: &[u8], number: usize, len: usize) -> Vec<u8> {
 }
 
 /// The first bytes of a message are sent; the rest is given back.
-fn begin(host: &mut Host, at: usize, link: LinkId, message: &[u8], bytes: usize) -> Bytes {
+pub(crate) fn begin(
+    host: &mut Host,
+    at: usize,
+    link: LinkId,
+    message: &[u8],
+    bytes: usize,
+) -> Bytes {
     begin_as(host, at, link, (message, bytes), false)
 }
 
@@ -52,13 +58,13 @@ fn begin_as(
 }
 
 /// Sends on; whether that was wanted.
-fn go_on(host: &mut Host, at: usize, link: LinkId, part: &Bytes, is_last: bool) -> bool {
+pub(crate) fn go_on(host: &mut Host, at: usize, link: LinkId, part: &Bytes, is_last: bool) -> bool {
     let wanted = host.clients[at].amqp.send_part(link, part.clone(), is_last);
     host.settle();
     wanted
 }
 
-fn take(host: &mut Host, shard: usize, queue: &str) -> Vec<Vec<u8>> {
+pub(crate) fn take(host: &mut Host, shard: usize, queue: &str) -> Vec<Vec<u8>> {
     let at = host.connect(shard);
     host.receiver(at, queue, 1000);
     host.settle_all(at, Duration::from_millis(50));

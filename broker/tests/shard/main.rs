@@ -13,6 +13,7 @@ mod host;
 mod inflow;
 mod large;
 mod modified;
+mod move_flow;
 mod moving;
 mod paging;
 mod point;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use journal::limits::{DURABLE_MARK_IDLE, WRITES_WINDOW_MAX};
 use journal::{
-    AppendError, Appended, DiskOp, FileId, Level, QueueId, Record, RecordKind, Sequence, Urgency,
+    AppendError, Appended, DiskOp, FileId, Level, QueueId, Record, RecordFlags, RecordKind,
+    Sequence, Urgency,
 };
 
 use crate::bed::{Bed, LONG_SEGMENT_BYTES, SEGMENT_BYTES, SHARD, recover};
@@ -215,6 +216,25 @@ fn nothing_is_answered_early_while_the_kept_slot_is_taken() {
     assert_eq!(append_async(&mut bed, 6, b"late"), Err(AppendError::Busy));
     bed.complete(4);
     assert!(append_async(&mut bed, 6, b"now").unwrap().vouched);
+}
+
+/// It would wait for the kept slot, and hold up whoever waits behind it.
+#[test]
+fn nobody_answers_a_fragment_so_it_is_not_hurried() {
+    let mut bed = with_all_slots_taken();
+    append_async(&mut bed, 5, b"early").unwrap();
+    for fragment in 0..3 {
+        let mut part = Record::new(RecordKind::Message, QueueId(1), Sequence(6), b"part");
+        part.level = Level::Async;
+        (part.flags, part.fragment) = match fragment {
+            0 => (RecordFlags::FIRST, 0),
+            1 => (RecordFlags::default(), 1),
+            last => (RecordFlags::LAST, last),
+        };
+        assert!(!bed.journal.append(bed.now, &part, Urgency::Window).unwrap().vouched);
+        bed.now += WINDOW;
+        bed.poll();
+    }
 }
 
 #[test]

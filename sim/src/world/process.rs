@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use broker::admin::{AdminId, AdminReply, AdminRequest, ShardStats};
 use broker::limits::MOVE_RETRY_MAX;
-use broker::mail::Whence;
+use broker::mail::{Share, Whence};
 use broker::pending::BackupMarks;
 use broker::{Action, ConnId, Event, Fatal, Mail};
 use journal::{DiskDone, DiskOp, Lsn, ShardId};
@@ -326,6 +326,11 @@ impl World {
     pub(super) fn note_mail(&mut self, mail: &Mail) {
         match mail {
             Mail::Publish { whence: Whence::Moved(_), .. } => self.hits.add(Hit::MovedAcross),
+            Mail::Part(part) if matches!(part.whence, Whence::Moved(_)) => {
+                if part.share == Share::Last {
+                    self.hits.add(Hit::MovedInParts);
+                }
+            }
             Mail::Consume { .. } | Mail::Publish { .. } | Mail::Part(_) => {
                 self.hits.add(Hit::Crossed);
             }
@@ -354,6 +359,7 @@ impl World {
             | Mail::NotProvided { .. }
             | Mail::Moved { .. }
             | Mail::Landed(_)
+            | Mail::MovedOn(_)
             | Mail::Arrivals(_)
             | Mail::Open(_)
             | Mail::Opened(_)
