@@ -138,6 +138,8 @@ pub struct State {
     pub duplicates: Duplicates,
     /// The log is not read to its end yet: settings of queues are not known.
     recovering: bool,
+    /// The newest sequences that the log has told since the checkpoint that the state began with.
+    read: Option<BTreeMap<QueueId, Sequence>>,
 }
 
 /// A message that is in the log, and where.
@@ -191,6 +193,7 @@ impl State {
             longest_bytes: 0,
             duplicates,
             recovering: true,
+            read: None,
         }
     }
 
@@ -858,7 +861,7 @@ impl State {
     /// have been delivered before.
     pub fn end_recovery(&mut self) {
         self.change_halves(Halves::clear);
-        self.recovering = false;
+        (self.recovering, self.read) = (false, None);
         for queue in self.queues.values_mut() {
             queue.end_recovery();
         }
@@ -866,6 +869,7 @@ impl State {
 
     fn apply_fragment(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Effect, ApplyError> {
         let key = (record.queue, record.sequence);
+        let is_newest_read = self.note_read(key);
         if record.flags.has(RecordFlags::WHOLE) {
             return self.apply_whole(lsn, record);
         }
@@ -878,7 +882,8 @@ impl State {
                 queue.skip_to(Sequence(sequence.0 + 1));
                 self.witnessed(lsn, Fact::NextSequence(id));
             }
-            let half = Half::begin(at, record, traits_of(record), is_original);
+            let mut half = Half::begin(at, record, traits_of(record), is_original);
+            half.is_newest_read = is_newest_read;
             self.change_halves(|halves| halves.begin(key, half));
             return Ok(Effect::None);
         }
@@ -904,19 +909,18 @@ impl State {
 
     /// A message has come to its end.
     fn apply_half(&mut self, key: (QueueId, Sequence), half: Half) -> Result<Effect, ApplyError> {
-        let Half { chain, traits, origin, duplicate_id, message_bytes, is_original } = half;
+        let Half { chain, traits, origin, duplicate_id, message_bytes, .. } = half;
+        let (is_original, is_newest_read) = (half.is_original, half.is_newest_read);
         let chain = Chain::new(chain);
         let place = chain.lsn()..chain.end();
         let large = Large { chain, message: None, message_bytes };
         let is_copy = self.queue(key.0).is_some_and(|queue| queue.message_bytes(key.1).is_some());
         let effect = self.apply_large(key, large, traits, origin)?;
         if let Some(id) = duplicate_id {
-            // It is remembered from its end on, like one that came whole then. Where a checkpoint
-            // has told what came next, its sequence is no news.
-            let is_known = || is_copy || self.duplicates.known(key.0, &id).is_some();
-            let is_new = is_original || (self.recovering && !is_known());
+            // It is remembered from its end on, like one that came whole then.
             let next = self.queues.get(key.0).map_or(key.1, |queue| queue.next_sequence());
-            let rank = if is_new { next } else { key.1 };
+            let may_be = is_newest_read && !is_copy;
+            let rank = if is_original { next } else { self.rank_of_end(key, &id, may_be) };
             self.apply_duplicate_id(place, key.0, rank, &id);
         }
         Ok(effect)

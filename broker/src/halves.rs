@@ -31,6 +31,8 @@ pub(crate) struct Half {
     pub(crate) message_bytes: usize,
     /// It is the message, and no copy of one that was there before.
     pub(crate) is_original: bool,
+    /// Behind a checkpoint: when it began it was the newest of what the log had told since.
+    pub(crate) is_newest_read: bool,
 }
 
 impl Half {
@@ -43,6 +45,7 @@ impl Half {
     ) -> Self {
         Self {
             is_original,
+            is_newest_read: false,
             chain: vec![at],
             traits,
             origin: record.parts.origin,

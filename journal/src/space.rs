@@ -90,6 +90,8 @@ pub(crate) struct Space {
     unsettled: u64,
     /// Bytes that an append that was put off needs beyond the rest.
     demand: u64,
+    /// The same of a copy in several segments.
+    copy_demand: u64,
     /// What lives in the head is being copied forward: a segment will be free.
     compacting: bool,
 }
@@ -146,6 +148,7 @@ impl Space {
             lacks_space: false,
             unsettled: 0,
             demand: 0,
+            copy_demand: 0,
             compacting: false,
         }
     }
@@ -262,7 +265,14 @@ impl Space {
         let leaves = |bytes| ready.is_some_and(|left| room + left * self.usable_bytes() >= bytes);
         match claim {
             Claim::Settle => ready.is_some(),
-            Claim::Shrink => leaves(self.set_aside(0)),
+            Claim::Shrink => {
+                let fits = leaves(self.set_aside(0));
+                // So does the copy of one, until it has what it needs or the head goes.
+                if !fits || slots > 1 {
+                    self.copy_demand = if fits { 0 } else { slots * self.usable_bytes() };
+                }
+                fits
+            }
             Claim::Grow { settlements } => {
                 let reserve = u64::from(RESERVE_SEGMENTS);
                 let kept = reserve * self.usable_bytes() + self.set_aside(settlements);
@@ -328,6 +338,7 @@ impl Space {
     pub(crate) fn drop_head(&mut self) -> Slot {
         assert!(self.segments.len() > 1, "the tail is never recycled");
         self.releasing += 1;
+        self.copy_demand = 0;
         let head = self.segments.pop_front().expect("more than one");
         self.padding_bytes -= head.padding_bytes;
         head.slot
@@ -348,7 +359,8 @@ impl Space {
         let coming = self.ready.len() as u64 + u64::from(self.releasing);
         let wanted = (u64::from(RESERVE_SEGMENTS) + 1) * self.usable_bytes()
             + self.set_aside(0)
-            + self.demand;
+            + self.demand
+            + self.copy_demand;
         if coming * self.usable_bytes() >= wanted {
             self.lacks_space = false;
             return None;

@@ -31,7 +31,7 @@ use journal::{FragmentAt, Lsn, Origin, QueueId, Sequence, ShardId};
 
 use super::{Fact, State};
 use crate::catalogue::QueueRecord;
-use crate::duplicates::{Rank, Told};
+use crate::duplicates::{DuplicateId, Rank, Told};
 use crate::limits::{CHECKPOINT_LOOKS, CHECKPOINT_PAGE_BYTES};
 use crate::queue::{Chain, InQueue, Large, Queue, Traits};
 use crate::setback::Setback;
@@ -233,6 +233,7 @@ impl State {
     /// # Errors
     /// What of it cannot be; the state is then of no use.
     pub fn load(&mut self, load: &mut Load, head: Lsn, page: &[u8]) -> Result<(), Wrong> {
+        self.read.get_or_insert_default();
         let mut items = Items(page);
         while let Some([kind, rank, fixed @ ..]) = items.next() {
             let half = u16::from_le_bytes([fixed[0], fixed[1]]);
@@ -280,6 +281,34 @@ impl State {
             }
         }
         if items.0.is_empty() { Ok(()) } else { Err("it ends in the middle of an item") }
+    }
+
+    /// The log tells of this message; whether it is the newest of its queue that it has told of
+    /// since the checkpoint.
+    #[inline]
+    pub(super) fn note_read(&mut self, (id, sequence): (QueueId, Sequence)) -> bool {
+        let Some(read) = &mut self.read else { return false };
+        let before = read.get(&id).copied();
+        let is_newest = before.is_none_or(|before| sequence > before);
+        if is_newest {
+            read.insert(id, sequence);
+        }
+        is_newest
+    }
+
+    /// How new the id is of a message in parts that has come to its end, where its sequence was
+    /// known before: it is a copy, or its queue's turn was told by a later page. Then all that came
+    /// between its first part and its last was read, so what was next at its end is known; unless
+    /// pages have told that too.
+    pub(super) fn rank_of_end(
+        &self,
+        key: (QueueId, Sequence),
+        id: &DuplicateId,
+        may_be_original: bool,
+    ) -> Sequence {
+        let is_told = !may_be_original || self.duplicates.known(key.0, id).is_some();
+        let read = self.read.as_ref().filter(|_| !is_told).and_then(|read| read.get(&key.0));
+        read.map_or(key.1, |newest| Sequence(newest.0 + 1))
     }
 
     fn load_fact(&mut self, fact: Fact, segment: u64) {
@@ -431,7 +460,7 @@ mod tests {
 
     use super::*;
     use crate::catalogue::QueueRecord;
-    use crate::duplicates::{DuplicateId, Duplicates};
+    use crate::duplicates::Duplicates;
     use crate::limits::{INDEX_BYTES, PLACE_BYTES};
     use crate::queue::SlotState;
 
@@ -714,6 +743,40 @@ mod tests {
             let known = [&b"\x03parts"[..], b"\x03a", b"\x03b", b"\x03c"].map(is_known);
             assert_eq!(known, [true, false, false, true], "{told_before}");
         }
+    }
+
+    /// What its queue had forgotten when the page was told is not the newest now.
+    #[test]
+    fn a_forgotten_id_of_a_message_in_parts_stays_old() {
+        let ids: Vec<Vec<u8>> = (0..6).map(|n| vec![3, b'0' + n]).collect();
+        let part = |n: u64, fragment| {
+            let mut part = message(1, n, b"part");
+            let flags = if fragment == 0 { RecordFlags::FIRST } else { RecordFlags::LAST };
+            (part.flags, part.fragment) = (flags, fragment);
+            part.parts.duplicate_id = (fragment == 0).then_some(&ids[n as usize][..]);
+            part
+        };
+        // The first of them goes on.
+        let mut log = vec![(50, part(0, 0))];
+        for n in 1..6 {
+            log.extend([(100 * n, part(n, 0)), (100 * n + 50, part(n, 1))]);
+        }
+        let mut state = empty();
+        for (lsn, record) in &log {
+            replay(&mut state, *lsn, record);
+        }
+        state.duplicates.limit(QueueId(1), 2);
+        let mut back = load(&pages(&state, Lsn(50)), Lsn::ZERO);
+        for (lsn, record) in &log {
+            replay(&mut back, *lsn, record);
+        }
+        back.duplicates.limit(QueueId(1), 2);
+        let is_known = |id: &Vec<u8>| {
+            let id = DuplicateId::from_record(id);
+            back.duplicates.known(QueueId(1), &id).is_some()
+        };
+        let known: Vec<bool> = ids.iter().map(is_known).collect();
+        assert_eq!(known, [false, false, false, false, true, true]);
     }
 
     /// A chain that goes on is told by the log alone, from its first fragment on.

@@ -30,10 +30,13 @@ pub(super) struct ChainCopies {
     /// Asked for, perhaps for a copy that was given up.
     reading: Option<(ReadId, Span)>,
     read: Option<(Lsn, Vec<u8>)>,
-    /// Which message found no room, and how much there was, beside what is set aside for so many
-    /// settlements: its fragments may be very many to be asked for again.
-    no_room: Option<(QueueId, Sequence, (u64, u64))>,
+    /// Which message found no room, how much there was, and what was said: its fragments may be
+    /// very many to be asked for again.
+    no_room: Option<(QueueId, Sequence, Looked, AppendError)>,
 }
+
+/// Free bytes, unsettled messages, and whether the file system has none for a segment.
+type Looked = (u64, u64, bool);
 
 #[derive(Debug)]
 struct Copy {
@@ -97,22 +100,28 @@ impl Shard {
         sequence: Sequence,
     ) -> Result<(), AppendError> {
         let Some(journal) = &mut self.journal else { return Err(AppendError::Closed) };
+        let usage = journal.usage();
+        let room = (usage.free_bytes, usage.unsettled, journal.lacks_space());
+        if let Some((_, _, _, error)) = self
+            .compaction
+            .chains
+            .no_room
+            .as_ref()
+            .filter(|(of, number, then, _)| (*of, *number, *then) == (queue, sequence, room))
+        {
+            return Err(*error);
+        }
         let chain = self.state.queue(queue).and_then(|queue| queue.chain(sequence));
-        let from = chain.expect("what lives in fragments has its places").clone();
-        if from.end() > journal.committed() {
+        let chain = chain.expect("what lives in fragments has its places");
+        if chain.end() > journal.committed() {
             return Err(AppendError::Busy);
         }
-        let usage = journal.usage();
-        let looked = Some((queue, sequence, (usage.free_bytes, usage.unsettled)));
-        if self.compaction.chains.no_room == looked {
-            return Err(AppendError::Full);
-        }
-        let admitted =
-            journal.admits_copies(from.fragments().iter().map(|at| at.record_bytes as usize));
-        if let Err(error) = admitted {
-            self.compaction.chains.no_room = looked.filter(|_| error == AppendError::Full);
+        let sizes = chain.fragments().iter().map(|at| at.record_bytes as usize);
+        if let Err(error) = journal.admits_copies(sizes) {
+            self.compaction.chains.no_room = Some((queue, sequence, room, error));
             return Err(error);
         }
+        let from = chain.clone();
         let to = Vec::with_capacity(from.fragments().len());
         let copy = Copy { queue, sequence, from, to, duplicate_id: None };
         self.compaction.chains.copy = Some(copy);

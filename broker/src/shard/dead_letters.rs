@@ -24,7 +24,8 @@
 //! its copy can't be lost: the message is in exactly one place. Step 2 is why an origin never names
 //! another message: a sequence that was lost with the tail of a log is given again.
 //!
-//! A message in fragments goes in parts (`move_flow.rs`), of which the last makes the copy.
+//! A message in fragments goes in parts (`move_flow.rs`), of which the last makes the copy: a few
+//! at a time, and their queues wait while others go on.
 //!
 //! Who takes no copy says so, and the way there is closed for a while, longer and longer. Then one
 //! message is tried; all others that go there wait in their queues, and when one is taken the way
@@ -41,9 +42,10 @@
 //! Invariants: at most [`MOVES_MAX`] are under way; each is in `under_way` from 1 to 9 or until it
 //! is refused; a move is sent again only after a refusal, so there is never a second copy; copies
 //! count as memory until their destination has answered; a queue in which something waits to be
-//! moved is in `waiting` or in `hindered`, and nothing is hindered once no way is closed or tried.
+//! moved is in `waiting` or in `hindered`, and nothing is hindered once no way is closed or tried
+//! and fewer than [`FLOWS_MAX`] messages in fragments are under way.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use journal::{Level, Origin, QueueId, Sequence, ShardId, Urgency};
@@ -78,9 +80,7 @@ pub(super) struct Moves {
     ways: BTreeMap<String, Way>,
     /// When the next may begin, if many have begun in one turn.
     begin_at: Option<Instant>,
-    /// Messages in fragments that wait until fewer of them are read and written.
-    line: VecDeque<(QueueId, Sequence)>,
-    /// Those that are.
+    /// Of those under way, messages in fragments.
     flows: usize,
     /// Names that shard 0 was asked to provide, and how long that is waited for.
     asked: BTreeMap<String, Instant>,
@@ -107,7 +107,9 @@ pub(super) struct Move {
     tries_way: bool,
     /// What the copy counts against the memory bound while it is sent.
     pub(super) memory_bytes: u64,
-    /// It goes fragment by fragment.
+    /// It goes fragment by fragment,
+    is_long: bool,
+    /// and is so far.
     pub(super) flow: Option<Flow>,
 }
 
@@ -130,8 +132,6 @@ enum Stage {
     Provided,
     /// 4: its bytes are on the disk only.
     Read,
-    /// 4: in `line`.
-    Line,
     /// 4 to 9.
     Sent,
 }
@@ -149,7 +149,6 @@ impl Moves {
             && self.waiting.is_empty()
             && self.ways.is_empty()
             && self.asked.is_empty()
-            && self.line.is_empty()
             && self.begin_at.is_none()
     }
 
@@ -157,23 +156,11 @@ impl Moves {
         self.under_way.get_mut(&place)
     }
 
-    /// A message in fragments is on its way from now on, unless as many are as may be.
-    pub(super) fn begin_flow(&mut self, place: (QueueId, Sequence), flow: Flow) -> bool {
-        let may_go = self.flows < FLOWS_MAX;
-        let Some(moving) = self.under_way.get_mut(&place) else { return false };
-        if may_go {
-            (moving.stage, moving.flow) = (Stage::Sent, Some(flow));
-            self.flows += 1;
-        } else {
-            moving.stage = Stage::Line;
-            self.line.push_back(place);
-        }
-        may_go
-    }
-
-    /// The next of those that wait in line, if it may go.
-    fn poll_line(&mut self) -> Option<(QueueId, Sequence)> {
-        if self.flows < FLOWS_MAX { self.line.pop_front() } else { None }
+    /// A message in fragments is on its way from now on.
+    pub(super) fn sets_off(&mut self, place: (QueueId, Sequence)) -> Option<&mut Move> {
+        let moving = self.get_mut(place)?;
+        moving.stage = Stage::Sent;
+        Some(moving)
     }
 
     /// What waits until there is a queue of this name.
@@ -256,12 +243,8 @@ impl Shard {
 
     /// Whether something may be sent on its way at once.
     pub(super) fn has_to_move(&self) -> bool {
-        let moves = &self.moves;
-        let begins = !moves.waiting.is_empty()
-            && moves.under_way.len() < MOVES_MAX
-            && moves.begin_at.is_none();
-        let flows = !moves.line.is_empty() && moves.flows < FLOWS_MAX;
-        (begins || flows) && matches!(self.phase, Phase::Serving)
+        let room = self.moves.under_way.len() < MOVES_MAX && self.moves.begin_at.is_none();
+        room && !self.moves.waiting.is_empty() && matches!(self.phase, Phase::Serving)
     }
 
     /// What is over goes, before anything is dispatched, and what is to be delivered from now on is
@@ -298,9 +281,6 @@ impl Shard {
         self.moves.try_ways(now);
         self.give_up_waiting(now);
         for (id, sequence) in std::mem::take(&mut self.moves.ready) {
-            self.set_off(now, id, sequence);
-        }
-        while let Some((id, sequence)) = self.moves.poll_line() {
             self.set_off(now, id, sequence);
         }
         self.begin_moves(now);
@@ -345,9 +325,15 @@ impl Shard {
                 self.moves.hindered.insert(id);
                 continue;
             }
-            if let Some(leaving) = self.state.queue_mut(id)?.poll_leaving(exit) {
-                return Some((leaving, to));
+            let queue = self.state.queue_mut(id)?;
+            let Some(leaving) = queue.poll_leaving(exit) else { continue };
+            let is_long = to.is_some() && queue.chain(leaving.sequence).is_some();
+            if is_long && self.moves.flows >= FLOWS_MAX {
+                queue.leave_again(leaving.sequence);
+                self.moves.hindered.insert(id);
+                continue;
             }
+            return Some((leaving, to));
         }
         None
     }
@@ -367,8 +353,10 @@ impl Shard {
         }
         let way = self.moves.ways.get_mut(&to);
         let tries_way = way.map(|way| way.is_tried = true).is_some();
+        let is_long = self.state.queue(id).is_some_and(|queue| queue.chain(sequence).is_some());
+        self.moves.flows += usize::from(is_long);
         let (stage, memory_bytes, flow) = (Stage::Committing, 0, None);
-        let moving = Move { to, reason, stage, tries_way, memory_bytes, flow };
+        let moving = Move { to, reason, stage, tries_way, memory_bytes, is_long, flow };
         self.moves.under_way.insert((id, sequence), moving);
         let Some(journal) = &self.journal else { return };
         let (end, effect) = (journal.appended(), crate::apply::Effect::None);
@@ -510,8 +498,9 @@ impl Shard {
     pub(super) fn end_move(&mut self, place: (QueueId, Sequence)) -> Option<Move> {
         let moving = self.moves.under_way.remove(&place)?;
         self.aside_bytes -= moving.memory_bytes;
-        if moving.flow.is_some() {
+        if moving.is_long {
             self.moves.flows -= 1;
+            self.moves.waiting.append(&mut self.moves.hindered);
         }
         if moving.tries_way
             && let Some(way) = self.moves.ways.get_mut(&moving.to)

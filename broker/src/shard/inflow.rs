@@ -45,8 +45,8 @@ use amqp::link::LinkId;
 use amqp::message::Progress;
 use bytes::Bytes;
 use journal::{
-    AppendError, Journal, Level, Lsn, QueueId, Record, RecordFlags, RecordKind, Sequence, ShardId,
-    Urgency,
+    AppendError, Journal, Level, Lsn, Origin, QueueId, Record, RecordFlags, RecordKind, Sequence,
+    ShardId, Urgency,
 };
 
 use super::ingress::{
@@ -343,6 +343,8 @@ struct Open {
     level: Level,
     fragments: u16,
     bytes: u64,
+    /// How long it will be, as far as that was said with its first part.
+    whole_bytes: u64,
     duplicate_id: Option<DuplicateId>,
     began: Instant,
     /// When its newest part came.
@@ -550,7 +552,7 @@ impl Shard {
         let (level, origin) = match part.whence {
             Whence::Producer(..) => (level, None),
             // It is not begun in vain; that there is no room for it holds up nobody else.
-            Whence::Moved(_) if !self.has_room_for(message_bytes) => {
+            Whence::Moved(_) if !self.has_room_for(message_bytes, self.moved_rest()) => {
                 return Ok(Coming::Swallowed(Verdict::Refused(Refusal::DiskFull)));
             }
             // As of one that moves whole (`ingress.rs`).
@@ -584,9 +586,28 @@ impl Shard {
             self.tell_depth(id);
         }
         let (queue, fragments, bytes) = (id, 1, part.bytes.len() as u64);
-        let (began, since) = (now, now);
-        let open = Open { queue, sequence, level, fragments, bytes, duplicate_id, began, since };
-        Ok(Coming::Open(open))
+        let (began, since, whole_bytes) = (now, now, message_bytes);
+        Ok(Coming::Open(Open {
+            queue,
+            sequence,
+            level,
+            fragments,
+            bytes,
+            whole_bytes,
+            duplicate_id,
+            began,
+            since,
+        }))
+    }
+
+    /// Bytes that are still to come of messages that move here.
+    fn moved_rest(&self) -> u64 {
+        let first = Origin { shard: ShardId(0), queue: QueueId(0), sequence: Sequence(0) };
+        let rest = |coming: &Coming| match coming {
+            Coming::Open(open) => open.whole_bytes.saturating_sub(open.bytes),
+            Coming::Swallowed(_) => 0,
+        };
+        self.inflows.coming.range(Whence::Moved(first)..).map(|(_, coming)| rest(coming)).sum()
     }
 
     /// Whether a queue takes a message that is so long by now; and whether it is bounded.

@@ -14,7 +14,7 @@
 //! ```
 //! Reads are those of messages that are sent (`outflow.rs`), in turn with them. [`FLOWS_MAX`]
 //! messages of a shard are read and written at once, and hold one fragment each; the others wait in
-//! line.
+//! their queues.
 //!
 //! Invariants: one part of a message is on its way; a copy is one when its last part is committed,
 //! so a crash before leaves the message where it was and half of one that is nothing.
@@ -76,7 +76,7 @@ impl Flow {
 }
 
 impl Shard {
-    /// A message in fragments sets off, or waits until it may.
+    /// A message in fragments sets off.
     pub(super) fn begin_flow(
         &mut self,
         now: Instant,
@@ -86,10 +86,9 @@ impl Shard {
         let unix_ms = self.config.clock.unix_ms(now);
         let (parts, message_bytes) = (VecDeque::new(), 0);
         let (next, reads, begun, read) = (0, true, false, false);
-        let flow = Flow { to, unix_ms, next, reads, parts, message_bytes, begun, read };
-        if self.moves.begin_flow(place, flow) {
-            self.fetch_to_move(place, 0);
-        }
+        let Some(moving) = self.moves.sets_off(place) else { return };
+        moving.flow = Some(Flow { to, unix_ms, next, reads, parts, message_bytes, begun, read });
+        self.fetch_to_move(place, 0);
     }
 
     fn fetch_to_move(&mut self, (queue, sequence): (QueueId, Sequence), fragment: u16) {

@@ -141,12 +141,14 @@ impl Shard {
         usage.free_bytes + segments_left * self.config.segment_bytes
     }
 
-    /// Whether the log could take a message of so many bytes, and what is kept beside it. One that
-    /// is short finds out.
-    pub(super) fn has_room_for(&self, message_bytes: u64) -> bool {
-        if message_bytes < self.config.segment_bytes {
+    /// Whether the log could take a message of so many bytes, what others bring that have begun,
+    /// and what is kept beside it. One that is short finds out.
+    pub(super) fn has_room_for(&self, message_bytes: u64, rest_bytes: u64) -> bool {
+        let is_short = message_bytes < self.config.segment_bytes;
+        if is_short && rest_bytes == 0 {
             return true;
         }
+        let message_bytes = message_bytes + rest_bytes;
         let Some(usage) = self.journal.as_ref().map(Journal::usage) else { return false };
         // Its records have headers, and what is left over at the end of each segment is lost.
         let room = CARRY_ROOM_SEGMENTS * self.config.segment_bytes;
