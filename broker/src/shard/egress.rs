@@ -23,7 +23,8 @@
 //! failed delivery: it may be what ends its consumers. Nobody waits for that to be committed, and
 //! the messages are back in their places at once, but for those that have failed too often. Of one
 //! link the first [`BROKEN_OFF_MAX`](crate::limits::BROKEN_OFF_MAX) count, and what the log does
-//! not take at once does not. Who detaches, ends or closes has given back what it did not settle.
+//! not take at once does not, but for the very first, which waits for a log that is behind. Who
+//! detaches, ends or closes has given back what it did not settle.
 
 use std::time::Instant;
 
@@ -624,14 +625,33 @@ impl Shard {
         consumer: LinkRef,
         failed: &[Sequence],
     ) {
+        let mut is_first = true;
         for sequence in failed.iter().copied() {
-            let Some(queue) = self.state.queue(id) else { return };
+            let Some(queue) = self.state.queue_mut(id) else { return };
             let Some(count) = queue.count_with(consumer, sequence) else { continue };
             let mut record = Record::new(RecordKind::DeliveryCount, id, sequence, &[]);
             record.level = level;
             record.parts.delivery_count = Some(count);
             let Some(journal) = &mut self.journal else { return };
-            let Ok(appended) = journal.append(now, &record, Urgency::Window) else { return };
+            let appended = match journal.append(now, &record, Urgency::Window) {
+                Ok(appended) => appended,
+                // What it had in hand may be what ended it: that waits for the journal.
+                Err(AppendError::Busy) if is_first => {
+                    if queue.put_back(consumer, sequence).is_ok() {
+                        let (place, setback) = ((id, level), Setback::failed(count));
+                        let answer = Answer::Nobody;
+                        self.waiting.push_back(Parked::Setback {
+                            place,
+                            sequence,
+                            setback,
+                            answer,
+                        });
+                    }
+                    return;
+                }
+                Err(_) => return,
+            };
+            is_first = false;
             let effect = self.state.apply_setback(id, sequence, Setback::failed(count));
             let goes = self.state.queue_mut(id).is_some_and(|q| q.end_if_over(consumer, sequence));
             if goes {

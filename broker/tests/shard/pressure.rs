@@ -5,6 +5,7 @@ use std::time::Duration;
 use amqp::connection::Event as Amqp;
 use amqp::definitions::Role;
 use amqp::delivery::Outcome;
+use amqp::message::Sections;
 use amqp::message::{Header, write_header};
 use broker::limits::{
     EXPIRY_BYTES, INDEX_BYTES, PLACE_BYTES, PRESSURE_HOLD, PRODUCER_CREDIT, SLOT_BYTES,
@@ -136,6 +137,40 @@ fn a_queue_for_the_dead_waits_for_a_journal_that_is_behind_and_nothing_is_droppe
     let dead = host.connect(1);
     host.receiver(dead, "DLQ", 1);
     assert_eq!(host.deliveries(dead).len(), 1);
+}
+
+#[test]
+fn what_a_broken_connection_had_in_hand_counts_when_the_journal_is_behind() {
+    let mut host = Host::new(Wish { segments_max: 600, ..Wish::default() });
+    let holder = host.connect(0);
+    let sender = host.sender(holder, "q");
+    assert!(host.send(holder, sender, 10, false));
+    assert!(host.send(holder, sender, 20, false));
+    host.receiver(holder, "q", 2);
+    assert_eq!(host.deliveries(holder).len(), 2);
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let at = host.connect(0);
+            (at, host.sender(at, "busy"))
+        })
+        .collect();
+    host.writes = Writes::Held;
+    for _ in 0..150 {
+        for (at, sender) in &clients {
+            host.send(*at, *sender, 60_000, false);
+        }
+    }
+    assert!(host.clients.iter().any(|client| client.paused), "reads are withheld");
+    host.lose(holder);
+    host.let_go();
+    host.pass(Duration::from_secs(1));
+    let other = host.connect(0);
+    host.receiver(other, "q", 2);
+    let count = |(_, _, got): &(_, _, Vec<u8>)| {
+        Sections::scan(got).expect("a message").header_fields.delivery_count.unwrap_or(0)
+    };
+    let counts: Vec<u32> = host.deliveries(other).iter().map(count).collect();
+    assert_eq!(counts, [1, 0], "in their order, and the first of them has failed");
 }
 
 #[test]
